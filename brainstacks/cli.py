@@ -1,0 +1,239 @@
+"""The console script `brainstacks`: look at, check and change a registry. Needs no server and no GPU.
+
+Exit codes: 0 done; 1 refused, or a problem was found (one line on stderr says which); 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from brainstacks.engine.interface import Published
+from brainstacks.errors import BrainstacksError
+from brainstacks.stacks.artifact import StackFile, check_base
+from brainstacks.stacks.manifest import Version
+from brainstacks.stacks.registry import ROUTER, Registry
+from brainstacks.stacks.router_artifact import check_router_base, inspect_file
+
+app = typer.Typer(
+    help="Look at, check and change a registry of domain stacks and meta-routers.",
+    epilog="Exit codes: 0 done, 1 refused or problems found, 2 wrong usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RegistryOption = Annotated[
+    Path, typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory of the registry.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+FileArgument = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="A stack or router file (.safetensors).")
+]
+
+
+@app.command("list")
+def list_versions(registry: RegistryOption, as_json: JsonOption = False) -> None:
+    """Show every published version, and which ones serve."""
+    manifest = Registry(registry).snapshot()
+    if as_json:
+        _print_json(manifest.to_document())
+        return
+    rows = [
+        (
+            name,
+            version,
+            version.version == history.active,
+            f"{version.rounds} x {version.experts} x r{version.rank}",
+        )
+        for name, history in manifest.domains.items()
+        for version in history.versions
+    ]
+    table = Table("name", "version", "serves", "rounds x experts x rank", "size", "published", "digest")
+    for name, version, active, shape in rows:
+        _add_version(table, name, version, active, shape)
+    if manifest.router is not None:
+        for router_version in manifest.router.versions:
+            active = router_version.version == manifest.router.active
+            _add_version(table, f"({ROUTER})", router_version, active, "")
+    table.caption = f"generation {manifest.generation}"
+    _print_table(table)
+
+
+@app.command()
+def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Check a stack or router file completely and show what it says of itself."""
+    found = inspect_file(file)
+    document = {
+        "digest": found.digest,
+        "bytes": found.bytes,
+        "kind": "stack" if isinstance(found, StackFile) else "router",
+        **json.loads(found.metadata.to_json()),
+    }
+    if as_json:
+        _print_json(document)
+        return
+    table = Table("field", "value")
+    for name, value in document.items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    _print_table(table)
+
+
+@app.command()
+def verify(registry: RegistryOption, as_json: JsonOption = False) -> None:
+    """Check every stored version: its bytes, its meaning, its place in the manifest. Changes nothing."""
+    opened = Registry(registry)
+    problems = opened.verify()
+    count = len(opened.snapshot().versions())
+    if as_json:
+        _print_json({"versions": count, "problems": [dataclasses.asdict(problem) for problem in problems]})
+    elif problems:
+        table = Table("name", "version", "digest", "problem")
+        for problem in problems:
+            table.add_row(problem.name, str(problem.version), problem.digest[:12], problem.message)
+        _print_table(table)
+    else:
+        typer.echo(f"{count} versions, all sound")
+    if problems:
+        typer.echo(f"error: {len(problems)} of {count} versions cannot be served", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    file: FileArgument,
+    registry: RegistryOption,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Refuse the file if it was not made for this base (directory, hub id, .gguf)."),
+    ] = None,
+    expect: Annotated[
+        int | None,
+        typer.Option(metavar="GENERATION", help="Refuse if the registry is at another generation."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a stack or router file as the newest, serving version of its name. The file is copied."""
+    found = inspect_file(file)
+    if base is not None:
+        from brainstacks.base_model import identify_base
+
+        identity = identify_base(base)
+        if isinstance(found, StackFile):
+            check_base(found.metadata, identity.fingerprint, identity.dims, identity.layers)
+        else:
+            check_router_base(found.metadata, identity.fingerprint, identity.hidden_size)
+    opened = Registry(registry, create=True)
+    if isinstance(found, StackFile):
+        published = opened.publish(file, expected_generation=expect)
+    else:
+        published = opened.publish_router(file, expected_generation=expect)
+    _print_published([published], as_json)
+
+
+@app.command("import-reference")
+def import_reference(
+    directory: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Directory with the published manifest.json.")
+    ],
+    registry: RegistryOption,
+    base: Annotated[
+        str, typer.Option(help="The base that the stacks were trained on (directory, hub id, .gguf).")
+    ],
+    rank: Annotated[int, typer.Option(help="Rank of each expert; the layout does not store it.")] = 16,
+    alpha: Annotated[float, typer.Option(help="rsLoRA alpha; the layout does not store it.")] = 16.0,
+    top_k: Annotated[int, typer.Option(help="Experts per token; the layout does not store it.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert stacks and router of the published .pt layout, and publish them in the manifest's order."""
+    from brainstacks.base_model import identify_base
+    from brainstacks.stacks import legacy  # both import torch, which the other commands do without
+
+    published = legacy.import_reference(
+        directory,
+        identify_base(base),
+        Registry(registry, create=True),
+        rank=rank,
+        alpha=alpha,
+        top_k=top_k,
+        note=lambda line: typer.echo(f"note: {line}", err=True),
+    )
+    _print_published(published, as_json)
+
+
+@app.command()
+def prune(
+    registry: RegistryOption,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=0, help="First drop versions but the serving one and the newest KEEP of each name."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete stored bytes that no version uses. Reload servers that share the registry first."""
+    pruned = Registry(registry).prune(keep)
+    if as_json:
+        _print_json(dataclasses.asdict(pruned))
+    else:
+        typer.echo(
+            f"dropped {pruned.versions} versions, deleted {pruned.blobs} files, freed {_size(pruned.bytes)}"
+        )
+
+
+def _add_version(table: Table, name: str, version: Version, active: bool, shape: str) -> None:
+    published = datetime.fromtimestamp(version.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    size = _size(version.bytes)
+    table.add_row(
+        name, str(version.version), "yes" if active else "", shape, size, published, version.digest[:12]
+    )
+
+
+def _print_published(published: Iterable[Published], as_json: bool) -> None:
+    if as_json:
+        _print_json([dataclasses.asdict(item) for item in published])
+        return
+    for item in published:
+        outcome = "published" if item.created else "already there"
+        where = f"generation {item.generation}, sha256 {item.digest}"
+        typer.echo(f"{item.name} version {item.version} {outcome}, {where}")
+
+
+def _print_json(value: Mapping[str, Any] | list[Any]) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _print_table(table: Table) -> None:
+    # A pipe has no width, and a table cut at the usual 80 columns is of no use there.
+    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def main() -> None:
+    """Run the console script."""
+    try:
+        app()
+    except BrainstacksError as error:
+        sys.exit(_refused(error.message))
+    except OSError as error:
+        sys.exit(_refused(str(error)))
+
+
+def _refused(message: str) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

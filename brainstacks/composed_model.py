@@ -1,0 +1,249 @@
+"""`ComposedModel`: a base and its stacks for Python users."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from brainstacks.base_model import BaseModel, Quantization, load_base
+from brainstacks.config import EngineConfig
+from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.request import (
+    CompositionRequest,
+    Event,
+    GenerationRequest,
+    Routing,
+    SamplingParams,
+    TextEvent,
+)
+from brainstacks.errors import BrainstacksError, InvalidRequest
+from brainstacks.routing.features import mixed_hidden_states
+from brainstacks.routing.policy import active_domains
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.residency import Resident
+
+Weights = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["ungated", "routed"] | None
+"""Domain -> weight; a list of such (one per row); None = base only; all at 1.0; or the meta-router's choice."""
+
+TokenIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the meta-router and the policy make of one prompt.
+
+    Attributes:
+        probabilities: sigmoid per domain.
+        weights: per domain, after the floors.
+        active: the domains that are applied: those above the gate threshold.
+    """
+
+    probabilities: Mapping[str, float]
+    weights: Mapping[str, float]
+    active: tuple[str, ...]
+
+
+class ComposedModel:
+    """A base model whose rows are composed of domain stacks. Not thread-safe: one caller at a time."""
+
+    def __init__(self, engine: StepEngine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def load(
+        cls,
+        base: str | os.PathLike[str],
+        registry: str | os.PathLike[str] | None = None,
+        quantization: Quantization = "nf4",
+        device: str = "auto",
+        dtype: torch.dtype | str | None = None,
+    ) -> ComposedModel:
+        """Load a base once, and every active stack and the router of `registry`.
+
+        Args:
+            base: local directory, hub id, `.gguf` file, or `packaged:smollm2-135m-instruct`.
+            registry: directory of a registry; None for the base alone.
+            dtype: `torch.float32` or `"float32"`, say; see `load_base`.
+
+        Raises:
+            ConfigError, UnsupportedModel: see `load_base`.
+            IncompatibleArtifact, CorruptBlob: an active stack or the router cannot be served.
+        """
+        loaded = load_base(base, quantization=quantization, device=device, dtype=_dtype(dtype))
+        store = Registry(Path(registry)) if registry is not None else None
+        engine = StepEngine(loaded, store, EngineConfig())
+        if engine.problems:
+            raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.problems))
+        return cls(engine)
+
+    @property
+    def base(self) -> BaseModel:
+        return self._engine.base
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains that are loaded, in the registry's order."""
+        return tuple(self._engine.residency.serving)
+
+    def load_stack(self, domain: str) -> None:
+        """Load the registry's active version of `domain`. Raises DomainNotFound."""
+        self._engine.residency.load(domain)
+
+    def unload_stack(self, domain: str) -> None:
+        """Free `domain`'s memory; the registry keeps it. Raises DomainNotFound."""
+        self._engine.residency.unload(domain)
+
+    @torch.inference_mode()
+    def logits(self, input_ids: TokenIds, weights: Weights = None) -> Tensor:
+        """One forward, each row with its own composition.
+
+        The policy's gate holds: a domain with |weight| <= its threshold (0.12) is not applied.
+
+        Args:
+            input_ids: [B, T] or [T].
+
+        Returns:
+            [B, T, V] float32.
+
+        Raises:
+            InvalidRequest: a weight names no loaded domain, or there is not one entry per row.
+        """
+        ids = self._ids(input_ids)
+        residents: list[Resident] = []
+        rows = []
+        composer, residency = self._engine.composer, self._engine.residency
+        for row in self._rows(ids, weights):
+            composer.check(CompositionRequest("fixed", row))
+            acquired = residency.acquire(active_domains(row, composer.gate_threshold))
+            residents += acquired.values()
+            rows.append({resident.key: row[domain] for domain, resident in acquired.items()})
+        try:
+            bound = residency.bank.bind(rows)
+            with self._engine.hooks.composed(*([bound] if bound.buckets else [])):
+                output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits
+        finally:
+            residency.release(residents)
+        return output.float()
+
+    @torch.inference_mode()
+    def router_features(self, input_ids: TokenIds) -> Tensor:
+        """The meta-router's input, from base-only hidden states.
+
+        Args:
+            input_ids: [B, T] or [T].
+
+        Returns:
+            [B, T, d] float32.
+        """
+        router = self._engine.composer.router
+        mix = (router.config.mid_weight, router.config.last_weight) if router is not None else (0.45, 0.55)
+        ids = self._ids(input_ids)
+        return mixed_hidden_states(self.base.model, ids, mid_weight=mix[0], last_weight=mix[1])
+
+    def route(self, text_or_input_ids: str | TokenIds) -> Route:
+        """Route one prompt: text, which is put into the chat template as a user's message, or token ids.
+
+        Raises:
+            InvalidRequest: several prompts, or no router in the registry.
+        """
+        prompt = self._prompt(text_or_input_ids)
+        if self._engine.composer.router is None:
+            raise InvalidRequest("there is no meta-router in the registry; train and publish one")
+        replies: list[Event | Routing | BrainstacksError] = []
+        self._engine.add_route("route", prompt, CompositionRequest(), replies.append)
+        self._run()
+        reply = replies[0]
+        if not isinstance(reply, Routing):
+            raise reply if isinstance(reply, BrainstacksError) else TypeError(type(reply))
+        return Route(reply.probabilities or {}, reply.weights, reply.active)
+
+    @overload
+    def generate(self, prompts: str, weights: Weights = ..., **sampling: object) -> str: ...
+
+    @overload
+    def generate(self, prompts: Sequence[str], weights: Weights = ..., **sampling: object) -> list[str]: ...
+
+    def generate(
+        self, prompts: str | Sequence[str], weights: Weights = "routed", **sampling: object
+    ) -> str | list[str]:
+        """Answer prompts, all in one batch, each with its own composition.
+
+        Args:
+            prompts: user messages; each is put into the base's chat template.
+            sampling: fields of `SamplingParams`: max_tokens (here 256 by default), temperature, seed, stop, ...
+
+        Returns:
+            the text of each answer; a single text for a single prompt.
+
+        Raises:
+            InvalidRequest, ContextTooLong: a prompt or an option breaks a rule.
+        """
+        if isinstance(prompts, str):
+            return self.generate([prompts], weights, **sampling)[0]
+        params = SamplingParams(**{"max_tokens": 256, **sampling})  # type: ignore[arg-type]
+        outputs: list[list[Event | Routing | BrainstacksError]] = [[] for _ in prompts]
+        compositions = self._compositions(len(prompts), weights)
+        for i, (prompt, composition) in enumerate(zip(prompts, compositions, strict=True)):
+            ids = tuple(self._prompt(prompt))
+            request = GenerationRequest(f"generate-{i}", ids, params, composition)
+            self._engine.add(request, outputs[i].append)
+        self._run()
+        for events in outputs:
+            for event in events:
+                if isinstance(event, BrainstacksError):
+                    raise event
+        return ["".join(e.text for e in events if isinstance(e, TextEvent)) for events in outputs]
+
+    def _run(self) -> None:
+        while self._engine.has_work:
+            self._engine.step()
+
+    def _prompt(self, prompt: str | TokenIds) -> list[int]:
+        if isinstance(prompt, str):
+            return self.base.chat_tokenizer().encode_chat([{"role": "user", "content": prompt}])
+        ids = self._ids(prompt)
+        if ids.shape[0] != 1:
+            raise InvalidRequest(f"{ids.shape[0]} prompts were given; route one at a time")
+        return [int(i) for i in ids[0]]
+
+    def _ids(self, input_ids: TokenIds) -> Tensor:
+        ids = torch.as_tensor(input_ids, dtype=torch.long, device=self.base.device)
+        return ids[None] if ids.dim() == 1 else ids
+
+    def _rows(self, ids: Tensor, weights: Weights) -> list[Mapping[str, float]]:
+        """Weights per row, as plain dicts."""
+        count = ids.shape[0]
+        if isinstance(weights, str):
+            if weights == "ungated":
+                return [dict.fromkeys(self.domains, 1.0)] * count
+            if weights == "routed":
+                return [self.route(row).weights for row in ids]
+            raise InvalidRequest(f"weights is {weights!r}; it is a mapping, a list, 'ungated', 'routed' or None")
+        if weights is None or isinstance(weights, Mapping):
+            return [weights or {}] * count
+        if len(weights) != count:
+            raise InvalidRequest(f"weights has {len(weights)} entries for {count} rows; give one per row")
+        return list(weights)
+
+    def _compositions(self, count: int, weights: Weights) -> list[CompositionRequest]:
+        if weights == "routed":
+            return [CompositionRequest("routed")] * count
+        if weights == "ungated":
+            return [CompositionRequest("ungated")] * count
+        rows = self._rows(torch.empty(count, 0), weights)
+        return [CompositionRequest("fixed", row) if row else CompositionRequest("base") for row in rows]
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InvalidRequest(f"dtype is {dtype!r}; it is float32, bfloat16 or float16", param="dtype")
+    return found

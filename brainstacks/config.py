@@ -1,0 +1,171 @@
+"""Frozen configurations. Unknown keys are refused by name; nothing here has a side effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from brainstacks.errors import ConfigError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The seven projections of a decoder layer, by role (paper, section 3.1), in forward order."""
+
+RESERVED_DOMAINS = frozenset({"base", "ungated", "routed", "fixed"})
+"""Names with a meaning of their own in `<base>:<name>` or `routing.mode`; no domain may take one."""
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build the frozen dataclass `cls` from `values`.
+
+    Raises:
+        ConfigError: `values` has a key that `cls` has not, or lacks one without a default.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; it has {', '.join(fields)}"
+        )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{cls.__name__} needs {', '.join(map(repr, missing))}")
+    return cls(**values)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Shape of every round of one domain stack.
+
+    Attributes:
+        rank: r, columns of each expert's low-rank factors.
+        alpha: rsLoRA alpha; the delta is scaled by `alpha / sqrt(rank)`.
+        experts: N, experts per delta.
+        top_k: K, experts that the gate keeps per token.
+        projections: which of `PROJECTIONS` carry a delta, in that order.
+        layers: number of decoder layers, all of which carry deltas.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    experts: int = 4
+    top_k: int = 2
+    projections: tuple[str, ...] = PROJECTIONS
+    layers: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "projections", tuple(self.projections))
+        for name in ("rank", "experts", "top_k", "layers"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and not isinstance(value, bool), f"{name} is {value!r}; it is an integer"
+            )
+        _require(1 <= self.rank <= 1024, f"rank is {self.rank}; it lies in 1..1024")
+        _require(1 <= self.experts <= 64, f"experts is {self.experts}; it lies in 1..64")
+        _require(
+            1 <= self.top_k <= self.experts, f"top_k is {self.top_k}; it lies in 1..experts ({self.experts})"
+        )
+        _require(self.alpha > 0, f"alpha is {self.alpha}; it is positive")
+        _require(1 <= self.layers <= 1024, f"layers is {self.layers}; it lies in 1..1024")
+        ordered = tuple(p for p in PROJECTIONS if p in self.projections)
+        _require(
+            len(ordered) > 0 and ordered == self.projections,
+            f"projections is {list(self.projections)}; it is a non-empty part of {list(PROJECTIONS)}, in order",
+        )
+
+    @property
+    def scaling(self) -> float:
+        """s = alpha / sqrt(r) (rsLoRA; paper, eq. 2)."""
+        return float(self.alpha / self.rank**0.5)
+
+
+@dataclass(frozen=True)
+class MetaRouterConfig:
+    """Everything that a router needs to mean the same in training and in serving (method 6f).
+
+    Attributes:
+        domains: names, in the order of the router's outputs.
+        token_dim: d, width of the base's hidden states.
+        hidden_dim: width of the router's own token space.
+        sequence_length: L, prompt tokens that the router reads (the first L).
+        mid_weight, last_weight: mix of the middle and the last hidden state.
+        floors: least weight per domain name after the policy (`{"chat": 0.20}` in the paper).
+        gate_threshold: a domain whose weight is <= this is not applied.
+        dropout: used in training only.
+    """
+
+    domains: tuple[str, ...]
+    token_dim: int
+    hidden_dim: int = 512
+    sequence_length: int = 256
+    mid_weight: float = 0.45
+    last_weight: float = 0.55
+    floors: Mapping[str, float] = field(default_factory=dict)
+    gate_threshold: float = 0.12
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domains", tuple(self.domains))
+        _require(len(self.domains) > 0, "domains is empty; a router needs at least one")
+        _require(len(set(self.domains)) == len(self.domains), f"domains repeats a name: {list(self.domains)}")
+        for name in ("token_dim", "hidden_dim", "sequence_length"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and 1 <= value <= 1 << 20, f"{name} is {value!r}; it lies in 1..2^20")
+        for domain, floor in self.floors.items():
+            _require(
+                domain in self.domains, f"floors names {domain!r}; the router's domains are {self.domains}"
+            )
+            _require(0.0 <= floor <= 1.0, f"the floor of {domain!r} is {floor}; it lies in 0..1")
+        _require(0.0 <= self.gate_threshold < 1.0, f"gate_threshold is {self.gate_threshold}; it lies in 0..1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of the engine.
+
+    Attributes:
+        max_batch_size: most sequences that one step advances.
+        max_queue: most requests that wait; a further one is refused with `Overloaded`.
+        max_context: most tokens of prompt + completion; None takes the base's own.
+        max_prefill_tokens: most prompt tokens that one step computes.
+        max_router_batch: most waiting prompts that one router pass reads.
+        kv_cache_tokens: KV memory in tokens; running sequences times the longest of them stays below it.
+        routing_records: how many recent routing records are kept.
+    """
+
+    max_batch_size: int = 16
+    max_queue: int = 256
+    max_context: int | None = None
+    max_prefill_tokens: int = 1024
+    max_router_batch: int = 8
+    kv_cache_tokens: int = 131072
+    routing_records: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_batch_size",
+            "max_queue",
+            "max_prefill_tokens",
+            "max_router_batch",
+            "kv_cache_tokens",
+            "routing_records",
+        ):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it is at least 1")
+        _require(
+            self.max_context is None or self.max_context >= 1,
+            f"max_context is {self.max_context}; it is at least 1",
+        )

@@ -1,0 +1,205 @@
+"""The face of the engine that `server` is written against; `async_engine.AsyncEngine` is the real one.
+
+No torch here, so that a fake engine can stand behind the whole HTTP layer in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from brainstacks.engine.request import CompositionRequest, Event, GenerationRequest, Routing
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is served.
+
+    Attributes:
+        name: the base's short name, the `<base>` of model names.
+        max_context: most tokens of prompt + completion.
+        vocab_size: token ids lie in 0..vocab_size-1.
+        fingerprint: the base fingerprint.
+        quantization, dtype, device: as loaded, for people.
+    """
+
+    name: str
+    max_context: int
+    vocab_size: int
+    fingerprint: str
+    quantization: str
+    dtype: str
+    device: str
+    created: int
+
+
+@dataclass(frozen=True)
+class DomainStatus:
+    """One domain as the admin endpoints show it.
+
+    Attributes:
+        version, digest: of the active version.
+        versions: all published versions, oldest first: `{"version", "digest", "bytes", "created"}`.
+        routable: the current router knows this domain and was trained with this very digest.
+        residency: `device`, `host` or `disk`.
+        in_flight: running requests that use any version of it.
+        provenance: the file's own metadata: base, data, hyper-parameters, losses, licence, ...
+    """
+
+    domain: str
+    version: int
+    digest: str
+    versions: tuple[Mapping[str, Any], ...]
+    rounds: int
+    rank: int
+    experts: int
+    bytes: int
+    residency: str
+    pinned: bool
+    routable: bool
+    in_flight: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RouterStatus:
+    """The router in force: its digest, domains, policy and how its stacks compare with the active ones."""
+
+    version: int
+    digest: str
+    domains: tuple[str, ...]
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Outcome of a change to the registry. `created` is False when the same bytes were there already."""
+
+    name: str
+    version: int
+    digest: str
+    generation: int
+    created: bool
+
+
+@dataclass(frozen=True)
+class Load:
+    """Gauges for `/metrics` and `/health`."""
+
+    running: int
+    waiting: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Answer of `/ready`.
+
+    Attributes:
+        ready: base, registry and router are usable and the engine is not draining.
+        problems: why not; or, when ready, what is degraded (a corrupt version that is not served, say).
+    """
+
+    ready: bool
+    problems: tuple[str, ...] = ()
+
+
+class Tokenizer(Protocol):
+    """Text <-> token ids of the base. Text of special tokens never becomes a special token."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of plain text; the base's BOS in front when `add_special_tokens` and it has one."""
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of `messages` ({"role", "content"}) in the base's chat template."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class Engine(Protocol):
+    """Everything `server` asks of the engine. Errors are those of `brainstacks.errors`."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def generation(self) -> int:
+        """The registry's manifest number."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Run `request`: one `RoutedEvent`, then `TextEvent`s until every completion has finished.
+
+        Closing the iterator (or cancelling its task) aborts the request.
+
+        Raises (on the first `anext`): ContextTooLong, DomainNotFound, Overloaded, Unavailable;
+        (later) EngineFailure, Unavailable.
+        """
+
+    async def route(
+        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
+    ) -> Routing:
+        """How `prompt_ids` would be composed; generates nothing."""
+
+    def routing_record(self, request_id: str) -> Routing:
+        """A recent request's record. Raises RecordNotFound."""
+
+    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
+        """Recent records, newest first: of those that know `domain`; of those where it is (not) `active`."""
+
+    def domains(self) -> list[DomainStatus]:
+        """Every served domain, in the registry's order."""
+
+    def domain(self, name: str) -> DomainStatus:
+        """Raises DomainNotFound."""
+
+    def router(self) -> RouterStatus | None: ...
+
+    def manifest(self) -> Mapping[str, Any]:
+        """The registry's manifest as plain JSON values."""
+
+    async def publish_stack(
+        self, domain: str, file: Path, *, expected_generation: int | None = None
+    ) -> Published:
+        """Validate `file` completely, store it as `domain`'s newest version, load and activate it.
+
+        The file is consumed. Raises InvalidArtifact, IncompatibleArtifact, Conflict, StaleGeneration,
+        StorageFull.
+        """
+
+    async def activate_stack(
+        self, domain: str, version: int, *, expected_generation: int | None = None
+    ) -> Published: ...
+
+    async def delete_stack(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        """Stop serving `domain`; running requests finish with the version they started with."""
+
+    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published: ...
+
+    async def reload(self) -> int:
+        """Reconcile with the registry on disk; the generation now served."""
+
+    def load(self) -> Load: ...
+
+    async def healthy(self) -> bool:
+        """The engine thread answers."""
+
+    def readiness(self) -> Readiness:
+        """Whether requests can be served, and everything that is wrong."""
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new requests, wait at most `timeout` seconds for running ones, abort the rest."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,171 @@
+"""What a caller hands to the engine and what comes back. No torch here: `server` depends on these alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Mode = Literal["routed", "base", "ungated", "fixed"]
+FinishReason = Literal["stop", "length", "abort"]
+
+MAX_TOP_LOGPROBS = 20
+MAX_WEIGHT = 2.0
+"""Fixed weights lie in -2..2: negative ones subtract a skill, |w| > 1 amplifies it, more breaks the text."""
+
+
+@dataclass(frozen=True)
+class CompositionRequest:
+    """Which composition a request asks for.
+
+    Attributes:
+        mode: `routed` (the meta-router decides), `base` (no stacks), `ungated` (all at 1.0), `fixed`.
+        weights: domain -> weight, only with `fixed`; a domain left out has weight 0. The policy's gate
+            holds here too: |weight| <= its threshold (0.12) is off.
+        top: keep at most this many domains, the heaviest (by |weight|) first.
+    """
+
+    mode: Mode = "routed"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    top: int | None = None
+
+
+@dataclass(frozen=True)
+class StackRef:
+    """One published version of a domain stack."""
+
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a request was composed; the routing record that a client sees.
+
+    Attributes:
+        probabilities: the router's sigmoid outputs per domain; None when the router did not run.
+        weights: weight per domain: the probability or its floor, the fixed weight, 1.0 for ungated.
+        active: the domains that are applied, in the registry's order; one whose |weight| is at or below
+            the gate threshold, or that `top` leaves out, is not, whatever `weights` shows.
+        stacks: version and digest of each active domain's stack.
+        router_ms: milliseconds of the router pass (features and network); 0.0 when it did not run.
+        created: Unix seconds at which the request was routed.
+        generation: the registry's manifest number at that moment.
+    """
+
+    request_id: str
+    mode: Mode
+    probabilities: Mapping[str, float] | None
+    weights: Mapping[str, float]
+    active: tuple[str, ...]
+    stacks: Mapping[str, StackRef]
+    router_ms: float
+    created: float = 0.0
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. Ranges are checked where a request enters (`server.schemas`).
+
+    Attributes:
+        max_tokens: most tokens to generate; 0 only evaluates the prompt.
+        temperature: 0 is greedy.
+        top_p, top_k, min_p: nucleus mass; most candidates (0 = all); least probability relative to the top.
+        presence_penalty, frequency_penalty: subtracted from the logits of generated tokens (OpenAI).
+        repetition_penalty: divides positive, multiplies negative logits of seen tokens (1.0 = off).
+        logit_bias: token id -> added to its logit.
+        seed: of this request's own generator; None draws one.
+        stop: strings that end the text and are not part of it.
+        stop_token_ids: further token ids that end it.
+        ignore_eos: go on past the end-of-sequence token.
+        min_tokens: no end-of-sequence, and no stop, before this many tokens.
+        logprobs: None for none, else how many top alternatives to report per generated token (0..20).
+        prompt_logprobs: the same for the prompt's tokens.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt, and `n` independent completions of it.
+
+    Completion i uses seed `sampling.seed + i`, so that n completions equal n requests.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    composition: CompositionRequest = CompositionRequest()
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability (nats) of one token under the model's own distribution.
+
+    It is the log-softmax of the very logits that the token was chosen from, before temperature, penalties,
+    bias and truncation.
+
+    Attributes:
+        text: the token's own text (may hold U+FFFD for part of a character).
+        token_bytes: its exact bytes.
+        top: the most likely tokens, best first, as further `TokenLogprob`s with an empty `top`.
+    """
+
+    token_id: int
+    logprob: float
+    text: str
+    token_bytes: bytes
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class RoutedEvent:
+    """First event of every request: how it was composed. Text follows."""
+
+    routing: Routing
+    prompt_tokens: int
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """A piece of completion `index`. Text is whole UTF-8 characters and never holds a part of a stop string.
+
+    Attributes:
+        token_ids: the tokens that became visible with this piece; may be empty.
+        logprobs: one for each of `token_ids`, when asked for.
+        finish_reason: set on a completion's last event, and only there.
+        stop_reason: the stop string or token id that ended it, if one did.
+        completion_tokens: tokens generated so far, those that ended it included.
+        cumulative_logprob: sum of the chosen tokens' log-probabilities so far (nats).
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    completion_tokens: int = 0
+    cumulative_logprob: float = 0.0
+
+
+Event = RoutedEvent | TextEvent

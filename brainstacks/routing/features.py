@@ -1,0 +1,58 @@
+"""Prompt -> router features; the one implementation, used in training and in serving (method 6).
+
+    features = w_mid * h[mid] + w_last * h[last],  mid = layers // 2
+
+with h the base's hidden states (h[0] the embeddings, h[last] after the final norm), no stack applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brainstacks.layers.projections import decoder_layers
+
+
+def mixed_hidden_states(
+    model: Any, input_ids: Tensor, *, mid_weight: float = 0.45, last_weight: float = 0.55, **kwargs: Any
+) -> Tensor:
+    """One forward of the decoder, keeping two hidden states of all.
+
+    Rows may be padded on the right: attention is causal, so padding reaches no real position.
+
+    Args:
+        input_ids: [B, T] int64.
+        kwargs: passed to the decoder.
+
+    Returns:
+        [B, T, d] float32.
+    """
+    layers = decoder_layers(model)
+    captured: list[Tensor] = []
+
+    def capture(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(args[0] if args else kwargs["hidden_states"])
+
+    # The input of layer k is hidden state k: no other layer's output needs to be kept.
+    handle = layers[len(layers) // 2].register_forward_pre_hook(capture, with_kwargs=True)
+    try:
+        last = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+    finally:
+        handle.remove()
+    return mid_weight * captured[0].float() + last_weight * last.float()
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first `length` tokens of each prompt, padded on the right.
+
+    Returns:
+        input_ids [B, T] int64 and mask [B, T] bool, true at real tokens; T is the longest kept prompt.
+    """
+    kept = [list(p[:length]) for p in prompts]
+    width = max(len(p) for p in kept)
+    input_ids = torch.tensor([p + [0] * (width - len(p)) for p in kept], device=device)
+    mask = torch.tensor([[True] * len(p) + [False] * (width - len(p)) for p in kept], device=device)
+    return input_ids, mask

@@ -1,0 +1,31 @@
+"""Probabilities -> weights, and which of them are applied. Plain Python.
+
+`weights` keeps what every domain would get; only the `active` ones are applied, or even loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GATE_THRESHOLD = 0.12
+"""A domain whose |weight| is at or below this is not applied (paper, section 5.3), unless a router says otherwise."""
+
+
+def floored(probabilities: Mapping[str, float], floors: Mapping[str, float]) -> dict[str, float]:
+    """Weight per domain: its probability, or its floor where that is higher (paper, section 5.3)."""
+    return {domain: max(p, floors.get(domain, 0.0)) for domain, p in probabilities.items()}
+
+
+def active_domains(
+    weights: Mapping[str, float], threshold: float = GATE_THRESHOLD, top: int | None = None
+) -> tuple[str, ...]:
+    """The domains that are applied, in the order of `weights`.
+
+    Args:
+        threshold: a domain with |weight| <= this is off.
+        top: keep at most this many, the largest |weight| first, earlier domains first among equals.
+    """
+    on = [domain for domain, weight in weights.items() if abs(weight) > threshold]
+    if top is not None:
+        on = sorted(on, key=lambda domain: -abs(weights[domain]))[:top]
+    return tuple(domain for domain in weights if domain in on)

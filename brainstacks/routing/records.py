@@ -1,0 +1,46 @@
+"""Routing records of recent requests: a bounded ring buffer, safe to read from another thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from brainstacks.engine.request import Routing
+from brainstacks.errors import RecordNotFound
+
+
+class RoutingRecords:
+    """Args:
+    capacity: records kept; the oldest gives way.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._records: OrderedDict[str, Routing] = OrderedDict()
+
+    def add(self, routing: Routing) -> None:
+        with self._lock:
+            self._records.pop(routing.request_id, None)
+            self._records[routing.request_id] = routing
+            if len(self._records) > self._capacity:
+                self._records.popitem(last=False)
+
+    def get(self, request_id: str) -> Routing:
+        """Raises RecordNotFound."""
+        with self._lock:
+            if request_id not in self._records:
+                raise RecordNotFound(
+                    f"no routing record of request {request_id!r}; the last {self._capacity} requests are kept"
+                )
+            return self._records[request_id]
+
+    def recent(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
+        """Newest first: those that know `domain`, and those where it (or any domain) is or is not active."""
+        with self._lock:
+            records = list(reversed(self._records.values()))
+        if domain is not None:
+            records = [r for r in records if domain in r.weights]
+        if active is not None:
+            records = [r for r in records if (domain in r.active if domain else bool(r.active)) == active]
+        return records

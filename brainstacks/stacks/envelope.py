@@ -1,0 +1,92 @@
+"""What stack files and router files share: one metadata document, and an exact set of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from brainstacks.config import from_mapping
+from brainstacks.errors import ConfigError, InvalidArtifact
+from brainstacks.stacks.document import Fields, parse_json, show
+from brainstacks.stacks.safetensors_file import EXPONENT_BITS, Header
+
+FORMAT_VERSION = 1
+METADATA_KEY = "brainstacks"
+MAX_METADATA_CHARS = 2**20
+
+T = TypeVar("T")
+
+
+def open_document(text: str, kind: str) -> Fields:
+    """The fields of the metadata document `text`, `kind` and `format_version` taken and checked."""
+    if len(text) > MAX_METADATA_CHARS:
+        raise InvalidArtifact(
+            f"the metadata has {len(text)} characters; at most {MAX_METADATA_CHARS} are read"
+        )
+    fields = Fields(parse_json(text, "the metadata"), "the metadata")
+    if (found := fields.text("kind")) != kind:
+        raise InvalidArtifact(f"the file is a {show(found)}; a {kind!r} is expected here")
+    if (version := fields.integer("format_version")) != FORMAT_VERSION:
+        raise InvalidArtifact(f"the file has format version {version}; this program reads {FORMAT_VERSION}")
+    return fields
+
+
+def build_config(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The configuration dataclass `cls` from a file's `values`, which must give every field.
+
+    Raises:
+        InvalidArtifact: a field is unknown, missing, of another type or out of range.
+    """
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.name not in values:
+            raise InvalidArtifact(f"'config' lacks the field {f.name!r}")
+    try:
+        return from_mapping(cls, values)
+    except (ConfigError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidArtifact(f"'config' of the metadata is refused: {str(error)[:300]}") from error
+
+
+def objects(fields: Fields, name: str) -> list[Mapping[str, Any]]:
+    """The field `name`, a list of objects."""
+    values = fields.items(name)
+    for value in values:
+        if not isinstance(value, dict):
+            raise InvalidArtifact(f"{name!r} of the metadata holds {show(value)}; it is a list of objects")
+    return values
+
+
+def metadata_text(header: Header) -> str:
+    """The one JSON document in `header`. Raises InvalidArtifact when `__metadata__` has anything else."""
+    if set(header.metadata) != {METADATA_KEY}:
+        raise InvalidArtifact(
+            f"`__metadata__` has the keys {show(sorted(header.metadata))}; a stack or router file has "
+            f"the single key {METADATA_KEY!r}"
+        )
+    return header.metadata[METADATA_KEY]
+
+
+def check_tensors(header: Header, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Check that `header` has exactly the `expected` tensors, in one float dtype.
+
+    Raises:
+        InvalidArtifact: a tensor is missing, extra, misshapen or of another dtype; it is named.
+    """
+    extra = dict(header.tensors)
+    dtype: str | None = None
+    for name, shape in expected:  # stops at the first one missing, so that a huge claim costs nothing
+        info = extra.pop(name, None)
+        if info is None:
+            raise InvalidArtifact(f"the tensor {name!r} is missing; it has shape {list(shape)}")
+        if info.shape != shape:
+            raise InvalidArtifact(f"tensor {name!r} has shape {list(info.shape)}; it needs {list(shape)}")
+        dtype = dtype or info.dtype
+        if info.dtype not in EXPONENT_BITS or info.dtype != dtype:
+            raise InvalidArtifact(
+                f"tensor {name!r} has dtype {info.dtype}; all tensors of a file share one of "
+                f"{', '.join(EXPONENT_BITS)}"
+            )
+    if extra:
+        raise InvalidArtifact(
+            f"the file has {len(extra)} tensors too many, such as {show(next(iter(extra)))}; leave them out"
+        )

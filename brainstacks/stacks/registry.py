@@ -1,0 +1,372 @@
+"""The registry: versions, atomic publication, compare-and-set, rollback, integrity. No torch here.
+
+Writers take the store's lock, read the manifest, and replace it as a whole; readers take nothing. Several
+processes may share one registry: each sees the others' changes when it calls `reload`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainstacks.engine.interface import Published
+from brainstacks.errors import (
+    BrainstacksError,
+    ConfigError,
+    Conflict,
+    CorruptBlob,
+    IncompatibleArtifact,
+    InvalidArtifact,
+    NotFound,
+    StaleGeneration,
+)
+from brainstacks.stacks.artifact import StackMetadata, check_domain_name, inspect_stack, sha256_file
+from brainstacks.stacks.manifest import History, Manifest, StackVersion, V, Version
+from brainstacks.stacks.router_artifact import RouterMetadata, inspect_router
+from brainstacks.stacks.store import LocalStore, Store
+
+ROUTER = "router"
+"""The name under which the meta-router appears in results and problems."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A published version that cannot be served, and why."""
+
+    name: str
+    version: int
+    digest: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `Registry.prune` removed: versions from the manifest, blobs and bytes from the store."""
+
+    versions: int
+    blobs: int
+    bytes: int
+
+
+class Registry:
+    """The durable, versioned store of domain stacks and meta-routers.
+
+    Args:
+        root: its directory; one without a manifest is an empty registry.
+        create: make the directory when there is none.
+
+    Raises:
+        ConfigError: there is no such directory.
+        CorruptBlob: the manifest is damaged.
+    """
+
+    def __init__(self, root: str | Path, *, create: bool = False) -> None:
+        root = Path(root)
+        if create:
+            root.mkdir(parents=True, exist_ok=True)
+        if not root.is_dir():
+            raise ConfigError(
+                f"there is no registry directory {root}; name an existing one, or publish to make one"
+            )
+        self._store: Store = LocalStore(root)
+        self._guard = threading.Lock()  # orders adoptions of a manifest among threads
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._manifest = self._read()
+
+    # reading
+
+    def snapshot(self) -> Manifest:
+        """The manifest as this object last saw it."""
+        return self._manifest
+
+    @property
+    def generation(self) -> int:
+        """The snapshot's manifest number."""
+        return self._manifest.generation
+
+    def reload(self) -> Manifest:
+        """Adopt and return the manifest that is stored now. Raises CorruptBlob; the old one then stays."""
+        with self._guard:
+            self._manifest = self._read()
+            return self._manifest
+
+    def total_bytes(self) -> int:
+        """Bytes of everything stored, versions that nothing references included."""
+        return self._store.total_bytes()
+
+    def blob_path(self, digest: str) -> Path:
+        """Path of the file with this digest, its bytes verified on first use and when the file has changed.
+
+        Raises:
+            CorruptBlob: it is missing or its bytes do not match.
+        """
+        path = self._store.path(digest)
+        advice = "publish the file again, activate another version, or restore the registry from a backup"
+        try:
+            stat = path.stat()
+            identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if self._verified.get(digest) != identity:
+                if sha256_file(path) != digest:
+                    raise CorruptBlob(f"the stored bytes of {digest} do not match their digest; {advice}")
+                self._verified[digest] = identity
+        except OSError as error:
+            raise CorruptBlob(f"the stored bytes of {digest} cannot be read; {advice}") from error
+        return path
+
+    def verify(self) -> list[Problem]:
+        """Check every version in the stored manifest completely: bytes, meaning, and the facts listed."""
+        manifest = self.reload()
+        problems: list[Problem] = []
+        for name, history in manifest.domains.items():
+            problems += self._verify(name, history, self._check_stack)
+        if manifest.router is not None:
+            problems += self._verify(ROUTER, manifest.router, self._check_router)
+        return problems
+
+    def _verify(self, name: str, history: History[V], check: Callable[[str, V], None]) -> Iterator[Problem]:
+        for version in history.versions:
+            try:
+                self._verified.pop(version.digest, None)
+                check(name, version)
+            except BrainstacksError as error:
+                yield Problem(name, version.version, version.digest, error.message)
+
+    # changing
+
+    def publish(
+        self,
+        file: Path,
+        *,
+        domain: str | None = None,
+        expected_generation: int | None = None,
+        check: Callable[[StackMetadata], object] | None = None,
+    ) -> Published:
+        """Make a stack file the newest, serving version of its domain. `file` is copied and left alone.
+
+        Bytes that serve already change nothing; bytes of an older version make that version serve again; in
+        both cases `created` is False. A damaged stored copy of the same bytes is repaired.
+
+        Args:
+            file: the stack file; its metadata names the domain.
+            domain: the domain that the caller means; another one in the file is refused.
+            expected_generation: refuse if the registry is at another one.
+            check: called with the file's metadata; raises to refuse it (`artifact.check_base`).
+
+        Raises:
+            InvalidArtifact: the file is not a sound stack, or of another domain.
+            StaleGeneration: the registry is not at `expected_generation`.
+            Conflict: another writer changed this domain since the call began.
+            StorageFull: no room; nothing has changed.
+        """
+        if domain is not None:
+            check_domain_name(domain)
+        before = self._read()
+        _check_generation(before, expected_generation)
+        stack = inspect_stack(file)
+        name = stack.metadata.domain
+        if domain is not None and domain != name:
+            raise InvalidArtifact(
+                f"the file is a stack of {name!r}; publish it under that name, not as {domain!r}",
+                param="domain",
+            )
+        if check is not None:
+            check(stack.metadata)
+        with self._writing(expected_generation) as manifest:
+            history = manifest.domains.get(name)
+            _check_unchanged(name, before.domains.get(name), history, stack.digest)
+            with self._stored(file, stack.digest):
+                number = manifest.next_version(name)
+                config = stack.metadata.config
+                new = StackVersion(
+                    number,
+                    stack.digest,
+                    stack.bytes,
+                    int(time.time()),
+                    rounds=stack.metadata.rounds,
+                    rank=config.rank,
+                    experts=config.experts,
+                )
+                following = history.published(new) if history else History(number, number, (new,))
+                if following != history:
+                    manifest = self._commit(manifest.with_domain(name, following))
+        return _published(name, following, manifest, created=following.active == number)
+
+    def publish_router(
+        self,
+        file: Path,
+        *,
+        expected_generation: int | None = None,
+        check: Callable[[RouterMetadata], object] | None = None,
+    ) -> Published:
+        """Make a router file the newest, serving router; otherwise as `publish`.
+
+        Raises:
+            IncompatibleArtifact: it routes to domains that the registry does not have.
+            InvalidArtifact, StaleGeneration, Conflict, StorageFull: as `publish`.
+        """
+        before = self._read()
+        _check_generation(before, expected_generation)
+        router = inspect_router(file)
+        if check is not None:
+            check(router.metadata)
+        with self._writing(expected_generation) as manifest:
+            unknown = [name for name in router.metadata.config.domains if name not in manifest.domains]
+            if unknown:
+                raise IncompatibleArtifact(
+                    f"the router routes to {', '.join(unknown)}, which the registry does not have; publish "
+                    "their stacks first"
+                )
+            history = manifest.router
+            _check_unchanged(ROUTER, before.router, history, router.digest)
+            with self._stored(file, router.digest):
+                number = (history.last_version if history else 0) + 1
+                new = Version(number, router.digest, router.bytes, int(time.time()))
+                following = history.published(new) if history else History(number, number, (new,))
+                if following != history:
+                    manifest = self._commit(dataclasses.replace(manifest, router=following))
+        return _published(ROUTER, following, manifest, created=following.active == number)
+
+    def activate(self, domain: str, version: int, *, expected_generation: int | None = None) -> Published:
+        """Make a published version of `domain` serve: roll back or forward.
+
+        Raises:
+            DomainNotFound, VersionNotFound: there is no such version.
+            CorruptBlob: its stored bytes are damaged.
+            StaleGeneration: the registry is not at `expected_generation`.
+        """
+        with self._writing(expected_generation) as manifest:
+            history = manifest.domain(domain)
+            following = history.activated(version)
+            self.blob_path(following.current.digest)
+            if following != history:
+                manifest = self._commit(manifest.with_domain(domain, following))
+        return _published(domain, following, manifest, created=False)
+
+    def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
+        """Make a published version of the router serve. Raises as `activate`; NotFound without a router."""
+        with self._writing(expected_generation) as manifest:
+            if manifest.router is None:
+                raise NotFound("the registry has no router; publish one")
+            following = manifest.router.activated(version)
+            self.blob_path(following.current.digest)
+            if following != manifest.router:
+                manifest = self._commit(dataclasses.replace(manifest, router=following))
+        return _published(ROUTER, following, manifest, created=False)
+
+    def delete(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        """Remove `domain` and all its versions from the manifest. Its version numbers are not given again.
+
+        Args:
+            purge: delete the stored bytes too. Without it they stay until `discard` or `prune`.
+
+        Returns:
+            The version that served.
+
+        Raises:
+            DomainNotFound: there is no such domain.
+            StaleGeneration: the registry is not at `expected_generation`.
+        """
+        with self._writing(expected_generation) as manifest:
+            history = manifest.domain(domain)
+            manifest = self._commit(manifest.without_domain(domain))
+            if purge:
+                self._discard(manifest, (version.digest for version in history.versions))
+        return _published(domain, history, manifest, created=False)
+
+    def discard(self, digests: Iterable[str]) -> int:
+        """Delete the stored bytes of those `digests` that no version references; bytes freed."""
+        with self._writing(None) as manifest:
+            return self._discard(manifest, digests)[1]
+
+    def prune(self, keep: int | None = None) -> Pruned:
+        """Delete stored bytes that no version references.
+
+        Args:
+            keep: first drop all versions but the serving one and the newest `keep` of each name; None
+                drops none.
+
+        A process that serves an older generation may still need a dropped version: reload it first.
+        """
+        if keep is not None and keep < 0:
+            raise ConfigError(f"keep is {keep}; it is the number of versions to keep, at least 0")
+        with self._writing(None) as manifest:
+            before = len(manifest.versions())
+            if keep is not None and (following := manifest.pruned(keep)) != manifest:
+                manifest = self._commit(following)
+            blobs, freed = self._discard(manifest, self._store.digests())
+        return Pruned(before - len(manifest.versions()), blobs, freed)
+
+    # inside
+
+    def _read(self) -> Manifest:
+        content = self._store.read_manifest()
+        return Manifest() if content is None else Manifest.from_bytes(content)
+
+    @contextmanager
+    def _writing(self, expected_generation: int | None) -> Iterator[Manifest]:
+        with self._store.lock():
+            manifest = self._read()
+            _check_generation(manifest, expected_generation)
+            yield manifest
+
+    def _commit(self, manifest: Manifest) -> Manifest:
+        manifest = dataclasses.replace(manifest, generation=manifest.generation + 1)
+        with self._guard:
+            self._store.write_manifest(manifest.to_bytes())
+            self._manifest = manifest
+        return manifest
+
+    @contextmanager
+    def _stored(self, file: Path, digest: str) -> Iterator[None]:
+        """Store `file`; take it out again when the change that needed it fails."""
+        try:
+            self._store.put(file, digest)
+            yield
+        except BaseException:
+            self._discard(self._read(), [digest])
+            raise
+
+    def _discard(self, manifest: Manifest, digests: Iterable[str]) -> tuple[int, int]:
+        unreferenced = set(digests) - manifest.referenced()
+        freed = [self._store.delete(digest) for digest in sorted(unreferenced)]
+        return sum(size > 0 for size in freed), sum(freed)
+
+    def _check_stack(self, name: str, version: StackVersion) -> None:
+        stack = inspect_stack(self.blob_path(version.digest))
+        config = stack.metadata.config
+        found = (stack.metadata.domain, stack.bytes, stack.metadata.rounds, config.rank, config.experts)
+        listed = (name, version.bytes, version.rounds, version.rank, version.experts)
+        if found != listed:
+            raise CorruptBlob(
+                f"the manifest lists {listed} and the file says {found}; publish the file again"
+            )
+
+    def _check_router(self, name: str, version: Version) -> None:
+        router = inspect_router(self.blob_path(version.digest))
+        if router.bytes != version.bytes:
+            raise CorruptBlob(f"the manifest lists {version.bytes} bytes and the {name} has {router.bytes}")
+
+
+def _check_generation(manifest: Manifest, expected: int | None) -> None:
+    if expected is not None and expected != manifest.generation:
+        raise StaleGeneration(
+            f"the registry is at generation {manifest.generation}, not {expected}; look at what changed, "
+            "then try again with the new number"
+        )
+
+
+def _check_unchanged(name: str, before: History[V] | None, now: History[V] | None, digest: str) -> None:
+    if before != now and (now is None or now.current.digest != digest):
+        raise Conflict(f"another writer changed {name!r} meanwhile; look at what it did, then publish again")
+
+
+def _published(name: str, history: History[V], manifest: Manifest, *, created: bool) -> Published:
+    current = history.current
+    return Published(name, current.version, current.digest, manifest.generation, created)

@@ -1,0 +1,177 @@
+"""Where a registry's bytes live.
+
+    <root>/manifest.json           what is published; replaced as a whole
+    <root>/blobs/sha256/<digest>   files by content; written once, never changed
+    <root>/tmp/                    files being written, by the holder of the lock and nobody else
+    <root>/lock                    held (flock) by the one process that writes
+
+Every write goes to a temporary file in the same filesystem, is fsynced, renamed over its name, and the
+directory fsynced: a reader, and a restart after a crash, sees the old or the new, never a part.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from brainstacks.errors import Conflict, StorageFull
+from brainstacks.stacks.artifact import check_digest, is_digest, sha256_file
+
+CHUNK_BYTES = 2**20
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Store(Protocol):
+    """What the registry asks of a place for bytes. Digests are sha256 in hexadecimal."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Exclude every other writer, in this process and in others; sweep what dead writers left."""
+
+    def read_manifest(self) -> bytes | None:
+        """The manifest's bytes, or None where nothing was ever published. Needs no lock."""
+
+    def write_manifest(self, content: bytes) -> None:
+        """Replace the manifest as a whole. Needs the lock. Raises StorageFull."""
+
+    def put(self, source: Path, digest: str) -> None:
+        """Store the bytes of `source`; a damaged copy is replaced. Needs the lock.
+
+        Raises:
+            StorageFull: no room; nothing is left behind.
+            Conflict: `source` does not have this digest (any more).
+        """
+
+    def path(self, digest: str) -> Path:
+        """A local path from which the bytes can be memory-mapped; it need not exist."""
+
+    def delete(self, digest: str) -> int:
+        """Delete the bytes; how many were freed. Needs the lock. A reader's open mapping stays good."""
+
+    def digests(self) -> list[str]:
+        """Digests of everything stored, sorted."""
+
+    def total_bytes(self) -> int:
+        """Bytes of everything stored."""
+
+
+class LocalStore:
+    """A `Store` in a local directory. Reading needs no write permission.
+
+    Args:
+        root: an existing directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._blobs = root / "blobs" / "sha256"
+        self._temporary = root / "tmp"
+        self._manifest = root / "manifest.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _full_as_storage_full():
+                self._make_directories()
+            for stray in self._temporary.iterdir():  # only the lock's holder writes here: its writer is dead
+                stray.unlink()
+            yield
+        finally:
+            os.close(descriptor)  # releases the lock
+
+    def _make_directories(self) -> None:
+        for directory in (self._blobs.parent, self._blobs, self._temporary):
+            if not directory.is_dir():
+                directory.mkdir()
+                _fsync_directory(directory.parent)
+
+    def read_manifest(self) -> bytes | None:
+        try:
+            return self._manifest.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_manifest(self, content: bytes) -> None:
+        self._write(self._manifest, [content], mode=0o644)
+
+    def put(self, source: Path, digest: str) -> None:
+        target = self.path(digest)
+        if target.exists() and sha256_file(target) == digest:
+            return
+        copied = hashlib.sha256()
+
+        def chunks() -> Iterator[bytes]:
+            with open(source, "rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    copied.update(chunk)
+                    yield chunk
+            if copied.hexdigest() != digest:
+                raise Conflict("the file changed while it was being published; publish it again")
+
+        self._write(target, chunks(), mode=0o444)
+
+    def _write(self, target: Path, chunks: Iterable[bytes], mode: int) -> None:
+        temporary = self._temporary / uuid.uuid4().hex
+        try:
+            with _full_as_storage_full():
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+                try:
+                    for chunk in chunks:
+                        view = memoryview(chunk)
+                        while view:
+                            view = view[os.write(descriptor, view) :]
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                os.replace(temporary, target)
+                _fsync_directory(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def path(self, digest: str) -> Path:
+        check_digest(digest)
+        return self._blobs / digest
+
+    def delete(self, digest: str) -> int:
+        path = self.path(digest)
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def digests(self) -> list[str]:
+        return sorted(path.name for path in self._blobs.glob("*") if is_digest(path.name))
+
+    def total_bytes(self) -> int:
+        return sum(self.path(digest).stat().st_size for digest in self.digests())
+
+
+@contextmanager
+def _full_as_storage_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise StorageFull(
+            "the registry's store has no room for this; free some with `brainstacks prune` or enlarge it"
+        ) from error
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""The torch side of stack and router files: tensors in, one checked file out, and back.
+
+Tensors are named and shaped as in `artifact.py` and `router_artifact.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from brainstacks.stacks.artifact import StackFile, StackMetadata, inspect_stack
+from brainstacks.stacks.envelope import METADATA_KEY
+from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata, inspect_router
+
+
+def save_stack(path: Path, metadata: StackMetadata, tensors: Mapping[str, torch.Tensor]) -> StackFile:
+    """Write a stack file and check it as an upload is checked. `path` appears whole or not at all.
+
+    Raises:
+        InvalidArtifact: tensors and metadata do not make a sound stack; nothing is written.
+    """
+    temporary = _save(path, metadata.to_json(), tensors)
+    try:
+        file = inspect_stack(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def save_router(path: Path, metadata: RouterMetadata, tensors: Mapping[str, torch.Tensor]) -> RouterFile:
+    """Write a router file and check it as an upload is checked. `path` appears whole or not at all.
+
+    Raises:
+        InvalidArtifact: tensors and metadata do not make a sound router; nothing is written.
+    """
+    temporary = _save(path, metadata.to_json(), tensors)
+    try:
+        file = inspect_router(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def _save(path: Path, document: str, tensors: Mapping[str, torch.Tensor]) -> Path:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    # Copies: slices of one parameter share storage, which the library refuses to write.
+    copies = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())
+    }
+    try:
+        save_file(copies, temporary, metadata={METADATA_KEY: document})
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def load_stack_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checked stack file, on the CPU, memory-mapped: bytes are read when they are used."""
+    return load_file(path, device="cpu")
+
+
+def load_router_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a checked router file, on the CPU, memory-mapped."""
+    return load_file(path, device="cpu")

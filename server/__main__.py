@@ -1,0 +1,96 @@
+"""`python -m server`: open the engine, serve it, drain it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from brainstacks.config import EngineConfig
+from brainstacks.engine.interface import Engine
+from brainstacks.errors import BrainstacksError, ConfigError
+from server.app import create_app
+from server.drain import DrainingServer
+from server.settings import Settings
+
+BAD_USAGE = 2
+CANNOT_START = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run until SIGTERM. Exit code 0 after a drain, 1 when it cannot start, 2 for wrong options."""
+    try:
+        settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if arguments is None else arguments))
+        config = engine_config(settings)
+    except ValidationError as error:
+        for item in error.errors(include_input=False, include_url=False):
+            flag = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else "options"
+            print(f"brainstacks-serve: {flag}: {item['msg']}", file=sys.stderr)
+        raise SystemExit(BAD_USAGE) from None
+    except ConfigError as error:
+        print(f"brainstacks-serve: {error.message}", file=sys.stderr)
+        raise SystemExit(BAD_USAGE) from None
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        engine = open_engine(settings, config)
+    except BrainstacksError as error:
+        print(f"brainstacks-serve: {error.message}", file=sys.stderr)
+        raise SystemExit(CANNOT_START) from None
+    asyncio.run(serve(engine, settings))
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The engine's part of `settings`. Raises ConfigError for what this engine cannot honour."""
+    fields = {field.name for field in dataclasses.fields(EngineConfig)}
+    options = {name: value for name, value in settings.model_dump().items() if name in fields}
+    if settings.deterministic and "deterministic" not in fields:
+        raise ConfigError("--deterministic is not offered by this engine yet; start without it")
+    return EngineConfig(**options)
+
+
+def open_engine(settings: Settings, config: EngineConfig) -> Engine:
+    """Load the base, the registry and the router; takes seconds to minutes."""
+    # Imported here: `--help` and wrong options answer at once, without loading torch.
+    from brainstacks.engine.async_engine import AsyncEngine
+
+    engine: Engine = AsyncEngine.open(
+        base=settings.base,
+        registry=settings.registry,
+        quantization=settings.quantization,
+        device=settings.device,
+        dtype=settings.dtype,
+        config=config,
+    )
+    return engine
+
+
+async def serve(engine: Engine, settings: Settings) -> None:
+    """Serve `engine` until a signal, then drain and close it."""
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_graceful_shutdown": 5,  # after the drain: only replies that are still on the wire
+        "h11_max_incomplete_event_size": 2 * settings.max_header_bytes,
+        "http": "h11",  # one parser in every installation; its header limit is the one above
+        "log_config": None,
+    }
+    server = DrainingServer(
+        uvicorn.Config(create_app(engine, settings), **options), engine, settings.drain_timeout
+    )
+    try:
+        await server.serve()
+    finally:
+        await engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What chat and plain completions share: run, then reply whole or in chunks, and never leave work behind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from brainstacks.engine.request import GenerationRequest
+from server import sse
+from server.api.context import Context
+from server.composition import routing_headers, routing_object
+from server.errors import body_of
+from server.generation import Generation
+from server.schemas import Sampling
+
+
+class Answer(ABC):
+    """Turns the events of a generation into OpenAI's objects.
+
+    Attributes:
+        envelope: the fields that the reply, and each of its chunks, starts with.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        ctx: Context,
+        body: Sampling,
+        requests: Sequence[GenerationRequest],
+        envelope: dict[str, Any],
+    ) -> None:
+        self.request = request
+        self.ctx = ctx
+        self.generation = Generation(ctx.engine, requests, ctx.metrics, request.state.begin)
+        self.envelope = envelope
+        self.stream = bool(body.stream)
+        self.with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self.completions = len(requests) * requests[0].n
+
+    @abstractmethod
+    async def choices(self) -> list[dict[str, Any]]:
+        """All choices, whole."""
+
+    @abstractmethod
+    def pieces(self) -> AsyncIterator[tuple[dict[str, Any], bool]]:
+        """A part of one choice at a time, and whether it is the very last part of all choices."""
+
+    async def respond(self) -> Response:
+        """The whole reply; the generation is aborted when the client leaves before its end."""
+        handed_over = False
+        try:
+            routed = await sse.until_disconnect(self.request.receive, self.generation.start())
+            headers = routing_headers(routed[0].routing)
+            if self.stream:
+                response = sse.EventStream(self.chunks(), self.generation.close, headers)
+                handed_over = True
+                return response
+            choices = await sse.until_disconnect(self.request.receive, self.choices())
+            usage = self.generation.usage
+            return JSONResponse(
+                {**self.envelope, "choices": choices, "usage": usage, **self.routing()}, headers=headers
+            )
+        finally:
+            if not handed_over:
+                await self.generation.close()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Server-sent events; the first and the last carry `routing`, and an error is an event too."""
+        null_usage = {"usage": None} if self.with_usage else {}
+        first = True
+        try:
+            async for choice, last in self.pieces():
+                edge = first or (last and not self.with_usage)
+                first = False
+                routing = self.routing() if edge else {}
+                yield sse.event({**self.envelope, "choices": [choice], **null_usage, **routing})
+            if self.with_usage:
+                usage = self.generation.usage
+                yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})
+        except Exception as error:
+            failed = body_of(error, self.request.state.request_id)
+            self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
+            yield sse.event(failed)
+        yield sse.DONE
+
+    def routing(self, prompt: int = 0) -> dict[str, Any]:
+        return {"routing": routing_object(self.generation.routed[prompt].routing)}

@@ -1,0 +1,94 @@
+"""`POST /v1/chat/completions`, as OpenAI and vLLM have it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from brainstacks.engine.request import GenerationRequest, TextEvent, TokenLogprob
+from server import sse
+from server.api.answer import Answer
+from server.api.context import Context, Ctx
+from server.composition import resolve
+from server.json_body import JsonRoute
+from server.logprobs import chat_logprobs
+from server.schemas import ChatRequest
+
+routes = APIRouter(route_class=JsonRoute, tags=["inference"])
+
+
+@routes.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
+async def chat_completions(body: ChatRequest, request: Request, ctx: Ctx) -> Response:
+    """Every response carries `routing`: how the answer's stacks were composed."""
+    planned = await sse.until_disconnect(request.receive, _plan(body, request, ctx))
+    return await ChatAnswer(request, ctx, body, planned).respond()
+
+
+async def _plan(body: ChatRequest, request: Request, ctx: Context) -> GenerationRequest:
+    """Check and tokenise; raises before anything runs."""
+    composition = resolve(ctx.engine, body.model, body.routing)
+    ids = await ctx.encode_chat(body.messages)
+    room = ctx.room(ids, "messages")
+    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    max_tokens = max(1, room) if asked is None else asked
+    if max_tokens > room:
+        raise ctx.too_long(len(ids), max_tokens, "messages")
+    sampling = body.sampling(max_tokens, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    ctx.check_sampling(body, sampling)
+    return GenerationRequest(
+        request_id=request.state.request_id,
+        prompt_ids=tuple(ids),
+        sampling=sampling,
+        composition=composition,
+        n=body.n or 1,
+    )
+
+
+class ChatAnswer(Answer):
+    """Choices of messages; streamed, the role of each comes first and its finish reason last."""
+
+    def __init__(self, request: Request, ctx: Context, body: ChatRequest, planned: GenerationRequest) -> None:
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        super().__init__(request, ctx, body, [planned], ctx.envelope(request, kind, "chatcmpl", body.model))
+        self.with_logprobs = bool(body.logprobs)
+
+    async def choices(self) -> list[dict[str, Any]]:
+        events: dict[int, list[TextEvent]] = {}
+        async for _, event in self.generation.texts():
+            events.setdefault(event.index, []).append(event)
+        choices = []
+        for index, ran in sorted(events.items()):
+            content = "".join(event.text for event in ran)
+            choices.append(
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": content, "refusal": None},
+                    "logprobs": self._logprobs([token for event in ran for token in event.logprobs]),
+                    "finish_reason": ran[-1].finish_reason,
+                    "stop_reason": ran[-1].stop_reason,
+                }
+            )
+        return choices
+
+    async def pieces(self) -> AsyncIterator[tuple[dict[str, Any], bool]]:
+        for index in range(self.completions):
+            yield _delta(index, {"role": "assistant", "content": ""}), False
+        unfinished = self.completions
+        async for _, event in self.generation.texts():
+            if event.text or event.logprobs:
+                yield _delta(event.index, {"content": event.text}, self._logprobs(event.logprobs)), False
+            if event.finish_reason is not None:
+                unfinished -= 1
+                end = {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+                yield {**_delta(event.index, {}), **end}, unfinished == 0
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        return chat_logprobs(tokens) if self.with_logprobs else None
+
+
+def _delta(index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}

@@ -1,0 +1,63 @@
+"""`/health`, `/ready`, `/metrics`, `/version`: for whoever runs the server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from server.api.context import Ctx
+
+ANSWER_WITHIN = 5.0
+"""Seconds after which a silent engine thread counts as stuck."""
+
+routes = APIRouter(tags=["operations"])
+
+
+@routes.get("/health", summary="The process lives and its engine answers", response_model=None)
+async def health(ctx: Ctx) -> JSONResponse:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            alive = await ctx.engine.healthy()
+    except TimeoutError:
+        alive = False
+    load = dataclasses.asdict(ctx.engine.load())
+    return JSONResponse({"status": "ok" if alive else "failing", **load}, status_code=200 if alive else 503)
+
+
+@routes.get("/ready", summary="Requests can be served", response_model=None)
+async def ready(ctx: Ctx) -> JSONResponse:
+    """503 while the base, registry or router is not usable, and while draining; `problems` says why."""
+    readiness = ctx.engine.readiness()
+    body = {"ready": readiness.ready, "problems": list(readiness.problems)}
+    if readiness.ready:
+        return JSONResponse(body)
+    return JSONResponse(body, status_code=503, headers={"Retry-After": "1"})
+
+
+@routes.get("/metrics", summary="Prometheus metrics", response_model=None)
+async def metrics(ctx: Ctx) -> Response:
+    return Response(ctx.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@routes.get("/version", summary="What is served, by what", response_model=None)
+async def get_version(ctx: Ctx) -> JSONResponse:
+    model = dataclasses.asdict(ctx.engine.model)
+    return JSONResponse(
+        {"version": server_version(), "generation": ctx.engine.generation, "model": model, **_limits(ctx)}
+    )
+
+
+def server_version() -> str:
+    try:
+        return version("brainstacks")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+checkout"
+
+
+def _limits(ctx: Ctx) -> dict[str, int]:
+    return {"max_body_bytes": ctx.settings.max_body_bytes, "max_upload_bytes": ctx.settings.max_upload_bytes}

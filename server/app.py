@@ -1,0 +1,69 @@
+"""The HTTP application, assembled from its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware import Middleware
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from brainstacks.engine.interface import Engine
+from server import errors
+from server.api import admin, chat, completions, health, models, routing, tokenize
+from server.api.context import Context
+from server.auth import Auth
+from server.body_limit import BodyLimit
+from server.json_body import JsonRoute
+from server.metrics import Metrics
+from server.request_context import RequestContext
+from server.schemas import ErrorReply
+from server.settings import Settings
+
+INSPECTOR = Path(__file__).parent / "inspector"
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """One server over `engine`, which the caller opens and closes.
+
+    A request passes, in this order: its id and last-resort reply, the keys, the limits, the routes.
+    """
+    context = Context(engine, settings, Metrics(engine))
+    app = FastAPI(
+        title="Brainstacks",
+        summary="Inference over composed MoE-LoRA stacks",
+        version=health.server_version(),
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would answer before the path has one meaning
+        responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
+        middleware=[
+            Middleware(RequestContext, metrics=context.metrics),
+            Middleware(Auth, settings=settings),
+            Middleware(BodyLimit, settings=settings),
+        ],
+    )
+    app.state.context = context
+    errors.install(app)
+    for part in (completions, chat, routing, models, tokenize, admin, health):
+        app.include_router(part.routes)
+    app.include_router(_inspector())
+    app.mount("/inspector", StaticFiles(directory=INSPECTOR), name="inspector")
+    return app
+
+
+def _inspector() -> APIRouter:
+    page = APIRouter(route_class=JsonRoute, include_in_schema=False)
+
+    @page.get("/", response_model=None)
+    async def inspector() -> FileResponse:
+        return FileResponse(INSPECTOR / "index.html", headers=PAGE_HEADERS)
+
+    return page

@@ -1,0 +1,117 @@
+"""Who may call what, decided on the path as it came over the wire, before anything is routed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from typing import Literal
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import RequestRefused, reply
+from server.settings import Settings
+
+Area = Literal["open", "inference", "admin"]
+
+INFERENCE = frozenset({"v1", "tokenize", "detokenize"})
+
+_SEPARATOR = re.compile(r"[/\\;\x00-\x20\x7f]")
+"""What one system or another takes for the end of a path's segment."""
+
+HOW_TO = "No admin key is configured, so /admin is closed. Start the server with BRAINSTACKS_ADMIN_KEY set"
+
+
+class Auth:
+    """ASGI middleware: Bearer keys for the inference routes and, separately, for the admin routes.
+
+    Only digests of the keys are kept, and every comparison takes the same time whatever the guess.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.api_keys = [_digest(key.get_secret_value().encode()) for key in settings.api_key]
+        self.admin_keys = (
+            [_digest(settings.admin_key.get_secret_value().encode())] if settings.admin_key else []
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self.check(scope)
+            except RequestRefused as error:
+                await reply(scope, error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def check(self, scope: Scope) -> None:
+        """Raises RequestRefused: 401 without the right key, 403 for a closed area, 400 for a crooked path."""
+        raw = scope.get("raw_path") or scope["path"].encode()
+        area, plain = classify(raw.decode("latin-1"), scope["path"])
+        if area == "admin":
+            if not self.admin_keys:
+                raise RequestRefused(403, HOW_TO, code="admin_disabled")
+            self._require(scope, self.admin_keys, "the admin key")
+            if not plain:
+                raise RequestRefused(
+                    400,
+                    "This path has an empty, dotted or encoded-slash segment; "
+                    "names are made of a-z, 0-9, '.', '_' and '-', with a letter or a digit first",
+                    code="invalid_path",
+                )
+        elif area == "inference" and self.api_keys:
+            self._require(scope, self.api_keys, "an API key")
+
+    def _require(self, scope: Scope, keys: list[bytes], what: str) -> None:
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, given = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+        guess = _digest(given.strip())
+        # A list, not a generator: every key is compared, so time does not tell which one matched.
+        matches = [hmac.compare_digest(guess, key) for key in keys]
+        if scheme.lower() == b"bearer" and any(matches):
+            return
+        wrong = "is not known" if values else "is missing"
+        raise RequestRefused(
+            401,
+            f"The key {wrong}; send {what} as 'Authorization: Bearer KEY'",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def classify(raw_path: str, path: str) -> tuple[Area, bool]:
+    """The area that guards a path, and whether the path is plain.
+
+    A plain path means one thing to every reader: no empty segment, none that ends in a dot, no encoded
+    slash, no separator of other systems, no double encoding, no scheme in front. It belongs to the area of
+    its first segment. Any other path belongs to the admin area if any reading of it names that: whoever
+    decodes, normalises or proxies it afterwards cannot open what was closed here.
+
+    Args:
+        raw_path: as it came over the wire, percent-encoded.
+        path: decoded once, which is what routes are matched with.
+    """
+    decoded = raw_path
+    for _ in range(8):  # what is encoded deeper still is not plain, as it differs from `path`
+        decoded = unquote(decoded, errors="replace")
+    start, *segments = decoded.split("/")
+    if len(segments) > 1 and segments[-1] == "":
+        segments.pop()  # a trailing slash
+    plain = (
+        start == ""
+        and decoded == path
+        and raw_path.count("/") == decoded.count("/")
+        and not _SEPARATOR.search(decoded.replace("/", ""))
+        and all(segment and not segment.endswith(".") for segment in segments)
+    )
+    names = {part.casefold().strip(".") for reading in (decoded, path) for part in _SEPARATOR.split(reading)}
+    if plain:
+        names = {segments[0].casefold()}
+    if "admin" in names:
+        return "admin", plain
+    return ("inference" if names & INFERENCE else "open"), plain
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

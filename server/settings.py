@@ -1,0 +1,114 @@
+"""Every option, once: each is a flag (`--max-queue`) and a variable (`BRAINSTACKS_MAX_QUEUE`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Serve composed MoE-LoRA stacks over an OpenAI-compatible API.
+
+    Every flag can be set in the environment as BRAINSTACKS_<FLAG>; secrets are best given that way,
+    because a process's arguments are visible to other users of the machine.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="BRAINSTACKS_",
+        env_ignore_empty=True,
+        cli_prog_name="brainstacks-serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    base: str = Field(
+        default="packaged:smollm2-135m-instruct",
+        description="base model: a directory, a hub id, a .gguf file, or packaged:smollm2-135m-instruct",
+    )
+    registry: str = Field(
+        default="stacks_registry", description="registry of stacks and routers: a directory or a URL"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        default="nf4", description="how the base is held in memory"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the base runs")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="computing type; the base's own when left out"
+    )
+    deterministic: bool = Field(
+        default=False, description="the same answer bit for bit, whatever else is in the batch; costs speed"
+    )
+
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="key for the inference routes; repeat it, or separate by commas; none leaves them open",
+    )
+    admin_key: SecretStr | None = Field(
+        default=None, description="key for /admin; without one /admin is closed"
+    )
+
+    drain_timeout: float = Field(
+        default=30.0, ge=0, description="seconds that running requests get after SIGTERM"
+    )
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, description="largest JSON body")
+    max_upload_bytes: int = Field(default=2 << 30, ge=1024, description="largest stack or router file")
+    max_header_bytes: int = Field(
+        default=32 << 10, ge=1024, description="most bytes of headers in one request"
+    )
+    body_grace: float = Field(
+        default=20.0,
+        gt=0,
+        description="seconds a body may take beyond what 16 KiB/s would; a slower one is closed",
+    )
+    upload_dir: Path | None = Field(
+        default=None, description="where uploads are held until published; system's default"
+    )
+
+    max_batch_size: int = Field(default=16, ge=1, description="most sequences that one step advances")
+    max_queue: int = Field(default=256, ge=1, description="most requests that wait; further ones get 429")
+    max_context: int | None = Field(
+        default=None, ge=1, description="most tokens of prompt + completion; the base's own"
+    )
+    max_prefill_tokens: int = Field(
+        default=1024, ge=1, description="most prompt tokens that one step computes"
+    )
+    kv_cache_tokens: int = Field(
+        default=32768, ge=1, description="KV cache slots, in tokens, over all sequences"
+    )
+    routing_records: int = Field(default=1024, ge=1, description="how many recent routing records are kept")
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            _check_key(key)
+        return keys
+
+    @field_validator("admin_key")
+    @classmethod
+    def _check_admin_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None:
+            _check_key(key)
+        return key
+
+
+def _check_key(key: SecretStr) -> None:
+    """A key that no header could carry, or that guards nothing, is refused at the start."""
+    text = key.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a key is one or more printable ASCII characters without spaces or commas")

@@ -1,0 +1,276 @@
+"""A small engine without tensors: bytes are tokens, the answer is a script.
+
+It keeps the promises of `brainstacks.engine.interface` that the HTTP layer relies on, and records what it
+was asked. It can be told to raise, and to hold at an event, which is how tests meet it in the middle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Published, Readiness, RouterStatus
+from brainstacks.engine.request import (
+    CompositionRequest,
+    Event,
+    FinishReason,
+    GenerationRequest,
+    RoutedEvent,
+    Routing,
+    StackRef,
+    TextEvent,
+    TokenLogprob,
+)
+from brainstacks.errors import DomainNotFound, RecordNotFound, StaleGeneration, Unavailable, VersionNotFound
+
+EOS = 256
+USER, ASSISTANT, SYSTEM = 257, 258, 259
+VOCAB = 260
+FLOOR = 0.12
+
+
+class ByteTokenizer:
+    """Ids 0..255 are bytes; 256.. are special tokens, which no text can produce."""
+
+    names: Mapping[int, str] = {EOS: "<eos>", USER: "<user>", ASSISTANT: "<assistant>", SYSTEM: "<system>"}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        roles = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
+        ids = [i for each in messages for i in (roles[each["role"]], *each["content"].encode())]
+        return [*ids, ASSISTANT] if add_generation_prompt else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        kept = [i for i in ids if not (skip_special_tokens and i >= EOS)]
+        return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.names[token_id].encode() if token_id >= EOS else bytes([token_id])
+
+
+class FakeEngine:
+    """Answers every prompt with `reply`, one byte a token, completion i with i exclamation marks behind it.
+
+    Attributes:
+        refuse: raised by the first `anext` of every generation.
+        fail_after: (tokens, error): raised after that many tokens.
+        hold: when set, generations wait for it after their first token.
+        reached: set once a generation waits at `hold`.
+        requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
+    """
+
+    def __init__(self, domains: Sequence[str] = ("chat", "math"), reply: str = "Hello, wörld") -> None:
+        self.model = ModelInfo("tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000)
+        self.tokenizer = ByteTokenizer()
+        self.generation = 7
+        self.names = list(domains)
+        self.versions = dict.fromkeys(domains, 1)
+        self.reply = reply
+        self.ready = Readiness(True)
+        self.alive = True
+        self.refuse: Exception | None = None
+        self.refuse_publish: Exception | None = None
+        self.fail_after: tuple[int, BaseException] | None = None
+        self.hold: asyncio.Event | None = None
+        self.reached = asyncio.Event()
+        self.requests: list[GenerationRequest] = []
+        self.aborted: list[str] = []
+        self.records: list[Routing] = []
+        self.uploads: dict[str, bytes] = {}
+        self.upload_paths: list[Path] = []
+        self.digests: dict[str, str] = {}
+        self.drained: float | None = None
+        self.closed = False
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        self.requests.append(request)
+        if self.drained is not None:
+            raise Unavailable("The server is draining; ask another", retry_after=5)
+        if self.refuse is not None:
+            raise self.refuse
+        finished = False
+        try:
+            routing = self._compose(request.request_id, request.composition)
+            self.records.insert(0, routing)
+            yield RoutedEvent(routing, len(request.prompt_ids), self._prompt_logprobs(request))
+            for index in range(request.n):
+                async for event in self._completion(request, index):
+                    yield event
+            finished = True
+        finally:
+            if not finished:
+                self.aborted.append(request.request_id)
+
+    async def _completion(self, request: GenerationRequest, index: int) -> AsyncIterator[TextEvent]:
+        sampling = request.sampling
+        ids = list((self.reply + "!" * index).encode())
+        reason: FinishReason = "stop" if len(ids) < sampling.max_tokens else "length"
+        ids = ids[: sampling.max_tokens]
+        pending = b""
+        for count, token_id in enumerate(ids, start=1):
+            if self.fail_after is not None and count > self.fail_after[0]:
+                raise self.fail_after[1]
+            if self.hold is not None and count == 2:
+                self.reached.set()
+                await self.hold.wait()
+            pending += bytes([token_id])
+            try:
+                text, pending = pending.decode(), b""
+            except UnicodeDecodeError:  # the middle of a character: it comes with its last byte
+                text = ""
+            last = count == len(ids)
+            yield TextEvent(
+                index=index,
+                text=text,
+                token_ids=(token_id,),
+                logprobs=() if sampling.logprobs is None else (self.logprob(token_id, sampling.logprobs),),
+                finish_reason=reason if last else None,
+                completion_tokens=count,
+                cumulative_logprob=-0.5 * count / (index + 1),
+            )
+        if not ids:
+            yield TextEvent(index=index, text="", finish_reason="length")
+
+    def logprob(self, token_id: int, top: int) -> TokenLogprob:
+        others = tuple(self.logprob((token_id + i) % 128, 0) for i in range(top))
+        return TokenLogprob(
+            token_id,
+            -0.5 - token_id / 1000,
+            self.tokenizer.token_text(token_id),
+            self.tokenizer.token_bytes(token_id),
+            others,
+        )
+
+    def _prompt_logprobs(self, request: GenerationRequest) -> tuple[TokenLogprob | None, ...] | None:
+        top = request.sampling.prompt_logprobs
+        if top is None:
+            return None
+        return (None, *(self.logprob(token_id, top) for token_id in request.prompt_ids[1:]))
+
+    def _compose(self, request_id: str, composition: CompositionRequest) -> Routing:
+        routed = composition.mode == "routed"
+        probabilities = {name: 0.9 / (i + 1) for i, name in enumerate(self.names)} if routed else None
+        weights: Mapping[str, float] = {
+            "routed": {name: p if p > FLOOR else 0.0 for name, p in (probabilities or {}).items()},
+            "base": {},
+            "ungated": dict.fromkeys(self.names, 1.0),
+            "fixed": dict(composition.weights),
+        }[composition.mode]
+        heaviest = sorted(weights, key=lambda name: -abs(weights[name]))[: composition.top]
+        active = tuple(name for name in self.names if name in heaviest and weights[name])
+        stacks = {name: StackRef(self.versions[name], f"digest-{name}") for name in active}
+        return Routing(
+            request_id, composition.mode, probabilities, weights, active, stacks, 1.5 if routed else 0.0,
+            1_700_000_001.0, self.generation,
+        )  # fmt: skip
+
+    async def route(
+        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
+    ) -> Routing:
+        if self.refuse is not None:
+            raise self.refuse
+        return self._compose(request_id, composition)
+
+    def routing_record(self, request_id: str) -> Routing:
+        for record in self.records:
+            if record.request_id == request_id:
+                return record
+        raise RecordNotFound(f"There is no record of {request_id!r}; it may be too old")
+
+    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
+        found = [record for record in self.records if domain is None or domain in record.weights]
+        return [r for r in found if active is None or (domain in r.active) == active]
+
+    def domains(self) -> list[DomainStatus]:
+        return [self.domain(name) for name in self.names]
+
+    def domain(self, name: str) -> DomainStatus:
+        if name not in self.names:
+            raise DomainNotFound(f"There is no domain {name!r}")
+        version = {"version": 1, "digest": f"digest-{name}", "bytes": 100, "created": 1_700_000_000}
+        return DomainStatus(
+            name, self.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100, "device", False, True, 0
+        )
+
+    def router(self) -> RouterStatus | None:
+        return (
+            RouterStatus(1, "digest-router", tuple(self.names), {"gate_threshold": FLOOR})
+            if self.names
+            else None
+        )
+
+    def manifest(self) -> Mapping[str, Any]:
+        return {"generation": self.generation, "domains": list(self.names)}
+
+    async def publish_stack(
+        self, domain: str, file: Path, *, expected_generation: int | None = None
+    ) -> Published:
+        published = await self._publish(domain, file, expected_generation)
+        if domain not in self.names:
+            self.names.append(domain)
+            self.versions[domain] = 1
+        return published
+
+    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
+        return await self._publish("router", file, expected_generation)
+
+    async def _publish(self, name: str, file: Path, expected: int | None) -> Published:
+        self.upload_paths.append(file)
+        if self.refuse_publish is not None:
+            raise self.refuse_publish
+        self._expect(expected)
+        self.uploads[name] = file.read_bytes()
+        digest = hashlib.sha256(self.uploads[name]).hexdigest()
+        created = self.digests.get(name) != digest
+        self.digests[name] = digest
+        self.generation += created
+        return Published(name, 1, digest, self.generation, created)
+
+    async def activate_stack(
+        self, domain: str, version: int, *, expected_generation: int | None = None
+    ) -> Published:
+        self._expect(expected_generation)
+        if version != 1:
+            raise VersionNotFound(f"{self.domain(domain).domain!r} has no version {version}; it has 1")
+        return Published(domain, version, f"digest-{domain}", self.generation, False)
+
+    async def delete_stack(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        self._expect(expected_generation)
+        status = self.domain(domain)
+        self.names.remove(domain)
+        self.generation += 1
+        return Published(domain, status.version, status.digest, self.generation, False)
+
+    def _expect(self, generation: int | None) -> None:
+        if generation not in (None, self.generation):
+            raise StaleGeneration(f"The generation is {self.generation}, not {generation}; read it again")
+
+    async def reload(self) -> int:
+        return self.generation
+
+    def load(self) -> Load:
+        return Load(1, 2, 30, 400)
+
+    async def healthy(self) -> bool:
+        return self.alive
+
+    def readiness(self) -> Readiness:
+        return Readiness(False, ("draining",)) if self.drained is not None else self.ready
+
+    async def drain(self, timeout: float) -> None:
+        self.drained = timeout
+
+    async def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx2
+import pytest
+
+from brainstacks.engine.interface import Readiness
+from server.api import health
+from tests.server.conftest import error_of
+from tests.server.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_health_is_200_while_the_engine_answers_and_503_when_not(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    reply = await client.get("/health")
+    assert reply.status_code == 200
+    assert reply.json() == {
+        "status": "ok",
+        "running": 1,
+        "waiting": 2,
+        "kv_tokens_used": 30,
+        "kv_tokens_total": 400,
+    }
+    engine.alive = False
+    assert (await client.get("/health")).status_code == 503
+
+
+async def test_an_engine_thread_that_hangs_is_503_and_not_a_hanging_request(
+    client: httpx2.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang() -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(engine, "healthy", hang)
+    monkeypatch.setattr(health, "ANSWER_WITHIN", 0.01)
+    assert (await client.get("/health")).status_code == 503
+
+
+async def test_ready_tells_why_not_and_what_is_degraded(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    assert (await client.get("/ready")).json() == {"ready": True, "problems": []}
+    engine.ready = Readiness(True, ("chat version 2 is corrupt",))
+    degraded = await client.get("/ready")
+    assert degraded.status_code == 200
+    assert degraded.json()["problems"] == ["chat version 2 is corrupt"]
+    engine.ready = Readiness(False, ("no router",))
+    assert (await client.get("/ready")).status_code == 503
+
+
+async def test_while_draining_ready_and_new_work_are_503_with_retry_after_and_health_is_200(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    await engine.drain(1)
+    assert (await client.get("/health")).status_code == 200
+    ready = await client.get("/ready")
+    work = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+    error_of(work, 503)
+    assert ready.status_code == 503
+    assert "retry-after" in ready.headers
+    assert work.headers["retry-after"] == "5"
+
+
+async def test_version_names_the_base_and_the_generation(client: httpx2.AsyncClient) -> None:
+    body = (await client.get("/version")).json()
+    assert body["version"]
+    assert body["generation"] == 7
+    assert body["model"]["name"] == "tiny"
+    assert body["model"]["fingerprint"] == "f" * 64

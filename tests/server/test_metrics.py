@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from brainstacks.errors import EngineFailure
+from server.app import create_app
+from server.settings import Settings
+from tests.server.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def value(app: FastAPI, name: str, **labels: str) -> float | None:
+    count: float | None = app.state.context.metrics.registry.get_sample_value(f"brainstacks_{name}", labels)
+    return count
+
+
+async def test_a_request_is_counted_in_tokens_times_and_domains(
+    client: httpx2.AsyncClient, app: FastAPI
+) -> None:
+    await client.post("/v1/chat/completions", json=CHAT)
+    await client.post("/v1/chat/completions", json={**CHAT, "model": "tiny:math", "n": 2, "stream": True})
+    assert value(app, "prompt_tokens_total") == 8
+    assert value(app, "completion_tokens_total") == 13 + 13 + 14
+    assert value(app, "time_to_first_token_seconds_count") == 3
+    assert value(app, "inter_token_seconds_count") == 12 + 12 + 13
+    assert value(app, "request_seconds_count") == 3
+    assert value(app, "domain_activations_total", domain="chat") == 1
+    assert value(app, "domain_activations_total", domain="math") == 2
+    assert value(app, "domain_weight_bucket", domain="math", le="0.5") == 1
+    assert value(app, "domain_weight_bucket", domain="math", le="1.0") == 2
+    assert value(app, "router_seconds_count") == 1
+    assert value(app, "router_seconds_sum") == pytest.approx(0.0015)
+    assert value(app, "routed_requests_total", mode="fixed") == 1
+    assert value(app, "http_responses_total", status="200") == 2
+    assert value(app, "aborts_total") == 0
+
+
+async def test_gauges_are_the_engines_own_at_the_scrape(client: httpx2.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    for line in (
+        "brainstacks_running 1.0",
+        "brainstacks_waiting 2.0",
+        "brainstacks_kv_tokens_used 30.0",
+        "brainstacks_kv_tokens_total 400.0",
+        "brainstacks_registry_generation 7.0",
+        'brainstacks_stack_bytes{tier="device"} 200.0',
+        'brainstacks_stack_bytes{tier="disk"} 0.0',
+    ):
+        assert line in text.splitlines()
+
+
+async def test_errors_are_counted_by_code_also_in_the_middle_of_a_stream(
+    client: httpx2.AsyncClient, app: FastAPI, engine: FakeEngine
+) -> None:
+    await client.get("/nope")
+    await client.get("/admin/stacks")
+    await client.post("/v1/chat/completions", json={**CHAT, "nope": 1})
+    engine.fail_after = (1, EngineFailure("The step failed"))
+    await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    codes = ("not_found", "invalid_api_key", "unsupported_parameter", "engine_failure")
+    assert [value(app, "errors_total", code=code) for code in codes] == [1, 1, 1, 1]
+
+
+async def test_a_client_cannot_grow_the_number_of_series(client: httpx2.AsyncClient, app: FastAPI) -> None:
+    def series() -> int:
+        return sum(len(family.samples) for family in app.state.context.metrics.registry.collect())
+
+    async def hostile(text: str) -> None:
+        await client.get(f"/{text}")
+        await client.request(text.upper(), "/health")
+        await client.post("/v1/completions", json={"model": text, "prompt": "x", text: 1})
+        routing = {"mode": "fixed", "weights": {text: 1.0}}
+        await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "routing": routing})
+
+    await hostile("first")
+    before = series()
+    for i in range(20):
+        await hostile(f"other{i}")
+    assert series() == before
+
+
+async def test_two_apps_do_not_share_their_counters(client: httpx2.AsyncClient, app: FastAPI) -> None:
+    other = create_app(FakeEngine(), Settings())
+    await client.post("/v1/chat/completions", json=CHAT)
+    assert value(app, "prompt_tokens_total") == 4
+    assert value(other, "prompt_tokens_total") == 0

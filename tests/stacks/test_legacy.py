@@ -1,0 +1,319 @@
+"""The published .pt layout becomes stack and router files, or is refused by name; no code in it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from brainstacks.config import PROJECTIONS
+from brainstacks.errors import InvalidArtifact
+from brainstacks.stacks.artifact import BaseIdentity, check_base, read_stack_metadata
+from brainstacks.stacks.legacy import import_reference
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import read_router_metadata
+from brainstacks.stacks.tensors import load_router_tensors, load_stack_tensors
+
+REFERENCE = Path(
+    os.environ.get("BRAINSTACKS_REFERENCE_FIXTURE", Path(__file__).parents[1] / "fixtures" / "reference")
+)
+DIMS = {
+    "q_proj": (32, 32),
+    "k_proj": (32, 16),
+    "v_proj": (32, 16),
+    "o_proj": (32, 32),
+    "gate_proj": (32, 48),
+    "up_proj": (32, 48),
+    "down_proj": (48, 32),
+}
+BASE = BaseIdentity("fixture", "f" * 64, "LlamaForCausalLM", layers=2, dims=DIMS, hidden_size=32)
+KEY = "model.layers.1.mlp.up_proj.active_stack"
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A copy of the reference without its base, free to be spoilt."""
+    shutil.copytree(REFERENCE, tmp_path / "published", ignore=shutil.ignore_patterns("base", "expected*"))
+    for path in (tmp_path / "published").rglob("*"):
+        path.chmod(0o755)
+    return tmp_path / "published"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry", create=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    value = torch.load(path, weights_only=True)
+    assert isinstance(value, dict)
+    return value
+
+
+def edit_manifest(published: Path, change: Any) -> None:
+    path = published / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def refused(published: Path, registry: Registry, message: str, **options: Any) -> None:
+    """The import is refused with `message` and nothing was published."""
+    with pytest.raises(InvalidArtifact, match=message):
+        import_reference(published, BASE, registry, note=lambda _: None, **options)
+    assert registry.reload().generation == 0
+
+
+def test_every_published_tensor_arrives_in_its_place(registry: Registry) -> None:
+    import_reference(REFERENCE, BASE, registry, note=lambda _: None)
+    manifest = json.loads((REFERENCE / "manifest.json").read_text())
+    for domain in manifest["domains"]:
+        version = registry.snapshot().domain(domain["name"]).current
+        tensors = load_stack_tensors(registry.blob_path(version.digest))
+        assert version.rounds == len(domain["stack_files"])
+        assert len(tensors) == version.rounds * 2 * 7 * 3
+        for number, file in enumerate(domain["stack_files"]):
+            source = read(REFERENCE / file)
+            for key, tensor in source.items():
+                _, _, layer, _, projection, _, name = key.split(".", 6)
+                place = f"rounds.{number}.layers.{layer}.{projection}"
+                if name.startswith("experts."):
+                    expert, part = int(name.split(".")[1]), name.split(".")[2]
+                    rows = slice(16 * expert, 16 * expert + 16)
+                    stacked = tensors[f"{place}.{part}"]
+                    assert torch.equal(stacked[rows] if part == "A" else stacked[:, rows], tensor), key
+                elif name == "router.weight":
+                    assert torch.equal(tensors[f"{place}.gate"], tensor), key
+                else:
+                    assert name == "noise_linear.weight"
+
+
+def test_stacks_carry_all_that_rebuilds_them_in_the_manifests_order(registry: Registry) -> None:
+    results = import_reference(REFERENCE, BASE, registry, note=lambda _: None)
+    assert [result.name for result in results] == ["chat", "code", "math", "router"]
+    assert list(registry.snapshot().domains) == ["chat", "code", "math"]
+    metadata = read_stack_metadata(registry.blob_path(results[2].digest))
+    check_base(metadata, BASE.fingerprint, BASE.dims, BASE.layers)
+    config = metadata.config
+    assert (config.rank, config.alpha, config.experts, config.top_k, config.scaling) == (16, 16.0, 4, 2, 4.0)
+    assert (config.projections, config.layers) == (PROJECTIONS, 2)
+    assert [(p.domain, p.digest) for p in metadata.predecessors] == [(r.name, r.digest) for r in results[:2]]
+    assert metadata.losses == (
+        {"round": 0, "before": 2.0, "after": 1.0},
+        {"round": 1, "before": 1.0, "after": 1.0},
+    )
+    assert registry.verify() == []
+
+
+def test_the_router_is_bound_to_the_digests_just_published(registry: Registry) -> None:
+    notes: list[str] = []
+    *stacks, router = import_reference(REFERENCE, BASE, registry, note=notes.append)
+    path = registry.blob_path(router.digest)
+    metadata = read_router_metadata(path)
+    assert metadata.stacks == {stack.name: stack.digest for stack in stacks}
+    config = metadata.config
+    assert (config.domains, config.token_dim, config.hidden_dim) == (("chat", "code", "math"), 32, 512)
+    assert (config.sequence_length, config.mid_weight, config.last_weight) == (256, 0.45, 0.55)
+    assert (config.floors, config.gate_threshold) == ({"chat": 0.2}, 0.12)
+    state = read(REFERENCE / "meta_router.pt")["state_dict"]
+    loaded = load_router_tensors(path)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert any("first 256 tokens" in line for line in notes)
+
+
+def test_importing_again_changes_nothing(registry: Registry) -> None:
+    import_reference(REFERENCE, BASE, registry, note=lambda _: None)
+    again = import_reference(REFERENCE, BASE, registry, note=lambda _: None)
+    assert [result.created for result in again] == [False] * 4
+    assert registry.generation == 4
+
+
+def test_a_directory_without_a_router_gives_stacks_only(published: Path, registry: Registry) -> None:
+    notes: list[str] = []
+    (published / "meta_router.pt").unlink()
+    import_reference(published, BASE, registry, note=notes.append)
+    assert registry.snapshot().router is None
+    assert any("no router" in line for line in notes)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.language_model.layers", "language_model.model.layers", "base_model.model.model.layers"]
+)
+def test_multimodal_paths_are_mapped_and_vision_layers_dropped_aloud(
+    published: Path, registry: Registry, prefix: str
+) -> None:
+    path = published / "code" / "stack_1.pt"
+    state = {key.replace("model.layers", prefix): tensor for key, tensor in read(path).items()}
+    vision = "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.active_stack"
+    state[f"{vision}.router.weight"] = torch.zeros(4, 8)
+    state[f"{vision}.experts.0.A.weight"] = torch.zeros(16, 8)
+    torch.save(state, path)
+    plain = Registry(published / "plain", create=True)
+    import_reference(REFERENCE, BASE, plain, note=lambda _: None)
+    notes: list[str] = []
+    import_reference(published, BASE, registry, note=notes.append)
+    assert registry.snapshot().domain("code").current.digest == plain.snapshot().domain("code").current.digest
+    assert (
+        "code/stack_1.pt: dropped 2 tensors of vision or audio layers, which text serving has no use for"
+        in notes
+    )
+
+
+def edit(published: Path, change: Any, file: str = "code/stack_1.pt") -> None:
+    state = read(published / file)
+    change(state)
+    torch.save(state, published / file)
+
+
+@pytest.mark.parametrize("name", ["experts.0.A", "experts.1.B", "experts.3.B", "router"])
+def test_a_missing_key_is_named(published: Path, registry: Registry, name: str) -> None:
+    edit(published, lambda state: state.pop(f"{KEY}.{name}.weight"))
+    refused(published, registry, f"code/stack_1.pt, up_proj of layer 1 lacks '{name}.weight'")
+
+
+def test_a_missing_expert_is_not_taken_for_a_smaller_stack(published: Path, registry: Registry) -> None:
+    edit(published, lambda state: state.pop(f"{KEY}.experts.3.A.weight"))
+    refused(published, registry, "up_proj of layer 1 lacks 'experts.3.A.weight'")
+
+
+def test_a_missing_module_or_layer_is_named(published: Path, registry: Registry) -> None:
+    edit(published, lambda state: [state.pop(key) for key in list(state) if key.startswith(KEY)])
+    refused(published, registry, "nothing for up_proj of layer 1")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (f"{KEY}.experts.4.B.weight", "experts.4.B"),
+        (f"{KEY}.experts.0.C.weight", "experts.0.C"),
+        (f"{KEY}.router.bias", "router.bias"),
+        ("model.layers.1.mlp.up_proj.weight", "unknown key"),
+        ("model.layers.0.self_attn.out_proj.active_stack.router.weight", "out_proj"),
+        (
+            "model.layers.2.mlp.up_proj.active_stack.router.weight",
+            "up_proj of layer 2; the base has 2 layers",
+        ),
+        ("other.layers.1.mlp.up_proj.active_stack.router.weight", "unknown key 'other"),
+        ("model.language_model.layers.1.mlp.up_proj.active_stack.router.weight", "has both"),
+    ],
+)
+def test_an_extra_key_is_named(published: Path, registry: Registry, key: str, message: str) -> None:
+    edit(published, lambda state: state.update({key: torch.zeros(4, 32)}))
+    refused(published, registry, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("experts.0.A", (1, 32)),
+        ("experts.0.A", (16, 1)),
+        ("experts.2.B", (1, 16)),
+        ("router", (1, 32)),
+        ("router", (4, 1)),
+        ("noise_linear", (4, 31)),
+    ],
+)
+def test_a_shape_that_would_broadcast_is_refused(
+    published: Path, registry: Registry, name: str, shape: tuple[int, int]
+) -> None:
+    edit(published, lambda state: state.update({f"{KEY}.{name}.weight": torch.zeros(shape)}))
+    refused(published, registry, rf"'{name}.weight' is torch.float32 \[{shape[0]}, {shape[1]}\]")
+
+
+def test_a_value_that_is_not_finite_is_refused(published: Path, registry: Registry) -> None:
+    edit(published, lambda state: state[f"{KEY}.router.weight"].fill_(float("nan")))
+    refused(published, registry, "'rounds.0.layers.1.up_proj.gate' holds NaN")
+
+
+def test_a_rank_that_is_not_the_files_is_refused(published: Path, registry: Registry) -> None:
+    refused(
+        published,
+        registry,
+        r"'experts.0.A.weight' is torch.float32 \[16, 32\]; it needs floats \[8, 32\]",
+        rank=8,
+    )
+
+
+def test_another_base_is_refused(published: Path, registry: Registry) -> None:
+    narrow = dataclasses.replace(BASE, dims=DIMS | {"up_proj": (32, 64)})
+    with pytest.raises(InvalidArtifact, match=r"up_proj of layer 0: 'experts.0.B.weight'"):
+        import_reference(published, narrow, registry, note=lambda _: None)
+
+
+class Canary:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+        return (os.mkdir, (self.path, 0o755))
+
+
+@pytest.mark.parametrize("file", ["code/stack_1.pt", "meta_router.pt"])
+def test_code_in_a_pickle_never_runs(published: Path, registry: Registry, tmp_path: Path, file: str) -> None:
+    torch.save({"state_dict": Canary(str(tmp_path / "canary"))}, published / file)
+    refused(published, registry, "is not a file of plain tensors")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_files_that_are_no_pt_are_refused(published: Path, registry: Registry) -> None:
+    for content in (b"", b"text", (published / "code" / "stack_1.pt").read_bytes()[:1000]):
+        (published / "code" / "stack_1.pt").write_bytes(content)
+        refused(published, registry, "is not a file of plain tensors")
+    torch.save([1], published / "code" / "stack_1.pt")
+    refused(published, registry, "holds a list")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["domains"][1].update(stack_files=["../../etc/passwd"]), "not a file in the directory"),
+        (lambda d: d["domains"][1].update(stack_files=["/etc/passwd"]), "not a file in the directory"),
+        (lambda d: d["domains"][1].update(stack_files=["code/stack_9.pt"]), "not a file in the directory"),
+        (lambda d: d["domains"][1].update(stack_files=[]), "no stack_files"),
+        (lambda d: d["domains"][1].update(name="../x"), "cannot name a domain"),
+        (lambda d: d["domains"][1].update(name="chat"), "lists each once"),
+        (lambda d: d["domains"][1].update(num_inner_stacks=2), "num_inner_stacks 2"),
+        (lambda d: d.update(total_stacks=4), "total_stacks 4"),
+        (lambda d: d.update(domains=[]), "one at least"),
+        (lambda d: d.pop("domains"), "lacks the field 'domains'"),
+    ],
+)
+def test_a_manifest_that_does_not_agree_with_its_files_is_refused(
+    published: Path, registry: Registry, change: Any, message: str
+) -> None:
+    edit_manifest(published, change)
+    refused(published, registry, message)
+
+
+def test_a_directory_without_a_manifest_is_refused(tmp_path: Path, registry: Registry) -> None:
+    refused(tmp_path, registry, "has no manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["state_dict"].pop("out.bias"), "'out.bias' is missing"),
+        (lambda s: s["state_dict"].pop("global_query"), "global_query"),
+        (lambda s: s["state_dict"].update({"extra": torch.zeros(1)}), "1 tensors too many"),
+        (lambda s: s["state_dict"].update({"ff.4.bias": torch.zeros(1)}), "'ff.4.bias' has shape"),
+        (lambda s: s["state_dict"].update({"out.bias": 3}), "'out.bias'"),
+        (lambda s: s.pop("state_dict"), "state_dict"),
+        (lambda s: s.update(domain_names=["chat", "code", "law"]), "routes to"),
+        (lambda s: s.update(domain_names=[]), "n_domains 3"),
+        (lambda s: s.update(token_dim=64), "token_dim 64"),
+        (lambda s: s.pop("chat_floor"), "chat_floor None"),
+        (lambda s: s.update(gate_threshold=2.0), "gate_threshold is 2.0"),
+    ],
+)
+def test_an_unsound_router_is_refused_before_any_stack_is_published(
+    published: Path, registry: Registry, change: Any, message: str
+) -> None:
+    edit(published, change, "meta_router.pt")
+    refused(published, registry, message)

@@ -1,0 +1,314 @@
+"""Versions, compare-and-set, rollback and integrity; old or new after a crash, never a part."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from brainstacks.engine.interface import Published
+from brainstacks.errors import (
+    BrainstacksError,
+    ConfigError,
+    Conflict,
+    CorruptBlob,
+    DomainNotFound,
+    IncompatibleArtifact,
+    InvalidArtifact,
+    NotFound,
+    StaleGeneration,
+    VersionNotFound,
+)
+from brainstacks.stacks.artifact import StackMetadata, check_base, sha256_file
+from brainstacks.stacks.registry import Pruned, Registry
+from tests.stacks.files import DIMS, write_router, write_stack
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def registry(root: Path) -> Registry:
+    return Registry(root, create=True)
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "chat-0")
+
+
+@pytest.fixture
+def chat2(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "chat-1", seed=1)
+
+
+def flip(path: Path, position: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+
+
+# publishing
+
+
+def test_publishes_versions_in_order(registry: Registry, root: Path, tmp_path: Path, chat: Path) -> None:
+    first = registry.publish(chat)
+    assert first == Published("chat", 1, sha256_file(chat), generation=1, created=True)
+    code = registry.publish(write_stack(tmp_path / "code", "code"), domain="code", expected_generation=1)
+    second = registry.publish(write_stack(tmp_path / "new", seed=1))
+    assert [(p.name, p.version, p.generation) for p in (code, second)] == [("code", 1, 2), ("chat", 2, 3)]
+    manifest = Registry(root).snapshot()
+    assert manifest == registry.snapshot()
+    assert list(manifest.domains) == ["chat", "code"]
+    history = manifest.domain("chat")
+    assert [version.version for version in history.versions] == [1, 2]
+    assert (history.current.digest, history.current.rounds, history.current.rank) == (second.digest, 2, 2)
+    assert registry.blob_path(second.digest).read_bytes() == (tmp_path / "new").read_bytes()
+    assert chat.exists()
+
+
+def test_the_same_bytes_again_change_nothing(registry: Registry, root: Path, chat: Path) -> None:
+    first = registry.publish(chat)
+    before = (root / "manifest.json").read_bytes()
+    assert registry.publish(chat) == Published("chat", 1, first.digest, generation=1, created=False)
+    assert (root / "manifest.json").read_bytes() == before
+
+
+def test_bytes_of_an_older_version_make_it_serve_again(registry: Registry, chat: Path, chat2: Path) -> None:
+    registry.publish(chat)
+    registry.publish(chat2)
+    assert registry.publish(chat) == Published("chat", 1, sha256_file(chat), generation=3, created=False)
+    assert len(registry.snapshot().domain("chat").versions) == 2
+
+
+def test_the_same_bytes_again_repair_a_damaged_copy(registry: Registry, root: Path, chat: Path) -> None:
+    digest = registry.publish(chat).digest
+    flip(registry.blob_path(digest))
+    with pytest.raises(CorruptBlob):
+        registry.blob_path(digest)
+    assert registry.publish(chat).created is False
+    assert registry.blob_path(digest).read_bytes() == chat.read_bytes()
+    assert registry.verify() == []
+
+
+def test_a_file_of_another_domain_is_refused(registry: Registry, chat: Path) -> None:
+    with pytest.raises(InvalidArtifact, match="a stack of 'chat'"):
+        registry.publish(chat, domain="code")
+    for name in ("../x", "base", "%2e%2e", "a\0", "x" * 5000):
+        with pytest.raises(InvalidArtifact) as caught:
+            registry.publish(chat, domain=name)
+        assert caught.value.code == "invalid_domain"
+    assert registry.reload().generation == 0
+
+
+def test_an_unsound_file_leaves_no_trace(registry: Registry, root: Path, tmp_path: Path, chat: Path) -> None:
+    registry.publish(chat)
+    before = tree(root)
+    (tmp_path / "bad").write_bytes(chat.read_bytes()[:-1])
+    with pytest.raises(InvalidArtifact, match="cut short"):
+        registry.publish(tmp_path / "bad")
+    assert tree(root) == before
+
+
+def test_the_callers_check_refuses_another_base(registry: Registry, chat: Path) -> None:
+    def check(metadata: StackMetadata) -> None:
+        check_base(metadata, "0" * 64, DIMS, 2)
+
+    with pytest.raises(IncompatibleArtifact, match="fingerprint"):
+        registry.publish(chat, check=check)
+    assert registry.reload().generation == 0
+
+
+# compare and set
+
+
+def test_a_stale_generation_is_refused_everywhere(registry: Registry, tmp_path: Path, chat: Path) -> None:
+    digest = registry.publish(chat).digest
+    router = write_router(tmp_path / "router", {"chat": digest})
+    registry.publish_router(router)
+    changes: list[Callable[[], Published]] = [
+        lambda: registry.publish(chat, expected_generation=1),
+        lambda: registry.publish_router(router, expected_generation=1),
+        lambda: registry.activate("chat", 1, expected_generation=3),
+        lambda: registry.activate_router(1, expected_generation=0),
+        lambda: registry.delete("chat", expected_generation=1),
+    ]
+    for change in changes:
+        with pytest.raises(StaleGeneration, match="at generation 2"):
+            change()
+    assert registry.reload().generation == 2
+
+
+@pytest.mark.parametrize("expected", [None, 0])
+def test_of_two_publications_of_one_domain_at_once_one_wins(
+    root: Path, chat: Path, chat2: Path, expected: int | None
+) -> None:
+    Registry(root, create=True)
+    both_have_begun = threading.Barrier(2)
+    outcomes: list[Published | BrainstacksError] = []
+
+    def publish(file: Path) -> None:
+        try:
+            outcomes.append(
+                Registry(root).publish(
+                    file, expected_generation=expected, check=lambda _: both_have_begun.wait(10)
+                )
+            )
+        except BrainstacksError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=publish, args=(file,)) for file in (chat, chat2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, Published)]
+    (loser,) = [outcome for outcome in outcomes if isinstance(outcome, BrainstacksError)]
+    assert isinstance(loser, Conflict if expected is None else StaleGeneration)
+    manifest = Registry(root).snapshot()
+    assert manifest.domain("chat").current.digest == winner.digest
+    assert sorted(os.listdir(root / "blobs" / "sha256")) == [winner.digest]
+
+
+def test_publications_of_different_domains_at_once_all_arrive(root: Path, tmp_path: Path) -> None:
+    Registry(root, create=True)
+    names = [f"domain-{number}" for number in range(6)]
+    all_have_begun = threading.Barrier(len(names))
+
+    def publish(name: str) -> None:
+        file = write_stack(tmp_path / name, name)
+        Registry(root).publish(file, check=lambda _: all_have_begun.wait(10))
+
+    threads = [threading.Thread(target=publish, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    manifest = Registry(root).snapshot()
+    assert (sorted(manifest.domains), manifest.generation) == (names, 6)
+
+
+def test_other_processes_changes_are_seen_on_reload(registry: Registry, root: Path, chat: Path) -> None:
+    Registry(root).publish(chat)
+    assert registry.generation == 0
+    assert registry.reload().generation == 1
+    assert list(registry.snapshot().domains) == ["chat"]
+
+
+def test_a_snapshot_never_changes(registry: Registry, chat: Path) -> None:
+    before = registry.snapshot()
+    registry.publish(chat)
+    assert list(before.domains) == []
+    with pytest.raises(TypeError):
+        registry.snapshot().domains["x"] = None  # type: ignore[index]
+
+
+# rolling back, deleting, pruning
+
+
+def test_rolls_back_and_forward(registry: Registry, chat: Path, chat2: Path) -> None:
+    registry.publish(chat)
+    registry.publish(chat2)
+    assert registry.activate("chat", 1) == Published("chat", 1, sha256_file(chat), 3, created=False)
+    assert registry.activate("chat", 1).generation == 3
+    assert registry.activate("chat", 2).digest == sha256_file(chat2)
+    with pytest.raises(VersionNotFound, match="no version 3; there are 1, 2"):
+        registry.activate("chat", 3)
+    with pytest.raises(DomainNotFound, match="published are chat"):
+        registry.activate("../x", 1)
+
+
+def test_a_damaged_version_cannot_be_activated(registry: Registry, chat: Path, chat2: Path) -> None:
+    flip(registry.blob_path(registry.publish(chat).digest))
+    registry.publish(chat2)
+    with pytest.raises(CorruptBlob):
+        registry.activate("chat", 1)
+    assert registry.reload().domain("chat").active == 2
+
+
+def test_version_numbers_are_never_given_twice(
+    registry: Registry, root: Path, chat: Path, chat2: Path
+) -> None:
+    registry.publish(chat)
+    registry.publish(chat2)
+    registry.activate("chat", 1)
+    assert registry.prune(keep=0).versions == 1
+    registry.delete("chat")
+    assert Registry(root).publish(chat2).version == 3
+
+
+def test_deleting_frees_the_disk_only_when_asked(
+    registry: Registry, root: Path, chat: Path, chat2: Path
+) -> None:
+    registry.publish(chat)
+    registry.publish(chat2)
+    with open(registry.blob_path(sha256_file(chat2)), "rb") as reader:
+        deleted = registry.delete("chat")
+        assert deleted == Published("chat", 2, sha256_file(chat2), 3, created=False)
+        assert list(registry.snapshot().domains) == []
+        assert len(os.listdir(root / "blobs" / "sha256")) == 2
+        assert registry.discard([sha256_file(chat2)]) == chat2.stat().st_size
+        assert reader.read() == chat2.read_bytes()
+    registry.publish(chat)
+    registry.delete("chat", purge=True)
+    assert (registry.total_bytes(), os.listdir(root / "blobs" / "sha256")) == (0, [])
+    with pytest.raises(DomainNotFound):
+        registry.delete("chat")
+
+
+def test_a_version_that_is_listed_is_never_discarded(registry: Registry, chat: Path) -> None:
+    digest = registry.publish(chat).digest
+    assert registry.discard([digest]) == 0
+    assert registry.blob_path(digest).exists()
+
+
+def test_pruning_keeps_what_serves_and_the_newest(registry: Registry, root: Path, tmp_path: Path) -> None:
+    files = [write_stack(tmp_path / str(seed), seed=seed) for seed in range(5)]
+    for file in files:
+        registry.publish(file)
+    registry.activate("chat", 2)
+    assert registry.prune() == Pruned(0, 0, 0)
+    assert registry.prune(keep=1) == Pruned(3, 3, 3 * files[0].stat().st_size)
+    assert [version.version for version in registry.snapshot().domain("chat").versions] == [2, 5]
+    assert registry.verify() == []
+    with pytest.raises(ConfigError, match="keep is -1"):
+        registry.prune(keep=-1)
+
+
+# routers
+
+
+def test_publishes_and_rolls_back_a_router(registry: Registry, tmp_path: Path, chat: Path) -> None:
+    with pytest.raises(NotFound, match="has no router"):
+        registry.activate_router(1)
+    digest = registry.publish(chat).digest
+    files = [write_router(tmp_path / str(seed), {"chat": digest}, seed) for seed in (0, 1)]
+    published = [registry.publish_router(file) for file in (*files, files[1])]
+    assert [(p.version, p.generation, p.created) for p in published] == [
+        (1, 2, True),
+        (2, 3, True),
+        (2, 3, False),
+    ]
+    assert registry.activate_router(1).digest == sha256_file(files[0])
+    router = registry.snapshot().router
+    assert router is not None
+    assert (router.active, len(router.versions)) == (1, 2)
+    assert registry.verify() == []
+
+
+def test_a_router_over_unknown_domains_is_refused(registry: Registry, tmp_path: Path, chat: Path) -> None:
+    registry.publish(chat)
+    file = write_router(tmp_path / "router", {"chat": "a" * 64, "law": "b" * 64})
+    with pytest.raises(IncompatibleArtifact, match="routes to law"):
+        registry.publish_router(file)
+    assert registry.reload().router is None

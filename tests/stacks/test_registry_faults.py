@@ -1,0 +1,241 @@
+"""The registry after damage, a full disk or a kill: old or new, never a part; the rest serves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainstacks.errors import (
+    ConfigError,
+    CorruptBlob,
+    StorageFull,
+)
+from brainstacks.stacks.artifact import sha256_file
+from brainstacks.stacks.manifest import Manifest
+from brainstacks.stacks.registry import Registry
+from tests.stacks.files import write_stack
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def registry(root: Path) -> Registry:
+    return Registry(root, create=True)
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "chat-0")
+
+
+@pytest.fixture
+def chat2(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "chat-1", seed=1)
+
+
+def flip(path: Path, position: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+
+
+# integrity
+
+
+@pytest.mark.parametrize("position", [0, 9, 500, -1])
+def test_a_flipped_byte_is_refused_and_the_rest_serves(
+    registry: Registry, root: Path, tmp_path: Path, chat: Path, position: int
+) -> None:
+    spoilt = registry.publish(chat).digest
+    sound = registry.publish(write_stack(tmp_path / "code", "code")).digest
+    flip(root / "blobs" / "sha256" / spoilt, position)
+    restarted = Registry(root)
+    with pytest.raises(CorruptBlob, match="do not match their digest"):
+        restarted.blob_path(spoilt)
+    assert restarted.blob_path(sound).exists()
+    (problem,) = restarted.verify()
+    assert (problem.name, problem.version, problem.digest) == ("chat", 1, spoilt)
+
+
+def test_a_missing_blob_is_refused(registry: Registry, chat: Path) -> None:
+    digest = registry.publish(chat).digest
+    registry.blob_path(digest).unlink()
+    with pytest.raises(CorruptBlob, match="cannot be read") as caught:
+        registry.blob_path(digest)
+    assert "registry/" not in caught.value.message
+    assert len(registry.verify()) == 1
+
+
+def test_verify_compares_the_manifest_with_the_files(registry: Registry, root: Path, chat: Path) -> None:
+    registry.publish(chat)
+    text = (root / "manifest.json").read_text()
+    (root / "manifest.json").write_text(text.replace('"rank": 2', '"rank": 3'))
+    (problem,) = registry.verify()
+    assert "the manifest lists" in problem.message
+
+
+DAMAGED = [b"", b"{}", b"[]", b'{"format_version": 2}', b"\xff", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_manifest_is_refused_and_the_last_one_stays(
+    registry: Registry, root: Path, chat: Path, content: bytes
+) -> None:
+    registry.publish(chat)
+    (root / "manifest.json").write_bytes(content)
+    with pytest.raises(CorruptBlob, match="manifest is damaged"):
+        Registry(root)
+    with pytest.raises(CorruptBlob):
+        registry.reload()
+    assert registry.generation == 1
+
+
+def test_reading_needs_no_write_permission(registry: Registry, root: Path, chat: Path) -> None:
+    digest = registry.publish(chat).digest
+    (root / "lock").unlink()
+    (root / "tmp").rmdir()
+    for directory in (root, root / "blobs", root / "blobs" / "sha256"):
+        directory.chmod(0o555)
+    before = tree(root)
+    reader = Registry(root)
+    assert reader.verify() == []
+    assert reader.blob_path(digest).exists()
+    assert reader.total_bytes() == chat.stat().st_size
+    assert tree(root) == before
+    for directory in (root, root / "blobs", root / "blobs" / "sha256"):
+        directory.chmod(0o755)
+
+
+def test_a_wrong_directory_is_told_apart_from_an_empty_registry(root: Path) -> None:
+    with pytest.raises(ConfigError, match="no registry directory"):
+        Registry(root)
+    assert Registry(root, create=True).snapshot() == Manifest()
+
+
+# faults
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_full_disk_at_any_point_leaves_the_old_version_and_no_bytes(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch, chat: Path, chat2: Path, call: int
+) -> None:
+    old = registry.publish(chat)
+    before = {path for path in tree(root) if "lock" not in path}
+    calls = 0
+
+    def failing(name: str) -> Any:
+        real = getattr(os, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise OSError(errno.ENOSPC, "injected")
+            return real(*args, **kwargs)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "fsync", "replace"):
+            patch.setattr(os, name, failing(name))
+        with pytest.raises(StorageFull):
+            registry.publish(chat2)
+    assert {path for path in tree(root) if "lock" not in path} == before
+    assert Registry(root).snapshot().domain("chat").current.digest == old.digest
+    assert registry.publish(chat2).version == 2
+
+
+def test_an_error_after_the_manifest_was_replaced_loses_no_bytes(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch, chat: Path, chat2: Path
+) -> None:
+    registry.publish(chat)
+    real, synced = os.fsync, 0
+
+    def failing(descriptor: int) -> None:
+        nonlocal synced
+        synced += 1
+        if synced == 4:  # file and directory of the blob, file and directory of the manifest
+            raise OSError(errno.EIO, "injected")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(OSError, match="injected"):
+            registry.publish(chat2)
+    assert registry.reload().domain("chat").current.digest == sha256_file(chat2)
+    assert registry.verify() == []
+
+
+KILLED_PUBLISH = """
+import os, sys
+from pathlib import Path
+from brainstacks.stacks.registry import Registry
+
+root, file, deadly = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+registry, calls = Registry(root), 0
+
+def mortal(name):
+    real = getattr(os, name)
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == deadly:
+            if name == "write":
+                real(args[0], args[1][: len(args[1]) // 2])
+            os._exit(137)
+        return real(*args, **kwargs)
+    setattr(os, name, call)
+
+for name in ("open", "write", "fsync", "close", "replace", "unlink", "mkdir"):
+    mortal(name)
+registry.publish(file)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published_before", [False, True])
+def test_a_kill_at_any_point_of_a_publish_leaves_the_old_or_the_new(
+    tmp_path: Path, chat: Path, chat2: Path, published_before: bool
+) -> None:
+    allowed = [[], [sha256_file(chat2)]]
+    if published_before:
+        allowed = [[sha256_file(chat)], [sha256_file(chat), sha256_file(chat2)]]
+    seen = []
+    for deadly in range(1, 100):
+        root = tmp_path / f"registry-{deadly}"
+        registry = Registry(root, create=True)
+        if published_before:
+            registry.publish(chat)
+        command = [sys.executable, "-c", KILLED_PUBLISH, str(root), str(chat2), str(deadly)]
+        code = subprocess.run(command, cwd=Path(__file__).parents[2], timeout=60).returncode
+        assert code in (0, 137)
+        restarted = Registry(root)
+        digests = [version.digest for version in restarted.snapshot().versions()]
+        assert digests in allowed
+        assert restarted.verify() == []
+        seen.append(digests)
+        again = restarted.publish(chat2)
+        assert (again.created, again.digest) == (digests == allowed[0], sha256_file(chat2))
+        assert os.listdir(root / "tmp") == []
+        restarted.prune()
+        assert sorted(os.listdir(root / "blobs" / "sha256")) == sorted(allowed[1])
+        if code == 0:
+            break
+    assert code == 0
+    assert len(seen) > 10
+    assert seen == sorted(seen, key=len)

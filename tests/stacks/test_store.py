@@ -1,0 +1,183 @@
+"""Bytes in a local directory: whole or not at all, and nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainstacks.errors import Conflict, InvalidArtifact, StorageFull
+from brainstacks.stacks.store import LocalStore
+
+CONTENT = b"x" * 3_000_000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").write_bytes(CONTENT)
+    return tmp_path / "source"
+
+
+def files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {"lock"}
+
+
+def test_stores_bytes_under_their_digest_and_frees_them(root: Path, source: Path) -> None:
+    store = LocalStore(root)
+    with store.lock():
+        store.put(source, DIGEST)
+    assert store.path(DIGEST).read_bytes() == CONTENT == source.read_bytes()
+    assert (store.digests(), store.total_bytes()) == ([DIGEST], len(CONTENT))
+    with store.lock():
+        assert store.delete(DIGEST) == len(CONTENT)
+        assert store.delete(DIGEST) == 0
+    assert files(root) == set()
+
+
+def test_a_damaged_copy_is_replaced_and_a_sound_one_kept(root: Path, source: Path) -> None:
+    store = LocalStore(root)
+    with store.lock():
+        store.put(source, DIGEST)
+        inode = store.path(DIGEST).stat().st_ino
+        store.put(source, DIGEST)
+        assert store.path(DIGEST).stat().st_ino == inode
+        store.path(DIGEST).unlink()
+        store.path(DIGEST).write_bytes(b"damaged")
+        store.put(source, DIGEST)
+    assert store.path(DIGEST).read_bytes() == CONTENT
+
+
+def test_a_source_that_changed_is_refused(root: Path, source: Path) -> None:
+    store = LocalStore(root)
+    source.write_bytes(CONTENT + b"more")
+    with store.lock(), pytest.raises(Conflict, match="changed while"):
+        store.put(source, DIGEST)
+    assert files(root) == set()
+
+
+@pytest.mark.parametrize(
+    "digest", ["../manifest.json", "", "A" * 64, "a" * 63, "a" * 64 + "\n", "/" + "a" * 63]
+)
+def test_only_a_digest_becomes_a_path(root: Path, digest: str) -> None:
+    with pytest.raises(InvalidArtifact, match="is no digest"):
+        LocalStore(root).path(digest)
+
+
+@pytest.mark.parametrize("function", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing_behind(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int
+) -> None:
+    store = LocalStore(root)
+    with store.lock():
+        store.write_manifest(b"old")
+        real = getattr(os, function)
+
+        def full(target: Any, *args: Any, **kwargs: Any) -> Any:
+            if function == "open" and not str(target).startswith(str(root / "tmp")):
+                return real(target, *args, **kwargs)
+            raise OSError(code, "injected")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, full)
+            with pytest.raises(StorageFull, match="no room"):
+                store.put(source, DIGEST)
+            with pytest.raises(StorageFull):
+                store.write_manifest(b"new")
+    assert files(root) == {"manifest.json"}
+    assert store.read_manifest() == b"old"
+
+
+def test_a_limit_of_the_kernel_in_the_middle_of_a_file_leaves_nothing_behind(
+    root: Path, source: Path
+) -> None:
+    store = LocalStore(root)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with store.lock():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, limits[1]))
+        try:
+            with pytest.raises(StorageFull):
+                store.put(source, DIGEST)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(root) == set()
+
+
+def test_other_faults_are_not_called_a_full_disk(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, "injected")
+
+    store = LocalStore(root)
+    with store.lock():
+        monkeypatch.setattr(os, "fsync", broken)
+        with pytest.raises(OSError, match="injected"):
+            store.put(source, DIGEST)
+    assert files(root) == set()
+
+
+def test_what_a_dead_writer_left_is_swept(root: Path) -> None:
+    store = LocalStore(root)
+    with store.lock():
+        pass
+    (root / "tmp" / "stray").write_bytes(CONTENT)
+    with store.lock():
+        assert files(root) == set()
+
+
+def test_the_lock_excludes_other_writers(root: Path) -> None:
+    order: list[str] = []
+    waiting, entered = threading.Event(), threading.Event()
+
+    def second() -> None:
+        waiting.set()
+        with LocalStore(root).lock():
+            order.append("second")
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with LocalStore(root).lock():
+        thread.start()
+        waiting.wait()
+        assert not entered.wait(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_the_lock_and_every_descriptor_are_released_after_an_error(root: Path, source: Path) -> None:
+    store = LocalStore(root)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Conflict), store.lock():
+        store.put(source, "0" * 64)
+    with store.lock():
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_files_of_others_among_the_blobs_are_left_alone(root: Path, source: Path) -> None:
+    store = LocalStore(root)
+    with store.lock():
+        store.put(source, DIGEST)
+    (root / "blobs" / "sha256" / ".gitkeep").write_bytes(b"1")
+    assert (store.digests(), store.total_bytes()) == ([DIGEST], len(CONTENT))
+
+
+def test_reading_an_empty_directory_changes_nothing(root: Path) -> None:
+    store = LocalStore(root)
+    assert (store.read_manifest(), store.digests(), store.total_bytes()) == (None, [], 0)
+    assert list(root.iterdir()) == []

@@ -1,0 +1,55 @@
+"""`brainstacks-train`: make stacks and routers offline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brainstacks.errors import BrainstacksError
+from brainstacks.stacks.registry import Registry
+from training.recipe import load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train domain stacks and their meta-router offline, and publish them to a registry.",
+    pretty_exceptions_enable=False,
+)
+
+RecipeOption = Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")]
+DataOption = Annotated[Path, typer.Option(help="Directory with <domain>/{train,validation}.jsonl.")]
+RegistryOption = Annotated[Path, typer.Option(help="Registry to publish to; made when it is not there.")]
+RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to resume.")]
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps every command a subcommand."""
+
+
+@app.command()
+def curriculum(
+    data: DataOption,
+    recipe: RecipeOption = "demo",
+    registry: RegistryOption = Path("stacks_registry"),
+    run: RunOption = Path("runs/demo"),
+) -> None:
+    """Train and publish every domain of the recipe, in order. Finished domains are not trained again."""
+    from training.outer_loop import run_curriculum
+
+    run_curriculum(load_recipe(recipe), data, Registry(registry, create=True), run)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage."""
+    try:
+        app()
+    except BrainstacksError as error:
+        print(f"brainstacks-train: {error.message}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
