@@ -9,7 +9,7 @@ __all__ = ["ComposedModel", "Route"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public face on first use: the registry's command line and the server's schemas need no torch."""
+    """Load the public face on first use: the registry's command line and `server` import without torch."""
     if name in __all__:
         from brainstacks import composed_model
 

@@ -121,7 +121,7 @@ def load_base(
     if trainable:
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
     sites = find_sites(model)
     return BaseModel(
         model=model,
@@ -130,7 +130,7 @@ def load_base(
         identity=_identity(base_name(base), directory, model, sites),
         quantization=quantization,
         device=torch_device,
-        dtype=model.get_input_embeddings().weight.dtype,
+        dtype=model.get_input_embeddings().weight.dtype,  # type: ignore[operator]
         sites=sites,
     )
 
@@ -164,6 +164,15 @@ def resolve_device(device: str) -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device is cuda, and no CUDA device is available; use --device cpu", param="device")
     return torch.device(device)
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """`float32`, `bfloat16` or `float16`; None for `auto` or nothing. Raises ConfigError."""
+    if name is None or name == "auto":
+        return None
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype is {name!r}; it is auto, float32, bfloat16 or float16", param="dtype")
+    return getattr(torch, name)  # type: ignore[no-any-return]
 
 
 # --- where the files are -------------------------------------------------------------------------
@@ -216,8 +225,8 @@ def _download(hub_id: str) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UnsupportedModel(
-            f"{hub_id!r} is no local directory, no .gguf file, none of {', '.join(PACKAGED)}, and could not be "
-            f"fetched from the hub ({type(error).__name__}); give a path that exists"
+            f"{hub_id!r} is no local directory, no .gguf file, none of {', '.join(PACKAGED)}, and could not "
+            f"be fetched from the hub ({type(error).__name__}); give a path that exists"
         ) from error
 
 
@@ -365,7 +374,9 @@ def _fingerprint(directory: Path, config: Any) -> str:
                 if role is not None and not (tied and role == "lm_head.weight"):
                     where[role] = (path, key)
     if not where:
-        raise UnsupportedModel(f"{directory.name!r} has no safetensors weights; convert the model to safetensors")
+        raise UnsupportedModel(
+            f"{directory.name!r} has no safetensors weights; convert the model to safetensors"
+        )
     for role, (path, key) in sorted(where.items()):
         with safe_open(path, framework="pt") as file:
             tensor = file.get_tensor(key).to(torch.bfloat16).contiguous()

@@ -17,10 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from brainstacks.engine.interface import Published
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackFile, check_base
-from brainstacks.stacks.manifest import Version
+from brainstacks.stacks.manifest import Published, Version
 from brainstacks.stacks.registry import ROUTER, Registry
 from brainstacks.stacks.router_artifact import check_router_base, inspect_file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from brainstacks.base_model import BaseModel, Quantization, load_base
-from brainstacks.config import EngineConfig
+from brainstacks.base_model import BaseModel, Quantization, load_base, parse_dtype
+from brainstacks.config import EngineConfig, from_mapping
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import (
     CompositionRequest,
@@ -29,7 +30,7 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.residency import Resident
 
 Weights = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["ungated", "routed"] | None
-"""Domain -> weight; a list of such (one per row); None = base only; all at 1.0; or the meta-router's choice."""
+"""Domain -> weight; one such per row; all at 1.0; the meta-router's choice; or None, the base only."""
 
 TokenIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -75,11 +76,16 @@ class ComposedModel:
             ConfigError, UnsupportedModel: see `load_base`.
             IncompatibleArtifact, CorruptBlob: an active stack or the router cannot be served.
         """
-        loaded = load_base(base, quantization=quantization, device=device, dtype=_dtype(dtype))
+        loaded = load_base(
+            base,
+            quantization=quantization,
+            device=device,
+            dtype=dtype if isinstance(dtype, torch.dtype) else parse_dtype(dtype),
+        )
         store = Registry(Path(registry)) if registry is not None else None
-        engine = StepEngine(loaded, store, EngineConfig())
-        if engine.problems:
-            raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.problems))
+        engine = StepEngine(loaded, store, EngineConfig(max_queue=sys.maxsize))
+        if engine.residency.problems:
+            raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.residency.problems))
         return cls(engine)
 
     @property
@@ -99,7 +105,7 @@ class ComposedModel:
         """Free `domain`'s memory; the registry keeps it. Raises DomainNotFound."""
         self._engine.residency.unload(domain)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, input_ids: TokenIds, weights: Weights = None) -> Tensor:
         """One forward, each row with its own composition.
 
@@ -131,7 +137,7 @@ class ComposedModel:
             residency.release(residents)
         return output.float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def router_features(self, input_ids: TokenIds) -> Tensor:
         """The meta-router's input, from base-only hidden states.
 
@@ -164,7 +170,9 @@ class ComposedModel:
         return Route(reply.probabilities or {}, reply.weights, reply.active)
 
     @overload
-    def generate(self, prompts: str, weights: Weights = ..., **sampling: object) -> str: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: str, weights: Weights = ..., **sampling: object
+    ) -> str: ...
 
     @overload
     def generate(self, prompts: Sequence[str], weights: Weights = ..., **sampling: object) -> list[str]: ...
@@ -176,7 +184,7 @@ class ComposedModel:
 
         Args:
             prompts: user messages; each is put into the base's chat template.
-            sampling: fields of `SamplingParams`: max_tokens (here 256 by default), temperature, seed, stop, ...
+            sampling: fields of `SamplingParams`: max_tokens (256 unless given), temperature, seed, ...
 
         Returns:
             the text of each answer; a single text for a single prompt.
@@ -186,13 +194,18 @@ class ComposedModel:
         """
         if isinstance(prompts, str):
             return self.generate([prompts], weights, **sampling)[0]
-        params = SamplingParams(**{"max_tokens": 256, **sampling})  # type: ignore[arg-type]
+        params = from_mapping(SamplingParams, {"max_tokens": 256, **sampling})
         outputs: list[list[Event | Routing | BrainstacksError]] = [[] for _ in prompts]
-        compositions = self._compositions(len(prompts), weights)
-        for i, (prompt, composition) in enumerate(zip(prompts, compositions, strict=True)):
-            ids = tuple(self._prompt(prompt))
-            request = GenerationRequest(f"generate-{i}", ids, params, composition)
-            self._engine.add(request, outputs[i].append)
+        requests = [
+            GenerationRequest(f"generate-{i}", tuple(self._prompt(prompt)), params, composition)
+            for i, (prompt, composition) in enumerate(
+                zip(prompts, self._compositions(len(prompts), weights), strict=True)
+            )
+        ]
+        for request in requests:  # all of them before the first is taken in: it is all or nothing
+            self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
+        for request, events in zip(requests, outputs, strict=True):
+            self._engine.add(request, events.append)
         self._run()
         for events in outputs:
             for event in events:
@@ -224,7 +237,9 @@ class ComposedModel:
                 return [dict.fromkeys(self.domains, 1.0)] * count
             if weights == "routed":
                 return [self.route(row).weights for row in ids]
-            raise InvalidRequest(f"weights is {weights!r}; it is a mapping, a list, 'ungated', 'routed' or None")
+            raise InvalidRequest(
+                f"weights is {weights!r}; it is a mapping, a list, 'ungated', 'routed' or None"
+            )
         if weights is None or isinstance(weights, Mapping):
             return [weights or {}] * count
         if len(weights) != count:
@@ -238,12 +253,3 @@ class ComposedModel:
             return [CompositionRequest("ungated")] * count
         rows = self._rows(torch.empty(count, 0), weights)
         return [CompositionRequest("fixed", row) if row else CompositionRequest("base") for row in rows]
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InvalidRequest(f"dtype is {dtype!r}; it is float32, bfloat16 or float16", param="dtype")
-    return found

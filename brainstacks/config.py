@@ -72,7 +72,8 @@ class StackConfig:
         for name in ("rank", "experts", "top_k", "layers"):
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and not isinstance(value, bool), f"{name} is {value!r}; it is an integer"
+                isinstance(value, int) and not isinstance(value, bool),
+                f"{name} is {value!r}; it is an integer",
             )
         _require(1 <= self.rank <= 1024, f"rank is {self.rank}; it lies in 1..1024")
         _require(1 <= self.experts <= 64, f"experts is {self.experts}; it lies in 1..64")
@@ -84,7 +85,7 @@ class StackConfig:
         ordered = tuple(p for p in PROJECTIONS if p in self.projections)
         _require(
             len(ordered) > 0 and ordered == self.projections,
-            f"projections is {list(self.projections)}; it is a non-empty part of {list(PROJECTIONS)}, in order",
+            f"projections is {list(self.projections)}; it is some of {list(PROJECTIONS)}, in that order",
         )
 
     @property
@@ -124,13 +125,17 @@ class MetaRouterConfig:
         _require(len(set(self.domains)) == len(self.domains), f"domains repeats a name: {list(self.domains)}")
         for name in ("token_dim", "hidden_dim", "sequence_length"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and 1 <= value <= 1 << 20, f"{name} is {value!r}; it lies in 1..2^20")
+            _require(
+                isinstance(value, int) and 1 <= value <= 1 << 20, f"{name} is {value!r}; it lies in 1..2^20"
+            )
         for domain, floor in self.floors.items():
             _require(
                 domain in self.domains, f"floors names {domain!r}; the router's domains are {self.domains}"
             )
             _require(0.0 <= floor <= 1.0, f"the floor of {domain!r} is {floor}; it lies in 0..1")
-        _require(0.0 <= self.gate_threshold < 1.0, f"gate_threshold is {self.gate_threshold}; it lies in 0..1")
+        _require(
+            0.0 <= self.gate_threshold < 1.0, f"gate_threshold is {self.gate_threshold}; it lies in 0..1"
+        )
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ class ChatTokenizer:
                 )
             )
         except jinja2.TemplateError as error:
-            raise InvalidRequest(f"the chat template refuses the messages: {error}", param="messages") from error
+            raise InvalidRequest(
+                f"the chat template refuses the messages: {error}", param="messages"
+            ) from error
 
     def _encode_template(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
@@ -132,7 +134,9 @@ class ChatTokenizer:
 
     @cached_property
     def _byte_level(self) -> bool:
-        probe = self._tokenizer.convert_ids_to_tokens(self._tokenizer("a b", add_special_tokens=False).input_ids)
+        probe = self._tokenizer.convert_ids_to_tokens(
+            self._tokenizer("a b", add_special_tokens=False).input_ids
+        )
         return any("Ġ" in token for token in probe)
 
 

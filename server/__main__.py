@@ -73,6 +73,13 @@ def open_engine(settings: Settings, config: EngineConfig) -> Engine:
 
 async def serve(engine: Engine, settings: Settings) -> None:
     """Serve `engine` until a signal, then drain and close it."""
+    try:
+        await make_server(engine, settings).serve()
+    finally:
+        await engine.close()
+
+
+def make_server(engine: Engine, settings: Settings) -> DrainingServer:
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
@@ -83,13 +90,8 @@ async def serve(engine: Engine, settings: Settings) -> None:
         "http": "h11",  # one parser in every installation; its header limit is the one above
         "log_config": None,
     }
-    server = DrainingServer(
-        uvicorn.Config(create_app(engine, settings), **options), engine, settings.drain_timeout
-    )
-    try:
-        await server.serve()
-    finally:
-        await engine.close()
+    config = uvicorn.Config(create_app(engine, settings), **options)
+    return DrainingServer(config, engine, settings.drain_timeout)
 
 
 if __name__ == "__main__":

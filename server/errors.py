@@ -154,7 +154,7 @@ def _validation_body(found: Sequence[Any]) -> dict[str, Any]:
     """The first broken rule; unknown fields come first, as they often explain the rest."""
     ordered = sorted(found, key=lambda item: item["type"] != "extra_forbidden")
     item = ordered[0]
-    where = [str(part) for part in item["loc"] if part not in ("body", "query", "path")]
+    where = [str(part)[:64] for part in item["loc"] if part not in ("body", "query", "path")]
     param = ".".join(where) or None
     if item["type"] == "extra_forbidden":
         return error_body(

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from brainstacks.config import EngineConfig
+
 
 class Settings(BaseSettings):
     """Serve composed MoE-LoRA stacks over an OpenAI-compatible API.
@@ -74,18 +76,31 @@ class Settings(BaseSettings):
         default=None, description="where uploads are held until published; system's default"
     )
 
-    max_batch_size: int = Field(default=16, ge=1, description="most sequences that one step advances")
-    max_queue: int = Field(default=256, ge=1, description="most requests that wait; further ones get 429")
+    max_batch_size: int = Field(
+        default=EngineConfig.max_batch_size, ge=1, description="most sequences that one step advances"
+    )
+    max_queue: int = Field(
+        default=EngineConfig.max_queue, ge=1, description="most requests that wait; further ones get 429"
+    )
     max_context: int | None = Field(
-        default=None, ge=1, description="most tokens of prompt + completion; the base's own"
+        default=EngineConfig.max_context,
+        ge=1,
+        description="most tokens of prompt + completion; the base's own",
     )
     max_prefill_tokens: int = Field(
-        default=1024, ge=1, description="most prompt tokens that one step computes"
+        default=EngineConfig.max_prefill_tokens, ge=1, description="most prompt tokens that one step computes"
+    )
+    max_router_batch: int = Field(
+        default=EngineConfig.max_router_batch, ge=1, description="most prompts that one router pass reads"
     )
     kv_cache_tokens: int = Field(
-        default=32768, ge=1, description="KV cache slots, in tokens, over all sequences"
+        default=EngineConfig.kv_cache_tokens,
+        ge=1,
+        description="KV cache slots, in tokens, over all sequences",
     )
-    routing_records: int = Field(default=1024, ge=1, description="how many recent routing records are kept")
+    routing_records: int = Field(
+        default=EngineConfig.routing_records, ge=1, description="how many recent routing records are kept"
+    )
 
     @field_validator("api_key", mode="before")
     @classmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.registry import Registry
@@ -40,6 +42,37 @@ def curriculum(
     from training.outer_loop import run_curriculum
 
     run_curriculum(load_recipe(recipe), data, Registry(registry, create=True), run)
+
+
+@app.command()
+def router(
+    data: DataOption,
+    recipe: RecipeOption = "demo",
+    registry: RegistryOption = Path("stacks_registry"),
+    run: RunOption = Path("runs/demo"),
+) -> None:
+    """Measure outcomes over all combinations of the registry's stacks, and train and publish the router."""
+    from training.router_training import train_router
+
+    train_router(load_recipe(recipe), data, Registry(registry), run)
+
+
+@app.command()
+def evaluate(
+    data: DataOption,
+    base: Annotated[str, typer.Option(help="The base to serve.")] = "packaged:smollm2-135m-instruct",
+    quantization: Annotated[str, typer.Option(help="nf4, int8 or none.")] = "nf4",
+    registry: RegistryOption = Path("stacks_registry"),
+    limit: Annotated[int | None, typer.Option(help="Most validation records per domain.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+) -> None:
+    """Answer NLL per domain on the validation split: base, ungated, routed, only the domain's own stack."""
+    from training.evaluation import evaluate_modes, show
+
+    results = evaluate_modes(base, quantization, Registry(registry), data, limit)
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    show(results, Console())
 
 
 def main() -> None:

@@ -67,7 +67,11 @@ class RoundResult:
 
 @torch.no_grad()
 def evaluate(
-    model: object, hooks: CompositionHooks, examples: Sequence[Example], *sources: DeltaSource, batch_size: int = 16
+    model: object,
+    hooks: CompositionHooks,
+    examples: Sequence[Example],
+    *sources: DeltaSource,
+    batch_size: int = 16,
 ) -> float:
     """Token-weighted mean NLL (nats) of the responses of `examples` under `sources`.
 

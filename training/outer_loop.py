@@ -143,7 +143,9 @@ def train_domain(
         report,
     )
     if result.tensors is None:
-        raise RuntimeError(f"{domain.name}: no step beat the zero-delta baseline ({result.baseline:.4f} nats)")
+        raise RuntimeError(
+            f"{domain.name}: no step beat the zero-delta baseline ({result.baseline:.4f} nats)"
+        )
     dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
     tensors = {f"rounds.0.{name}": tensor.to(dtype) for name, tensor in result.tensors.items()}
     alone = StackBank(base.device, base.dtype).plus(domain.name, StackTensors(config, 1, tensors))

@@ -107,15 +107,17 @@ class Recipe:
     max_tokens: int = 256
     selection: int = 64
     earlier_stacks: Literal["all", "none"] = "all"
-    stack: StackRecipe = StackRecipe()
-    round: RoundConfig = RoundConfig()
-    router: RouterRecipe = RouterRecipe()
+    stack: StackRecipe = field(default_factory=StackRecipe)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    router: RouterRecipe = field(default_factory=RouterRecipe)
 
     def domain(self, name: str) -> DomainRecipe:
         for domain in self.domains:
             if domain.name == name:
                 return domain
-        raise ConfigError(f"the recipe has no domain {name!r}; it has {', '.join(d.name for d in self.domains)}")
+        raise ConfigError(
+            f"the recipe has no domain {name!r}; it has {', '.join(d.name for d in self.domains)}"
+        )
 
 
 def load_recipe(name: str) -> Recipe:

@@ -98,7 +98,14 @@ def slot_attention(
         values[slot, :, start : start + count] = value[0, :, new]
         seen = slice(0, start + count)
         parts.append(
-            _prefill(query[:, :, new], keys[slot : slot + 1, :, seen], values[slot : slot + 1, :, seen], start, scaling, sliding_window)
+            _prefill(
+                query[:, :, new],
+                keys[slot : slot + 1, :, seen],
+                values[slot : slot + 1, :, seen],
+                start,
+                scaling,
+                sliding_window,
+            )
         )
         offset += count
     return torch.cat(parts)[None], None
@@ -124,12 +131,20 @@ def _prefill(
     count, total = query.shape[2], keys.shape[2]
     mask = None
     if start > 0 or (window is not None and window < total):
-        distance = torch.arange(start, total, device=query.device)[:, None] - torch.arange(total, device=query.device)
+        distance = torch.arange(start, total, device=query.device)[:, None] - torch.arange(
+            total, device=query.device
+        )
         mask = distance >= 0
         if window is not None:
             mask &= distance < window
     out = F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, is_causal=mask is None and count > 1, scale=scaling, enable_gqa=True
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None and count > 1,
+        scale=scaling,
+        enable_gqa=True,
     )
     return out[0].transpose(0, 1)
 

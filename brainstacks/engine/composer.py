@@ -11,7 +11,7 @@ from brainstacks.errors import InvalidRequest
 from brainstacks.layers.bank import Key
 from brainstacks.routing.policy import GATE_THRESHOLD, active_domains, floored
 from brainstacks.routing.router import Router
-from brainstacks.stacks.residency import Resident, Residency
+from brainstacks.stacks.residency import Residency, Resident
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Token ids -> text as it grows: whole UTF-8 characters only, and nothing that could be part of a stop string."""
+"""Token ids -> growing text: whole UTF-8 characters only, and no part of a possible stop string."""
 
 from __future__ import annotations
 

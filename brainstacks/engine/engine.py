@@ -16,10 +16,12 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.engine.batch import StepBatch
 from brainstacks.engine.composer import Composer, Composition
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.interface import Load
 from brainstacks.engine.model_runner import ModelRunner
+from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.request import (
     CompositionRequest,
     Event,
@@ -31,7 +33,7 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.engine.sampler import adjust, choose, new_generator
-from brainstacks.engine.scheduler import Scheduler
+from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.errors import (
     BrainstacksError,
@@ -42,7 +44,6 @@ from brainstacks.errors import (
     Unavailable,
 )
 from brainstacks.layers.hooks import CompositionHooks
-from brainstacks.routing.records import RoutingRecords
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.residency import Residency
@@ -101,6 +102,8 @@ class StepEngine:
         history = self.registry.snapshot().router
         if history is None:
             self.composer.router, self._router_problem = None, None
+            if self.residency.serving:
+                self._router_problem = "there is no router: routed requests are answered by the base alone"
             return
         active = history.current
         try:
@@ -147,7 +150,9 @@ class StepEngine:
         """
         self.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
         if request.request_id in self._jobs:
-            raise InvalidRequest(f"request id {request.request_id!r} is in use; choose another", param="request_id")
+            raise InvalidRequest(
+                f"request id {request.request_id!r} is in use; choose another", param="request_id"
+            )
         job = _Job(request.request_id, request.prompt_ids, request.composition, sink, request)
         self._enqueue(job)
 
@@ -169,15 +174,21 @@ class StepEngine:
         if len(prompt_ids) + max_tokens > self.max_context:
             raise ContextTooLong(
                 f"the prompt has {len(prompt_ids)} tokens and max_tokens is {max_tokens}, together "
-                f"{len(prompt_ids) + max_tokens}; the context is {self.max_context} tokens; shorten one of them",
+                f"{len(prompt_ids) + max_tokens}; the context is {self.max_context} tokens; shorten one",
                 param="max_tokens" if len(prompt_ids) <= self.max_context else "prompt",
             )
         self.composer.check(composition)
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request and free what it held; does nothing when it is over already."""
+    def abort(self, request_id: str, reason: BrainstacksError | None = None) -> None:
+        """Drop a request and free what it held; does nothing when it is over already.
+
+        Args:
+            reason: told to the request's sink; None when nobody listens any more.
+        """
         job = self._jobs.get(request_id)
         if job is not None:
+            if reason is not None:
+                job.sink(reason)
             self._end(job)
 
     def _enqueue(self, job: _Job) -> None:
@@ -192,39 +203,41 @@ class StepEngine:
     # --- a step -----------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Route some waiting requests, then advance everything that runs by one step."""
-        self._route()
-        rows = self._scheduler.schedule()
-        if not rows:
-            return
+        """Route some waiting requests, then advance everything that runs by one step.
+
+        Never raises: what fails ends the requests that it concerns, and only those.
+        """
+        rows: list[Row] = []
         try:
-            batch, logits = self._runner.run(rows, self.residency.bank)
-            for row in batch.rows:  # all of them first: a finish below moves another sequence's slot
-                row.sequence.computed = row.start + row.count
-            at = 0
-            for row, count in zip(batch.rows, batch.logit_counts, strict=True):
-                if count:
-                    self._advance(row.sequence, logits[at : at + count], row.start)
-                at += count
+            self._route()
+            rows = self._scheduler.schedule()
+            if rows:
+                self._advance_all(*self._runner.run(rows, self.residency.bank))
         except Exception as error:
-            self._fail({row.sequence.request.request_id for row in rows}, error)
+            self._fail({row.sequence.request.request_id for row in rows} or set(self._jobs), error)
+
+    def _advance_all(self, batch: StepBatch, logits: Tensor) -> None:
+        for row in batch.rows:  # all of them first: a finish below moves another sequence's slot
+            row.sequence.computed = row.start + row.count
+        at = 0
+        for row, count in zip(batch.rows, batch.logit_counts, strict=True):
+            if count:
+                self._advance(row.sequence, logits[at : at + count], row.start)
+            at += count
 
     def _route(self) -> None:
         """Compose waiting requests; those that the router decides share one pass over their prompts."""
-        jobs = [self._unrouted.popleft() for _ in range(min(len(self._unrouted), self.config.max_router_batch))]
+        jobs = [
+            self._unrouted.popleft() for _ in range(min(len(self._unrouted), self.config.max_router_batch))
+        ]
         routed = [job for job in jobs if self.composer.needs_router(job.composition)]
         found: dict[str, dict[str, float]] = {}
         milliseconds = 0.0
         router = self.composer.router
         if routed and router is not None:
             started = perf_counter()
-            try:
-                rows = router.probabilities(self.base, [job.prompt_ids for job in routed])
-            except Exception as error:
-                self._fail({job.request_id for job in routed}, error)
-                jobs = [job for job in jobs if job not in routed]
-            else:
-                found = {job.request_id: row for job, row in zip(routed, rows, strict=True)}
+            rows = router.probabilities(self.base, [job.prompt_ids for job in routed])
+            found = {job.request_id: row for job, row in zip(routed, rows, strict=True)}
             milliseconds = 1000 * (perf_counter() - started)
         for job in jobs:
             probabilities = found.get(job.request_id)
@@ -283,7 +296,9 @@ class StepEngine:
                 sequence.prompt_logprobs.append(None)
             targets = list(prompt[start + 1 : start + 1 + logits.shape[0]])
             for row, target in zip(logits, targets, strict=False):
-                sequence.prompt_logprobs.append(self._logprob(row.log_softmax(-1), target, params.prompt_logprobs))
+                sequence.prompt_logprobs.append(
+                    self._logprob(row.log_softmax(-1), target, params.prompt_logprobs)
+                )
             if sequence.computed < len(prompt):
                 return
             self._announce(job)
@@ -323,7 +338,9 @@ class StepEngine:
 
     def _finish(self, job: _Job, sequence: Running, reason: FinishReason) -> None:
         if sequence.detokenizer is not None and not isinstance(sequence.stop_reason, str):
-            stop = sequence.detokenizer.flush(check_stop=len(sequence.output_ids) > sequence.request.sampling.min_tokens)
+            stop = sequence.detokenizer.flush(
+                check_stop=len(sequence.output_ids) > sequence.request.sampling.min_tokens
+            )
             if stop is not None:
                 reason, sequence.stop_reason = "stop", stop
         sequence.finish_reason = reason
@@ -387,9 +404,13 @@ class StepEngine:
         """End the requests of a step that raised; everything else goes on."""
         log.exception("a step failed; %d requests end with it", len(request_ids))
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            reply: BrainstacksError = Unavailable("the device is out of memory; retry later, or ask for fewer tokens")
+            reply: BrainstacksError = Unavailable(
+                "the device is out of memory; retry later, or ask for fewer tokens"
+            )
         else:
-            reply = EngineFailure("the engine failed in a step of this request; it goes on with others; retry")
+            reply = EngineFailure(
+                "the engine failed in a step of this request; it goes on with others; retry"
+            )
         for request_id in request_ids:
             job = self._jobs.get(request_id)
             if job is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from brainstacks.engine.request import CompositionRequest, Event, GenerationRequest, Routing
+from brainstacks.stacks.manifest import Published
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,6 @@ class RouterStatus:
 
 
 @dataclass(frozen=True)
-class Published:
-    """Outcome of a change to the registry. `created` is False when the same bytes were there already."""
-
-    name: str
-    version: int
-    digest: str
-    generation: int
-    created: bool
-
-
-@dataclass(frozen=True)
 class Load:
     """Gauges for `/metrics` and `/health`."""
 
@@ -114,7 +104,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of plain text; the base's BOS in front when `add_special_tokens` and it has one."""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of `messages` ({"role", "content"}) in the base's chat template."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
@@ -173,7 +165,7 @@ class Engine(Protocol):
     ) -> Published:
         """Validate `file` completely, store it as `domain`'s newest version, load and activate it.
 
-        The file is consumed. Raises InvalidArtifact, IncompatibleArtifact, Conflict, StaleGeneration,
+        The file stays the caller's. Raises InvalidArtifact, IncompatibleArtifact, Conflict, StaleGeneration,
         StorageFull.
         """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,8 @@ class _Bucket:
         keep = [n for n in range(total) if not start <= n < start + self.rounds[i]]
 
         def cut(t: Tensor) -> Tensor:
-            return t.unflatten(0, (total, -1))[keep].flatten(0, 1)
+            rest: Tensor = t.unflatten(0, (total, -1))[keep]
+            return rest.flatten(0, 1)
 
         return _Bucket(
             self.shape,
@@ -166,7 +168,7 @@ class StackBank:
         buckets = [b.minus(key) if key in b.keys else b for b in self._buckets]
         return StackBank(self.device, self.dtype, tuple(b for b in buckets if b is not None))
 
-    def bind(self, weights: Sequence[Mapping[Key, float]], *, packed: bool = False) -> BoundBank:
+    def bind(self, weights: Sequence[Mapping[Any, float]], *, packed: bool = False) -> BoundBank:
         """The deltas for a batch whose row i is composed by `weights[i]` (key -> weight).
 
         Args:
@@ -177,8 +179,12 @@ class StackBank:
         """
         used = {key for row in weights for key, weight in row.items() if weight != 0.0}
         if not used <= set(self.keys):
-            raise KeyError(f"{sorted(map(str, used - set(self.keys)))} not resident; resident are {self.keys}")
-        bound = [_BoundBucket.of(b, weights, packed, self.device) for b in self._buckets if used & set(b.keys)]
+            raise KeyError(
+                f"{sorted(map(str, used - set(self.keys)))} not resident; resident are {self.keys}"
+            )
+        bound = [
+            _BoundBucket.of(b, weights, packed, self.device) for b in self._buckets if used & set(b.keys)
+        ]
         return BoundBank(tuple(bound))
 
 
@@ -197,7 +203,7 @@ class _BoundBucket:
 
     @staticmethod
     def of(
-        bucket: _Bucket, rows: Sequence[Mapping[Key, float]], packed: bool, device: torch.device
+        bucket: _Bucket, rows: Sequence[Mapping[Any, float]], packed: bool, device: torch.device
     ) -> _BoundBucket:
         # One contiguous range of rounds covers the stacks in use, so that both GEMMs read plain slices.
         used = [i for i, key in enumerate(bucket.keys) if any(row.get(key, 0.0) != 0.0 for row in rows)]

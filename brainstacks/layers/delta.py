@@ -59,7 +59,14 @@ def reference_delta(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, *, top_k: int
 
 
 def gated_hidden(
-    down: Tensor, *, projections: int, experts: int, rank: int, top_k: int, weights: Tensor, noise: Tensor | None = None
+    down: Tensor,
+    *,
+    projections: int,
+    experts: int,
+    rank: int,
+    top_k: int,
+    weights: Tensor,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gate and scale the low-rank activations of G rounds and of the P projections that share one input.
 

@@ -42,7 +42,9 @@ class _Group:
         self._input: Tensor | None = None
         self._pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def pairs(self, projection: str, x: Tensor, sources: Sequence[DeltaSource]) -> list[tuple[Tensor, Tensor]]:
+    def pairs(
+        self, projection: str, x: Tensor, sources: Sequence[DeltaSource]
+    ) -> list[tuple[Tensor, Tensor]]:
         if self._input is not x:
             self.clear()
             for source in sources:
@@ -94,7 +96,7 @@ class CompositionHooks:
 
     @contextmanager
     def composed(self, *sources: DeltaSource) -> Iterator[None]:
-        """Within the block, forwards of the base add the deltas of `sources`. Blocks nest, and do not add up."""
+        """Within the block, forwards of the base add the deltas of `sources`, and only of those."""
         before, self._sources = self._sources, sources
         try:
             yield

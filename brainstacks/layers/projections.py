@@ -64,13 +64,17 @@ def find_sites(model: nn.Module) -> dict[tuple[int, str], Site]:
             found = [m for m in by_name.get(projection, []) if hasattr(m, "in_features")]
             if len(found) != 1:
                 raise UnsupportedModel(
-                    f"{type(model).__name__}: layer {index} has {len(found)} linear modules named {projection!r}; "
+                    f"{type(model).__name__}: layer {index} has {len(found)} linears named {projection!r}; "
                     f"stacks need exactly one of each of {', '.join(PROJECTIONS)} "
                     "(Llama, Mistral, Qwen 2/3 and Gemma 3 have them)"
                 )
             module = found[0]
             sites[index, projection] = Site(
-                index, projection, module, int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+                index,
+                projection,
+                module,
+                int(module.in_features),  # type: ignore[arg-type]
+                int(module.out_features),  # type: ignore[arg-type]
             )
     return sites
 

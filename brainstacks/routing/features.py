@@ -39,7 +39,7 @@ def mixed_hidden_states(
     # The input of layer k is hidden state k: no other layer's output needs to be kept.
     handle = layers[len(layers) // 2].register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        last = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+        last: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
     finally:
         handle.remove()
     return mid_weight * captured[0].float() + last_weight * last.float()

@@ -60,5 +60,6 @@ class MetaRouter(nn.Module):
         contexts = scores.softmax(dim=1).transpose(1, 2) @ tokens
         domains = self.ctx_ln(contexts[:, :-1])
         everywhere = self.global_ln(contexts[:, -1:]).expand_as(domains)
-        logits = self.out(self.ff(torch.cat([domains, everywhere], dim=-1))).squeeze(-1)
-        return logits / self.log_temperature.exp().clamp(0.3, 3.0)
+        logits: Tensor = self.out(self.ff(torch.cat([domains, everywhere], dim=-1))).squeeze(-1)
+        temperature: Tensor = self.log_temperature.exp().clamp(0.3, 3.0)
+        return logits / temperature

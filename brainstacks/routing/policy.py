@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 GATE_THRESHOLD = 0.12
-"""A domain whose |weight| is at or below this is not applied (paper, section 5.3), unless a router says otherwise."""
+"""A domain whose |weight| is at or below this is not applied (paper, section 5.3); a router may differ."""
 
 
 def floored(probabilities: Mapping[str, float], floors: Mapping[str, float]) -> dict[str, float]:

@@ -41,7 +41,7 @@ class Router:
         network.to(base.device, torch.float32).eval().requires_grad_(False)
         return cls(metadata, network)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def probabilities(self, base: BaseModel, prompts: Sequence[Sequence[int]]) -> list[dict[str, float]]:
         """Sigmoid per domain for each prompt, from its first `sequence_length` tokens; one forward for all.
 

@@ -54,18 +54,14 @@ def parse_json(text: bytes | str, what: str) -> Any:
 def _check_values(document: Any, what: str) -> None:
     level = [document]
     for _ in range(MAX_DEPTH + 1):
-        following: list[Any] = []
+        containers = [value for value in level if isinstance(value, dict | list)]
         for value in level:
-            if isinstance(value, dict):
-                following.extend(value)
-                following.extend(value.values())
-            elif isinstance(value, list):
-                following.extend(value)
-            else:
+            if not isinstance(value, dict | list):
                 _check_scalar(value, what)
-        if not following:
+        if not containers:
             return
-        level = following
+        level = [inner for value in containers for inner in value]  # of an object, its keys
+        level += [inner for value in containers if isinstance(value, dict) for inner in value.values()]
     raise InvalidArtifact(f"{what} is nested deeper than {MAX_DEPTH} levels")
 
 

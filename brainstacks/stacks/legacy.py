@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from brainstacks.config import PROJECTIONS, MetaRouterConfig, StackConfig
-from brainstacks.engine.interface import Published
 from brainstacks.errors import ConfigError, InvalidArtifact
 from brainstacks.stacks.artifact import (
     BaseIdentity,
@@ -31,6 +30,7 @@ from brainstacks.stacks.artifact import (
 )
 from brainstacks.stacks.document import Fields, parse_json, show
 from brainstacks.stacks.legacy_pt import Modules, Note, read_pt, read_round
+from brainstacks.stacks.manifest import Published
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router, save_stack

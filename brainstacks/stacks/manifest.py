@@ -41,6 +41,17 @@ class StackVersion(Version):
     experts: int
 
 
+@dataclass(frozen=True)
+class Published:
+    """Outcome of a change to the registry. `created` is False when the same bytes were there already."""
+
+    name: str
+    version: int
+    digest: str
+    generation: int
+    created: bool
+
+
 V = TypeVar("V", bound=Version)
 
 
@@ -89,9 +100,7 @@ class History(Generic[V]):
 
     def pruned(self, keep: int) -> History[V]:
         """This history without versions that are neither serving nor among the newest `keep`."""
-        newest = (
-            {version.version for version in self.versions[len(self.versions) - keep :]} if keep else set()
-        )
+        newest = {version.version for version in self.versions[-keep:]} if keep else set()
         kept = tuple(v for v in self.versions if v.version == self.active or v.version in newest)
         return dataclasses.replace(self, versions=kept)
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from brainstacks.engine.interface import Published
 from brainstacks.errors import (
     BrainstacksError,
     ConfigError,
@@ -26,7 +25,7 @@ from brainstacks.errors import (
     StaleGeneration,
 )
 from brainstacks.stacks.artifact import StackMetadata, check_domain_name, inspect_stack, sha256_file
-from brainstacks.stacks.manifest import History, Manifest, StackVersion, V, Version
+from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion, V, Version
 from brainstacks.stacks.router_artifact import RouterMetadata, inspect_router
 from brainstacks.stacks.store import LocalStore, Store
 

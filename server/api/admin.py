@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from brainstacks.engine.interface import Published
 from brainstacks.errors import BrainstacksError, InvalidRequest, NotFound
 from brainstacks.stacks.artifact import check_domain_name
+from brainstacks.stacks.manifest import Published
 from server.api.context import Context, Ctx
 from server.composition import routing_object
 from server.json_body import JsonRoute

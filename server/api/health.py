@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.context import Ctx
 
-ANSWER_WITHIN = 5.0
-"""Seconds after which a silent engine thread counts as stuck."""
+ANSWER_WITHIN = 30.0
+"""Seconds after which a silent engine thread counts as stuck; longer than the longest sane step."""
 
 routes = APIRouter(tags=["operations"])
 

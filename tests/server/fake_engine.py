@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Published, Readiness, RouterStatus
+from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
 from brainstacks.engine.request import (
     CompositionRequest,
     Event,
@@ -25,6 +25,7 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.errors import DomainNotFound, RecordNotFound, StaleGeneration, Unavailable, VersionNotFound
+from brainstacks.stacks.manifest import Published
 
 EOS = 256
 USER, ASSISTANT, SYSTEM = 257, 258, 259
@@ -64,8 +65,8 @@ class FakeEngine:
     Attributes:
         refuse: raised by the first `anext` of every generation.
         fail_after: (tokens, error): raised after that many tokens.
-        hold: when set, generations wait for it after their first token.
-        reached: set once a generation waits at `hold`.
+        hold: when set, generations wait for it after their first token, and so does `drain`.
+        reached, draining: set once a generation waits at `hold`; once `drain` was called.
         requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
     """
 
@@ -90,6 +91,7 @@ class FakeEngine:
         self.upload_paths: list[Path] = []
         self.digests: dict[str, str] = {}
         self.drained: float | None = None
+        self.draining = asyncio.Event()
         self.closed = False
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
@@ -271,6 +273,9 @@ class FakeEngine:
 
     async def drain(self, timeout: float) -> None:
         self.drained = timeout
+        self.draining.set()
+        if self.hold is not None:
+            await self.hold.wait()
 
     async def close(self) -> None:
         self.closed = True

@@ -155,7 +155,7 @@ async def test_a_stale_generation_is_412_on_every_change(
 async def test_a_generation_that_is_none_is_400(
     admin: httpx2.AsyncClient, engine: FakeEngine, if_match: str
 ) -> None:
-    reply = await admin.delete("/admin/stacks/chat", headers=[("If-Match", if_match.encode("latin-1"))])
+    reply = await admin.delete("/admin/stacks/chat", headers=[(b"if-match", if_match.encode("latin-1"))])
     assert error_of(reply, 400)["param"] == "If-Match"
     assert engine.names == ["chat", "math"]
 

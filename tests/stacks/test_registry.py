@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from brainstacks.engine.interface import Published
 from brainstacks.errors import (
     BrainstacksError,
     ConfigError,
@@ -23,6 +22,7 @@ from brainstacks.errors import (
     VersionNotFound,
 )
 from brainstacks.stacks.artifact import StackMetadata, check_base, sha256_file
+from brainstacks.stacks.manifest import Published
 from brainstacks.stacks.registry import Pruned, Registry
 from tests.stacks.files import DIMS, write_router, write_stack
 

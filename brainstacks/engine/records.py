@@ -31,7 +31,7 @@ class RoutingRecords:
         with self._lock:
             if request_id not in self._records:
                 raise RecordNotFound(
-                    f"no routing record of request {request_id!r}; the last {self._capacity} requests are kept"
+                    f"no routing record of request {request_id!r}; the last {self._capacity} are kept"
                 )
             return self._records[request_id]
 

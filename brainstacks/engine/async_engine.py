@@ -1,0 +1,351 @@
+"""The engine behind asyncio: a thread that steps, and an async iterator per request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from brainstacks.base_model import Quantization, load_base, parse_dtype
+from brainstacks.config import EngineConfig
+from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
+from brainstacks.engine.request import (
+    CompositionRequest,
+    Event,
+    GenerationRequest,
+    RoutedEvent,
+    Routing,
+)
+from brainstacks.errors import BrainstacksError, DomainNotFound, EngineFailure, Unavailable
+from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
+from brainstacks.stacks.manifest import History, Published, StackVersion
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import check_router_base
+from brainstacks.tokenizer import ChatTokenizer
+
+log = logging.getLogger(__name__)
+
+Reply = Event | Routing | BrainstacksError
+
+
+class AsyncEngine:
+    """Implements `brainstacks.engine.interface.Engine`.
+
+    The engine thread owns the model; the event loop talks to it through a queue of commands. Changes of
+    the registry run on worker threads, off both.
+    """
+
+    def __init__(self, engine: StepEngine, registry: Registry, tokenizer: ChatTokenizer) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._tokenizer = tokenizer
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._draining = False
+        self._open: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._changing = asyncio.Lock()
+        self._created = int(time.time())
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        base: str | os.PathLike[str],
+        registry: str | os.PathLike[str],
+        quantization: Quantization = "nf4",
+        device: str = "auto",
+        dtype: str | None = None,
+        config: EngineConfig | None = None,
+    ) -> AsyncEngine:
+        """Load the base and everything that the registry serves; takes seconds to minutes.
+
+        Raises:
+            ConfigError, UnsupportedModel
+        """
+        loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))
+        store = Registry(Path(registry), create=True)
+        return cls(StepEngine(loaded, store, config or EngineConfig()), store, loaded.chat_tokenizer())
+
+    # --- the engine thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Commands between steps; blocks on the queue when nothing runs."""
+        while True:
+            while not self._engine.has_work or not self._commands.empty():
+                command = self._commands.get()
+                if command is None:
+                    return
+                command()
+            self._engine.step()
+
+    def _sink(self, replies: asyncio.Queue[Reply]) -> Callable[[Reply], None]:
+        loop = asyncio.get_running_loop()
+
+        def put(reply: Reply) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(replies.put_nowait, reply)
+
+        return put
+
+    def _submit(self, add: Callable[[], None], sink: Callable[[Reply], None]) -> None:
+        if self._draining:
+            raise Unavailable("the server is shutting down; retry with another one", retry_after=5)
+        if not self._thread.is_alive():
+            raise Unavailable("the engine has stopped; restart the server")
+
+        def command() -> None:
+            try:
+                add()
+            except BrainstacksError as error:
+                sink(error)
+            except Exception:
+                log.exception("a request could not be taken in")
+                sink(EngineFailure("the engine could not take the request in; retry"))
+
+        self._commands.put(command)
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """See `interface.Engine`."""
+        self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
+        replies: asyncio.Queue[Reply] = asyncio.Queue()
+        sink = self._sink(replies)
+        self._submit(lambda: self._engine.add(request, sink), sink)
+        left = request.n
+        self._open.add(request.request_id)
+        self._idle.clear()
+        try:
+            while left:
+                reply = await replies.get()
+                if isinstance(reply, BrainstacksError):
+                    left = 0
+                    raise reply
+                if isinstance(reply, Routing):
+                    raise TypeError("a generation request got a bare route")
+                if not isinstance(reply, RoutedEvent) and reply.finish_reason is not None:
+                    left -= 1
+                yield reply
+        finally:
+            self._open.discard(request.request_id)
+            if not self._open:
+                self._idle.set()
+            if left:
+                self._commands.put(partial(self._engine.abort, request.request_id))
+
+    async def route(
+        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
+    ) -> Routing:
+        """See `interface.Engine`."""
+        self._engine.check(prompt_ids, composition, 0)
+        replies: asyncio.Queue[Reply] = asyncio.Queue()
+        sink = self._sink(replies)
+        self._submit(lambda: self._engine.add_route(request_id, prompt_ids, composition, sink), sink)
+        try:
+            reply = await replies.get()
+        except asyncio.CancelledError:
+            self._commands.put(partial(self._engine.abort, request_id))
+            raise
+        if isinstance(reply, Routing):
+            return reply
+        raise reply if isinstance(reply, BrainstacksError) else TypeError(type(reply).__name__)
+
+    def routing_record(self, request_id: str) -> Routing:
+        return self._engine.records.get(request_id)
+
+    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
+        return self._engine.records.recent(domain=domain, active=active)
+
+    # --- what is served ---------------------------------------------------------------------------
+
+    @property
+    def model(self) -> ModelInfo:
+        base = self._engine.base
+        return ModelInfo(
+            name=base.name,
+            max_context=self._engine.max_context,
+            vocab_size=base.vocab_size,
+            fingerprint=base.identity.fingerprint,
+            quantization=base.quantization,
+            dtype=str(base.dtype).removeprefix("torch."),
+            device=str(base.device),
+            created=self._created,
+        )
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        return self._tokenizer
+
+    @property
+    def generation(self) -> int:
+        return self._registry.generation
+
+    def domains(self) -> list[DomainStatus]:
+        domains = self._registry.snapshot().domains
+        return [self._status(name, history) for name, history in domains.items() if self._serves(name)]
+
+    def domain(self, name: str) -> DomainStatus:
+        history = self._registry.snapshot().domains.get(name)
+        if history is None:
+            raise DomainNotFound(f"there is no domain {name!r}")
+        return self._status(name, history)
+
+    def _serves(self, name: str) -> bool:
+        return name in self._engine.residency.serving
+
+    def _status(self, name: str, history: History[StackVersion]) -> DomainStatus:
+        resident = self._engine.residency.serving.get(name)
+        active = history.current
+        metadata = resident.metadata if resident is not None else None
+        return DomainStatus(
+            domain=name,
+            version=active.version,
+            digest=active.digest,
+            versions=tuple(asdict(v) for v in history.versions),
+            rounds=active.rounds,
+            rank=active.rank,
+            experts=active.experts,
+            bytes=active.bytes,
+            residency="device" if resident is not None else "disk",
+            pinned=False,
+            routable=self._engine.composer.routable(name),
+            in_flight=self._engine.residency.in_use(name),
+            provenance=asdict(metadata) if metadata is not None else {},
+        )
+
+    def router(self) -> RouterStatus | None:
+        history = self._registry.snapshot().router
+        router = self._engine.composer.router
+        if history is None or router is None:
+            return None
+        metadata = asdict(router.metadata)
+        return RouterStatus(
+            version=history.current.version,
+            digest=history.current.digest,
+            domains=router.config.domains,
+            config=metadata.pop("config"),
+            provenance=metadata,
+        )
+
+    def manifest(self) -> Mapping[str, Any]:
+        return self._registry.snapshot().to_document()
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    async def publish_stack(
+        self, domain: str, file: Path, *, expected_generation: int | None = None
+    ) -> Published:
+        def publish() -> Published:
+            return self._registry.publish(
+                file, domain=domain, expected_generation=expected_generation, check=self._fits
+            )
+
+        return await self._change(publish)
+
+    async def activate_stack(
+        self, domain: str, version: int, *, expected_generation: int | None = None
+    ) -> Published:
+        def activate() -> Published:
+            history = self._registry.snapshot().domain(domain)
+            self._fits(read_stack_metadata(self._registry.blob_path(history.version(version).digest)))
+            return self._registry.activate(domain, version, expected_generation=expected_generation)
+
+        return await self._change(activate)
+
+    async def delete_stack(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        return await self._change(
+            lambda: self._registry.delete(domain, purge=purge, expected_generation=expected_generation)
+        )
+
+    def _fits(self, metadata: StackMetadata) -> None:
+        identity = self._engine.base.identity
+        check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
+
+    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
+        def publish() -> Published:
+            identity = self._engine.base.identity
+            return self._registry.publish_router(
+                file,
+                expected_generation=expected_generation,
+                check=lambda m: check_router_base(m, identity.fingerprint, identity.hidden_size),
+            )
+
+        return await self._change(publish)
+
+    async def reload(self) -> int:
+        async with self._changing:
+            await asyncio.to_thread(self._reload)
+        return self.generation
+
+    def _reload(self) -> None:
+        self._registry.reload()
+        self._engine.sync()
+
+    async def _change(self, change: Callable[[], Published]) -> Published:
+        """Run a change of the registry, then serve what it says; both off the event loop and the step."""
+
+        def run() -> Published:
+            published = change()
+            self._engine.sync()
+            return published
+
+        async with self._changing:
+            return await asyncio.to_thread(run)
+
+    # --- operations -------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        return self._engine.load
+
+    async def healthy(self) -> bool:
+        if not self._thread.is_alive():
+            return False
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+
+        def answer() -> None:
+            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(None))
+
+        self._commands.put(answer)
+        try:
+            await asyncio.wait_for(answered, timeout=30)  # longer than the longest sane step
+        except TimeoutError:
+            return False
+        return True
+
+    def readiness(self) -> Readiness:
+        problems = list(self._engine.problems)
+        if self._draining:
+            problems.insert(0, "the server is shutting down")
+        if not self._thread.is_alive():
+            problems.insert(0, "the engine thread has stopped")
+        return Readiness(not self._draining and self._thread.is_alive(), tuple(problems))
+
+    async def drain(self, timeout: float) -> None:
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            late = Unavailable("the server shut down before the answer was complete; retry with another one")
+            for request_id in self._open:
+                self._commands.put(partial(self._engine.abort, request_id, late))
+            await self._idle.wait()
+
+    async def close(self) -> None:
+        self._draining = True
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from brainstacks.engine.request import Event, GenerationRequest, SamplingParams
+from brainstacks.errors import EngineFailure
+from server.generation import Generation
+from server.metrics import Metrics
+from tests.server.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+
+def run(engine: FakeEngine, prompts: int = 1) -> Generation:
+    requests = [GenerationRequest(f"r{i}", (104, 105), SamplingParams(max_tokens=20)) for i in range(prompts)]
+    return Generation(engine, requests, Metrics(engine), begin=0.0)
+
+
+async def test_events_of_several_prompts_are_merged_and_counted(engine: FakeEngine) -> None:
+    generation = run(engine, prompts=3)
+    routed = await generation.start()
+    assert [event.routing.request_id for event in routed] == ["r0", "r1", "r2"]
+    texts = ["", "", ""]
+    async for prompt, event in generation.texts():
+        texts[prompt] += event.text
+    assert texts == [engine.reply] * 3
+    assert generation.usage == {"prompt_tokens": 6, "completion_tokens": 39, "total_tokens": 45}
+    await generation.close()
+    assert engine.aborted == []
+
+
+async def test_closing_in_the_middle_aborts_every_prompt_before_it_returns(engine: FakeEngine) -> None:
+    engine.hold = asyncio.Event()
+    generation = run(engine, prompts=3)
+    await generation.start()
+    await asyncio.wait_for(engine.reached.wait(), 5)
+    await generation.close()
+    await generation.close()
+    assert sorted(engine.aborted) == ["r0", "r1", "r2"]
+
+
+async def test_an_engine_that_never_routes_is_a_failure_and_not_a_hanging_request(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(request: GenerationRequest) -> AsyncIterator[Event]:
+        none: tuple[Event, ...] = ()
+        for event in none:
+            yield event
+
+    monkeypatch.setattr(engine, "generate", nothing)
+    with pytest.raises(EngineFailure):
+        await asyncio.wait_for(run(engine).start(), 5)
+
+
+async def test_a_cancellation_inside_the_engine_reaches_the_client_as_a_failure(engine: FakeEngine) -> None:
+    engine.fail_after = (1, asyncio.CancelledError())
+    generation = run(engine)
+    await generation.start()
+    with pytest.raises(EngineFailure):
+        async for _ in generation.texts():
+            pass
+    await generation.close()

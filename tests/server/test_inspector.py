@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+
+import httpx2
+import pytest
+
+from server.app import INSPECTOR
+from tests.server.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_page_and_its_parts_are_served(client: httpx2.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    parts = re.findall(r'(?:src|href)="(/[^"]+)"', page.text)
+    assert sorted(parts) == ["/inspector/inspector.css", "/inspector/inspector.js"]
+    for part in parts:
+        assert (await client.get(part)).status_code == 200
+
+
+def test_nothing_on_the_page_comes_from_elsewhere() -> None:
+    for file in INSPECTOR.iterdir():
+        text = file.read_text()
+        assert "http://" not in text
+        assert "https://" not in text
+        assert "//cdn" not in text
+        assert "innerHTML" not in text  # a model's text must not become markup
+
+
+async def test_the_page_may_load_and_run_only_its_own_files(client: httpx2.AsyncClient) -> None:
+    policy = (await client.get("/")).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_every_control_has_a_label_and_every_id_that_the_script_uses_exists() -> None:
+    page = (INSPECTOR / "index.html").read_text()
+    script = (INSPECTOR / "inspector.js").read_text()
+    ids = set(re.findall(r'\bid="([^"]+)"', page))
+    controls = re.findall(r'<(?:input|select|textarea)[^>]*\bid="([^"]+)"', page)
+    assert controls
+    assert set(controls) <= set(re.findall(r'<label for="([^"]+)"', page))
+    used = set(re.findall(r'\$\("([^"]+)"\)', script)) | set(re.findall(r'fill\("([^"]+)"', script))
+    assert used <= ids
+
+
+@pytest.mark.parametrize(
+    "path", ["/inspector/../settings.py", "/inspector/%2e%2e/settings.py", "/inspector/"]
+)
+async def test_only_the_pages_own_files_are_served(
+    client: httpx2.AsyncClient, engine: FakeEngine, path: str
+) -> None:
+    assert (await client.get(path)).status_code == 404

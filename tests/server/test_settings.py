@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from brainstacks.config import EngineConfig
+from brainstacks.errors import ConfigError
+from server.__main__ import engine_config, main
+from server.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"BRAINSTACKS_{name.upper()}", raising=False)
+
+
+def parse(*arguments: str) -> Settings:
+    return CliApp.run(Settings, cli_args=list(arguments))
+
+
+def test_the_flags_of_the_contract_are_there() -> None:
+    settings = parse(
+        "--base", "b", "--registry", "r", "--host", "0.0.0.0", "--port", "1", "--quantization", "none",
+        "--device", "cpu", "--dtype", "float32", "--api-key", "one", "--api-key", "two",
+        "--admin-key", "boss",
+        "--deterministic", "--drain-timeout", "2.5", "--max-upload-bytes", "2048", "--max-batch-size", "3",
+        "--max-queue", "4",
+    )  # fmt: skip
+    assert [key.get_secret_value() for key in settings.api_key] == ["one", "two"]
+    assert settings.admin_key is not None
+    assert settings.admin_key.get_secret_value() == "boss"
+    assert (settings.base, settings.registry, settings.port, settings.dtype) == ("b", "r", 1, "float32")
+    assert (settings.drain_timeout, settings.max_upload_bytes, settings.deterministic) == (2.5, 2048, True)
+
+
+def test_defaults_serve_the_packaged_base_in_nf4_on_the_local_host() -> None:
+    settings = parse()
+    assert settings.base == "packaged:smollm2-135m-instruct"
+    assert (settings.host, settings.port, settings.quantization) == ("127.0.0.1", 8000, "nf4")
+    assert settings.api_key == ()
+    assert settings.admin_key is None
+
+
+def test_every_flag_is_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAINSTACKS_PORT", "81")
+    monkeypatch.setenv("BRAINSTACKS_API_KEY", "one,two")
+    monkeypatch.setenv("BRAINSTACKS_MAX_QUEUE", "5")
+    monkeypatch.setenv("BRAINSTACKS_ADMIN_KEY", "")  # an empty variable is an unset one
+    settings = parse("--port", "82")
+    assert settings.port == 82
+    assert settings.max_queue == 5
+    assert [key.get_secret_value() for key in settings.api_key] == ["one", "two"]
+    assert settings.admin_key is None
+
+
+@pytest.mark.parametrize("key", ["", "a b", "kéy", "a\n"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"admin_key": key})
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"api_key": ("ok", key)})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "99999"],
+        ["--quantization", "fp3"],
+        ["--max-queue", "0"],
+        ["--bogus", "1"],
+        ["--drain-timeout", "-1"],
+    ],
+)
+def test_wrong_options_exit_with_2_and_name_the_flag(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_refused_option_does_not_print_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--admin-key", "top secret", "--api-key", "other secret"])
+    shown = capsys.readouterr()
+    assert "--admin-key" in shown.err
+    assert "secret" not in shown.err + shown.out
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all("--" + name.replace("_", "-") in text for name in Settings.model_fields)
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_engines_limits_come_from_the_settings() -> None:
+    config = engine_config(parse("--max-batch-size", "3", "--max-context", "99", "--kv-cache-tokens", "1000"))
+    assert (config.max_batch_size, config.max_context, config.kv_cache_tokens) == (3, 99, 1000)
+
+
+def test_every_limit_of_the_engine_is_a_flag_with_the_same_default() -> None:
+    assert engine_config(parse()) == EngineConfig()
+    assert {field.name for field in dataclasses.fields(EngineConfig)} <= set(Settings.model_fields)
+
+
+def test_deterministic_is_honoured_or_refused_never_ignored() -> None:
+    offered = "deterministic" in {field.name for field in dataclasses.fields(EngineConfig)}
+    settings = parse("--deterministic")
+    if offered:
+        assert dataclasses.asdict(engine_config(settings))["deterministic"] is True
+    else:
+        with pytest.raises(ConfigError, match="--deterministic"):
+            engine_config(settings)
