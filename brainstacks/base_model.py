@@ -118,10 +118,9 @@ def load_base(
         model = _load_model(directory, quantization, torch_device, dtype)
         tokenizer = _load_tokenizer(directory)
     model.eval().requires_grad_(False)
-    if trainable:
-        for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu") and (trainable or not _packs(module)):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
     sites = find_sites(model)
     return BaseModel(
         model=model,
@@ -302,6 +301,11 @@ def _load_model(
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
     return model
+
+
+def _packs(linear: Any) -> bool:
+    """bitsandbytes' packed CPU kernel takes whole blocks of 32 outputs and 64 inputs, and asserts it."""
+    return linear.out_features % 32 == 0 and linear.in_features % 64 == 0
 
 
 def _load_tokenizer(directory: Path) -> Any:

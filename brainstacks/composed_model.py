@@ -124,12 +124,14 @@ class ComposedModel:
         residents: list[Resident] = []
         rows = []
         composer, residency = self._engine.composer, self._engine.residency
-        for row in self._rows(ids, weights):
+        chosen = self._rows(ids, weights)
+        for row in chosen:
             composer.check(CompositionRequest("fixed", row))
-            acquired = residency.acquire(active_domains(row, composer.gate_threshold))
-            residents += acquired.values()
-            rows.append({resident.key: row[domain] for domain, resident in acquired.items()})
         try:
+            for row in chosen:
+                acquired = residency.acquire(active_domains(row, composer.gate_threshold))
+                residents += acquired.values()
+                rows.append({resident.key: row[domain] for domain, resident in acquired.items()})
             bound = residency.bank.bind(rows)
             with self._engine.hooks.composed(*([bound] if bound.buckets else [])):
                 output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits

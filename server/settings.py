@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         description="base model: a directory, a hub id, a .gguf file, or packaged:smollm2-135m-instruct",
     )
     registry: str = Field(
-        default="stacks_registry", description="registry of stacks and routers: a directory or a URL"
+        default="stacks_registry", description="directory of the registry of stacks and routers"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

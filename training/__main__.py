@@ -75,6 +75,18 @@ def evaluate(
     show(results, Console())
 
 
+@app.command()
+def card(
+    registry: RegistryOption = Path("stacks_registry"),
+    evaluation: Annotated[Path | None, typer.Option(help="What `evaluate --output` wrote.")] = None,
+) -> None:
+    """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
+    from training.card import card as card_of
+
+    results = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation is not None else None
+    print(card_of(Registry(registry), results))
+
+
 def main() -> None:
     """Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage."""
     try:

@@ -26,7 +26,7 @@ class ActiveStack(nn.Module):
     (1.0 when balanced). P carries the gradient to the gate.
 
     Args:
-        config: shape of the round; `config.rounds` is always one here.
+        config: shape of the round.
         dims: projection -> (d_in, d_out).
     """
 
@@ -64,7 +64,7 @@ class ActiveStack(nn.Module):
 
     def balance_loss(self) -> Tensor:
         """L_aux of the last forward, a scalar."""
-        return torch.stack(self._balance).mean()
+        return torch.cat(self._balance).mean()
 
     def hidden(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[tuple[Tensor, Tensor]]]:
         """See `brainstacks.layers.hooks.DeltaSource`."""
@@ -94,14 +94,14 @@ class ActiveStack(nn.Module):
         return {name: [(h, up)] for name, h, up in zip(names, hidden, ups, strict=True)}
 
     def _balance_of(self, logits: Tensor, gates: Tensor) -> Tensor:
-        """N * sum_e P(e) f(e), averaged over the group's projections; logits and gates [B, T, 1, P, N]."""
+        """N * sum_e P(e) f(e) of each projection, [P]; logits and gates [B, T, 1, P, N]."""
         if self._mask is None:
             raise RuntimeError("call begin(mask) before a training forward")
         mask = self._mask[..., None, None, None].to(logits.dtype)
         tokens = mask.sum()
         probability = (logits.softmax(-1) * mask).sum((0, 1)) / tokens
         share = ((gates > 0) * mask).sum((0, 1)) / (tokens * self.config.top_k)
-        return (self.config.experts * (probability * share.detach()).sum(-1)).mean()
+        return (self.config.experts * (probability * share.detach()).sum(-1)).flatten()
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:

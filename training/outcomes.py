@@ -123,6 +123,9 @@ def measure_all(
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    elif not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # a cut line ends here, or the next outcome would become part of it
     started, fresh = time.monotonic(), 0
     results = []
     with path.open("a", encoding="utf-8") as file:

@@ -75,7 +75,7 @@ class AsyncEngine:
             ConfigError, UnsupportedModel
         """
         loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))
-        store = Registry(Path(registry), create=True)
+        store = Registry(Path(registry))
         return cls(StepEngine(loaded, store, config or EngineConfig()), store, loaded.chat_tokenizer())
 
     # --- the engine thread ------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.engine.sampler import adjust, choose, new_generator
-from brainstacks.engine.scheduler import Row, Scheduler
+from brainstacks.engine.scheduler import Scheduler
 from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.errors import (
     BrainstacksError,
@@ -149,10 +149,6 @@ class StepEngine:
             InvalidRequest, ContextTooLong, Overloaded: it was not taken in.
         """
         self.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
-        if request.request_id in self._jobs:
-            raise InvalidRequest(
-                f"request id {request.request_id!r} is in use; choose another", param="request_id"
-            )
         job = _Job(request.request_id, request.prompt_ids, request.composition, sink, request)
         self._enqueue(job)
 
@@ -192,6 +188,10 @@ class StepEngine:
             self._end(job)
 
     def _enqueue(self, job: _Job) -> None:
+        if job.request_id in self._jobs:
+            raise InvalidRequest(
+                f"request id {job.request_id!r} is in use; choose another", param="request_id"
+            )
         waiting = len(self._unrouted) + len(self._scheduler.waiting)
         if waiting >= self.config.max_queue:
             raise Overloaded(
@@ -207,29 +207,36 @@ class StepEngine:
 
         Never raises: what fails ends the requests that it concerns, and only those.
         """
-        rows: list[Row] = []
+        concerned: set[str] = set()
         try:
-            self._route()
+            jobs = self._take_unrouted()
+            concerned = {job.request_id for job in jobs}
+            self._route(jobs)
             rows = self._scheduler.schedule()
+            concerned = {row.sequence.request.request_id for row in rows}
             if rows:
                 self._advance_all(*self._runner.run(rows, self.residency.bank))
         except Exception as error:
-            self._fail({row.sequence.request.request_id for row in rows} or set(self._jobs), error)
+            self._fail(concerned, error)
 
     def _advance_all(self, batch: StepBatch, logits: Tensor) -> None:
         for row in batch.rows:  # all of them first: a finish below moves another sequence's slot
             row.sequence.computed = row.start + row.count
         at = 0
         for row, count in zip(batch.rows, batch.logit_counts, strict=True):
-            if count:
-                self._advance(row.sequence, logits[at : at + count], row.start)
+            if count and row.sequence.finish_reason is None:
+                try:
+                    self._advance(row.sequence, logits[at : at + count], row.start)
+                except Exception as error:  # one request's own, such as logits that are not finite
+                    self._fail({row.sequence.request.request_id}, error)
             at += count
 
-    def _route(self) -> None:
+    def _take_unrouted(self) -> list[_Job]:
+        count = min(len(self._unrouted), self.config.max_router_batch)
+        return [self._unrouted.popleft() for _ in range(count)]
+
+    def _route(self, jobs: Sequence[_Job]) -> None:
         """Compose waiting requests; those that the router decides share one pass over their prompts."""
-        jobs = [
-            self._unrouted.popleft() for _ in range(min(len(self._unrouted), self.config.max_router_batch))
-        ]
         routed = [job for job in jobs if self.composer.needs_router(job.composition)]
         found: dict[str, dict[str, float]] = {}
         milliseconds = 0.0
@@ -269,21 +276,18 @@ class StepEngine:
             sequence = Running(request, index, new_generator(seed), detokenizer, composed.weights)
             job.sequences.append(sequence)
         if params.prompt_logprobs is None:
-            self._announce(job)
+            self._announce(job, None)
         for sequence in list(job.sequences):
             if params.max_tokens == 0 and params.prompt_logprobs is None:
                 self._finish(job, sequence, "length")
             else:
                 self._scheduler.add(sequence)
 
-    def _announce(self, job: _Job) -> None:
-        """Send the `RoutedEvent`, once, before any text."""
+    def _announce(self, job: _Job, logprobs: tuple[TokenLogprob | None, ...] | None) -> None:
+        """Send the `RoutedEvent`, once, before any text; `logprobs` are the prompt's, where asked for."""
         if job.announced or job.composed is None or job.request is None:
             return
         job.announced = True
-        logprobs = None
-        if job.request.sampling.prompt_logprobs is not None:
-            logprobs = tuple(job.sequences[0].prompt_logprobs)
         job.sink(RoutedEvent(job.composed.routing, len(job.request.prompt_ids), logprobs))
 
     def _advance(self, sequence: Running, logits: Tensor, start: int) -> None:
@@ -301,7 +305,8 @@ class StepEngine:
                 )
             if sequence.computed < len(prompt):
                 return
-            self._announce(job)
+            # Whichever of n completions is through with the prompt first; its slot decides, not its index.
+            self._announce(job, tuple(sequence.prompt_logprobs))
         if params.max_tokens == 0:
             self._finish(job, sequence, "length")
             return
@@ -386,7 +391,9 @@ class StepEngine:
         move = self._scheduler.finish(sequence)
         if move is not None:
             source, target = move
-            self._runner.cache.move(source, target, self._scheduler.running[target].computed)
+            computed = self._scheduler.running[target].computed
+            if computed:  # otherwise it holds nothing yet, and its slot may not even be allocated
+                self._runner.cache.move(source, target, computed)
 
     def _end(self, job: _Job) -> None:
         self._jobs.pop(job.request_id, None)

@@ -57,7 +57,9 @@ class SlotCache:
                 # Zeros, not empty: a masked position still multiplies its value by 0, and 0 * NaN is NaN.
                 new = torch.zeros(slots, kv_heads, capacity, head_dim, device=self._device, dtype=self._dtype)
                 if layer < len(side):
-                    new[: self.slots, :, : self.capacity] = side[layer]
+                    # Cut, because an allocation that ran out of memory half-way has grown some layers.
+                    stored = (slice(self.slots), slice(None), slice(self.capacity))
+                    new[stored] = side[layer][stored]
                     side[layer] = new
                 else:
                     side.append(new)

@@ -1,23 +1,27 @@
 """Which stack versions are on the device, and who uses them.
 
 A version that a running request started with stays until the request ends, whatever is published,
-replaced or deleted meanwhile. Loading packs a new bank off the step thread; a step takes the bank that is
-current when it starts.
+replaced or deleted meanwhile. One worker thread makes every change of the bank, so that neither loading
+nor dropping a stack ever holds up a step; a step takes the bank that is current when it starts.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from brainstacks.base_model import BaseModel
 from brainstacks.errors import BrainstacksError, DomainNotFound
-from brainstacks.layers.bank import StackBank, StackTensors
+from brainstacks.layers.bank import Key, StackBank, StackTensors
 from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack_tensors
+
+log = logging.getLogger(__name__)
 
 StackKey = tuple[str, int]
 """(domain, version): what weights and residency are bound to."""
@@ -48,8 +52,8 @@ class Residency:
     def __init__(self, registry: Registry | None, base: BaseModel) -> None:
         self._registry = registry
         self._base = base
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="residency")
         self._lock = threading.Lock()  # guards what follows; held for bookkeeping only, never while packing
-        self._packing = threading.Lock()  # one change of the bank at a time
         self._bank = StackBank(base.device, base.dtype)
         self._serving: dict[str, Resident] = {}
         self._in_use: Counter[StackKey] = Counter()
@@ -92,13 +96,15 @@ class Residency:
             return chosen
 
     def release(self, residents: Iterable[Resident]) -> None:
-        """Undo one `acquire`; a version that nobody serves or uses any more leaves the device."""
+        """Undo one `acquire`; a version that nobody serves or uses any more leaves the device, soon."""
         with self._lock:
             for resident in residents:
                 self._in_use[resident.key] -= 1
                 if self._in_use[resident.key] <= 0:
                     del self._in_use[resident.key]
-        self._drop_unused()
+            unused = self._unused()
+        if unused:
+            self._worker.submit(self._drop_unused).add_done_callback(_log_failure)
 
     def sync(self) -> None:
         """Serve what the registry's manifest says is active, and nothing else.
@@ -106,34 +112,7 @@ class Residency:
         A version that is corrupt or does not fit is named in `problems`; the domain's last good version,
         where one is resident, goes on serving.
         """
-        if self._registry is None:
-            return
-        with self._packing:
-            serving: dict[str, Resident] = {}
-            problems: dict[str, str] = {}
-            for domain, history in self._registry.snapshot().domains.items():
-                active = history.current
-                resident = self._serving.get(domain)
-                if resident is None or resident.digest != active.digest or resident.version != active.version:
-                    try:
-                        resident = self._load(domain, active.version, active.digest)
-                    except BrainstacksError as error:
-                        problems[domain] = f"{domain} version {active.version}: {error.message}"
-                if resident is not None:
-                    serving[domain] = resident
-            with self._lock:
-                self._serving, self._problems = serving, problems
-        self._drop_unused()
-
-    def unload(self, domain: str) -> None:
-        """Stop serving `domain` in this process; the registry keeps it. Raises DomainNotFound."""
-        with self._packing, self._lock:
-            if domain not in self._serving:
-                raise DomainNotFound(
-                    f"no domain {domain!r} is served; served are: {', '.join(self._serving)}"
-                )
-            self._serving = {name: r for name, r in self._serving.items() if name != domain}
-        self._drop_unused()
+        self._change(self._sync)
 
     def load(self, domain: str) -> None:
         """Serve the registry's active version of `domain`.
@@ -141,15 +120,58 @@ class Residency:
         Raises:
             DomainNotFound, CorruptBlob, IncompatibleArtifact
         """
+        self._change(lambda: self._load_one(domain))
+
+    def unload(self, domain: str) -> None:
+        """Stop serving `domain` in this process; the registry keeps it. Raises DomainNotFound."""
+        self._change(lambda: self._unload(domain))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Make a change on the worker, and wait until it is made."""
+
+        def run() -> None:
+            change()
+            self._drop_unused()
+
+        self._worker.submit(run).result()
+
+    # --- on the worker thread ---------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        if self._registry is None:
+            return
+        serving: dict[str, Resident] = {}
+        problems: dict[str, str] = {}
+        for domain, history in self._registry.snapshot().domains.items():
+            active = history.current
+            resident = self._serving.get(domain)
+            if resident is None or (resident.version, resident.digest) != (active.version, active.digest):
+                try:
+                    resident = self._load(domain, active.version, active.digest)
+                except BrainstacksError as error:
+                    problems[domain] = f"{domain} version {active.version}: {error.message}"
+            if resident is not None:
+                serving[domain] = resident
+        with self._lock:
+            self._serving, self._problems = serving, problems
+
+    def _load_one(self, domain: str) -> None:
         if self._registry is None:
             raise DomainNotFound(f"no domain {domain!r}: this model was loaded without a registry")
-        with self._packing:
-            active = self._registry.snapshot().domain(domain).current
-            resident = self._load(domain, active.version, active.digest)
-            order = list(self._registry.snapshot().domains)
-            with self._lock:
-                serving = {**self._serving, domain: resident}
-                self._serving = {name: serving[name] for name in order if name in serving}
+        manifest = self._registry.snapshot()
+        active = manifest.domain(domain).current
+        resident = self._load(domain, active.version, active.digest)
+        with self._lock:
+            serving = {**self._serving, domain: resident}
+            self._serving = {name: serving[name] for name in manifest.domains if name in serving}
+
+    def _unload(self, domain: str) -> None:
+        with self._lock:
+            if domain not in self._serving:
+                raise DomainNotFound(
+                    f"no domain {domain!r} is served; served are: {', '.join(self._serving)}"
+                )
+            self._serving = {name: r for name, r in self._serving.items() if name != domain}
 
     def _load(self, domain: str, version: int, digest: str) -> Resident:
         if self._registry is None:
@@ -161,21 +183,26 @@ class Residency:
         resident = Resident(domain, version, digest, metadata)
         if resident.key not in self._bank.keys:
             stack = StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path))
-            bank = self._bank.plus(resident.key, stack)
-            with self._lock:
-                self._bank = bank
+            # The only writer is this thread; readers see the old bank or the new.
+            self._bank = self._bank.plus(resident.key, stack)
         return resident
 
     def _drop_unused(self) -> None:
-        with self._packing:
-            while True:
-                with self._lock:
-                    keep = {r.key for r in self._serving.values()} | set(self._in_use)
-                    unused = [key for key in self._bank.keys if key not in keep]
-                    bank = self._bank
-                if not unused:
-                    return
-                smaller = bank.minus(unused[0])
-                with self._lock:
-                    if unused[0] not in self._in_use:
-                        self._bank = smaller
+        while True:
+            with self._lock:
+                unused, bank = self._unused(), self._bank
+            if not unused:
+                return
+            self._bank = bank.minus(unused[0])
+
+    def _unused(self) -> list[Key]:
+        """Resident versions that are neither served nor in use; nothing can acquire them any more."""
+        keep = {r.key for r in self._serving.values()} | set(self._in_use)
+        return [key for key in self._bank.keys if key not in keep]
+
+
+def _log_failure(done: Future[None]) -> None:
+    """Nobody waits for this change: say what went wrong with it."""
+    error = done.exception()
+    if error is not None:
+        log.error("a stack could not be dropped from the device", exc_info=error)

@@ -108,7 +108,7 @@ async function showStacks() {
 async function showRequests() {
   const all = $("admin-key").value ? (await get("/admin/requests", "admin-key")).requests : mine;
   fill("requests", all.slice(0, 50).map((record) => [
-    record.request_id, record.mode,
+    record.request_id.slice(0, 12), record.mode,
     record.active.map((name) => `${name} ${record.weights[name].toFixed(2)}`).join(", ") || "none",
     record.probabilities ? `${record.router_ms.toFixed(1)} ms` : "–",
   ]), 4, "None yet.");

@@ -1,0 +1,69 @@
+"""A registry of random stacks: the work of serving depends on shapes, not on what was learnt."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from brainstacks.config import StackConfig
+from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, stack_shapes
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.tensors import save_stack
+
+B_STD = 1e-3
+"""Large enough to change the text, small enough to keep activations in the base's range."""
+
+
+def publish_random_stacks(
+    registry: Registry,
+    base: BaseIdentity,
+    count: int,
+    *,
+    rank: int = 16,
+    experts: int = 4,
+    top_k: int = 2,
+    rounds: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """Publish `count` stacks with random weights; equal arguments give equal bytes.
+
+    A is uniform in +-1/sqrt(d_in), as an untrained one, the gate normal with deviation 0.02. B, which is
+    zero before training, is normal with deviation `B_STD`, so that every stack changes the output.
+
+    Returns:
+        the domains' names, in the registry's order.
+    """
+    config = StackConfig(rank=rank, experts=experts, top_k=top_k, layers=base.layers)
+    names = tuple(f"random-{i}" for i in range(count))
+    generator = torch.Generator()
+    with tempfile.TemporaryDirectory() as scratch:
+        for i, name in enumerate(names):
+            generator.manual_seed(seed + i)
+            metadata = StackMetadata(
+                domain=name,
+                rounds=rounds,
+                config=config,
+                dims=dict(base.dims),
+                base=base.ref,
+                seed=seed + i,
+                description="random weights, for benchmarks",
+            )
+            tensors = {
+                tensor: _random(tensor, shape, generator).to(dtype)
+                for tensor, shape in stack_shapes(metadata)
+            }
+            file = Path(scratch) / f"{name}.safetensors"
+            save_stack(file, metadata, tensors)
+            registry.publish(file)
+            file.unlink()
+    return names
+
+
+def _random(name: str, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    if name.endswith(".A"):
+        return (torch.rand(shape, generator=generator) * 2 - 1) / shape[1] ** 0.5
+    deviation = B_STD if name.endswith(".B") else 0.02
+    return torch.randn(shape, generator=generator) * deviation

@@ -1,0 +1,230 @@
+"""The serving scheme that was published with the method ("Superposition"), to compare with.
+
+One prompt at a time. Every projection is replaced by a module that keeps the frozen stacks of the route
+in host memory. At each forward, and in each of these modules, every active delta goes
+
+    host -> device,    out <- out + w_d * delta_{d,round}(x),    device -> host,
+
+in a loop over domains, then over rounds. Inside a delta the experts' own weights are stacked anew at each
+forward, all N experts are computed, also those that the gate drops, and each is multiplied by its gate:
+
+    delta(x) = sum_e g_e * s * B_e (A_e x),    g = softmax(top-K of x G^T, others -inf).
+
+(The published code computes the experts with one einsum; a Python loop over them is up to 1.8 times slower
+for one token on a CPU, and would flatter the comparison.)
+
+It is written from the method's description, and shares with the server only what both must be given: the
+quantised base and the stack files. No code of the server's own layers or engine is used.
+
+Where device memory is host memory (a CPU without a GPU), a transfer is a real copy of the same bytes
+(`Tensor.to(copy=True)`). With `always_copy=False` it is what PyTorch makes of it there: nothing.
+Two kindnesses to the scheme: stacks that a prompt needs stay in host memory afterwards, so that no run
+waits for the disk, and they are bound to their weights by domain name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from brainstacks.base_model import BaseModel
+from brainstacks.errors import DomainNotFound
+from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.tensors import load_stack_tensors
+
+GATE_THRESHOLD = 0.12
+"""A domain with |weight| <= this is not applied (paper, section 5.3)."""
+
+HOST = torch.device("cpu")
+
+
+class ShuttledDelta:
+    """One delta (a projection, a round), in host memory between forwards.
+
+    Args:
+        A: per expert [r, d_in].
+        B: per expert [d_out, r].
+        gate: [N, d_in].
+        top_k: K, experts that the gate keeps per token.
+        scaling: s = alpha / sqrt(r).
+        always_copy: a transfer copies even where it stays in the same memory.
+    """
+
+    def __init__(
+        self,
+        A: Sequence[Tensor],
+        B: Sequence[Tensor],
+        gate: Tensor,
+        *,
+        top_k: int,
+        scaling: float,
+        always_copy: bool,
+    ) -> None:
+        self.A = list(A)
+        self.B = list(B)
+        self.gate = gate
+        self._top_k = top_k
+        self._scaling = scaling
+        self._always_copy = always_copy
+
+    def to(self, device: torch.device) -> None:
+        """Move every tensor to `device`, one by one."""
+        self.A = [a.to(device, copy=self._always_copy) for a in self.A]
+        self.B = [b.to(device, copy=self._always_copy) for b in self.B]
+        self.gate = self.gate.to(device, copy=self._always_copy)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """delta(x): [..., d_in] -> [..., d_out], in x's dtype."""
+        flat = x.flatten(0, -2)
+        logits = flat @ self.gate.T
+        values, indices = logits.topk(self._top_k, dim=-1)
+        sparse = torch.full_like(logits, float("-inf")).scatter(-1, indices, values)
+        gates = sparse.float().softmax(dim=-1).to(x.dtype)
+        hidden = torch.einsum("ti,nri->tnr", flat, torch.stack(self.A))
+        experts = torch.einsum("tnr,nor->tno", hidden, torch.stack(self.B)) * self._scaling
+        return (gates[..., None] * experts).sum(dim=1).unflatten(0, x.shape[:-1])
+
+
+class ShuttleProjection(nn.Module):
+    """A frozen projection and the stacks that correct it.
+
+    Attributes:
+        stacks: domain -> its rounds. No submodules: they must stay in host memory when the model moves.
+        weights: domain -> weight of the prompt that is generated.
+    """
+
+    def __init__(self, frozen: nn.Module) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.stacks: dict[str, list[ShuttledDelta]] = {}
+        self.weights: Mapping[str, float] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out]."""
+        out: Tensor = self.frozen(x)
+        for domain, weight in self.weights.items():
+            if abs(weight) <= GATE_THRESHOLD:
+                continue
+            for delta in self.stacks[domain]:
+                delta.to(x.device)
+                out = out + weight * delta(x).to(out.dtype)
+                delta.to(HOST)
+        return out
+
+
+class ShuttleModel:
+    """A base whose projections are replaced by `ShuttleProjection`s.
+
+    Args:
+        base: changed in place until `restore`; serve nothing else with it meanwhile.
+        registry: where stacks are loaded from.
+        always_copy: see the module's docstring.
+    """
+
+    def __init__(self, base: BaseModel, registry: Registry, *, always_copy: bool = True) -> None:
+        self._base = base
+        self._registry = registry
+        self._always_copy = always_copy
+        self._parents: dict[tuple[int, str], tuple[nn.Module, str]] = {}
+        self._projections: dict[tuple[int, str], ShuttleProjection] = {}
+        self._loaded: set[str] = set()
+        keys = {id(site.module): key for key, site in base.sites.items()}
+        for name, module in list(base.model.named_modules()):
+            if id(module) in keys:
+                parent, _, child = name.rpartition(".")
+                key = keys[id(module)]
+                self._parents[key] = (base.model.get_submodule(parent), child)
+                self._projections[key] = ShuttleProjection(module)
+        for key, (owner, child) in self._parents.items():
+            setattr(owner, child, self._projections[key])
+
+    def restore(self) -> None:
+        """Put the base's own projections back."""
+        for key, (parent, child) in self._parents.items():
+            setattr(parent, child, self._projections[key].frozen)
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor, weights: Mapping[str, float]) -> Tensor:
+        """One forward of a single prompt.
+
+        Args:
+            input_ids: [1, T].
+            weights: domain -> weight; a domain left out is not applied.
+
+        Returns:
+            [1, T, V] float32.
+
+        Raises:
+            DomainNotFound: the registry has no such domain.
+        """
+        self._compose(weights)
+        output: Tensor = self._base.model(input_ids=input_ids, use_cache=False).logits
+        return output.float()
+
+    @torch.no_grad()
+    def generate(self, prompt_ids: Sequence[int], weights: Mapping[str, float], tokens: int) -> Iterator[int]:
+        """Greedy continuation of one prompt by exactly `tokens` tokens, each as it is chosen.
+
+        Raises:
+            DomainNotFound: the registry has no such domain.
+        """
+        self._compose(weights)
+        ids = torch.tensor([list(prompt_ids)], device=self._base.device)
+        cache = None
+        for _ in range(tokens):
+            output = self._base.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+            yield int(ids)
+
+    def _compose(self, weights: Mapping[str, float]) -> None:
+        """Load what the route needs, drop what it does not, and set the weights."""
+        active = [domain for domain, weight in weights.items() if abs(weight) > GATE_THRESHOLD]
+        for domain in self._loaded - set(active):
+            self._unload(domain)
+        for domain in active:
+            if domain not in self._loaded:
+                self._load(domain)
+        for projection in self._projections.values():
+            projection.weights = weights
+
+    def _load(self, domain: str) -> None:
+        domains = self._registry.snapshot().domains
+        if domain not in domains:
+            raise DomainNotFound(f"no domain {domain!r} in the registry; it has {', '.join(domains)}")
+        path = self._registry.blob_path(domains[domain].current.digest)
+        metadata = read_stack_metadata(path)
+        identity = self._base.identity
+        check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
+        tensors = {name: t.to(self._base.dtype) for name, t in load_stack_tensors(path).items()}
+        for (layer, projection), module in self._projections.items():
+            if projection in metadata.config.projections:
+                deltas = self._deltas(tensors, metadata, f"layers.{layer}.{projection}")
+                module.stacks[domain] = list(deltas)
+            else:
+                module.stacks[domain] = []
+        self._loaded.add(domain)
+
+    def _deltas(
+        self, tensors: Mapping[str, Tensor], metadata: StackMetadata, where: str
+    ) -> Iterable[ShuttledDelta]:
+        """The rounds of one projection, with the file's stacked factors taken apart by expert."""
+        config = metadata.config
+        for number in range(metadata.rounds):
+            name = f"rounds.{number}.{where}"
+            yield ShuttledDelta(
+                [a.clone() for a in tensors[f"{name}.A"].split(config.rank, dim=0)],
+                [b.clone() for b in tensors[f"{name}.B"].split(config.rank, dim=1)],
+                tensors[f"{name}.gate"].clone(),
+                top_k=config.top_k,
+                scaling=config.scaling,
+                always_copy=self._always_copy,
+            )
+
+    def _unload(self, domain: str) -> None:
+        for projection in self._projections.values():
+            del projection.stacks[domain]
+        self._loaded.remove(domain)

@@ -1,0 +1,45 @@
+"""Fixtures of the whole suite: bases, loaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from brainstacks.base_model import BaseModel, load_base
+from brainstacks.stacks.registry import Registry
+from tests.tiny import save_base
+
+# One fixed sequence of examples, and no clock: a test passes or fails for what the code does.
+settings.register_profile("project", derandomize=True, deadline=None)
+settings.load_profile("project")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def packaged_base() -> BaseModel:
+    """The packaged base in NF4, open to gradients: the one load that every slow test shares."""
+    return load_base("packaged:smollm2-135m-instruct", quantization="nf4", device="cpu", trainable=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with its tokenizer, on disk."""
+    return save_base(tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture
+def tiny_base(tiny_directory: Path) -> BaseModel:
+    """The same, loaded afresh: whoever attaches hooks to it disturbs nobody."""
+    return load_base(tiny_directory, quantization="none", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry", create=True)

@@ -1,0 +1,88 @@
+"""The card of a registry: what its files say about themselves, for people, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import read_router_metadata
+from training.evaluation import MODES
+
+
+def card(registry: Registry, evaluation: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """Recipe, seed, data, losses and licences of every active version.
+
+    Args:
+        evaluation: domain -> mode -> NLL, as `brainstacks-train evaluate --output` writes it.
+    """
+    manifest = registry.snapshot()
+    stacks = {
+        domain: (history.current, read_stack_metadata(registry.blob_path(history.current.digest)))
+        for domain, history in manifest.domains.items()
+    }
+    lines = ["# Model card", ""]
+    bases = {metadata.base.id: metadata.base.fingerprint for _, metadata in stacks.values()}
+    for name, fingerprint in bases.items():
+        lines += [
+            f"Domain stacks for `{name}` (base fingerprint `{fingerprint[:16]}...`), each one safetensors",
+            "file; `brainstacks inspect FILE` prints all of its metadata.",
+            "",
+        ]
+    columns = ("domain", "rounds x experts x rank", "bytes", "validation NLL", "seed", "licence of the data")
+    lines += [_row(*columns), _row(*["---"] * len(columns))]
+    for domain, (version, metadata) in stacks.items():
+        shape = f"{version.rounds} x {version.experts} x r{version.rank}"
+        lines += [
+            _row(domain, shape, f"{version.bytes:,}", _losses(metadata), str(metadata.seed), metadata.licence)
+        ]
+    lines += ["", "## How they were trained", ""]
+    for domain, (version, metadata) in stacks.items():
+        lines += _provenance(domain, version.digest, metadata)
+    if manifest.router is not None:
+        current = manifest.router.current
+        router = read_router_metadata(registry.blob_path(current.digest))
+        lines += ["## Meta-router", "", router.description + ".", ""]
+        lines += [f"- digest `{current.digest}`, {current.bytes:,} bytes, seed {router.seed}"]
+        lines += [f"- {key}: {value}" for key, value in router.metrics.items()]
+        lines += [f"- {key}: {value}" for key, value in sorted(router.hyperparameters.items())]
+        lines += [""]
+    if evaluation is not None:
+        lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation), ""]
+    return "\n".join(lines)
+
+
+def table(evaluation: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Markdown rows: a domain each, and the mean."""
+    means = {mode: sum(row[mode] for row in evaluation.values()) / len(evaluation) for mode in MODES}
+    rows = [*evaluation.items(), ("**mean**", means)]
+    body = [_row(name, *(f"{row[mode]:.3f}" for mode in MODES)) for name, row in rows]
+    return [_row("domain", *MODES), _row(*["---"] * (len(MODES) + 1)), *body]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _losses(metadata: StackMetadata) -> str:
+    first, last = metadata.losses[0], metadata.losses[-1]
+    return f"{first['validation_before']:.3f} -> {last['validation_after']:.3f}"
+
+
+def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
+    data = "; ".join(
+        f"{d.name} ({d.examples} records, sha256 `{(d.digest or '')[:16]}...`)" for d in metadata.data
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in sorted(metadata.hyperparameters.items()))
+    tools = ", ".join(f"{name} {version}" for name, version in sorted(metadata.tool_versions.items()))
+    return [
+        f"### {domain}",
+        "",
+        f"{metadata.description}.",
+        "",
+        f"- digest `{digest}`",
+        f"- data: {data}",
+        f"- settings: {settings}",
+        f"- made with: {tools}",
+        "",
+    ]
