@@ -20,8 +20,10 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 OnToken = Callable[[int], None]
-Contestant = Callable[[OnToken], None]
-"""Generates one text from start to end, and calls back with each token id as soon as it is chosen."""
+Contestant = Callable[[int, OnToken], None]
+"""Generates one text of that many tokens, and calls back with each token's id as soon as it is chosen."""
+
+WARM_UP_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -44,43 +46,44 @@ class Run:
         return (len(self.tokens) - 1) / self.decode_s
 
 
-def timed(contestant: Contestant, clock: Callable[[], float] = perf_counter) -> Run:
-    """Run `contestant` once.
+def timed(contestant: Contestant, tokens: int, clock: Callable[[], float] = perf_counter) -> Run:
+    """Run `contestant` once, for at least two tokens.
 
     Raises:
-        ValueError: it gave fewer than two tokens, which have no rate.
+        RuntimeError: it gave another number of tokens, so that its figure would not be comparable.
     """
-    tokens: list[int] = []
+    ids: list[int] = []
     times: list[float] = []
 
     def on_token(token: int) -> None:
         times.append(clock())
-        tokens.append(token)
+        ids.append(token)
 
     start = clock()
-    contestant(on_token)
-    if len(tokens) < 2:
-        raise ValueError(f"{len(tokens)} tokens were generated; a decode rate needs at least 2")
-    return Run(tuple(tokens), times[0] - start, times[-1] - times[0])
+    contestant(tokens, on_token)
+    if len(ids) != tokens:
+        raise RuntimeError(f"{len(ids)} tokens were generated and {tokens} were asked for")
+    return Run(tuple(ids), times[0] - start, times[-1] - times[0])
 
 
 def interleave(
     contestants: Mapping[str, Contestant],
     rounds: int,
+    tokens: int,
     *,
     clock: Callable[[], float] = perf_counter,
     report: Callable[[str], None] = print,
 ) -> dict[str, list[Run]]:
     """Run A B C, A B C, ...: what disturbs the machine for a while disturbs all of them.
 
-    One round before the first is not counted: it loads, packs and compiles what later rounds find ready.
+    Before the first round each runs once, briefly and uncounted, to load and pack what later runs find ready.
     """
     for contestant in contestants.values():
-        timed(contestant, clock)
+        timed(contestant, WARM_UP_TOKENS, clock)
     runs: dict[str, list[Run]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name, contestant in contestants.items():
-            runs[name].append(timed(contestant, clock))
+            runs[name].append(timed(contestant, tokens, clock))
         rates = ", ".join(f"{name} {done[-1].rate:.1f}" for name, done in runs.items())
         report(f"  round {number + 1}/{rounds}, tok/s: {rates}")
     return runs
@@ -109,9 +112,20 @@ def rates(runs: Sequence[Run]) -> Spread:
     return Spread.of([run.rate for run in runs])
 
 
+def first_tokens(runs: Sequence[Run]) -> Spread:
+    """Milliseconds to the first token."""
+    return Spread.of([1000 * run.first_token_s for run in runs])
+
+
 def ratios(ours: Sequence[Run], theirs: Sequence[Run]) -> Spread:
     """How many times faster `ours` decode than `theirs`, round by round."""
     return Spread.of([a.rate / b.rate for a, b in zip(ours, theirs, strict=True)])
+
+
+def common_prefix(ours: Run, theirs: Run) -> int:
+    """Tokens that two runs agree on before they first differ."""
+    pairs = zip(ours.tokens, theirs.tokens, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours.tokens), len(theirs.tokens)))
 
 
 def machine() -> dict[str, Any]:

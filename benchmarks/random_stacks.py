@@ -64,6 +64,7 @@ def publish_random_stacks(
 
 def _random(name: str, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
     if name.endswith(".A"):
-        return (torch.rand(shape, generator=generator) * 2 - 1) / shape[1] ** 0.5
+        bound = float(shape[1] ** -0.5)
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     deviation = B_STD if name.endswith(".B") else 0.02
     return torch.randn(shape, generator=generator) * deviation

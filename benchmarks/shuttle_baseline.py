@@ -10,21 +10,25 @@ forward, all N experts are computed, also those that the gate drops, and each is
 
     delta(x) = sum_e g_e * s * B_e (A_e x),    g = softmax(top-K of x G^T, others -inf).
 
-(The published code computes the experts with one einsum; a Python loop over them is up to 1.8 times slower
-for one token on a CPU, and would flatter the comparison.)
+(The experts are batched in one einsum, as in the published code; a Python loop over them is up to 1.8
+times slower for one token on a CPU, and would flatter the comparison.)
 
 It is written from the method's description, and shares with the server only what both must be given: the
 quantised base and the stack files. No code of the server's own layers or engine is used.
 
-Where device memory is host memory (a CPU without a GPU), a transfer is a real copy of the same bytes
-(`Tensor.to(copy=True)`). With `always_copy=False` it is what PyTorch makes of it there: nothing.
-Two kindnesses to the scheme: stacks that a prompt needs stay in host memory afterwards, so that no run
-waits for the disk, and they are bound to their weights by domain name.
+Where device memory is host memory (a CPU without a GPU), a transfer is stood in for by a real copy of the
+same bytes (`Tensor.to(copy=True)`). With `always_copy=False` it is what PyTorch makes of `Module.to` there:
+a walk over the modules, without a copy.
+
+Where it departs from what was published, it is to the scheme's advantage or for the result's sake: stacks
+that a prompt needs stay in host memory afterwards (so that no run waits for the disk), the noise weights of
+training are not carried along, stacks have the base's dtype, and weights are bound to stacks by domain name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +45,16 @@ GATE_THRESHOLD = 0.12
 HOST = torch.device("cpu")
 
 
-class ShuttledDelta:
+class Expert(nn.Module):
+    """The factors A [r, d_in] and B [d_out, r] of one expert."""
+
+    def __init__(self, A: Tensor, B: Tensor) -> None:
+        super().__init__()
+        self.A = _frozen_linear(A)
+        self.B = _frozen_linear(B)
+
+
+class ShuttledDelta(nn.Module):
     """One delta (a projection, a round), in host memory between forwards.
 
     Args:
@@ -50,55 +63,52 @@ class ShuttledDelta:
         gate: [N, d_in].
         top_k: K, experts that the gate keeps per token.
         scaling: s = alpha / sqrt(r).
-        always_copy: a transfer copies even where it stays in the same memory.
     """
 
     def __init__(
-        self,
-        A: Sequence[Tensor],
-        B: Sequence[Tensor],
-        gate: Tensor,
-        *,
-        top_k: int,
-        scaling: float,
-        always_copy: bool,
+        self, A: Sequence[Tensor], B: Sequence[Tensor], gate: Tensor, *, top_k: int, scaling: float
     ) -> None:
-        self.A = list(A)
-        self.B = list(B)
-        self.gate = gate
+        super().__init__()
+        self.experts = nn.ModuleList(Expert(a, b) for a, b in zip(A, B, strict=True))
+        self.gate = _frozen_linear(gate)
         self._top_k = top_k
         self._scaling = scaling
-        self._always_copy = always_copy
 
-    def to(self, device: torch.device) -> None:
-        """Move every tensor to `device`, one by one."""
-        self.A = [a.to(device, copy=self._always_copy) for a in self.A]
-        self.B = [b.to(device, copy=self._always_copy) for b in self.B]
-        self.gate = self.gate.to(device, copy=self._always_copy)
-
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """delta(x): [..., d_in] -> [..., d_out], in x's dtype."""
         flat = x.flatten(0, -2)
-        logits = flat @ self.gate.T
+        logits = self.gate(flat)
         values, indices = logits.topk(self._top_k, dim=-1)
         sparse = torch.full_like(logits, float("-inf")).scatter(-1, indices, values)
         gates = sparse.float().softmax(dim=-1).to(x.dtype)
-        hidden = torch.einsum("ti,nri->tnr", flat, torch.stack(self.A))
-        experts = torch.einsum("tnr,nor->tno", hidden, torch.stack(self.B)) * self._scaling
-        return (gates[..., None] * experts).sum(dim=1).unflatten(0, x.shape[:-1])
+        experts = cast(Iterable[Expert], self.experts)
+        A = torch.stack([expert.A.weight for expert in experts])
+        B = torch.stack([expert.B.weight for expert in experts])
+        hidden = torch.einsum("ti,nri->tnr", flat, A)
+        outputs = torch.einsum("tnr,nor->tno", hidden, B) * self._scaling
+        return (gates[..., None] * outputs).sum(dim=1).view(*x.shape[:-1], -1)
+
+
+def _frozen_linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    return linear
 
 
 class ShuttleProjection(nn.Module):
     """A frozen projection and the stacks that correct it.
 
     Attributes:
-        stacks: domain -> its rounds. No submodules: they must stay in host memory when the model moves.
+        stacks: domain -> its rounds. In a plain dict they are no submodules: they stay in host memory
+            when the model moves.
         weights: domain -> weight of the prompt that is generated.
+        always_copy: a transfer copies even where it stays in the same memory.
     """
 
     def __init__(self, frozen: nn.Module) -> None:
         super().__init__()
         self.frozen = frozen
+        self.always_copy = True
         self.stacks: dict[str, list[ShuttledDelta]] = {}
         self.weights: Mapping[str, float] = {}
 
@@ -109,10 +119,17 @@ class ShuttleProjection(nn.Module):
             if abs(weight) <= GATE_THRESHOLD:
                 continue
             for delta in self.stacks[domain]:
-                delta.to(x.device)
+                self._move(delta, x.device)
                 out = out + weight * delta(x).to(out.dtype)
-                delta.to(HOST)
+                self._move(delta, HOST)
         return out
+
+    def _move(self, delta: ShuttledDelta, device: torch.device) -> None:
+        if self.always_copy:
+            # What `Module.to` does, except that it always copies.
+            delta._apply(lambda tensor: tensor.to(device, copy=True))  # type: ignore[no-untyped-call]
+        else:
+            delta.to(device)
 
 
 class ShuttleModel:
@@ -121,13 +138,11 @@ class ShuttleModel:
     Args:
         base: changed in place until `restore`; serve nothing else with it meanwhile.
         registry: where stacks are loaded from.
-        always_copy: see the module's docstring.
     """
 
-    def __init__(self, base: BaseModel, registry: Registry, *, always_copy: bool = True) -> None:
+    def __init__(self, base: BaseModel, registry: Registry) -> None:
         self._base = base
         self._registry = registry
-        self._always_copy = always_copy
         self._parents: dict[tuple[int, str], tuple[nn.Module, str]] = {}
         self._projections: dict[tuple[int, str], ShuttleProjection] = {}
         self._loaded: set[str] = set()
@@ -165,13 +180,23 @@ class ShuttleModel:
         return output.float()
 
     @torch.no_grad()
-    def generate(self, prompt_ids: Sequence[int], weights: Mapping[str, float], tokens: int) -> Iterator[int]:
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        weights: Mapping[str, float],
+        tokens: int,
+        *,
+        always_copy: bool = True,
+    ) -> Iterator[int]:
         """Greedy continuation of one prompt by exactly `tokens` tokens, each as it is chosen.
+
+        Args:
+            always_copy: see the module's docstring.
 
         Raises:
             DomainNotFound: the registry has no such domain.
         """
-        self._compose(weights)
+        self._compose(weights, always_copy)
         ids = torch.tensor([list(prompt_ids)], device=self._base.device)
         cache = None
         for _ in range(tokens):
@@ -180,7 +205,7 @@ class ShuttleModel:
             ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)
             yield int(ids)
 
-    def _compose(self, weights: Mapping[str, float]) -> None:
+    def _compose(self, weights: Mapping[str, float], always_copy: bool = True) -> None:
         """Load what the route needs, drop what it does not, and set the weights."""
         active = [domain for domain, weight in weights.items() if abs(weight) > GATE_THRESHOLD]
         for domain in self._loaded - set(active):
@@ -190,6 +215,7 @@ class ShuttleModel:
                 self._load(domain)
         for projection in self._projections.values():
             projection.weights = weights
+            projection.always_copy = always_copy
 
     def _load(self, domain: str) -> None:
         domains = self._registry.snapshot().domains
@@ -216,12 +242,11 @@ class ShuttleModel:
         for number in range(metadata.rounds):
             name = f"rounds.{number}.{where}"
             yield ShuttledDelta(
-                [a.clone() for a in tensors[f"{name}.A"].split(config.rank, dim=0)],
-                [b.clone() for b in tensors[f"{name}.B"].split(config.rank, dim=1)],
-                tensors[f"{name}.gate"].clone(),
+                tensors[f"{name}.A"].split(config.rank, dim=0),
+                tensors[f"{name}.B"].split(config.rank, dim=1),
+                tensors[f"{name}.gate"],
                 top_k=config.top_k,
                 scaling=config.scaling,
-                always_copy=self._always_copy,
             )
 
     def _unload(self, domain: str) -> None:

@@ -305,7 +305,7 @@ def _load_model(
 
 def _packs(linear: Any) -> bool:
     """bitsandbytes' packed CPU kernel takes whole blocks of 32 outputs and 64 inputs, and asserts it."""
-    return linear.out_features % 32 == 0 and linear.in_features % 64 == 0
+    return bool(linear.out_features % 32 == 0 and linear.in_features % 64 == 0)
 
 
 def _load_tokenizer(directory: Path) -> Any:

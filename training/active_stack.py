@@ -84,7 +84,7 @@ class ActiveStack(nn.Module):
             experts=config.experts,
             rank=config.rank,
             top_k=config.top_k,
-            weights=torch.full((1,), config.scaling, device=x.device),
+            weights=torch.full((1, 1, 1), config.scaling, device=x.device),
             noise=noise,
         )
         if self.training:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class RoundResult:
 
 @torch.no_grad()
 def evaluate(
-    model: object,
+    model: Any,
     hooks: CompositionHooks,
     examples: Sequence[Example],
     *sources: DeltaSource,
@@ -80,7 +81,7 @@ def evaluate(
     total, tokens = 0.0, 0
     with hooks.composed(*sources):
         for group in by_length(examples, batch_size):
-            nll = response_nll(model, collate(group))
+            nll = response_nll(model, collate(group).to(model.device))
             total += float(nll.double().sum())
             tokens += nll.numel()
     return total / tokens
@@ -95,7 +96,7 @@ def learning_rate(step: int, config: RoundConfig) -> float:
 
 
 def train_round(
-    model: object,
+    model: Any,
     hooks: CompositionHooks,
     stack: StackConfig,
     dims: Mapping[str, tuple[int, int]],
@@ -111,7 +112,7 @@ def train_round(
     helps, or that diverges, leaves nothing to freeze.
     """
     torch.manual_seed(config.seed)
-    active = ActiveStack(stack, dims)
+    active = ActiveStack(stack, dims).to(model.device)
     optimizer = torch.optim.AdamW(
         active.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -123,7 +124,7 @@ def train_round(
     window: list[float] = []
     batches = shuffled(train, config.batch_size, config.seed)
     for step in range(config.steps):
-        batch = collate(next(batches))
+        batch = collate(next(batches)).to(model.device)
         active.train()
         active.begin(batch.attention_mask)
         with hooks.composed(*frozen, active):

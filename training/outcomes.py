@@ -149,7 +149,11 @@ def read_outcomes(path: Path, header: Mapping[str, object]) -> dict[str, Outcome
     if not path.is_file():
         return {}
     first, *lines = path.read_text(encoding="utf-8").split("\n")
-    if json.loads(first) != dict(header):
+    try:
+        measured_with = json.loads(first)
+    except json.JSONDecodeError:  # cut off by a kill: nothing was measured yet
+        measured_with = None
+    if measured_with != dict(header):
         raise ConfigError(
             f"{path.name} was measured with other stacks or settings; remove it to measure again"
         )

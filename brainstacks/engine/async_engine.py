@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from brainstacks import fresh_thread
 from brainstacks.base_model import Quantization, load_base, parse_dtype
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -74,9 +75,14 @@ class AsyncEngine:
         Raises:
             ConfigError, UnsupportedModel
         """
-        loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))
         store = Registry(Path(registry))
-        return cls(StepEngine(loaded, store, config or EngineConfig()), store, loaded.chat_tokenizer())
+
+        def load() -> StepEngine:
+            loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))
+            return StepEngine(loaded, store, config or EngineConfig())
+
+        engine = fresh_thread.call(load, "load")
+        return cls(engine, store, engine.base.chat_tokenizer())
 
     # --- the engine thread ------------------------------------------------------------------------
 
@@ -288,7 +294,7 @@ class AsyncEngine:
 
     async def reload(self) -> int:
         async with self._changing:
-            await asyncio.to_thread(self._reload)
+            await asyncio.wrap_future(fresh_thread.start(self._reload, "registry"))
         return self.generation
 
     def _reload(self) -> None:
@@ -304,7 +310,7 @@ class AsyncEngine:
             return published
 
         async with self._changing:
-            return await asyncio.to_thread(run)
+            return await asyncio.wrap_future(fresh_thread.start(run, "registry"))
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -340,12 +346,16 @@ class AsyncEngine:
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
-            late = Unavailable("the server shut down before the answer was complete; retry with another one")
-            for request_id in self._open:
-                self._commands.put(partial(self._engine.abort, request_id, late))
+            self._abort_open()
             await self._idle.wait()
+
+    def _abort_open(self) -> None:
+        late = Unavailable("the server shut down before the answer was complete; retry with another one")
+        for request_id in self._open:
+            self._commands.put(partial(self._engine.abort, request_id, late))
 
     async def close(self) -> None:
         self._draining = True
+        self._abort_open()  # without a drain before, a reader would wait for ever
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)

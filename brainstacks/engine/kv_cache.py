@@ -50,6 +50,7 @@ class SlotCache:
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :tokens] = tensor[source, :, :tokens]
 
+    @torch.inference_mode(False)  # slots are moved and freed outside a step too
     def _allocate(self, slots: int, capacity: int) -> None:
         kv_heads, head_dim = self._shape
         for side in (self.keys, self.values):

@@ -40,7 +40,7 @@ class ModelRunner:
         # A 4-d mask is taken as it is; attention over slots makes its own.
         self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, rows: list[Row], bank: StackBank) -> tuple[StepBatch, Tensor]:
         """Compute `rows` and store their keys and values.
 

@@ -193,7 +193,7 @@ class _BoundBucket:
     """The rounds first..last of a bucket, with a weight per row and round.
 
     Attributes:
-        weights: [rows, 1, G'] or, packed, [1, T, G'] float32; w * s per round.
+        weights: [rows, 1, G', 1, 1] or, packed, [1, T, G', 1, 1] float32; w * s per round.
     """
 
     bucket: _Bucket
@@ -215,7 +215,7 @@ class _BoundBucket:
         ).to(device, non_blocking=True)
         first = sum(bucket.rounds[:lo])
         weights = table[None] if packed else table[:, None]
-        return _BoundBucket(bucket, first, first + table.shape[1], weights)
+        return _BoundBucket(bucket, first, first + table.shape[1], weights[..., None, None])
 
     def hidden(self, layer: int, group: int, x: Tensor) -> dict[str, Tensor]:
         rank, experts, top_k, projections = self.bucket.shape

@@ -33,7 +33,7 @@ def gate_weights(logits: Tensor, top_k: int) -> Tensor:
     if top_k == logits.shape[-1]:
         return logits.softmax(dim=-1)
     values, indices = logits.topk(top_k, dim=-1)
-    return torch.zeros_like(logits).scatter(-1, indices, values.softmax(dim=-1))
+    return torch.zeros_like(logits).scatter_(-1, indices, values.softmax(dim=-1))
 
 
 def reference_delta(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, *, top_k: int, scaling: float) -> Tensor:
@@ -73,22 +73,25 @@ def gated_hidden(
     Args:
         down: [..., G * P * N * (r + 1)], output of the shared down-GEMM: for each round the A-activations
             [P, N, r], then the gate logits [P, N].
-        weights: broadcastable to [..., G] float32: composition weight times s of each round.
+        weights: broadcastable to [..., G, 1, 1] float32: composition weight times s of each round.
         noise: [..., G, P, N] added to the logits (training only).
 
     Returns:
         hidden [P, ..., G*N*r] in down's dtype, ready for one up-GEMM per projection;
         gates [..., G, P, N] float32, before `weights`.
     """
+    # Plain views: for one token the arithmetic is microseconds, and so is every Python-level helper.
     lead = down.shape[:-1]
-    per_round = down.view(*lead, -1, projections * experts * (rank + 1))
     split = projections * experts * rank
-    activations = per_round[..., :split].unflatten(-1, (projections, experts, rank))
-    logits = per_round[..., split:].unflatten(-1, (projections, experts))
+    per_round = down.view(*lead, -1, split + projections * experts)
+    rounds = per_round.shape[-2]
+    activations = per_round[..., :split].view(*lead, rounds, projections, experts, rank)
+    logits = per_round[..., split:].view(*lead, rounds, projections, experts)
     gates = gate_weights(logits if noise is None else logits + noise, top_k)
-    scaled = (gates * weights[..., None, None]).to(down.dtype)
-    hidden = activations * scaled[..., None]
-    return hidden.movedim(-3, 0).flatten(-3), gates
+    hidden = activations * (gates * weights).to(down.dtype).unsqueeze(-1)
+    if projections > 1:
+        hidden = hidden.movedim(-3, 0)
+    return hidden.reshape(projections, *lead, rounds * experts * rank), gates
 
 
 def pack_down(A: list[Tensor], gate: list[Tensor]) -> Tensor:

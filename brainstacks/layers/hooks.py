@@ -111,7 +111,8 @@ class CompositionHooks:
                 return None
             x = args[0]
             for hidden, up in group.pairs(projection, x, self._sources):
-                flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up)
+                rows = output.view(-1, output.shape[-1])
+                flat = torch.addmm(rows, hidden.view(-1, hidden.shape[-1]), up)
                 output = flat.view(output.shape)
             return output
 

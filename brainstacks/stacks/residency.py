@@ -1,7 +1,7 @@
 """Which stack versions are on the device, and who uses them.
 
 A version that a running request started with stays until the request ends, whatever is published,
-replaced or deleted meanwhile. One worker thread makes every change of the bank, so that neither loading
+replaced or deleted meanwhile. Changes of the bank are made on threads of their own, so that neither loading
 nor dropping a stack ever holds up a step; a step takes the bank that is current when it starts.
 """
 
@@ -11,9 +11,10 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
+from brainstacks import fresh_thread
 from brainstacks.base_model import BaseModel
 from brainstacks.errors import BrainstacksError, DomainNotFound
 from brainstacks.layers.bank import Key, StackBank, StackTensors
@@ -52,7 +53,7 @@ class Residency:
     def __init__(self, registry: Registry | None, base: BaseModel) -> None:
         self._registry = registry
         self._base = base
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="residency")
+        self._changing = threading.Lock()  # one change of the bank at a time, each on a thread of its own
         self._lock = threading.Lock()  # guards what follows; held for bookkeeping only, never while packing
         self._bank = StackBank(base.device, base.dtype)
         self._serving: dict[str, Resident] = {}
@@ -104,7 +105,7 @@ class Residency:
                     del self._in_use[resident.key]
             unused = self._unused()
         if unused:
-            self._worker.submit(self._drop_unused).add_done_callback(_log_failure)
+            self._start(self._drop_unused).add_done_callback(_log_failure)
 
     def sync(self) -> None:
         """Serve what the registry's manifest says is active, and nothing else.
@@ -127,15 +128,22 @@ class Residency:
         self._change(lambda: self._unload(domain))
 
     def _change(self, change: Callable[[], None]) -> None:
-        """Make a change on the worker, and wait until it is made."""
+        """Make a change, and wait until it is made."""
 
         def run() -> None:
             change()
             self._drop_unused()
 
-        self._worker.submit(run).result()
+        self._start(run).result()
 
-    # --- on the worker thread ---------------------------------------------------------------------
+    def _start(self, change: Callable[[], None]) -> Future[None]:
+        def run() -> None:
+            with self._changing:
+                change()
+
+        return fresh_thread.start(run, "residency")
+
+    # --- on a thread of its own, under `_changing` ------------------------------------------------
 
     def _sync(self) -> None:
         if self._registry is None:
@@ -183,7 +191,7 @@ class Residency:
         resident = Resident(domain, version, digest, metadata)
         if resident.key not in self._bank.keys:
             stack = StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path))
-            # The only writer is this thread; readers see the old bank or the new.
+            # Only the holder of `_changing` writes; readers see the old bank or the new.
             self._bank = self._bank.plus(resident.key, stack)
         return resident
 

@@ -78,7 +78,12 @@ def test_fused_hidden_of_projections_that_share_an_input_equals_the_reference(pr
     row_weights = torch.tensor([[0.3, 2.0], [0.0, -1.1]])  # [rows, rounds]
     down = x @ torch.cat([pack_down(A[n], gate[n]) for n in range(rounds)]).T
     hidden, gates = gated_hidden(
-        down, projections=projections, experts=experts, rank=rank, top_k=2, weights=row_weights[:, None]
+        down,
+        projections=projections,
+        experts=experts,
+        rank=rank,
+        top_k=2,
+        weights=row_weights[:, None, :, None, None],
     )
     assert hidden.shape == (projections, 2, 3, rounds * experts * rank)
     assert gates.shape == (2, 3, rounds, projections, experts)

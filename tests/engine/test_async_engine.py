@@ -1,0 +1,368 @@
+"""The engine behind asyncio: aborts, drains, and changes of what is served under running streams."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainstacks.engine.async_engine import AsyncEngine
+from brainstacks.engine.request import (
+    CompositionRequest,
+    Event,
+    GenerationRequest,
+    RoutedEvent,
+    TextEvent,
+)
+from brainstacks.errors import (
+    ContextTooLong,
+    DomainNotFound,
+    IncompatibleArtifact,
+    InvalidArtifact,
+    InvalidRequest,
+    Overloaded,
+    StaleGeneration,
+    Unavailable,
+)
+from brainstacks.layers.bank import StackTensors
+from tests.engine.driving import DOMAINS, Served, fixed, prompt_of, request, serve
+from tests.tiny import plain_greedy, random_stack, tiny_model, write_router, write_stack
+
+pytestmark = pytest.mark.anyio
+ROUTED = CompositionRequest("routed")
+
+
+class Running:
+    """An `AsyncEngine` over a tiny base whose thread a test can hold."""
+
+    def __init__(self, directory: Path, **limits: Any) -> None:
+        self.served: Served = serve(directory, router=True, **limits)
+        tokenizer = self.served.base.chat_tokenizer()
+        self.directory = directory
+        self.step = self.served.engine.step
+        self.gate = threading.Event()
+        self.gate.set()
+        self.pauses = False
+        self.served.engine.step = self._step  # type: ignore[method-assign]
+        self.engine = AsyncEngine(self.served.engine, self.served.registry, tokenizer)
+
+    def _step(self) -> None:
+        if not self.gate.wait(300):
+            raise AssertionError("the test never resumed the engine")
+        self.step()
+        if self.pauses and any(s.output_ids for s in self.served.engine._scheduler.running):
+            self.pauses = False
+            self.gate.clear()
+
+    def pause_at_first_token(self) -> None:
+        """Let the engine run to the first token that any request gets, and no further until `gate` is set."""
+        self.pauses = True
+
+    def hold(self) -> threading.Event:
+        """Keep the engine's thread from its next command and step until the event is set."""
+        gate = threading.Event()
+
+        def wait() -> None:
+            gate.wait(300)
+
+        self.engine._commands.put(wait)
+        return gate
+
+    def write(self, domain: str, stack: StackTensors) -> Path:
+        return write_stack(
+            self.directory / f"{domain}-new.safetensors", self.served.base.identity, domain, stack
+        )
+
+    async def idle(self) -> bool:
+        """After all commands so far: nothing runs, waits or is pinned."""
+        assert await self.engine.healthy()
+        load = self.engine.load()
+        return (load.running, load.waiting) == (0, 0) and not any(d.in_flight for d in self.engine.domains())
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    made = Running(tmp_path)
+    yield made
+    await made.engine.close()
+
+
+def long(name: str, composition: CompositionRequest, seed: int = 0) -> GenerationRequest:
+    return request(name, prompt_of(6, seed), composition, max_tokens=120, ignore_eos=True)
+
+
+async def collect(events: AsyncIterator[Event]) -> list[int]:
+    """The token ids of a stream's completion 0."""
+    return [i async for e in events if isinstance(e, TextEvent) and e.index == 0 for i in e.token_ids]
+
+
+async def begin(events: AsyncIterator[Event]) -> list[int]:
+    """Read up to the first token."""
+    assert isinstance(await anext(events), RoutedEvent)
+    first = await anext(events)
+    assert isinstance(first, TextEvent)
+    return list(first.token_ids)
+
+
+def expected(running: Running, one: GenerationRequest, count: int = 120) -> list[int]:
+    plain = running.served.plain(one.composition)
+    return plain_greedy(tiny_model(), one.prompt_ids, count, plain, ends=())
+
+
+async def test_streams_side_by_side_equal_plain_generation(running: Running) -> None:
+    requests = [
+        request(f"r{i}", prompt_of(4 + i), composition, max_tokens=10, ignore_eos=True)
+        for i, composition in enumerate([fixed(chat=1.0), CompositionRequest("base"), fixed(math=0.5)])
+    ]
+    found = await asyncio.gather(*(collect(running.engine.generate(r)) for r in requests))
+    for one, ids in zip(requests, found, strict=True):
+        assert ids == expected(running, one, 10)
+    assert await running.idle()
+
+
+async def test_closing_the_iterator_aborts_the_request(running: Running) -> None:
+    running.pause_at_first_token()
+    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    await begin(events)
+    await events.aclose()  # type: ignore[attr-defined]
+    running.gate.set()
+    assert await running.idle()
+
+
+async def test_cancelling_the_reader_aborts_the_request(running: Running) -> None:
+    gate = running.hold()
+    task = asyncio.create_task(collect(running.engine.generate(long("r", fixed(chat=1.0)))))
+    await asyncio.sleep(0)  # let the task start
+    task.cancel()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await running.idle()
+
+
+async def test_many_streams_opened_and_dropped_leave_nothing(running: Running) -> None:
+    canary = request("canary", prompt_of(5), fixed(math=1.0))
+    before = await collect(running.engine.generate(canary))
+    streams = [running.engine.generate(long(f"r{i}", fixed(chat=1.0), i)) for i in range(20)]
+    await asyncio.gather(*(anext(s) for s in streams[:10]))
+    for stream in streams:
+        await stream.aclose()  # type: ignore[attr-defined]
+    assert await running.idle()
+    assert await collect(running.engine.generate(canary)) == before
+
+
+async def test_refusals_reach_the_caller_as_they_are(running: Running) -> None:
+    for bad, error in [
+        (request("a", prompt_of(500), max_tokens=100), ContextTooLong),
+        (request("b", [1], fixed(poetry=1.0)), InvalidRequest),
+        (request("c", []), InvalidRequest),
+    ]:
+        with pytest.raises(error):
+            await anext(running.engine.generate(bad))
+    assert await running.idle()
+
+
+async def test_a_full_queue_is_overloaded_and_the_accepted_ones_finish(tmp_path: Path) -> None:
+    running = Running(tmp_path, max_queue=2)
+    gate = running.hold()
+    accepted = [
+        asyncio.create_task(collect(running.engine.generate(request(f"r{i}", prompt_of(4)))))
+        for i in range(2)
+    ]
+    await asyncio.sleep(0)
+    refused = asyncio.create_task(collect(running.engine.generate(request("late", prompt_of(4)))))
+    await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(Overloaded):
+        await refused
+    assert all(await asyncio.gather(*accepted))
+    await running.engine.close()
+
+
+async def test_a_publication_leaves_running_streams_as_they_are_and_serves_the_next(running: Running) -> None:
+    engine, one = running.engine, long("r", fixed(math=1.0))
+    running.pause_at_first_token()
+    events = engine.generate(one)
+    ids = await begin(events)
+    new = random_stack(running.served.base.identity.dims, 77, rounds=2)
+    published = await engine.publish_stack("math", running.write("math", new))
+    assert (published.version, published.created) == (2, True)
+    assert set(running.served.engine.residency.bank.keys) == {
+        ("chat", 1),
+        ("code", 1),
+        ("math", 1),
+        ("math", 2),
+    }
+    running.gate.set()
+    ids += await collect(events)
+    assert ids == expected(running, one)
+    after = request("after", prompt_of(6), fixed(math=1.0))
+    found = await collect(engine.generate(after))
+    assert found == plain_greedy(tiny_model(), after.prompt_ids, 8, [(new, 1.0)])
+    assert engine.routing_record("after").stacks["math"].version == 2
+    await engine.reload()  # waits for whatever the residency still does
+    assert set(running.served.engine.residency.bank.keys) == {("chat", 1), ("code", 1), ("math", 2)}
+
+
+async def test_a_new_domain_is_served_to_the_next_request(running: Running) -> None:
+    stack = random_stack(running.served.base.identity.dims, 55)
+    with pytest.raises(InvalidRequest, match="'law'"):
+        await anext(running.engine.generate(request("early", [1], fixed(law=1.0))))
+    await running.engine.publish_stack("law", running.write("law", stack))
+    one = request("r", prompt_of(5), fixed(law=1.0))
+    assert await collect(running.engine.generate(one)) == plain_greedy(
+        tiny_model(), one.prompt_ids, 8, [(stack, 1.0)]
+    )
+    assert not running.engine.domain("law").routable
+
+
+async def test_deleting_a_domain_in_use_lets_its_streams_finish(running: Running) -> None:
+    engine, one = running.engine, long("r", fixed(math=1.0, chat=0.4))
+    running.pause_at_first_token()
+    events = engine.generate(one)
+    ids = await begin(events)
+    await engine.delete_stack("math", purge=True)
+    assert [d.domain for d in engine.domains()] == ["chat", "code"]
+    assert engine.domain("chat").in_flight == 1
+    with pytest.raises(InvalidRequest, match="'math'"):
+        await anext(engine.generate(request("late", [1], fixed(math=1.0))))
+    running.gate.set()
+    ids += await collect(events)
+    assert ids == expected(running, one)
+    await engine.reload()
+    assert set(running.served.engine.residency.bank.keys) == {("chat", 1), ("code", 1)}
+    with pytest.raises(DomainNotFound):
+        engine.domain("math")
+
+
+async def test_rolling_back_serves_the_old_version_again(running: Running) -> None:
+    engine, one = running.engine, request("r", prompt_of(5), fixed(math=1.0))
+    before = await collect(engine.generate(one))
+    await engine.publish_stack(
+        "math", running.write("math", random_stack(running.served.base.identity.dims, 8))
+    )
+    assert not engine.domain("math").routable
+    await engine.activate_stack("math", 1)
+    assert engine.domain("math").routable
+    assert await collect(engine.generate(one)) == before
+
+
+async def test_what_does_not_fit_is_refused_and_nothing_changes(running: Running, tmp_path: Path) -> None:
+    engine = running.engine
+    generation = engine.generation
+    (tmp_path / "noise").write_bytes(b"\x80\x04." * 9)
+    with pytest.raises(InvalidArtifact):
+        await engine.publish_stack("math", tmp_path / "noise")
+    other = tmp_path / "other.safetensors"
+    dims = {**running.served.base.identity.dims, "q_proj": (32, 40)}
+    identity = running.served.base.identity.__class__(**{**vars(running.served.base.identity), "dims": dims})
+    write_stack(other, identity, "math", random_stack(dims, 1))
+    with pytest.raises(IncompatibleArtifact, match="q_proj"):
+        await engine.publish_stack("math", other)
+    good = running.write("math", random_stack(running.served.base.identity.dims, 8))
+    with pytest.raises(StaleGeneration):
+        await engine.publish_stack("math", good, expected_generation=generation - 1)
+    assert engine.generation == generation
+    assert engine.domain("math").version == 1
+
+
+async def test_routes_are_told_without_generating_and_routed_requests_follow_them(running: Running) -> None:
+    prompt = prompt_of(9)
+    routing = await running.engine.route("route", prompt, ROUTED)
+    assert routing.probabilities is not None
+    assert list(routing.probabilities) == list(DOMAINS)
+    assert running.engine.routing_record("route") == routing
+    routed = await collect(running.engine.generate(request("a", prompt, ROUTED)))
+    weights = {d: routing.weights[d] for d in routing.active}
+    assert routed == await collect(
+        running.engine.generate(request("b", prompt, CompositionRequest("fixed", weights)))
+    )
+    assert await running.idle()
+
+
+async def test_a_newer_stack_is_not_routed_to_until_its_router_is_published(
+    running: Running, tmp_path: Path
+) -> None:
+    engine, identity = running.engine, running.served.base.identity
+    await engine.publish_stack("chat", running.write("chat", random_stack(identity.dims, 8)))
+    routing = await engine.route("stale", prompt_of(9), ROUTED)
+    assert routing.weights["chat"] == 0.0
+    assert not engine.domain("chat").routable
+    await engine.publish_router(write_router(tmp_path / "new.safetensors", running.served.registry, identity))
+    routing = await engine.route("fresh", prompt_of(9), ROUTED)
+    assert routing.weights["chat"] > 0.0
+    assert engine.domain("chat").routable
+    status = engine.router()
+    assert status is not None
+    assert (status.version, status.domains) == (2, DOMAINS)
+
+
+async def test_a_drain_lets_running_requests_finish_and_takes_no_new_ones(running: Running) -> None:
+    engine, one = running.engine, long("r", fixed(chat=1.0))
+    events = engine.generate(one)
+    ids = await begin(events)
+    rest = asyncio.create_task(collect(events))
+    await engine.drain(timeout=120)
+    assert ids + await rest == expected(running, one)
+    with pytest.raises(Unavailable):
+        await anext(engine.generate(request("late", [1])))
+    with pytest.raises(Unavailable):
+        await engine.route("late", [1], ROUTED)
+    assert not engine.readiness().ready
+
+
+async def test_a_drain_that_runs_out_of_time_tells_the_rest(running: Running) -> None:
+    running.pause_at_first_token()
+    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    await begin(events)
+    rest = asyncio.create_task(collect(events))
+    drain = asyncio.create_task(running.engine.drain(timeout=0))
+    while running.engine._commands.empty():  # until the time is up
+        await asyncio.sleep(0)
+    running.gate.set()
+    await drain
+    with pytest.raises(Unavailable, match="shut down"):
+        await rest
+    assert await running.idle()
+
+
+async def test_closing_the_engine_ends_open_streams_instead_of_leaving_them_waiting(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    running.pause_at_first_token()
+    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    await begin(events)
+    rest = asyncio.create_task(collect(events))
+    close = asyncio.create_task(running.engine.close())
+    while running.engine._commands.empty():
+        await asyncio.sleep(0)
+    running.gate.set()
+    await close
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(rest, 300)
+
+
+async def test_health_follows_the_engines_thread(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    assert await running.engine.healthy()
+    assert running.engine.readiness().ready
+    await running.engine.close()
+    assert not await running.engine.healthy()
+    assert not running.engine.readiness().ready
+
+
+async def test_the_engine_survives_a_step_that_fails(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from brainstacks.errors import EngineFailure
+
+    with monkeypatch.context() as broken:
+        broken.setattr(running.served.engine._runner, "run", lambda *_: 1 / 0)
+        with pytest.raises(EngineFailure):
+            await collect(running.engine.generate(request("r", prompt_of(4))))
+    assert await running.engine.healthy()
+    one = request("after", prompt_of(4))
+    assert await collect(running.engine.generate(one)) == expected(running, one, 8)

@@ -1,0 +1,108 @@
+"""What a request asks for becomes weights of exact stack versions; a stale stack is not routed to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from brainstacks.engine.composer import Composition
+from brainstacks.engine.request import CompositionRequest
+from brainstacks.errors import InvalidRequest
+from brainstacks.routing.policy import GATE_THRESHOLD
+from tests.engine.driving import DOMAINS, Served, fixed, serve
+from tests.tiny import publish_stack, random_stack, write_router
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    return serve(tmp_path, router=True)
+
+
+def compose(
+    served: Served, asked: CompositionRequest, probabilities: dict[str, float] | None = None
+) -> Composition:
+    return served.engine.composer.compose("r", asked, 7, probabilities, 1.5)
+
+
+PROBABILITIES = {"chat": 0.05, "code": 0.6, "math": 0.9}
+
+
+def test_base_applies_and_pins_nothing(served: Served) -> None:
+    composition = compose(served, CompositionRequest("base"))
+    assert composition.routing.weights == dict.fromkeys(DOMAINS, 0.0)
+    assert (composition.routing.active, composition.weights, composition.residents) == ((), {}, ())
+
+
+def test_ungated_applies_everything_at_one(served: Served) -> None:
+    composition = compose(served, CompositionRequest("ungated"))
+    assert composition.weights == {(domain, 1): 1.0 for domain in DOMAINS}
+
+
+def test_fixed_weights_pass_the_gate_by_their_size_whatever_their_sign(served: Served) -> None:
+    composition = compose(served, fixed(chat=GATE_THRESHOLD, code=-0.5))
+    assert composition.routing.weights == {"chat": 0.12, "code": -0.5, "math": 0.0}
+    assert composition.weights == {("code", 1): -0.5}
+
+
+def test_a_routed_request_gets_the_routers_weights(served: Served) -> None:
+    composition = compose(served, CompositionRequest("routed"), PROBABILITIES)
+    assert composition.routing.weights == PROBABILITIES
+    assert composition.routing.active == ("code", "math")
+    assert (composition.routing.router_ms, composition.routing.generation) == (1.5, 7)
+
+
+def test_top_keeps_the_heaviest(served: Served) -> None:
+    composition = compose(served, CompositionRequest("routed", top=1), PROBABILITIES)
+    assert composition.weights == {("math", 1): 0.9}
+    composition = compose(served, CompositionRequest("fixed", {"chat": 0.5, "math": -0.9}, top=1))
+    assert composition.weights == {("math", 1): -0.9}
+
+
+def test_floors_of_the_router_file_hold(served: Served, tmp_path: Path) -> None:
+    path = write_router(
+        tmp_path / "floored.safetensors", served.registry, served.base.identity, floors={"chat": 0.2}
+    )
+    served.registry.publish_router(path)
+    served.engine.sync()
+    composition = compose(served, CompositionRequest("routed"), PROBABILITIES)
+    assert composition.weights == {("chat", 1): 0.2, ("code", 1): 0.6, ("math", 1): 0.9}
+
+
+def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
+    served: Served, tmp_path: Path
+) -> None:
+    identity = served.base.identity
+    publish_stack(served.registry, identity, "math", random_stack(identity.dims, 99), tmp_path)
+    served.engine.sync()
+    composer = served.engine.composer
+    assert [composer.routable(domain) for domain in DOMAINS] == [True, True, False]
+    routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
+    assert routed.routing.weights == {"chat": 0.05, "code": 0.6, "math": 0.0}
+    assert routed.routing.active == ("code",)
+    assert compose(served, fixed(math=1.0)).weights == {("math", 2): 1.0}
+    served.registry.activate("math", 1)
+    served.engine.sync()
+    assert composer.routable("math"), "rolled back to the stack that the router knows"
+
+
+def test_a_domain_that_the_router_does_not_know_is_not_routed_to(served: Served, tmp_path: Path) -> None:
+    identity = served.base.identity
+    publish_stack(served.registry, identity, "law", random_stack(identity.dims, 5), tmp_path)
+    served.engine.sync()
+    assert not served.engine.composer.routable("law")
+    routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
+    assert routed.routing.weights["law"] == 0.0
+    assert ("law", 1) in compose(served, CompositionRequest("ungated")).weights
+
+
+def test_an_unknown_domain_is_refused_with_those_that_are_served(served: Served) -> None:
+    with pytest.raises(InvalidRequest, match="'poetry'; the domains served are: chat, code, math"):
+        compose(served, fixed(poetry=1.0, chat=1.0))
+    assert served.engine.residency.in_use("chat") == 0
+
+
+def test_without_a_router_a_routed_request_is_the_base(tmp_path: Path) -> None:
+    served = serve(tmp_path)
+    assert not served.engine.composer.needs_router(CompositionRequest("routed"))
+    assert compose(served, CompositionRequest("routed")).weights == {}

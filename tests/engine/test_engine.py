@@ -1,0 +1,436 @@
+"""What a request gets from the engine: seeds, stops, limits, log-probabilities, and what failure leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from brainstacks.engine.request import CompositionRequest, TextEvent
+from brainstacks.errors import (
+    ContextTooLong,
+    EngineFailure,
+    InvalidRequest,
+    Overloaded,
+    RecordNotFound,
+    Unavailable,
+)
+from tests.engine.driving import (
+    Answer,
+    Served,
+    finish,
+    fixed,
+    prompt_of,
+    request,
+    run,
+    serve,
+    start,
+    step_until,
+)
+from tests.tiny import END, VOCAB, plain_greedy, plain_logits, tiny_model
+
+ASCII = {token: -100.0 for token in range(VOCAB) if not 32 <= token < 127}
+"""A bias that leaves printable ASCII: the text of a random model is then text."""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    return serve(tmp_path)
+
+
+def idle(served: Served) -> bool:
+    """Nothing runs, waits, is pinned, or holds KV memory."""
+    load = served.engine.load
+    pinned = any(served.engine.residency.in_use(domain) for domain in served.stacks)
+    return (load.running, load.waiting, load.kv_tokens_used, pinned) == (0, 0, 0, False)
+
+
+# --- seeds and n ---------------------------------------------------------------------------------
+
+
+def test_n_completions_equal_n_requests_with_the_seeds_that_follow(served: Served) -> None:
+    prompt = prompt_of(6)
+    sampling: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 10}
+    (together,) = run(served.engine, request("n", prompt, fixed(chat=1.0), n=3, seed=5, **sampling))
+    apart = run(
+        served.engine, *(request(f"{i}", prompt, fixed(chat=1.0), seed=5 + i, **sampling) for i in range(3))
+    )
+    assert [together.ids(i) for i in range(3)] == [one.ids() for one in apart]
+    assert [together.text(i) for i in range(3)] == [one.text() for one in apart]
+    assert together.ids(0) != together.ids(1)
+
+
+def test_a_seeded_request_is_the_same_alone_and_in_a_crowd(served: Served) -> None:
+    wanted = request("wanted", prompt_of(5), fixed(math=0.8), seed=11, temperature=1.0, max_tokens=12)
+    (alone,) = run(served.engine, wanted)
+    crowd = [
+        request(f"c{i}", prompt_of(3 + i), fixed(chat=1.0), temperature=1.0, max_tokens=9) for i in range(5)
+    ]
+    answers = run(served.engine, *crowd[:3], wanted, *crowd[3:])
+    assert answers[3].ids() == alone.ids()
+    assert answers[3].text() == alone.text()
+
+
+# --- where a completion ends ---------------------------------------------------------------------
+
+
+def test_a_stop_string_ends_the_text_before_it_and_never_shows(served: Served) -> None:
+    prompt = prompt_of(7)
+    (free,) = run(served.engine, request("free", prompt, max_tokens=20, logit_bias=ASCII))
+    stop = free.text()[5:8]
+    (answer,) = run(
+        served.engine, request("stop", prompt, max_tokens=20, logit_bias=ASCII, stop=("~~~~", stop))
+    )
+    assert answer.text() == free.text()[: free.text().index(stop)]
+    assert answer.finish() == "stop"
+    last = answer.pieces()[-1]
+    assert last.stop_reason == stop
+    assert last.completion_tokens == len(answer.ids()) == free.text().index(stop) + 3
+
+
+def test_text_is_whole_characters_and_tokens_are_all_reported(served: Served) -> None:
+    # Alternate the two bytes of "é": every second token completes a character.
+    bias = {token: -100.0 for token in range(VOCAB) if token not in (0xC3, 0xA9)}
+    (answer,) = run(
+        served.engine, request("r", prompt_of(4), max_tokens=12, logit_bias=bias, temperature=1.0, seed=1)
+    )
+    assert answer.text() == bytes(answer.ids()).decode(errors="replace")
+    assert [e.completion_tokens for e in answer.pieces()] == list(range(1, 13))
+    assert all(not e.text.endswith("\ufffd") for e in answer.pieces()[:-1])
+
+
+def test_the_end_token_ends_with_stop_and_has_no_text(served: Served) -> None:
+    (answer,) = run(served.engine, request("r", prompt_of(4), logit_bias={END: 100.0}))
+    assert (answer.ids(), answer.text(), answer.finish()) == ([END], "", "stop")
+    assert answer.pieces()[-1].stop_reason is None
+
+
+def test_ignore_eos_goes_on_past_it(served: Served) -> None:
+    (answer,) = run(
+        served.engine, request("r", prompt_of(4), logit_bias={END: 100.0}, ignore_eos=True, max_tokens=5)
+    )
+    assert (answer.ids(), answer.finish()) == ([END] * 5, "length")
+
+
+def test_min_tokens_forbids_every_kind_of_end_before_it(served: Served) -> None:
+    options: dict[str, Any] = {"max_tokens": 20, "min_tokens": 4}
+    (end,) = run(served.engine, request("end", prompt_of(4), logit_bias={END: 100.0}, **options))
+    assert len(end.ids()) == 5
+    assert end.ids().index(END) == 4
+    (token,) = run(
+        served.engine,
+        request("token", prompt_of(4), logit_bias={65: 100.0}, stop_token_ids=(65,), **options),
+    )
+    assert len(token.ids()) == 5
+    assert token.ids().index(65) == 4
+    assert token.pieces()[-1].stop_reason == 65
+    (text,) = run(
+        served.engine, request("text", prompt_of(4), logit_bias={66: 100.0}, stop=("B",), **options)
+    )
+    assert (text.ids(), text.text(), text.finish()) == ([66] * 5, "BBBB", "stop")
+
+
+def test_max_tokens_ends_with_length(served: Served) -> None:
+    (answer,) = run(served.engine, request("r", prompt_of(4), max_tokens=1, ignore_eos=True))
+    assert (len(answer.ids()), answer.finish()) == (1, "length")
+
+
+@pytest.mark.parametrize("prompt_logprobs", [None, 2])
+def test_max_tokens_zero_only_evaluates_the_prompt(served: Served, prompt_logprobs: int | None) -> None:
+    (answer,) = run(
+        served.engine, request("r", prompt_of(4), n=2, max_tokens=0, prompt_logprobs=prompt_logprobs)
+    )
+    assert answer.routed.prompt_tokens == 4
+    for index in range(2):
+        assert (answer.ids(index), answer.text(index), answer.finish(index)) == ([], "", "length")
+    assert idle(served)
+
+
+# --- log-probabilities ---------------------------------------------------------------------------
+
+
+def test_logprobs_are_the_log_softmax_of_the_models_own_logits(served: Served) -> None:
+    prompt, composition = prompt_of(6), fixed(code=0.9)
+    (answer,) = run(
+        served.engine,
+        request(
+            "r", prompt, composition, max_tokens=6, logprobs=3, temperature=0.7, seed=2, frequency_penalty=1.0
+        ),
+    )
+    ids = answer.ids()
+    expected = plain_logits(tiny_model(), [*prompt, *ids], served.plain(composition)).log_softmax(-1)
+    assert len(answer.logprobs()) == len(ids)
+    for i, (token, logprob) in enumerate(zip(ids, answer.logprobs(), strict=True)):
+        row = expected[len(prompt) - 1 + i]
+        assert logprob.token_id == token
+        assert logprob.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert logprob.token_bytes == bytes([token])
+        values, best = row.topk(3)
+        assert [t.token_id for t in logprob.top] == best.tolist()
+        assert [t.logprob for t in logprob.top] == pytest.approx(values.tolist(), abs=1e-4)
+    total = sum(p.logprob for p in answer.logprobs())
+    assert answer.pieces()[-1].cumulative_logprob == pytest.approx(total, abs=1e-4)
+
+
+def test_zero_logprobs_report_the_chosen_token_alone(served: Served) -> None:
+    (answer,) = run(served.engine, request("r", prompt_of(6), logprobs=0))
+    assert [p.top for p in answer.logprobs()] == [()] * len(answer.ids())
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_prompt_logprobs_are_one_per_prompt_token_with_none_first(tmp_path: Path, chunk: int) -> None:
+    served = serve(tmp_path, max_prefill_tokens=chunk)
+    prompt, composition = prompt_of(9), fixed(chat=1.0)
+    (answer,) = run(served.engine, request("r", prompt, composition, max_tokens=2, prompt_logprobs=1))
+    found = answer.routed.prompt_logprobs
+    assert found is not None
+    assert len(found) == len(prompt)
+    assert found[0] is None
+    expected = plain_logits(tiny_model(), prompt, served.plain(composition)).log_softmax(-1)
+    for i in range(1, len(prompt)):
+        one = found[i]
+        assert one is not None
+        assert one.token_id == prompt[i]
+        assert one.logprob == pytest.approx(float(expected[i - 1, prompt[i]]), abs=1e-4)
+        assert one.top[0].token_id == int(expected[i - 1].argmax())
+
+
+def test_prompt_logprobs_are_complete_whichever_completion_is_through_first(tmp_path: Path) -> None:
+    """A finish in front moves the last completion's slot before the first one's, and so its prefill too."""
+    served = serve(tmp_path, max_prefill_tokens=4)
+    (front,) = start(served.engine, request("front", prompt_of(2), max_tokens=2, ignore_eos=True))
+    served.engine.step()
+    (answer,) = start(served.engine, request("r", prompt_of(20), n=3, max_tokens=1, prompt_logprobs=0))
+    finish(served.engine)
+    assert front.over
+    found = answer.routed.prompt_logprobs
+    assert found is not None
+    assert len(found) == 20
+
+
+# --- penalties -----------------------------------------------------------------------------------
+
+
+def test_penalties_see_the_prompt_and_the_output_as_their_definitions_say(served: Served) -> None:
+    prompt = prompt_of(6)
+    (answer,) = run(
+        served.engine,
+        request("r", prompt, max_tokens=12, repetition_penalty=1.8, presence_penalty=0.6, ignore_eos=True),
+    )
+    ids: list[int] = []
+    model = tiny_model()
+    for _ in range(12):
+        logits = plain_logits(model, [*prompt, *ids])[-1].tolist()
+        for token in {*prompt, *ids}:
+            logits[token] *= 1.8 if logits[token] < 0 else 1 / 1.8
+        for token in set(ids):
+            logits[token] -= 0.6
+        ids.append(max(range(VOCAB), key=logits.__getitem__))
+    assert answer.ids() == ids
+
+
+# --- refusals and limits -------------------------------------------------------------------------
+
+
+def test_what_can_never_run_is_refused_by_name_and_leaves_nothing(served: Served) -> None:
+    engine, sink = served.engine, Answer().events.append
+    with pytest.raises(InvalidRequest, match="empty"):
+        engine.add(request("r", []), sink)
+    with pytest.raises(InvalidRequest, match="token id 259 is out of range"):
+        engine.add(request("r", [1, VOCAB]), sink)
+    with pytest.raises(InvalidRequest, match="token id -1"):
+        engine.add(request("r", [-1]), sink)
+    with pytest.raises(
+        ContextTooLong, match="500 tokens and max_tokens is 13, together 513; the context is 512"
+    ):
+        engine.add(request("r", prompt_of(500), max_tokens=13), sink)
+    with pytest.raises(InvalidRequest, match="'poetry'"):
+        engine.add(request("r", [1], fixed(poetry=1.0)), sink)
+    assert idle(served)
+    assert not engine.has_work
+
+
+def test_a_request_id_in_use_is_refused_for_generation_and_for_routes(served: Served) -> None:
+    (answer,) = start(served.engine, request("same", prompt_of(3)))
+    with pytest.raises(InvalidRequest, match="'same' is in use"):
+        served.engine.add(request("same", prompt_of(3)), Answer().events.append)
+    with pytest.raises(InvalidRequest, match="'same' is in use"):
+        served.engine.add_route("same", prompt_of(3), CompositionRequest("base"), Answer().events.append)
+    finish(served.engine)
+    assert answer.over
+
+
+def test_a_full_queue_refuses_the_next_and_the_accepted_ones_finish(tmp_path: Path) -> None:
+    served = serve(tmp_path, max_queue=2, max_batch_size=1)
+    answers = start(served.engine, request("a", prompt_of(3)), request("b", prompt_of(4)))
+    with pytest.raises(Overloaded, match="the queue holds 2"):
+        served.engine.add(request("c", prompt_of(5)), Answer().events.append)
+    finish(served.engine)
+    assert [a.finish() is not None for a in answers] == [True, True]
+    (late,) = run(served.engine, request("c", prompt_of(5)))
+    assert late.finish() is not None
+
+
+# --- aborts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_an_abort_at_any_stage_frees_everything_it_held(tmp_path: Path, steps: int) -> None:
+    served = serve(tmp_path, max_prefill_tokens=4, max_batch_size=2)
+    composition = fixed(chat=1.0, math=0.5)
+    requests = [request(f"r{i}", prompt_of(11 + i), composition, n=2, max_tokens=50) for i in range(3)]
+    start(served.engine, *requests)
+    for _ in range(steps):
+        served.engine.step()
+    for one in requests:
+        served.engine.abort(one.request_id)
+    assert idle(served)
+    assert not served.engine.has_work
+    served.engine.abort("r0")
+
+
+def test_an_abort_with_a_reason_tells_it(served: Served) -> None:
+    (answer,) = start(served.engine, request("r", prompt_of(3)))
+    served.engine.step()
+    reason = Unavailable("closing")
+    served.engine.abort("r", reason)
+    assert answer.errors == [reason]
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"),
+    [(RuntimeError("a kernel failed"), EngineFailure), (torch.OutOfMemoryError("no memory"), Unavailable)],
+)
+def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception, reply: type[Exception]
+) -> None:
+    engine, prompt = served.engine, prompt_of(8)
+    (canary,) = run(engine, request("canary", prompt, fixed(chat=1.0)))
+    hurt = start(engine, request("a", prompt_of(3), fixed(math=1.0), n=2), request("b", prompt_of(4)))
+    engine.step()
+    with monkeypatch.context() as broken:
+
+        def fail(*args: object) -> None:
+            raise error
+
+        broken.setattr(engine._runner, "run", fail)
+        engine.step()
+    for answer in hurt:
+        assert [type(e) for e in answer.errors] == [reply]
+        assert str(error) not in answer.errors[0].message, "no internals reach a client"
+    assert idle(served)
+    (again,) = run(engine, request("again", prompt, fixed(chat=1.0)))
+    assert again.ids() == canary.ids()
+
+
+def test_a_failing_step_leaves_requests_alone_that_were_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(tmp_path, max_batch_size=1)
+    prompt = prompt_of(5)
+    hurt, waiting = start(served.engine, request("a", prompt_of(3)), request("b", prompt, fixed(math=1.0)))
+    with monkeypatch.context() as broken:
+        broken.setattr(served.engine._runner, "run", lambda *_: 1 / 0)
+        served.engine.step()
+    assert hurt.errors
+    finish(served.engine)
+    assert waiting.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
+
+
+def test_a_failing_router_pass_ends_the_requests_being_routed_and_no_running_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(tmp_path, router=True)
+    prompt = prompt_of(5)
+    (running,) = start(served.engine, request("running", prompt, fixed(math=1.0)))
+    served.engine.step()
+    (routed,) = start(served.engine, request("routed", prompt_of(4), CompositionRequest("routed")))
+    with monkeypatch.context() as broken:
+        broken.setattr(served.engine.composer.router, "probabilities", lambda *_: 1 / 0)
+        served.engine.step()
+    assert [type(e) for e in routed.errors] == [EngineFailure]
+    finish(served.engine)
+    assert running.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
+
+
+def test_what_goes_wrong_with_one_requests_tokens_ends_that_request_alone(served: Served) -> None:
+    prompt = prompt_of(5)
+    bad, good = run(
+        served.engine,
+        request("bad", prompt_of(4), n=2, logit_bias={VOCAB + 5: 1.0}),  # the server refuses such an id
+        request("good", prompt, fixed(math=1.0)),
+    )
+    assert [type(e) for e in bad.errors] == [EngineFailure]
+    assert good.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
+    assert idle(served)
+
+
+def test_running_out_of_memory_for_a_new_slot_does_not_stop_the_engine(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served.engine
+    started = start(
+        engine, *(request(f"r{i}", prompt_of(4 + i), max_tokens=30, ignore_eos=True) for i in range(3))
+    )
+    engine.step()
+    started += start(engine, *(request(f"s{i}", prompt_of(4 + i)) for i in range(3)))
+    with monkeypatch.context() as broken:
+
+        def no_room(*args: object) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        broken.setattr(engine._runner.cache, "reserve", no_room)
+        engine.step()
+    assert all(isinstance(a.errors[0], Unavailable) for a in started)
+    assert idle(served)
+    (after,) = run(engine, request("after", prompt_of(5)))
+    assert after.ids() == plain_greedy(tiny_model(), prompt_of(5), 8)
+
+
+# --- events and records --------------------------------------------------------------------------
+
+
+def test_every_request_is_told_first_how_it_was_composed_and_leaves_a_record(served: Served) -> None:
+    (answer,) = run(served.engine, request("r", prompt_of(5), fixed(math=0.9, chat=0.05)))
+    routing = answer.routed.routing
+    assert (routing.mode, routing.probabilities, routing.active) == ("fixed", None, ("math",))
+    assert routing.weights == {"chat": 0.05, "code": 0.0, "math": 0.9}
+    version = served.registry.snapshot().domain("math").current
+    assert {d: (s.version, s.digest) for d, s in routing.stacks.items()} == {"math": (1, version.digest)}
+    assert routing.generation == served.registry.generation
+    assert served.engine.records.get("r") == routing
+    with pytest.raises(RecordNotFound):
+        served.engine.records.get("other")
+
+
+def test_pieces_carry_each_token_once_and_one_finish_reason(served: Served) -> None:
+    (answer,) = run(served.engine, request("r", prompt_of(5), n=2, seed=1, temperature=1.0))
+    for index in range(2):
+        pieces = answer.pieces(index)
+        assert all(isinstance(p, TextEvent) for p in pieces)
+        assert answer.finish(index) in ("stop", "length")
+        assert pieces[-1].completion_tokens == len(answer.ids(index))
+
+
+def test_a_base_without_a_tokenizer_generates_tokens_without_text(tmp_path: Path) -> None:
+    served = serve(tmp_path, tokenizer=False)
+    prompt = prompt_of(5)
+    (answer,) = run(served.engine, request("r", prompt, logprobs=1))
+    assert answer.ids() == plain_greedy(tiny_model(), prompt, 8)
+    assert answer.text() == ""
+
+
+def test_load_counts_what_runs_and_waits(tmp_path: Path) -> None:
+    served = serve(tmp_path, max_batch_size=2)
+    start(served.engine, *(request(f"r{i}", prompt_of(4), max_tokens=30, ignore_eos=True) for i in range(5)))
+    assert served.engine.load.waiting == 5
+    step_until(served.engine, lambda: served.engine.load.running == 2)
+    assert served.engine.load.waiting == 3
+    assert 8 <= served.engine.load.kv_tokens_used <= served.engine.load.kv_tokens_total
+    finish(served.engine)
+    assert idle(served)

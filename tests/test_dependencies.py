@@ -1,0 +1,137 @@
+"""Who imports whom: `server -> brainstacks <- training`, and the order inside `brainstacks`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ORDER = {
+    "errors": 0,
+    "config": 0,
+    "layers": 1,
+    "tokenizer": 1,
+    "stacks": 2,
+    "base_model": 2,
+    "routing": 3,
+    "engine": 4,
+    "composed_model": 5,
+    "cli": 5,
+}
+"""A module imports only from its own level of `brainstacks` and those below. The base stands beside the
+stacks: what it is checked against is theirs, and the residency keeps them on its device."""
+
+TORCH_FREE = (
+    "config",
+    "errors",
+    "routing/policy",
+    "stacks/artifact",
+    "stacks/document",
+    "stacks/envelope",
+    "stacks/manifest",
+    "stacks/registry",
+    "stacks/router_artifact",
+    "stacks/safetensors_file",
+    "stacks/store",
+    "engine/interface",
+    "engine/records",
+    "engine/request",
+    "engine/detokenizer",
+)
+
+
+def sources(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, f"no modules in {package}"
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything that a module imports, at its top, in a function, or for types only."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def module_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", sources("brainstacks"), ids=module_id)
+def test_the_library_knows_neither_its_server_nor_its_trainer_nor_their_libraries(path: Path) -> None:
+    foreign = {
+        "server", "training", "tests", "benchmarks", "fastapi", "starlette", "uvicorn", "pydantic",
+        "pydantic_settings", "prometheus_client", "datasets", "trl", "yaml",
+    }  # fmt: skip
+    assert not top_level(path) & foreign
+
+
+@pytest.mark.parametrize("path", sources("server"), ids=module_id)
+def test_the_server_does_not_know_the_trainer(path: Path) -> None:
+    assert not top_level(path) & {"training", "tests", "benchmarks"}
+
+
+@pytest.mark.parametrize("path", sources("training"), ids=module_id)
+def test_the_trainer_does_not_know_the_server(path: Path) -> None:
+    assert not top_level(path) & {"server", "tests", "benchmarks", "fastapi"}
+
+
+@pytest.mark.parametrize("path", sources("brainstacks"), ids=module_id)
+def test_inside_the_library_imports_go_downwards(path: Path) -> None:
+    parts = path.relative_to(ROOT / "brainstacks").with_suffix("").parts
+    if parts == ("__init__",):
+        return  # the public face names what is at the top, lazily
+    level = ORDER[parts[0]]
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == "brainstacks":
+            other = rest.split(".")[0]
+            assert ORDER[other] <= level, f"{'.'.join(parts)} imports {name}"
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_decisions_and_formats_import_no_torch(module: str) -> None:
+    libraries = {"torch", "transformers", "bitsandbytes", "safetensors"}
+    assert not top_level(ROOT / "brainstacks" / f"{module}.py") & libraries
+
+
+def test_the_scheduler_holds_no_tensors() -> None:
+    path = ROOT / "brainstacks" / "engine" / "scheduler.py"
+    assert "torch" not in top_level(path)
+
+
+def test_the_registrys_command_line_starts_without_torch() -> None:
+    code = "import brainstacks.cli, brainstacks, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("package", ["brainstacks", "server", "training"])
+def test_no_module_can_run_code_from_a_file_it_reads(package: str) -> None:
+    """`pickle` and its relatives are absent; the importer of published files reads weights only."""
+    for path in sources(package):
+        assert not top_level(path) & {"pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert arguments.get("weights_only") == "True", path
+
+
+@pytest.mark.parametrize("package", ["brainstacks", "server", "training"])
+def test_user_input_is_not_checked_with_assert(package: str) -> None:
+    for path in sources(package):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        assert not lines, f"{path.relative_to(ROOT)}: assert in lines {lines}"

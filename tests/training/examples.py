@@ -1,0 +1,29 @@
+"""Small training examples, and a registry over a tiny base for the router's training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from training.data import Example
+
+
+def example(prompt: Sequence[int], response: Sequence[int], name: str = "e") -> Example:
+    return Example(name, tuple(prompt), tuple(response))
+
+
+def random_examples(count: int, seed: int = 0) -> list[Example]:
+    """Examples of varied lengths, all tokens random."""
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (1,), generator=random))
+        return [int(i) for i in torch.randint(0, 256, (length,), generator=random)]
+
+    return [example(draw(1, 9), draw(1, 12), f"e{i}") for i in range(count)]
+
+
+def learnable_examples(count: int, text: bytes = b"yes it is", seed: int = 0) -> list[Example]:
+    """Random prompts that all have one and the same answer."""
+    return [example(e.prompt, text, e.id) for e in random_examples(count, seed)]
