@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "errors": 0,
     "config": 0,
+    "fresh_thread": 0,
     "layers": 1,
     "tokenizer": 1,
     "stacks": 2,

@@ -127,6 +127,10 @@ class Residency:
         """Stop serving `domain` in this process; the registry keeps it. Raises DomainNotFound."""
         self._change(lambda: self._unload(domain))
 
+    def settle(self) -> None:
+        """Wait until versions that nobody serves or uses have left the device."""
+        self._change(lambda: None)
+
     def _change(self, change: Callable[[], None]) -> None:
         """Make a change, and wait until it is made."""
 

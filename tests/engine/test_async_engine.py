@@ -53,10 +53,14 @@ class Running:
     def _step(self) -> None:
         if not self.gate.wait(300):
             raise AssertionError("the test never resumed the engine")
+        if not self.pauses:
+            self.step()
+            return
+        self.gate.clear()  # before the step: a test that sees its token may set the gate at once
         self.step()
-        if self.pauses and any(s.output_ids for s in self.served.engine._scheduler.running):
-            self.pauses = False
-            self.gate.clear()
+        self.pauses = not any(s.output_ids for s in self.served.engine._scheduler.running)
+        if self.pauses:
+            self.gate.set()
 
     def pause_at_first_token(self) -> None:
         """Let the engine run to the first token that any request gets, and no further until `gate` is set."""
@@ -76,6 +80,11 @@ class Running:
         return write_stack(
             self.directory / f"{domain}-new.safetensors", self.served.base.identity, domain, stack
         )
+
+    async def told_to_abort(self) -> None:
+        """Until an abort is in the engine's queue, or is done already."""
+        while self.engine._commands.empty() and self.served.engine.has_work:
+            await asyncio.sleep(0)
 
     async def idle(self) -> bool:
         """After all commands so far: nothing runs, waits or is pinned."""
@@ -321,8 +330,7 @@ async def test_a_drain_that_runs_out_of_time_tells_the_rest(running: Running) ->
     await begin(events)
     rest = asyncio.create_task(collect(events))
     drain = asyncio.create_task(running.engine.drain(timeout=0))
-    while running.engine._commands.empty():  # until the time is up
-        await asyncio.sleep(0)
+    await running.told_to_abort()
     running.gate.set()
     await drain
     with pytest.raises(Unavailable, match="shut down"):
@@ -337,8 +345,7 @@ async def test_closing_the_engine_ends_open_streams_instead_of_leaving_them_wait
     await begin(events)
     rest = asyncio.create_task(collect(events))
     close = asyncio.create_task(running.engine.close())
-    while running.engine._commands.empty():
-        await asyncio.sleep(0)
+    await running.told_to_abort()
     running.gate.set()
     await close
     with pytest.raises(Unavailable):

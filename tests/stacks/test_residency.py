@@ -36,7 +36,7 @@ def residency(publish: object, registry: Registry, tiny_base: BaseModel) -> Resi
 
 def settle(residency: Residency) -> None:
     """Wait for what a release has left to the worker."""
-    residency._worker.submit(lambda: None).result()
+    residency.settle()
 
 
 def resident(residency: Residency) -> set[object]:
