@@ -214,7 +214,7 @@ def test_cuda_without_a_device_is_refused_and_auto_takes_the_cpu() -> None:
     assert resolve_device("auto") == torch.device("cpu")
 
 
-def test_what_is_no_base_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_base_is_refused_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnsupportedModel, match=r"'empty' has no config\.json"):
         resolve(tmp_path / "empty")
@@ -222,6 +222,19 @@ def test_what_is_no_base_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: 
         resolve(tmp_path / "gone.gguf")
     with pytest.raises(UnsupportedModel, match="no packaged base is named 'packaged:other'"):
         resolve("packaged:other")
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_refused_with_what_else_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub
+
+    def offline(*args: object, **kwargs: object) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UnsupportedModel, match=r"'nobody/nothing' is no local directory.*packaged:smollm2"):
+        resolve("nobody/nothing")
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 BASE = "smollm2-135m-instruct"
 PROMPTS = {
-    "chat": "Which is a species of fish? Tope or Rope",
+    "chat": "What are some fun things to do on a rainy weekend?",
     "code": "Write a Python function to find the maximum of two numbers.",
     "math": "Tom has 3 boxes with 12 pencils each. He gives away 7 pencils. How many pencils are left?",
     "medical": "What are the symptoms of Asthma ?",
@@ -78,6 +78,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield Server(url, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, "SIGTERM drains and exits 0"
+    drain.join()
+    process.stderr.close()
 
 
 def test_each_domains_prompt_is_answered_with_its_own_weights(server: Server) -> None:

@@ -66,7 +66,9 @@ class ActiveStack(nn.Module):
         """L_aux of the last forward, a scalar."""
         return torch.cat(self._balance).mean()
 
-    def hidden(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[tuple[Tensor, Tensor]]]:
+    def hidden(
+        self, layer: int, group: int, x: Tensor
+    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
         """See `brainstacks.layers.hooks.DeltaSource`."""
         names = self._names(group)
         if not names:

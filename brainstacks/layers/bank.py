@@ -37,6 +37,9 @@ class StackTensors:
 
 Shape = tuple[int, int, int, tuple[str, ...]]
 
+BATCHED_UP_TOKENS = 4
+"""Up to this many tokens, one batched GEMM for a whole group beats one per projection: dispatch dominates."""
+
 
 def _shape(config: StackConfig) -> Shape:
     return (config.rank, config.experts, config.top_k, config.projections)
@@ -51,7 +54,9 @@ class _Bucket:
         rounds: rounds per stack.
         scaling: s per stack.
         down: per (layer, group) [G * P * N * (r+1), d_in].
-        up: per (layer, projection) [G * N * r, d_out].
+        up: per (layer, group) [P, G * N * r, widest d_out]; a narrower projection is padded with zeros, so
+            that the group's projections are one batched GEMM.
+        width: d_out per projection.
     """
 
     shape: Shape
@@ -59,13 +64,15 @@ class _Bucket:
     rounds: tuple[int, ...]
     scaling: tuple[float, ...]
     down: Mapping[tuple[int, int], Tensor]
-    up: Mapping[tuple[int, str], Tensor]
+    up: Mapping[tuple[int, int], Tensor]
+    width: Mapping[str, int]
 
     @staticmethod
     def of(key: Key, stack: StackTensors, device: torch.device, dtype: torch.dtype) -> _Bucket:
         config = stack.config
         down: dict[tuple[int, int], Tensor] = {}
-        up: dict[tuple[int, str], Tensor] = {}
+        up: dict[tuple[int, int], Tensor] = {}
+        width = {p: stack.tensors[f"rounds.0.layers.0.{p}.B"].shape[0] for p in config.projections}
 
         def parts(layer: int, projection: str, part: str) -> list[Tensor]:
             return [
@@ -81,9 +88,12 @@ class _Bucket:
                 gate = [parts(layer, p, "gate") for p in present]
                 packed = [pack_down([t[n] for t in a], [t[n] for t in gate]) for n in range(stack.rounds)]
                 down[layer, group] = torch.cat(packed).to(device, dtype)
-                for p in present:
-                    up[layer, p] = torch.cat(parts(layer, p, "B"), dim=1).T.contiguous().to(device, dtype)
-        return _Bucket(_shape(config), (key,), (stack.rounds,), (config.scaling,), down, up)
+                columns = stack.rounds * config.experts * config.rank
+                wide = torch.zeros(len(present), columns, max(width[p] for p in present))
+                for i, p in enumerate(present):
+                    wide[i, :, : width[p]] = torch.cat(parts(layer, p, "B"), dim=1).T
+                up[layer, group] = wide.to(device, dtype)
+        return _Bucket(_shape(config), (key,), (stack.rounds,), (config.scaling,), down, up, width)
 
     def plus(self, other: _Bucket) -> _Bucket:
         return _Bucket(
@@ -92,7 +102,8 @@ class _Bucket:
             self.rounds + other.rounds,
             self.scaling + other.scaling,
             {k: torch.cat([t, other.down[k]]) for k, t in self.down.items()},
-            {k: torch.cat([t, other.up[k]]) for k, t in self.up.items()},
+            {k: torch.cat([t, other.up[k]], dim=1) for k, t in self.up.items()},
+            self.width,
         )
 
     def minus(self, key: Key) -> _Bucket | None:
@@ -113,7 +124,8 @@ class _Bucket:
             self.rounds[:i] + self.rounds[i + 1 :],
             self.scaling[:i] + self.scaling[i + 1 :],
             {k: cut(t) for k, t in self.down.items()},
-            {k: cut(t) for k, t in self.up.items()},
+            {k: cut(t.transpose(0, 1)).transpose(0, 1).contiguous() for k, t in self.up.items()},
+            self.width,
         )
 
     @property
@@ -217,7 +229,8 @@ class _BoundBucket:
         weights = table[None] if packed else table[:, None]
         return _BoundBucket(bucket, first, first + table.shape[1], weights[..., None, None])
 
-    def hidden(self, layer: int, group: int, x: Tensor) -> dict[str, Tensor]:
+    def hidden(self, layer: int, group: int, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """See `hooks.DeltaSource`: for each projection of the group, one pair."""
         rank, experts, top_k, projections = self.bucket.shape
         names = [p for p in INPUT_GROUPS[group] if p in projections]
         if not names:
@@ -227,11 +240,18 @@ class _BoundBucket:
         hidden, _ = gated_hidden(
             down, projections=len(names), experts=experts, rank=rank, top_k=top_k, weights=self.weights
         )
-        return dict(zip(names, hidden, strict=True))
-
-    def up(self, layer: int, projection: str) -> Tensor:
-        rank, experts, _, _ = self.bucket.shape
-        return self.bucket.up[layer, projection][self.first * experts * rank : self.last * experts * rank]
+        up = self.bucket.up[layer, group][:, self.first * experts * rank : self.last * experts * rank]
+        widths = [self.bucket.width[name] for name in names]
+        if len(names) > 1 and x.numel() <= BATCHED_UP_TOKENS * x.shape[-1]:
+            deltas = torch.bmm(hidden.flatten(1, -2), up)
+            return {
+                name: (delta[:, :d].view(*x.shape[:-1], d), None)
+                for name, delta, d in zip(names, deltas, widths, strict=True)
+            }
+        return {
+            name: (part, factor[:, :d])
+            for name, part, factor, d in zip(names, hidden, up, widths, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -240,9 +260,11 @@ class BoundBank:
 
     buckets: tuple[_BoundBucket, ...]
 
-    def hidden(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[tuple[Tensor, Tensor]]]:
-        out: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    def hidden(
+        self, layer: int, group: int, x: Tensor
+    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
+        out: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
         for bucket in self.buckets:
-            for projection, hidden in bucket.hidden(layer, group, x).items():
-                out.setdefault(projection, []).append((hidden, bucket.up(layer, projection)))
+            for projection, pair in bucket.hidden(layer, group, x).items():
+                out.setdefault(projection, []).append(pair)
         return out

@@ -20,7 +20,9 @@ from brainstacks.layers.projections import INPUT_GROUPS, Site
 class DeltaSource(Protocol):
     """Something that corrects projections: resident stacks, or the stack that is being trained."""
 
-    def hidden(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[tuple[Tensor, Tensor]]]:
+    def hidden(
+        self, layer: int, group: int, x: Tensor
+    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
         """Low-rank factors of every correction in one input group.
 
         Args:
@@ -28,7 +30,8 @@ class DeltaSource(Protocol):
             x: [..., d_in], the group's shared input.
 
         Returns:
-            projection -> pairs (hidden [..., C], up [C, d_out]); the correction is `hidden @ up`, summed.
+            projection -> pairs (hidden [..., C], up [C, d_out]), whose correction is `hidden @ up`, or
+            (correction [..., d_out], None) where it is computed already; corrections are summed.
         """
 
 
@@ -40,11 +43,11 @@ class _Group:
         self.group = group
         self.last = INPUT_GROUPS[group][-1]
         self._input: Tensor | None = None
-        self._pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._pairs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 
     def pairs(
         self, projection: str, x: Tensor, sources: Sequence[DeltaSource]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[tuple[Tensor, Tensor | None]]:
         if self._input is not x:
             self.clear()
             for source in sources:
@@ -111,6 +114,9 @@ class CompositionHooks:
                 return None
             x = args[0]
             for hidden, up in group.pairs(projection, x, self._sources):
+                if up is None:
+                    output = output + hidden
+                    continue
                 rows = output.view(-1, output.shape[-1])
                 flat = torch.addmm(rows, hidden.view(-1, hidden.shape[-1]), up)
                 output = flat.view(output.shape)

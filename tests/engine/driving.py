@@ -156,3 +156,10 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     """`length` random byte tokens."""
     random = torch.Generator().manual_seed(1000 * seed + length)
     return torch.randint(0, 256, (length,), generator=random).tolist()
+
+
+def idle(served: Served) -> bool:
+    """Nothing runs, waits, is pinned, or holds KV memory."""
+    load = served.engine.load
+    pinned = any(served.engine.residency.in_use(domain) for domain in served.stacks)
+    return (load.running, load.waiting, load.kv_tokens_used, pinned) == (0, 0, 0, False)

@@ -57,7 +57,7 @@ def fused(
         for name in names:
             out[name] = x[group].new_zeros(*x[group].shape[:-1], DIMS[name][1])
             for hidden, up in pairs.get(name, ()):
-                out[name] = out[name] + hidden @ up
+                out[name] = out[name] + (hidden if up is None else hidden @ up)
     return out
 
 

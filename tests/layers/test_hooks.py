@@ -129,7 +129,9 @@ class Watcher:
         self.inputs: list[weakref.ref[Tensor]] = []
         self.calls: list[tuple[int, int]] = []
 
-    def hidden(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[tuple[Tensor, Tensor]]]:
+    def hidden(
+        self, layer: int, group: int, x: Tensor
+    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
         self.inputs.append(weakref.ref(x))
         self.calls.append((layer, group))
         return self.inner.hidden(layer, group, x)
@@ -165,7 +167,9 @@ def test_a_forward_that_fails_leaves_nothing_behind_for_the_next_one() -> None:
     model, hooks, _, bank = composed()
 
     class Failing:
-        def hidden(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[tuple[Tensor, Tensor]]]:
+        def hidden(
+            self, layer: int, group: int, x: Tensor
+        ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
             if (layer, group) == (1, 2):
                 raise RuntimeError("out of memory")
             return bank.bind([{"a": 1.0}] * 2).hidden(layer, group, x)

@@ -1,0 +1,137 @@
+"""What an abort or a failure ends, what it frees, and who goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainstacks.engine.request import CompositionRequest
+from brainstacks.errors import EngineFailure, Unavailable
+from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, run, serve, start
+from tests.tiny import VOCAB, plain_greedy, tiny_model
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    return serve(tmp_path)
+
+
+# --- aborts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_an_abort_at_any_stage_frees_everything_it_held(tmp_path: Path, steps: int) -> None:
+    served = serve(tmp_path, max_prefill_tokens=4, max_batch_size=2)
+    composition = fixed(chat=1.0, math=0.5)
+    requests = [request(f"r{i}", prompt_of(11 + i), composition, n=2, max_tokens=50) for i in range(3)]
+    start(served.engine, *requests)
+    for _ in range(steps):
+        served.engine.step()
+    for one in requests:
+        served.engine.abort(one.request_id)
+    assert idle(served)
+    assert not served.engine.has_work
+    served.engine.abort("r0")
+
+
+def test_an_abort_with_a_reason_tells_it(served: Served) -> None:
+    (answer,) = start(served.engine, request("r", prompt_of(3)))
+    served.engine.step()
+    reason = Unavailable("closing")
+    served.engine.abort("r", reason)
+    assert answer.errors == [reason]
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"),
+    [(RuntimeError("a kernel failed"), EngineFailure), (torch.OutOfMemoryError("no memory"), Unavailable)],
+)
+def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception, reply: type[Exception]
+) -> None:
+    engine, prompt = served.engine, prompt_of(8)
+    (canary,) = run(engine, request("canary", prompt, fixed(chat=1.0)))
+    hurt = start(engine, request("a", prompt_of(3), fixed(math=1.0), n=2), request("b", prompt_of(4)))
+    engine.step()
+    with monkeypatch.context() as broken:
+
+        def fail(*args: object) -> None:
+            raise error
+
+        broken.setattr(engine._runner, "run", fail)
+        engine.step()
+    for answer in hurt:
+        assert [type(e) for e in answer.errors] == [reply]
+        assert str(error) not in answer.errors[0].message, "no internals reach a client"
+    assert idle(served)
+    (again,) = run(engine, request("again", prompt, fixed(chat=1.0)))
+    assert again.ids() == canary.ids()
+
+
+def test_a_failing_step_leaves_requests_alone_that_were_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(tmp_path, max_batch_size=1)
+    prompt = prompt_of(5)
+    hurt, waiting = start(served.engine, request("a", prompt_of(3)), request("b", prompt, fixed(math=1.0)))
+    with monkeypatch.context() as broken:
+        broken.setattr(served.engine._runner, "run", lambda *_: 1 / 0)
+        served.engine.step()
+    assert hurt.errors
+    finish(served.engine)
+    assert waiting.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
+
+
+def test_a_failing_router_pass_ends_the_requests_being_routed_and_no_running_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(tmp_path, router=True)
+    prompt = prompt_of(5)
+    (running,) = start(served.engine, request("running", prompt, fixed(math=1.0)))
+    served.engine.step()
+    (routed,) = start(served.engine, request("routed", prompt_of(4), CompositionRequest("routed")))
+    with monkeypatch.context() as broken:
+        broken.setattr(served.engine.composer.router, "probabilities", lambda *_: 1 / 0)
+        served.engine.step()
+    assert [type(e) for e in routed.errors] == [EngineFailure]
+    finish(served.engine)
+    assert running.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
+
+
+def test_what_goes_wrong_with_one_requests_tokens_ends_that_request_alone(served: Served) -> None:
+    prompt = prompt_of(5)
+    bad, good = run(
+        served.engine,
+        request("bad", prompt_of(4), n=2, logit_bias={VOCAB + 5: 1.0}),  # the server refuses such an id
+        request("good", prompt, fixed(math=1.0)),
+    )
+    assert [type(e) for e in bad.errors] == [EngineFailure]
+    assert good.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
+    assert idle(served)
+
+
+def test_running_out_of_memory_for_a_new_slot_does_not_stop_the_engine(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served.engine
+    started = start(
+        engine, *(request(f"r{i}", prompt_of(4 + i), max_tokens=30, ignore_eos=True) for i in range(3))
+    )
+    engine.step()
+    started += start(engine, *(request(f"s{i}", prompt_of(4 + i)) for i in range(3)))
+    with monkeypatch.context() as broken:
+
+        def no_room(*args: object) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        broken.setattr(engine._runner.cache, "reserve", no_room)
+        engine.step()
+    assert all(isinstance(a.errors[0], Unavailable) for a in started)
+    assert idle(served)
+    (after,) = run(engine, request("after", prompt_of(5)))
+    assert after.ids() == plain_greedy(tiny_model(), prompt_of(5), 8)
