@@ -20,6 +20,7 @@ from brainstacks.engine.batch import StepBatch
 from brainstacks.engine.composer import Composer, Composition
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.interface import Load
+from brainstacks.engine.logprobs import token_logprob
 from brainstacks.engine.model_runner import ModelRunner
 from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.request import (
@@ -301,7 +302,7 @@ class StepEngine:
             targets = list(prompt[start + 1 : start + 1 + logits.shape[0]])
             for row, target in zip(logits, targets, strict=False):
                 sequence.prompt_logprobs.append(
-                    self._logprob(row.log_softmax(-1), target, params.prompt_logprobs)
+                    token_logprob(self.tokenizer, row.log_softmax(-1), target, params.prompt_logprobs)
                 )
             if sequence.computed < len(prompt):
                 return
@@ -323,7 +324,7 @@ class StepEngine:
         sequence.output_ids.append(token)
         sequence.cumulative_logprob += float(logprobs[token])
         if params.logprobs is not None:
-            sequence.logprobs.append(self._logprob(logprobs, token, params.logprobs))
+            sequence.logprobs.append(token_logprob(self.tokenizer, logprobs, token, params.logprobs))
         if token in ends or token in params.stop_token_ids:
             sequence.stop_reason = token if token in params.stop_token_ids else None
             self._finish(job, sequence, "stop")
@@ -370,18 +371,6 @@ class StepEngine:
                 completion_tokens=len(sequence.output_ids),
                 cumulative_logprob=sequence.cumulative_logprob,
             )
-        )
-
-    def _logprob(self, logprobs: Tensor, token: int, top: int) -> TokenLogprob:
-        values, ids = logprobs.topk(top) if top else (logprobs[:0], logprobs[:0])
-        best = [self._token(int(i), float(v)) for v, i in zip(values, ids, strict=True)]
-        return self._token(token, float(logprobs[token]), tuple(best))
-
-    def _token(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        if self.tokenizer is None:
-            return TokenLogprob(token, logprob, "", b"", top)
-        return TokenLogprob(
-            token, logprob, self.tokenizer.token_text(token), self.tokenizer.token_bytes(token), top
         )
 
     # --- the end of a request ---------------------------------------------------------------------
