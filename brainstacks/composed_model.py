@@ -27,7 +27,6 @@ from brainstacks.errors import BrainstacksError, InvalidRequest
 from brainstacks.routing.features import mixed_hidden_states
 from brainstacks.routing.policy import active_domains
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.residency import Resident
 
 Weights = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["ungated", "routed"] | None
 """Domain -> weight; one such per row; all at 1.0; the meta-router's choice; or None, the base only."""
@@ -121,22 +120,20 @@ class ComposedModel:
             InvalidRequest: a weight names no loaded domain, or there is not one entry per row.
         """
         ids = self._ids(input_ids)
-        residents: list[Resident] = []
-        rows = []
         composer, residency = self._engine.composer, self._engine.residency
-        chosen = self._rows(ids, weights)
-        for row in chosen:
+        active = []
+        for row in self._rows(ids, weights):
             composer.check(CompositionRequest("fixed", row))
+            active.append({d: row[d] for d in active_domains(row, composer.gate_threshold)})
+        lease = residency.acquire({domain: None for row in active for domain in row})
         try:
-            for row in chosen:
-                acquired = residency.acquire(active_domains(row, composer.gate_threshold))
-                residents += acquired.values()
-                rows.append({resident.key: row[domain] for domain, resident in acquired.items()})
-            bound = residency.bank.bind(rows)
+            lease.wait()
+            keys = {domain: resident.key for domain, resident in lease.residents.items()}
+            bound = residency.bank.bind([{keys[d]: weight for d, weight in row.items()} for row in active])
             with self._engine.hooks.composed(*([bound] if bound.buckets else [])):
                 output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits
         finally:
-            residency.release(residents)
+            residency.release(lease)
         return output.float()
 
     @torch.no_grad()
@@ -217,6 +214,8 @@ class ComposedModel:
 
     def _run(self) -> None:
         while self._engine.has_work:
+            if not self._engine.can_step:
+                self._engine.wait()
             self._engine.step()
 
     def _prompt(self, prompt: str | TokenIds) -> list[int]:

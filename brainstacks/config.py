@@ -148,7 +148,12 @@ class EngineConfig:
         max_context: most tokens of prompt + completion; None takes the base's own.
         max_prefill_tokens: most prompt tokens that one step computes.
         max_router_batch: most waiting prompts that one router pass reads.
-        kv_cache_tokens: KV memory in tokens; running sequences times the longest of them stays below it.
+        kv_cache_tokens: KV memory in tokens, over all sequences and the prefixes kept for reuse.
+        prefix_caching: keep the keys and values of finished prompts for requests of the same composition.
+        deterministic: fixed step shapes, so that no request's tokens depend on its neighbours; costs speed.
+        device_stack_bytes: most bytes of stacks on the device; None keeps every served stack there.
+        host_stack_bytes: most bytes of packed stacks in host memory, of those that had to leave the device.
+        max_unread_events: a stream whose client has left this many events unread pauses until they are read.
         routing_records: how many recent routing records are kept.
     """
 
@@ -158,6 +163,11 @@ class EngineConfig:
     max_prefill_tokens: int = 1024
     max_router_batch: int = 8
     kv_cache_tokens: int = 131072
+    prefix_caching: bool = True
+    deterministic: bool = False
+    device_stack_bytes: int | None = None
+    host_stack_bytes: int = 4 << 30
+    max_unread_events: int = 256
     routing_records: int = 1024
 
     def __post_init__(self) -> None:
@@ -167,6 +177,7 @@ class EngineConfig:
             "max_prefill_tokens",
             "max_router_batch",
             "kv_cache_tokens",
+            "max_unread_events",
             "routing_records",
         ):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it is at least 1")
@@ -174,3 +185,8 @@ class EngineConfig:
             self.max_context is None or self.max_context >= 1,
             f"max_context is {self.max_context}; it is at least 1",
         )
+        _require(
+            self.device_stack_bytes is None or self.device_stack_bytes >= 0,
+            f"device_stack_bytes is {self.device_stack_bytes}; it is at least 0",
+        )
+        _require(self.host_stack_bytes >= 0, f"host_stack_bytes is {self.host_stack_bytes}; it is at least 0")

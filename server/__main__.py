@@ -47,11 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's part of `settings`. Raises ConfigError for what this engine cannot honour."""
+    """The engine's part of `settings`."""
     fields = {field.name for field in dataclasses.fields(EngineConfig)}
     options = {name: value for name, value in settings.model_dump().items() if name in fields}
-    if settings.deterministic and "deterministic" not in fields:
-        raise ConfigError("--deterministic is not offered by this engine yet; start without it")
     return EngineConfig(**options)
 
 

@@ -57,7 +57,9 @@ def resolve(engine: Engine, model: str | None, field: RoutingField | None) -> Co
                 param="routing.weights",
                 code="unknown_domain",
             )
-    return CompositionRequest(mode=field.mode, weights=dict(field.weights or {}), top=field.top)
+    return CompositionRequest(
+        mode=field.mode, weights=dict(field.weights or {}), top=field.top, sticky=field.sticky
+    )
 
 
 def routing_object(routing: Routing) -> dict[str, Any]:

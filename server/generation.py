@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import cast
 
 from brainstacks.engine.interface import Engine
-from brainstacks.engine.request import GenerationRequest, RoutedEvent, TextEvent
+from brainstacks.engine.request import Event, GenerationRequest, RoutedEvent, TextEvent
 from brainstacks.errors import EngineFailure
 from server.metrics import Metrics
+
+MAX_UNREAD = 16
+"""Events that wait here for a slow client; what follows stays with the engine, which pauses the request."""
 
 _Item = tuple[int, TextEvent | Exception | None]
 
@@ -31,6 +36,8 @@ class Generation:
         self.routed: list[RoutedEvent] = []
         self.completion_tokens: dict[tuple[int, int], int] = {}
         self._items: asyncio.Queue[_Item] = asyncio.Queue()
+        self._room = asyncio.Event()  # set: the engine's events may come
+        self._room.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_token: dict[tuple[int, int], float] = {}
         self._finished = False
@@ -62,6 +69,8 @@ class Generation:
         open_prompts = len(self.requests)
         while open_prompts:
             prompt, item = await self._items.get()
+            if self._items.qsize() <= MAX_UNREAD // 2:
+                self._room.set()
             if item is None:
                 open_prompts -= 1
             elif isinstance(item, Exception):
@@ -92,14 +101,18 @@ class Generation:
         }
 
     async def _pump(self, index: int, request: GenerationRequest, first: asyncio.Future[RoutedEvent]) -> None:
-        # The queue is unbounded, so this task only ever waits inside the engine's iterator: cancelling
-        # it always reaches the engine. max_tokens bounds what can pile up for a slow reader.
+        events = cast(AsyncGenerator[Event], self.engine.generate(request))
         try:
-            async for event in self.engine.generate(request):
-                if isinstance(event, RoutedEvent):
-                    first.set_result(event)
-                else:
+            async with aclosing(events):  # so that being cancelled outside of it reaches the engine as well
+                async for event in events:
+                    if isinstance(event, RoutedEvent):
+                        first.set_result(event)
+                        continue
                     self._items.put_nowait((index, event))
+                    # Until all prompts are routed nobody reads: to wait for a reader could be for ever.
+                    if self.routed and self._items.qsize() >= MAX_UNREAD:
+                        self._room.clear()
+                        await self._room.wait()
             if not first.done():
                 raise EngineFailure("The engine ended this request without routing it; try again")
         except Exception as error:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import Routing
+from brainstacks.stacks.residency_stats import LOAD_SECONDS, ResidencyStats, Tier
+
+F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SLOW = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -16,27 +26,54 @@ _WEIGHTS = (-1.0, -0.5, 0.0, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 
 
 
 class EngineCollector:
-    """Gauges that are read from the engine at the moment of the scrape."""
+    """What is read from the engine at the moment of the scrape."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         load = self.engine.load()
         yield _gauge("running", "Requests that are being generated", load.running)
         yield _gauge("waiting", "Requests in the queue", load.waiting)
         yield _gauge("kv_tokens_used", "KV cache slots in use, in tokens", load.kv_tokens_used)
         yield _gauge("kv_tokens_total", "KV cache slots, in tokens", load.kv_tokens_total)
+        admitted = "Prompt tokens of requests that were admitted"
+        yield _count("admitted_prompt_tokens", admitted, load.prompt_tokens)
+        reused = "Prompt tokens whose keys and values an earlier request had left"
+        yield _count("reused_prompt_tokens", reused, load.prompt_tokens_reused)
+        preempted = "Completions that gave up their memory for a while, to be computed again"
+        yield _count("preemptions", preempted, load.preemptions)
         yield _gauge("registry_generation", "The registry's manifest number", self.engine.generation)
-        tiers = {"device": 0, "host": 0, "disk": 0}
-        for status in self.engine.domains():
-            tiers[status.residency] = tiers.get(status.residency, 0) + status.bytes
-        family = GaugeMetricFamily(
-            "brainstacks_stack_bytes", "Bytes of the active stacks per tier", labels=["tier"]
-        )
-        for tier, size in tiers.items():
-            family.add_metric([tier], size)
-        yield family
+        yield from _residency(self.engine.residency())
+
+
+def _residency(stats: ResidencyStats) -> Iterator[Metric]:
+    held = "Bytes of stacks per tier: packed on the device and in host memory, as files on disk"
+    yield _by_tier(GaugeMetricFamily("brainstacks_stack_bytes", held, labels=["tier"]), stats.bytes)
+    budget = "Most bytes of stacks that a tier may hold; a tier without a limit is left out"
+    yield _by_tier(
+        GaugeMetricFamily("brainstacks_stack_budget_bytes", budget, labels=["tier"]), stats.budgets
+    )
+    loads = "Stacks brought to the device, by the tier that they came from"
+    yield _by_tier(CounterMetricFamily("brainstacks_stack_loads", loads, labels=["tier"]), stats.loads)
+    left = "Stacks that had to make room, by the tier that they left"
+    yield _by_tier(CounterMetricFamily("brainstacks_stack_evictions", left, labels=["tier"]), stats.evictions)
+    yield _count("stack_hits", "Stacks that were on the device when their request came", stats.hits)
+    yield _count("stack_misses", "Stacks that were not on the device when their request came", stats.misses)
+    yield _gauge("stack_waiting", "Requests that wait for room on the device for their stacks", stats.waiting)
+    bounds = [*map(str, LOAD_SECONDS), "+Inf"]
+    yield HistogramMetricFamily(
+        "brainstacks_stack_load_seconds",
+        "Time to bring a stack to the device",
+        buckets=list(zip(bounds, accumulate(stats.load_seconds), strict=True)),
+        sum_value=stats.load_seconds_sum,
+    )
+
+
+def _by_tier(family: F, values: Mapping[Tier, float]) -> F:
+    for tier, value in values.items():
+        family.add_metric([tier], value)
+    return family
 
 
 class Metrics:
@@ -86,3 +123,7 @@ class Metrics:
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"brainstacks_{name}", text, value=value)
+
+
+def _count(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"brainstacks_{name}", text, value=value)

@@ -51,11 +51,13 @@ class RoutingField(Body):
     """The field `routing`: the composition, chosen by hand.
 
     `weights` goes with mode `fixed` only; a domain left out has weight 0. `top` keeps the heaviest domains.
+    `sticky` names a conversation, whose first prompt is routed; those that follow keep that route.
     """
 
     mode: Literal["routed", "base", "ungated", "fixed"] = "routed"
     weights: dict[str, Weight] | None = Field(default=None, max_length=1024)
     top: int | None = Field(default=None, ge=1, le=1024)
+    sticky: str | None = Field(default=None, min_length=1, max_length=128)
 
     @model_validator(mode="after")
     def _consistent(self) -> RoutingField:
@@ -63,6 +65,8 @@ class RoutingField(Body):
             raise ValueError("'weights' and mode 'fixed' go together; send both or neither")
         if self.top is not None and self.mode == "base":
             raise ValueError("'top' has no meaning with mode 'base'; leave it out")
+        if self.sticky is not None and self.mode != "routed":
+            raise ValueError(f"'sticky' keeps the router's choice; it has no meaning with mode {self.mode!r}")
         return self
 
 

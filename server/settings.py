@@ -48,7 +48,8 @@ class Settings(BaseSettings):
         default=None, description="computing type; the base's own when left out"
     )
     deterministic: bool = Field(
-        default=False, description="the same answer bit for bit, whatever else is in the batch; costs speed"
+        default=EngineConfig.deterministic,
+        description="the same answer bit for bit, whatever else is in the batch; costs speed",
     )
 
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -96,7 +97,26 @@ class Settings(BaseSettings):
     kv_cache_tokens: int = Field(
         default=EngineConfig.kv_cache_tokens,
         ge=1,
-        description="KV cache slots, in tokens, over all sequences",
+        description="KV memory in tokens, over all sequences and the prefixes kept for reuse",
+    )
+    prefix_caching: bool = Field(
+        default=EngineConfig.prefix_caching,
+        description="reuse the keys and values of earlier prompts of the same composition",
+    )
+    device_stack_bytes: int | None = Field(
+        default=EngineConfig.device_stack_bytes,
+        ge=0,
+        description="most bytes of stacks on the device; every stack when left out",
+    )
+    host_stack_bytes: int = Field(
+        default=EngineConfig.host_stack_bytes,
+        ge=0,
+        description="most bytes of packed stacks in host memory, for those that the device has no room for",
+    )
+    max_unread_events: int = Field(
+        default=EngineConfig.max_unread_events,
+        ge=1,
+        description="a stream whose client leaves this many events unread pauses until they are read",
     )
     routing_records: int = Field(
         default=EngineConfig.routing_records, ge=1, description="how many recent routing records are kept"

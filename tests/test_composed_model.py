@@ -17,7 +17,7 @@ from brainstacks.errors import (
     DomainNotFound,
     InvalidRequest,
 )
-from brainstacks.layers.bank import StackTensors
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.registry import Registry
 from tests.tiny import (
     byte_tokenizer,

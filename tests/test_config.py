@@ -64,11 +64,27 @@ def test_an_impossible_router_is_refused_by_its_value(change: dict[str, Any], na
         MetaRouterConfig(**{**ROUTER, **change})
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(EngineConfig)])
+SWITCHES = {"prefix_caching", "deterministic"}
+BUDGETS = {"device_stack_bytes", "host_stack_bytes"}
+LIMITS = {f.name for f in dataclasses.fields(EngineConfig)} - SWITCHES - BUDGETS
+
+
+def engine_config(**values: Any) -> EngineConfig:
+    return EngineConfig(**values)
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
 def test_every_limit_of_the_engine_is_at_least_one(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 0"):
-        EngineConfig(**{name: 0})
-    assert getattr(EngineConfig(**{name: 1}), name) == 1
+        engine_config(**{name: 0})
+    assert getattr(engine_config(**{name: 1}), name) == 1
+
+
+@pytest.mark.parametrize("name", sorted(BUDGETS))
+def test_a_budget_of_bytes_may_be_nothing_and_not_less(name: str) -> None:
+    assert getattr(engine_config(**{name: 0}), name) == 0
+    with pytest.raises(ConfigError, match=f"{name} is -1"):
+        engine_config(**{name: -1})
 
 
 def test_unknown_and_missing_keys_are_named_with_those_that_there_are() -> None:

@@ -16,14 +16,15 @@ ORDER = {
     "errors": 0,
     "config": 0,
     "fresh_thread": 0,
-    "layers": 1,
-    "tokenizer": 1,
-    "stacks": 2,
-    "base_model": 2,
-    "routing": 3,
-    "engine": 4,
-    "composed_model": 5,
-    "cli": 5,
+    "kernels": 1,
+    "layers": 2,
+    "tokenizer": 2,
+    "stacks": 3,
+    "base_model": 3,
+    "routing": 4,
+    "engine": 5,
+    "composed_model": 6,
+    "cli": 6,
 }
 """A module imports only from its own level of `brainstacks` and those below. The base stands beside the
 stacks: what it is checked against is theirs, and the residency keeps them on its device."""

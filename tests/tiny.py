@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from brainstacks.config import MetaRouterConfig, StackConfig
-from brainstacks.layers.bank import StackTensors
+from brainstacks.layers.bank import StackBank
 from brainstacks.layers.delta import reference_delta
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import find_sites
 from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, stack_shapes
@@ -138,6 +139,14 @@ def random_stack(
         scale = size / config.scaling if name.endswith("B") else 1.0
         tensors[name] = scale * torch.randn(shape, generator=random) * width**-0.5
     return StackTensors(config, rounds, tensors)
+
+
+def bank_of(stacks: Mapping[Any, StackTensors], dtype: torch.dtype = torch.float32) -> StackBank:
+    """A bank on the CPU that holds `stacks` (key -> stack)."""
+    bank = StackBank(torch.device("cpu"), dtype)
+    for key, stack in stacks.items():
+        bank.add(key, stack)
+    return bank
 
 
 def _metadata(

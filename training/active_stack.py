@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from brainstacks.config import StackConfig
 from brainstacks.layers.delta import gated_hidden
+from brainstacks.layers.hooks import Correction, LowRank
 from brainstacks.layers.projections import INPUT_GROUPS
 
 
@@ -66,9 +67,7 @@ class ActiveStack(nn.Module):
         """L_aux of the last forward, a scalar."""
         return torch.cat(self._balance).mean()
 
-    def hidden(
-        self, layer: int, group: int, x: Tensor
-    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
+    def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
         """See `brainstacks.layers.hooks.DeltaSource`."""
         names = self._names(group)
         if not names:
@@ -93,7 +92,7 @@ class ActiveStack(nn.Module):
             logits = down[..., -len(names) * config.experts :].float().unflatten(-1, shape)
             self._balance.append(self._balance_of(logits if noise is None else logits + noise, gates))
         ups = [self.up[f"{layer}_{name}"].to(x.dtype) for name in names]
-        return {name: [(h, up)] for name, h, up in zip(names, hidden, ups, strict=True)}
+        return {name: [LowRank(h, up)] for name, h, up in zip(names, hidden, ups, strict=True)}
 
     def _balance_of(self, logits: Tensor, gates: Tensor) -> Tensor:
         """N * sum_e P(e) f(e) of each projection, [P]; logits and gates [B, T, 1, P, N]."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel, load_base
-from brainstacks.layers.bank import StackBank, StackTensors
+from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack_tensors
@@ -49,7 +50,7 @@ class Composed:
             path = registry.blob_path(digest)
             metadata = read_stack_metadata(path)
             check_base(metadata, base.identity.fingerprint, base.identity.dims, base.identity.layers)
-            bank = bank.plus(domain, StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path)))
+            bank.add(domain, StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path)))
             digests[domain] = digest
         return cls(base, base.chat_tokenizer(), hooks, bank, digests)
 

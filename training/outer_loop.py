@@ -18,8 +18,9 @@ import torch
 
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import StackConfig
-from brainstacks.layers.bank import StackBank, StackTensors
+from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import (
     DataSource,
     Predecessor,
@@ -102,7 +103,7 @@ def run_curriculum(recipe: Recipe, data: Path, registry: Registry, run: Path, re
         report(f"{domain.name}: version {published.version}, digest {published.digest[:12]}")
         stack = StackTensors(file.metadata.config, file.metadata.rounds, load_stack_tensors(path))
         if recipe.earlier_stacks == "all":
-            bank = bank.plus(domain.name, stack)
+            bank.add(domain.name, stack)
             earlier.append(Predecessor(domain.name, file.digest))
 
 
@@ -148,7 +149,8 @@ def train_domain(
         )
     dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
     tensors = {f"rounds.0.{name}": tensor.to(dtype) for name, tensor in result.tensors.items()}
-    alone = StackBank(base.device, base.dtype).plus(domain.name, StackTensors(config, 1, tensors))
+    alone = StackBank(base.device, base.dtype)
+    alone.add(domain.name, StackTensors(config, 1, tensors))
     before = evaluate(base.model, hooks, splits.validation, *frozen)
     after = evaluate(base.model, hooks, splits.validation, *frozen, alone.bind([{domain.name: 1.0}]))
     report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")

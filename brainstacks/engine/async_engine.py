@@ -8,17 +8,19 @@ import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from brainstacks import fresh_thread
 from brainstacks.base_model import Quantization, load_base, parse_dtype
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
+from brainstacks.engine.replies import Replies, Reply
 from brainstacks.engine.request import (
     CompositionRequest,
     Event,
@@ -26,16 +28,17 @@ from brainstacks.engine.request import (
     RoutedEvent,
     Routing,
 )
-from brainstacks.errors import BrainstacksError, DomainNotFound, EngineFailure, Unavailable
-from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
+from brainstacks.errors import BrainstacksError, DomainNotFound, EngineFailure, InvalidRequest, Unavailable
+from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.manifest import History, Published, StackVersion
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.residency_stats import ResidencyStats
 from brainstacks.stacks.router_artifact import check_router_base
 from brainstacks.tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
 
-Reply = Event | Routing | BrainstacksError
+T = TypeVar("T")
 
 
 class AsyncEngine:
@@ -51,11 +54,12 @@ class AsyncEngine:
         self._tokenizer = tokenizer
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._draining = False
-        self._open: set[str] = set()
+        self._open: set[str] = set()  # ids of unfinished requests
         self._idle = asyncio.Event()
         self._idle.set()
         self._changing = asyncio.Lock()
         self._created = int(time.time())
+        engine.set_on_change(lambda: self._commands.put(_nothing))  # wakes the thread: something can run now
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -87,23 +91,14 @@ class AsyncEngine:
     # --- the engine thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Commands between steps; blocks on the queue when nothing runs."""
+        """Commands between steps; blocks on the queue when nothing can run."""
         while True:
-            while not self._engine.has_work or not self._commands.empty():
+            while not self._engine.can_step or not self._commands.empty():
                 command = self._commands.get()
                 if command is None:
                     return
                 command()
             self._engine.step()
-
-    def _sink(self, replies: asyncio.Queue[Reply]) -> Callable[[Reply], None]:
-        loop = asyncio.get_running_loop()
-
-        def put(reply: Reply) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(replies.put_nowait, reply)
-
-        return put
 
     def _submit(self, add: Callable[[], None], sink: Callable[[Reply], None]) -> None:
         if self._draining:
@@ -127,46 +122,61 @@ class AsyncEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """See `interface.Engine`."""
         self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
-        replies: asyncio.Queue[Reply] = asyncio.Queue()
-        sink = self._sink(replies)
-        self._submit(lambda: self._engine.add(request, sink), sink)
         left = request.n
-        self._open.add(request.request_id)
-        self._idle.clear()
-        try:
-            while left:
-                reply = await replies.get()
-                if isinstance(reply, BrainstacksError):
-                    left = 0
-                    raise reply
-                if isinstance(reply, Routing):
-                    raise TypeError("a generation request got a bare route")
-                if not isinstance(reply, RoutedEvent) and reply.finish_reason is not None:
-                    left -= 1
-                yield reply
-        finally:
-            self._open.discard(request.request_id)
-            if not self._open:
-                self._idle.set()
-            if left:
-                self._commands.put(partial(self._engine.abort, request.request_id))
+        with self._opened(request.request_id) as replies:
+            self._submit(lambda: self._engine.add(request, replies.put), replies.put)
+            try:
+                while left:
+                    reply = await replies.get()
+                    if isinstance(reply, BrainstacksError):
+                        left = 0
+                        raise reply
+                    if isinstance(reply, Routing):
+                        raise TypeError("a generation request got a bare route")
+                    if not isinstance(reply, RoutedEvent) and reply.finish_reason is not None:
+                        left -= 1
+                    yield reply
+            finally:
+                if left:
+                    self._commands.put(partial(self._engine.abort, request.request_id))
 
     async def route(
         self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
     ) -> Routing:
         """See `interface.Engine`."""
         self._engine.check(prompt_ids, composition, 0)
-        replies: asyncio.Queue[Reply] = asyncio.Queue()
-        sink = self._sink(replies)
-        self._submit(lambda: self._engine.add_route(request_id, prompt_ids, composition, sink), sink)
+        with self._opened(request_id) as replies:
+            self._submit(
+                lambda: self._engine.add_route(request_id, prompt_ids, composition, replies.put), replies.put
+            )
+            try:
+                reply = await replies.get()
+            except asyncio.CancelledError:
+                self._commands.put(partial(self._engine.abort, request_id))
+                raise
+        if isinstance(reply, BrainstacksError):
+            raise reply
+        if not isinstance(reply, Routing):
+            raise TypeError("a request for a route got an event")
+        return reply
+
+    @contextmanager
+    def _opened(self, request_id: str) -> Iterator[Replies]:
+        """A request from its first word to its last. Raises InvalidRequest: another one has its id."""
+        if request_id in self._open:
+            raise InvalidRequest(f"request id {request_id!r} is in use; choose another", param="request_id")
+        self._open.add(request_id)
+        self._idle.clear()
         try:
-            reply = await replies.get()
-        except asyncio.CancelledError:
-            self._commands.put(partial(self._engine.abort, request_id))
-            raise
-        if isinstance(reply, Routing):
-            return reply
-        raise reply if isinstance(reply, BrainstacksError) else TypeError(type(reply).__name__)
+            yield Replies(
+                self._engine.config.max_unread_events,
+                pause=lambda: self._commands.put(partial(self._engine.pause, request_id)),
+                resume=lambda: self._commands.put(partial(self._engine.resume, request_id)),
+            )
+        finally:
+            self._open.discard(request_id)
+            if not self._open:
+                self._idle.set()
 
     def routing_record(self, request_id: str) -> Routing:
         return self._engine.records.get(request_id)
@@ -212,23 +222,23 @@ class AsyncEngine:
         return name in self._engine.residency.serving
 
     def _status(self, name: str, history: History[StackVersion]) -> DomainStatus:
-        resident = self._engine.residency.serving.get(name)
-        active = history.current
-        metadata = resident.metadata if resident is not None else None
+        residency = self._engine.residency
+        resident = residency.serving.get(name)
+        served = resident.published if resident is not None else history.current
         return DomainStatus(
             domain=name,
-            version=active.version,
-            digest=active.digest,
+            version=served.version,
+            digest=served.digest,
             versions=tuple(asdict(v) for v in history.versions),
-            rounds=active.rounds,
-            rank=active.rank,
-            experts=active.experts,
-            bytes=active.bytes,
-            residency="device" if resident is not None else "disk",
-            pinned=False,
+            rounds=served.rounds,
+            rank=served.rank,
+            experts=served.experts,
+            bytes=served.bytes,
+            residency=residency.tier(name),
+            pinned=residency.pinned(name),
             routable=self._engine.composer.routable(name),
-            in_flight=self._engine.residency.in_use(name),
-            provenance=asdict(metadata) if metadata is not None else {},
+            in_flight=residency.in_use(name),
+            provenance=asdict(resident.metadata) if resident is not None else {},
         )
 
     def router(self) -> RouterStatus | None:
@@ -255,7 +265,10 @@ class AsyncEngine:
     ) -> Published:
         def publish() -> Published:
             return self._registry.publish(
-                file, domain=domain, expected_generation=expected_generation, check=self._fits
+                file,
+                domain=domain,
+                expected_generation=expected_generation,
+                check=self._engine.residency.check,
             )
 
         return await self._change(publish)
@@ -265,7 +278,8 @@ class AsyncEngine:
     ) -> Published:
         def activate() -> Published:
             history = self._registry.snapshot().domain(domain)
-            self._fits(read_stack_metadata(self._registry.blob_path(history.version(version).digest)))
+            metadata = read_stack_metadata(self._registry.blob_path(history.version(version).digest))
+            self._engine.residency.check(metadata)
             return self._registry.activate(domain, version, expected_generation=expected_generation)
 
         return await self._change(activate)
@@ -273,13 +287,14 @@ class AsyncEngine:
     async def delete_stack(
         self, domain: str, *, purge: bool = False, expected_generation: int | None = None
     ) -> Published:
-        return await self._change(
-            lambda: self._registry.delete(domain, purge=purge, expected_generation=expected_generation)
+        history = self._registry.snapshot().domains.get(domain)
+        published = await self._change(
+            lambda: self._registry.delete(domain, expected_generation=expected_generation)
         )
-
-    def _fits(self, metadata: StackMetadata) -> None:
-        identity = self._engine.base.identity
-        check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
+        if purge and history is not None:  # not before: a request may still wait for a version to be read
+            purged = partial(self._engine.residency.purge, domain, history.versions)
+            await asyncio.wrap_future(fresh_thread.start(purged, "registry"))
+        return published
 
     async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
         def publish() -> Published:
@@ -293,35 +308,52 @@ class AsyncEngine:
         return await self._change(publish)
 
     async def reload(self) -> int:
-        async with self._changing:
-            await asyncio.wrap_future(fresh_thread.start(self._reload, "registry"))
+        await self._change(self._registry.reload)
         return self.generation
 
-    def _reload(self) -> None:
-        self._registry.reload()
-        self._engine.sync()
-
-    async def _change(self, change: Callable[[], Published]) -> Published:
+    async def _change(self, change: Callable[[], T]) -> T:
         """Run a change of the registry, then serve what it says; both off the event loop and the step."""
 
-        def run() -> Published:
-            published = change()
+        def run() -> T:
+            changed = change()
             self._engine.sync()
-            return published
+            return changed
 
         async with self._changing:
             return await asyncio.wrap_future(fresh_thread.start(run, "registry"))
+
+    # --- where stacks are -------------------------------------------------------------------------
+
+    async def pin_stack(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._engine.residency.pin)
+
+    async def unpin_stack(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._engine.residency.unpin)
+
+    async def evict_stack(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._engine.residency.evict)
+
+    async def load_stack(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._engine.residency.load)
+
+    async def _move(self, domain: str, move: Callable[[str], None]) -> DomainStatus:
+        """Not exclusive: it may wait for running requests to make room, and a publication need not."""
+        await asyncio.wrap_future(fresh_thread.start(lambda: move(domain), "residency"))
+        return self.domain(domain)
 
     # --- operations -------------------------------------------------------------------------------
 
     def load(self) -> Load:
         return self._engine.load
 
+    def residency(self) -> ResidencyStats:
+        return self._engine.residency.stats()
+
     async def healthy(self) -> bool:
         if not self._thread.is_alive():
             return False
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
 
         def answer() -> None:
             loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(None))
@@ -359,3 +391,7 @@ class AsyncEngine:
         self._abort_open()  # without a drain before, a reader would wait for ever
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
+
+
+def _nothing() -> None:
+    """A command that only wakes the engine's thread."""

@@ -1,61 +1,128 @@
-"""Attention of packed tokens over the slot cache, as transformers' attention function.
+"""Attention of packed tokens over the paged cache, as transformers' attention function.
 
-The tokens of all rows of a step lie in one row [1, T], so no work is spent on padding: decode rows first,
-in slot order and one token each, then prefill rows. Without a `slots` argument (training, router passes,
-plain logits) it is transformers' own SDPA.
+The tokens of all rows of a step lie in one row [1, T], so no work is spent on padding: decode rows first, one
+token each, then prefill rows. Without a `paged` argument (training, plain logits) it is transformers' own
+SDPA.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brainstacks.engine.kv_cache import SlotCache
+from brainstacks.engine.block_pool import BLOCK_TOKENS, blocks_for
+from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.kernels.attention import paged_decode, supports
 
-IMPLEMENTATION = "brainstacks_slots"
+IMPLEMENTATION = "brainstacks_paged"
 
 
-@dataclass
-class SlotContext:
+@dataclass(eq=False)
+class DecodeGroup:
+    """Rows first..last of the decode rows, whose lengths are alike.
+
+    Attributes:
+        blocks: [g, m] int64, the blocks of each row; beyond its own, any.
+        distance: [g, m * BLOCK_TOKENS] int64, how far back from the row's new token; negative ahead of it.
+    """
+
+    first: int
+    last: int
+    blocks: Tensor
+    distance: Tensor
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor:
+        """[g, 1, 1, m * BLOCK_TOKENS] bool, true where a row looks."""
+        if window not in self.masks:
+            made = self.distance >= 0 if window is None else (self.distance >= 0) & (self.distance < window)
+            self.masks[window] = made[:, None, None]
+        return self.masks[window]
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """n rows of one token each.
+
+    Attributes:
+        blocks: [n, m] int32, the blocks of each row; beyond its own, any.
+        lengths: [n] int32, tokens that each row attends to, its new one included.
+        runs: lengths of the runs of neighbours that share a group; they sum up to n.
+    """
+
+    blocks: Tensor
+    lengths: Tensor
+    runs: tuple[int, ...]
+
+    @cached_property
+    def groups(self) -> tuple[DecodeGroup, ...]:
+        made = []
+        first = 0
+        for run in self.runs:
+            within = slice(first, first + run)
+            lengths = self.lengths[within, None]
+            blocks = self.blocks[within, : blocks_for(int(lengths.max()))].long()
+            ahead = torch.arange(blocks.shape[1] * BLOCK_TOKENS, device=blocks.device)
+            made.append(DecodeGroup(first, first + run, blocks, lengths - 1 - ahead))
+            first += run
+        return tuple(made)
+
+
+@dataclass(eq=False)
+class PrefillRow:
+    """A run of one sequence's tokens.
+
+    Attributes:
+        blocks: [m] int64, the sequence's blocks up to the last of these tokens.
+        start, count: position of the first token; how many.
+    """
+
+    blocks: Tensor
+    start: int
+    count: int
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def first_block(self, window: int | None) -> int:
+        """The first block that a layer with this window looks at."""
+        return 0 if window is None else max(0, self.start - window + 1) // BLOCK_TOKENS
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """[count, keys from the first block on] bool, true where to look; None where plain causality does."""
+        if window not in self.masks:
+            end = self.start + self.count
+            made = None
+            if self.start > 0 or (window is not None and window < end):
+                keys = torch.arange(self.first_block(window) * BLOCK_TOKENS, end, device=self.blocks.device)
+                distance = torch.arange(self.start, end, device=self.blocks.device)[:, None] - keys
+                made = distance >= 0
+                if window is not None:
+                    made &= distance < window
+            self.masks[window] = made
+        return self.masks[window]
+
+
+@dataclass(frozen=True)
+class PagedContext:
     """What one step's attention needs, the same for every layer.
 
     Attributes:
-        cache: keys and values.
-        decode: number of decode rows n.
-        decode_slots, decode_positions: [n] int64; the slot of each, and where its token goes.
-        dense: the decode rows hold the slots 0..n-1, so that the cache is read in place.
-        longest: tokens that the longest decode row attends to.
-        prefill: (slot, start, count) of each prefill row, in order.
+        blocks, offsets: [T] int64, where each packed token's keys and values go.
+        decode: None where there is no decode row.
     """
 
-    cache: SlotCache
-    decode: int
-    decode_slots: Tensor
-    decode_positions: Tensor
-    dense: bool
-    longest: int
-    prefill: tuple[tuple[int, int, int], ...]
-
-    def __post_init__(self) -> None:
-        self._masks: dict[int | None, Tensor] = {}
-
-    def decode_mask(self, window: int | None) -> Tensor:
-        """[n, 1, 1, longest] bool, true where a row may look: up to itself, and within `window`."""
-        if window not in self._masks:
-            keys = torch.arange(self.longest, device=self.decode_positions.device)
-            distance = self.decode_positions[:, None] - keys
-            mask = distance >= 0
-            if window is not None:
-                mask &= distance < window
-            self._masks[window] = mask[:, None, None]
-        return self._masks[window]
+    cache: PagedCache
+    blocks: Tensor
+    offsets: Tensor
+    decode: DecodeRows | None
+    prefill: tuple[PrefillRow, ...]
 
 
-def slot_attention(
+def paged_attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -63,10 +130,10 @@ def slot_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    slots: SlotContext | None = None,
+    paged: PagedContext | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling) v of each row over its own slot; its new keys and values are stored first.
+    """softmax(q k^T * scaling) v of each row over its own blocks; new keys and values are stored first.
 
     Args:
         query: [1, H, T, D]; key, value: [1, H_kv, T, D].
@@ -75,7 +142,7 @@ def slot_attention(
     Returns:
         [1, T, H, D], None.
     """
-    if slots is None:
+    if paged is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         kwargs.pop("dropout", None)
@@ -84,66 +151,98 @@ def slot_attention(
         )
         return output
     layer = module.layer_idx
-    keys, values = slots.cache.keys[layer], slots.cache.values[layer]
-    n = slots.decode
+    q, k, v = query[0], key[0], value[0]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = []
-    if n:
-        keys[slots.decode_slots, :, slots.decode_positions] = key[0, :, :n].transpose(0, 1)
-        values[slots.decode_slots, :, slots.decode_positions] = value[0, :, :n].transpose(0, 1)
-        parts.append(_decode(query[0, :, :n], keys, values, slots, scaling, sliding_window))
-    offset = n
-    for slot, start, count in slots.prefill:
-        new = slice(offset, offset + count)
-        keys[slot, :, start : start + count] = key[0, :, new]
-        values[slot, :, start : start + count] = value[0, :, new]
-        seen = slice(0, start + count)
+    n = 0
+    if paged.decode is not None:
+        n = paged.decode.lengths.shape[0]
+        parts.append(decode(q[:, :n], k[:, :n], v[:, :n], paged, layer, scale, sliding_window))
+    if paged.prefill:
+        _store(k[:, n:], v[:, n:], paged, layer, slice(n, None))
+    for row in paged.prefill:
+        new = slice(n, n + row.count)
         parts.append(
-            _prefill(
-                query[:, :, new],
-                keys[slot : slot + 1, :, seen],
-                values[slot : slot + 1, :, seen],
-                start,
-                scaling,
-                sliding_window,
-            )
+            _prefill(q[:, new], k[:, new], v[:, new], row, paged.cache, layer, scale, sliding_window)
         )
-        offset += count
-    return torch.cat(parts)[None], None
+        n += row.count
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out[None], None
+
+
+def _store(key: Tensor, value: Tensor, paged: PagedContext, layer: int, tokens: slice) -> None:
+    """Write keys and values [H_kv, t, D] of some packed tokens to their blocks."""
+    blocks, offsets = paged.blocks[tokens], paged.offsets[tokens]
+    paged.cache.keys[layer][blocks, :, offsets] = key.transpose(0, 1)
+    paged.cache.values[layer][blocks, :, offsets] = value.transpose(0, 1)
+
+
+def decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    paged: PagedContext,
+    layer: int,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Store and attend, for the decode rows: query [H, n, D], key and value [H_kv, n, D] -> [n, H, D]."""
+    rows, cache = paged.decode, paged.cache
+    if rows is None:
+        raise ValueError("there is no decode row")
+    if supports(query):
+        keys, values = cache.keys[layer], cache.values[layer]
+        return paged_decode(query, key, value, keys, values, rows.blocks, rows.lengths, scale, window)
+    _store(key, value, paged, layer, slice(query.shape[1]))
+    parts = [_decode(query[:, g.first : g.last], g, cache, layer, scale, window) for g in rows.groups]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _decode(
-    query: Tensor, keys: Tensor, values: Tensor, slots: SlotContext, scaling: float | None, window: int | None
+    query: Tensor, group: DecodeGroup, cache: PagedCache, layer: int, scale: float, window: int | None
 ) -> Tensor:
-    """One token per row: query [H, n, D] -> [n, H, D]. Query heads of one KV head go as its queries."""
-    heads, n, dim = query.shape
-    kv_heads = keys.shape[1]
-    grouped = query.transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, dim)
-    rows = slice(n) if slots.dense else slots.decode_slots
-    k, v = keys[rows, :, : slots.longest], values[rows, :, : slots.longest]
-    out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=slots.decode_mask(window), scale=scaling)
-    return out.reshape(n, heads, dim)
+    """Over as many blocks as the longest row of the group has: query [H, g, D] -> [g, H, D]."""
+    ahead = (group.distance < 0)[:, None, :, None]
+
+    def gathered(tensor: Tensor) -> Tensor:
+        held = tensor[group.blocks].transpose(1, 2).flatten(2, 3)  # [g, H_kv, m * BLOCK_TOKENS, D]
+        # A masked position still multiplies what it holds by 0, and 0 * NaN is NaN.
+        return held.masked_fill(ahead, 0.0)
+
+    keys, values = gathered(cache.keys[layer]), gathered(cache.values[layer])
+    heads, count, dim = query.shape
+    # Query heads of one KV head go as its queries.
+    grouped = query.transpose(0, 1).reshape(count, keys.shape[1], -1, dim)
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask(window), scale=scale)
+    return out.reshape(count, heads, dim)
 
 
 def _prefill(
-    query: Tensor, keys: Tensor, values: Tensor, start: int, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: PrefillRow,
+    cache: PagedCache,
+    layer: int,
+    scale: float,
+    window: int | None,
 ) -> Tensor:
-    """A run of one row's tokens: query [1, H, t, D], keys [1, H_kv, start + t, D] -> [t, H, D]."""
-    count, total = query.shape[2], keys.shape[2]
-    mask = None
-    if start > 0 or (window is not None and window < total):
-        distance = torch.arange(start, total, device=query.device)[:, None] - torch.arange(
-            total, device=query.device
+    """A run of one row's tokens: query [H, t, D], key and value [H_kv, t, D] -> [t, H, D]."""
+    if row.start > 0:
+        first = row.first_block(window)
+        blocks, seen = row.blocks[first:], row.start + row.count - first * BLOCK_TOKENS
+        key, value = (
+            t[blocks].transpose(0, 1).flatten(1, 2)[:, :seen]
+            for t in (cache.keys[layer], cache.values[layer])
         )
-        mask = distance >= 0
-        if window is not None:
-            mask &= distance < window
+    mask = row.mask(window)
     out = F.scaled_dot_product_attention(
-        query,
-        keys,
-        values,
+        query[None],
+        key[None],
+        value[None],
         attn_mask=mask,
-        is_causal=mask is None and count > 1,
-        scale=scaling,
+        is_causal=mask is None and row.count > 1,
+        scale=scale,
         enable_gqa=True,
     )
     return out[0].transpose(0, 1)
@@ -154,5 +253,5 @@ def register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    AttentionInterface.register(IMPLEMENTATION, slot_attention)
+    AttentionInterface.register(IMPLEMENTATION, paged_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from brainstacks.engine.interface import Tokenizer
 
 _REPLACEMENT = "\ufffd"
+_INCOMPLETE = 3
+"""The most bytes of a character that is not whole yet, and so the most replacement characters it shows as."""
+_PATIENCE = 16
+"""Tokens after which what is no character is text as it is. Each has a byte or more, and a character has at
+most four, so it never becomes one; and the last 16 tokens end in the same text as all of them do.
+"""
 
 
 class Detokenizer:
-    """The text of one completion.
+    """The text of one completion. The work for a token does not grow with their number.
+
+    For a byte-level vocabulary all text taken is what decoding all tokens at once gives.
 
     Args:
         tokenizer: of the base.
@@ -20,9 +28,9 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._ids: list[int] = []
-        self._prefix = 0  # tokens from here on give the context that the newest ones are decoded in
-        self._read = 0  # tokens up to here are in `text`
+        self._window: list[int] = []  # the newest tokens, and before them some that give their context
+        self._read = 0  # tokens of the window that are context
+        self._said = 0  # characters of the window that are in `text`
         self.text = ""
         self._released = 0
 
@@ -32,20 +40,29 @@ class Detokenizer:
         Args:
             check_stop: False while a completion may not stop yet (`min_tokens`).
         """
-        self._ids.append(token_id)
-        before = self._tokenizer.decode(self._ids[self._prefix : self._read], skip_special_tokens=True)
-        now = self._tokenizer.decode(self._ids[self._prefix :], skip_special_tokens=True)
-        if len(now) <= len(before) or now.endswith(_REPLACEMENT):
+        self._window.append(token_id)
+        now = self._decode(self._window)
+        if len(now) > self._said and not now.endswith(_REPLACEMENT):
+            piece = now[self._said :]
+            self._slide(self._read, held=0)
+            self._read = len(self._window)
+            return self._append(piece, check_stop)
+        if self._is_special(token_id):
+            self._window.pop()
+            return None
+        if len(self._window) - self._read < _PATIENCE:
             return None  # a part of a character: wait for the rest
-        self._prefix, self._read = self._read, len(self._ids)
-        return self._append(now[len(before) :], check_stop)
+        held = min(len(now) - len(now.rstrip(_REPLACEMENT)), _INCOMPLETE)
+        piece = now[self._said : len(now) - held]
+        self._slide(len(self._window) - _PATIENCE, held)
+        self._read = 0
+        return self._append(piece, check_stop)
 
     def flush(self, *, check_stop: bool = True) -> str | None:
         """The end: what was held back becomes text (a broken character as U+FFFD); a stop string, if any."""
-        before = self._tokenizer.decode(self._ids[self._prefix : self._read], skip_special_tokens=True)
-        now = self._tokenizer.decode(self._ids[self._prefix :], skip_special_tokens=True)
-        self._prefix, self._read = self._read, len(self._ids)
-        return self._append(now[len(before) :], check_stop)
+        piece = self._decode(self._window)[self._said :]
+        self._said += len(piece)
+        return self._append(piece, check_stop)
 
     def take(self, *, final: bool = False) -> str:
         """Text that was not taken before; unless `final`, less a tail that could begin a stop string."""
@@ -53,6 +70,17 @@ class Detokenizer:
         piece = self.text[self._released : end]
         self._released = max(self._released, end)
         return piece
+
+    def _slide(self, start: int, held: int) -> None:
+        """Drop the window's tokens before `start`; all but the last `held` characters of it are in `text`."""
+        self._window = self._window[start:]
+        self._said = len(self._decode(self._window)) - held
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _is_special(self, token_id: int) -> bool:
+        return not self._decode([token_id]) and bool(self._tokenizer.decode([token_id]))
 
     def _append(self, piece: str, check_stop: bool) -> str | None:
         start = len(self.text)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from brainstacks.engine.request import CompositionRequest, Event, GenerationRequest, Routing
 from brainstacks.stacks.manifest import Published
+from brainstacks.stacks.residency_stats import ResidencyStats, Tier
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class DomainStatus:
     """One domain as the admin endpoints show it.
 
     Attributes:
-        version, digest: of the active version.
+        version, digest: of the version that is served. It is the active one, unless that one is corrupt or
+            does not fit, and the last good one goes on.
         versions: all published versions, oldest first: `{"version", "digest", "bytes", "created"}`.
         routable: the current router knows this domain and was trained with this very digest.
-        residency: `device`, `host` or `disk`.
+        residency: where the served version is.
+        pinned: it never leaves the device.
         in_flight: running requests that use any version of it.
         provenance: the file's own metadata: base, data, hyper-parameters, losses, licence, ...
     """
@@ -57,7 +60,7 @@ class DomainStatus:
     rank: int
     experts: int
     bytes: int
-    residency: str
+    residency: Tier
     pinned: bool
     routable: bool
     in_flight: int
@@ -77,12 +80,21 @@ class RouterStatus:
 
 @dataclass(frozen=True)
 class Load:
-    """Gauges for `/metrics` and `/health`."""
+    """Gauges for `/metrics` and `/health`; and, since the start, counts.
+
+    Attributes:
+        prompt_tokens: of requests that were admitted.
+        prompt_tokens_reused: those of them whose keys and values the prefix cache had.
+        preemptions: how often a running completion gave up its memory, to be computed again.
+    """
 
     running: int
     waiting: int
     kv_tokens_used: int
     kv_tokens_total: int
+    prompt_tokens: int = 0
+    prompt_tokens_reused: int = 0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,24 @@ class Engine(Protocol):
     async def reload(self) -> int:
         """Reconcile with the registry on disk; the generation now served."""
 
+    async def pin_stack(self, domain: str) -> DomainStatus:
+        """Keep `domain`'s active version on the device, and wait until it is there.
+
+        Raises DomainNotFound, Conflict (no room beside other pins), CorruptBlob.
+        """
+
+    async def unpin_stack(self, domain: str) -> DomainStatus:
+        """Let it leave when others need its room. Raises DomainNotFound."""
+
+    async def evict_stack(self, domain: str) -> DomainStatus:
+        """Make it leave the device until a request needs it. Raises DomainNotFound, Conflict (in use)."""
+
+    async def load_stack(self, domain: str) -> DomainStatus:
+        """Bring it to the device, and wait until it is there. Raises DomainNotFound, CorruptBlob."""
+
     def load(self) -> Load: ...
+
+    def residency(self) -> ResidencyStats: ...
 
     async def healthy(self) -> bool:
         """The engine thread answers."""

@@ -1,67 +1,59 @@
-"""Keys and values of the running sequences: one slot each, in one tensor per layer."""
+"""Keys and values in blocks of `BLOCK_TOKENS` tokens; which sequence owns which block is not known here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+
+from brainstacks.engine.block_manager import BlockCopy
+from brainstacks.engine.block_pool import BLOCK_TOKENS
+from brainstacks.errors import ConfigError
 
 
-class SlotCache:
-    """Grows to the most slots and the longest sequence that it has seen.
+class PagedCache:
+    """Allocated once and never cleared: on a CPU, pages that were never written take no memory. What a block
+    holds beyond the tokens written to it is undefined, and must not be read: it may be NaN.
 
     Args:
         layers: decoder layers.
+        blocks: of the pool; one more is allocated, for padding.
         kv_heads, head_dim: of the attention.
         device, dtype: of keys and values.
 
     Attributes:
-        keys, values: per layer [slots, kv_heads, capacity, head_dim].
+        keys, values: per layer [blocks, kv_heads, BLOCK_TOKENS, head_dim].
+
+    Raises:
+        ConfigError: the device has no room for it.
     """
 
-    GROWTH = 256  # tokens; capacity is a multiple, so that it changes seldom
-
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        layers: int,
+        blocks: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        self._layers = layers
-        self._shape = (kv_heads, head_dim)
-        self._device, self._dtype = device, dtype
-        self.clear()
+        shape = (layers, blocks + 1, kv_heads)
+        try:
+            # A dimension of 16 keys lies side by side: compiled attention reads it as one vector.
+            keys = torch.empty(*shape, head_dim, BLOCK_TOKENS, device=device, dtype=dtype)
+            values = torch.empty(*shape, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            tokens = blocks * BLOCK_TOKENS
+            gigabytes = 2 * layers * tokens * kv_heads * head_dim * dtype.itemsize / 1e9
+            raise ConfigError(
+                f"kv_cache_tokens is {tokens}, which takes {gigabytes:.1f} GB on {device}, "
+                "more than there is; ask for fewer"
+            ) from error
+        self._stored = (keys.transpose(-1, -2), values)
+        self.keys, self.values = (list(stored.unbind()) for stored in self._stored)
 
-    def clear(self) -> None:
-        """Forget everything and free the memory."""
-        self.slots = self.capacity = 0
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self._allocate(1, self.GROWTH)
-
-    def reserve(self, slots: int, tokens: int) -> None:
-        """Have room for `slots` sequences of `tokens` tokens; what is stored stays."""
-        if slots <= self.slots and tokens <= self.capacity:
-            return
-        capacity = max(self.capacity, -(-tokens // self.GROWTH) * self.GROWTH)
-        # Doubling makes the copies cost a constant per token over a sequence's life.
-        if tokens > self.capacity:
-            capacity = max(capacity, min(2 * self.capacity, capacity + 4 * self.GROWTH))
-        self._allocate(max(self.slots, slots), capacity)
-
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` tokens of slot `source` to slot `target`."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :tokens] = tensor[source, :, :tokens]
-
-    @torch.inference_mode(False)  # slots are moved and freed outside a step too
-    def _allocate(self, slots: int, capacity: int) -> None:
-        kv_heads, head_dim = self._shape
-        for side in (self.keys, self.values):
-            for layer in range(self._layers):
-                # Zeros, not empty: a masked position still multiplies its value by 0, and 0 * NaN is NaN.
-                new = torch.zeros(slots, kv_heads, capacity, head_dim, device=self._device, dtype=self._dtype)
-                if layer < len(side):
-                    # Cut, because an allocation that ran out of memory half-way has grown some layers.
-                    stored = (slice(self.slots), slice(None), slice(self.capacity))
-                    new[stored] = side[layer][stored]
-                    side[layer] = new
-                else:
-                    side.append(new)
-        self.slots, self.capacity = slots, capacity
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy whole blocks, in every layer."""
+        for source, target in copies:
+            for stored in self._stored:
+                stored[:, target] = stored[:, source]

@@ -23,11 +23,14 @@ class CompositionRequest:
         weights: domain -> weight, only with `fixed`; a domain left out has weight 0. The policy's gate
             holds here too: |weight| <= its threshold (0.12) is off.
         top: keep at most this many domains, the heaviest (by |weight|) first.
+        sticky: with `routed`, the name of a conversation: its first prompt is routed, those that follow run
+            with that route, and so can reuse what is computed of their common beginning.
     """
 
     mode: Mode = "routed"
     weights: Mapping[str, float] = field(default_factory=dict)
     top: int | None = None
+    sticky: str | None = None
 
 
 @dataclass(frozen=True)

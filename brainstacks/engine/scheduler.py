@@ -1,11 +1,13 @@
-"""Who runs in the next step. Decisions only: deques and counts, no tensors."""
+"""Who runs in the next step. Decisions only: lists and counts, no tensors."""
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from brainstacks.config import EngineConfig
+from brainstacks.engine.block_manager import BlockCopy, BlockManager
 from brainstacks.engine.sequence import Sequence
 
 
@@ -18,55 +20,155 @@ class Row:
     count: int
 
 
+def _place(sequence: Sequence) -> tuple[int, int]:
+    return (sequence.arrival, sequence.index)
+
+
 class Scheduler:
     """First come, first served, within the batch, the prefill and the KV budget.
 
-    Running sequences hold the slots 0..len(running)-1, in that order: decode attention reads the cache as
-    one contiguous block.
+    A sequence takes blocks for what is known of it when it is admitted, and further ones as it grows. When
+    none is left, the one that arrived last gives up its own and waits again, to compute them anew; so the one
+    that arrived first always gets on. Deterministic: nobody gives up anything, because keys and values that
+    are computed twice may differ in their last bits, and a prompt is cut at fixed places.
+
+    Attributes:
+        waiting, running: in the order of arrival.
+        preemptions: how many have given up their blocks, since the start.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
         self._config = config
-        self.waiting: deque[Sequence] = deque()
+        self._blocks = blocks
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a routed sequence."""
-        self.waiting.append(sequence)
+        """Queue a composed sequence, at the place that its arrival gives it."""
+        insort(self.waiting, sequence, key=_place)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether `schedule` would find something to do."""
+        if any(not sequence.paused for sequence in self.running):
+            return True
+        head = next((sequence for sequence in self.waiting if not sequence.paused), None)
+        if head is None or not self._config.deterministic:
+            return head is not None  # whoever is paused makes room for it
+        return len(self.running) < self._config.max_batch_size and self._blocks.fits(head, 0)
 
     def schedule(self) -> list[Row]:
-        """Admit what fits, then one decode token per running sequence and prefill up to the budget."""
-        while self.waiting and self._fits(self.waiting[0]):
-            sequence = self.waiting.popleft()
-            sequence.slot = len(self.running)
-            self.running.append(sequence)
+        """One decode token per running sequence; then prefill within the budget, admitting who fits."""
         left = self._config.max_prefill_tokens
-        rows = []
+        rows = self._decode_rows()
         for sequence in self.running:
-            if sequence.pending == 1 and sequence.output_ids:
-                rows.append(Row(sequence, sequence.computed, 1))
-            elif left > 0:
-                count = min(sequence.pending, left)
-                left -= count
-                rows.append(Row(sequence, sequence.computed, count))
+            if left > 0 and not sequence.decodes and not sequence.paused:
+                rows.append(self._prefill_row(sequence, left))
+                left -= rows[-1].count
+        reserved = 0
+        for sequence in tuple(self.waiting):
+            if left <= 0 or len(self.running) + reserved >= self._config.max_batch_size + self._paused:
+                break
+            if sequence.paused:
+                continue
+            if sequence.leader is not None:
+                reserved += 1  # it joins when the prompt is computed, and finds a place then
+                continue
+            if not self._admit(sequence, reserved):
+                break
+            rows.append(self._prefill_row(sequence, left))
+            left -= rows[-1].count
         return rows
 
-    def finish(self, sequence: Sequence) -> tuple[int, int] | None:
-        """Drop a sequence; a move (from slot, to slot) that keeps the slots dense, when one is needed."""
-        if sequence.slot is None:
-            if sequence in self.waiting:
-                self.waiting.remove(sequence)
-            return None
-        slot, sequence.slot = sequence.slot, None
-        last = self.running.pop()
-        if last is sequence:
-            return None
-        source, last.slot = len(self.running), slot
-        self.running[slot] = last
-        return source, slot
+    def forwards(self, rows: SequenceOf[Row]) -> list[list[Row]]:
+        """The rows of a step that are computed together: all, or deterministic, those that decode.
 
-    def _fits(self, sequence: Sequence) -> bool:
-        if len(self.running) >= self._config.max_batch_size:
-            return False
-        longest = max(s.budget for s in [*self.running, sequence])
-        return (len(self.running) + 1) * longest <= self._config.kv_cache_tokens
+        A prompt's part is then computed alone, so that its shape is its own.
+        """
+        if not self._config.deterministic:
+            return [list(rows)] if rows else []
+        decode = [row for row in rows if row.sequence.decodes]
+        return [*([decode] if decode else []), *([row] for row in rows if not row.sequence.decodes)]
+
+    def fork(self, leader: Sequence) -> tuple[list[Sequence], list[BlockCopy]]:
+        """`leader` has computed its prompt: its other completions join it, where there is room.
+
+        Returns:
+            those that share the prompt now, and the blocks to copy for them; the others compute it themselves
+            when their turn comes.
+        """
+        joined: list[Sequence] = []
+        copies: list[BlockCopy] = []
+        for follower in [s for s in self.waiting if s.leader is leader]:
+            follower.leader = None
+            if len(self.running) < self._config.max_batch_size:
+                made = self._blocks.fork(leader, follower)
+                if made is not None:
+                    self.waiting.remove(follower)
+                    insort(self.running, follower, key=_place)
+                    joined.append(follower)
+                    copies += made
+        return joined, copies
+
+    def finish(self, sequence: Sequence) -> None:
+        """Drop a sequence, whether it runs or waits; its blocks are free."""
+        for queue in (self.running, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+        self._blocks.release(sequence)
+
+    @property
+    def _paused(self) -> int:
+        """Running sequences that would make room."""
+        return 0 if self._config.deterministic else sum(s.paused for s in self.running)
+
+    def _decode_rows(self) -> list[Row]:
+        rows = []
+        for sequence in tuple(self.running):  # those that arrived first take blocks first
+            if not sequence.paused and sequence.decodes and self._grow(sequence):
+                rows.append(Row(sequence, sequence.computed, 1))
+        return rows
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Have room for one more token, at the cost of others; False when it is the one to give up."""
+        while not self._blocks.extend(sequence):
+            victim = self._victim()
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _prefill_row(self, sequence: Sequence, left: int) -> Row:
+        if self._config.deterministic:
+            chunk = self._config.max_prefill_tokens
+            left = chunk - sequence.computed % chunk
+        return Row(sequence, sequence.computed, min(sequence.pending, left))
+
+    def _admit(self, sequence: Sequence, reserved: int) -> bool:
+        """Admit, at the cost of paused sequences where need be."""
+        limit = self._config.max_batch_size - reserved
+        while len(self.running) >= limit or not self._blocks.admit(sequence, self._spare):
+            if not self._paused:
+                return False
+            self._preempt(self._victim())
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_place)
+        return True
+
+    @property
+    def _spare(self) -> int:
+        """Blocks that an admission leaves for those that run: each may soon need one."""
+        return 0 if self._config.deterministic else len(self.running)
+
+    def _victim(self) -> Sequence:
+        """Who makes room: one that is paused, else the last to arrive."""
+        return max(self.running, key=lambda s: (s.paused, *_place(s)))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence)
+        if sequence.scores_prompt:
+            sequence.prompt_logprobs.clear()  # they come again with the prompt's rows
+        self.running.remove(sequence)
+        self.add(sequence)
+        self.preemptions += 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-
-import torch
+from typing import Any
 
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.request import FinishReason, GenerationRequest, TokenLogprob
-from brainstacks.layers.bank import Key
 
 
 @dataclass(eq=False)
@@ -17,9 +16,17 @@ class Sequence:
     """State of completion `index` of `request`.
 
     Attributes:
-        weights: the composition that it runs with, by stack version; filled when the request is routed.
-        slot: its place in the KV cache while it runs.
-        computed: tokens whose keys and values are in the cache.
+        sampling_state: the sampler's own, of this sequence alone.
+        weights: the composition that it runs with: `layers.bank.Key` of a stack version -> weight.
+        prefix_root: what its keys and values depend on besides its tokens; see `prefix_cache`.
+        arrival: place of its request in the order of arrival; completions of one request follow its index.
+        leader: the first completion of the request, which computes the prompt for the others too; None for
+            itself, and for one that computes the prompt on its own.
+        scores_prompt: the log-probabilities of the prompt are still to be computed from its rows.
+        paused: it gets no further tokens until its client has read those that it has.
+        blocks: of KV memory, in the order of its tokens; empty while it waits.
+        computed: tokens whose keys and values are in them.
+        remembered, prefix: how many of its full blocks the prefix cache knows, and the last one's identity.
         output_ids: tokens chosen so far.
         cumulative_logprob: of `output_ids` (nats).
         reported: how many of `output_ids` an event has carried.
@@ -27,11 +34,18 @@ class Sequence:
 
     request: GenerationRequest
     index: int
-    generator: torch.Generator
+    sampling_state: Any
     detokenizer: Detokenizer | None
-    weights: Mapping[Key, float] = field(default_factory=dict)
-    slot: int | None = None
+    weights: Mapping[Any, float] = field(default_factory=dict)
+    prefix_root: Hashable = ()
+    arrival: int = 0
+    leader: Sequence | None = None
+    scores_prompt: bool = False
+    paused: bool = False
+    blocks: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
+    remembered: int = 0
+    prefix: Hashable = None
     output_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     reported: int = 0
@@ -54,6 +68,11 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that are known and not computed yet: 1 when it decodes, more when it prefills."""
         return self.length - self.computed
+
+    @property
+    def decodes(self) -> bool:
+        """Its next row is the token that was chosen last, and nothing else."""
+        return bool(self.output_ids) and self.pending == 1
 
     def tokens(self, start: int, count: int) -> list[int]:
         """`count` token ids from position `start` on."""

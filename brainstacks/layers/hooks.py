@@ -6,8 +6,9 @@ base's own output passes through, the same tensor. `detach` leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,52 +17,58 @@ from torch.utils.hooks import RemovableHandle
 
 from brainstacks.layers.projections import INPUT_GROUPS, Site
 
+Correction = Callable[[Tensor], Tensor]
+"""A projection's output [..., d_out] -> that output with the deltas added; it may write in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The correction `hidden @ up`: hidden [..., C], up [C, d_out]."""
+
+    hidden: Tensor
+    up: Tensor
+
+    def __call__(self, output: Tensor) -> Tensor:
+        rows = output.view(-1, output.shape[-1])
+        return torch.addmm(rows, self.hidden.view(-1, self.hidden.shape[-1]), self.up).view(output.shape)
+
 
 class DeltaSource(Protocol):
     """Something that corrects projections: resident stacks, or the stack that is being trained."""
 
-    def hidden(
-        self, layer: int, group: int, x: Tensor
-    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
-        """Low-rank factors of every correction in one input group.
+    def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
+        """The corrections of every projection in one input group; each is called once, in forward order.
 
         Args:
             group: index into `INPUT_GROUPS`.
             x: [..., d_in], the group's shared input.
-
-        Returns:
-            projection -> pairs (hidden [..., C], up [C, d_out]), whose correction is `hidden @ up`, or
-            (correction [..., d_out], None) where it is computed already; corrections are summed.
         """
 
 
 class _Group:
-    """The projections of one layer that share an input; computes their hidden activations once."""
+    """The projections of one layer that share an input; asks the sources for their corrections once."""
 
     def __init__(self, layer: int, group: int) -> None:
         self.layer = layer
         self.group = group
         self.last = INPUT_GROUPS[group][-1]
         self._input: Tensor | None = None
-        self._pairs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        self._corrections: Sequence[Mapping[str, Sequence[Correction]]] = ()
 
-    def pairs(
-        self, projection: str, x: Tensor, sources: Sequence[DeltaSource]
-    ) -> list[tuple[Tensor, Tensor | None]]:
+    def corrected(self, projection: str, x: Tensor, output: Tensor, sources: Sequence[DeltaSource]) -> Tensor:
         if self._input is not x:
-            self.clear()
-            for source in sources:
-                for name, pairs in source.hidden(self.layer, self.group, x).items():
-                    self._pairs.setdefault(name, []).extend(pairs)
+            self._corrections = [source.corrections(self.layer, self.group, x) for source in sources]
             self._input = x
-        found = self._pairs.get(projection, [])
+        for found in self._corrections:
+            for correction in found.get(projection, ()):
+                output = correction(output)
         if projection == self.last:
             self.clear()  # keep no activation alive beyond its use
-        return found
+        return output
 
     def clear(self) -> None:
         self._input = None
-        self._pairs = {}
+        self._corrections = ()
 
 
 class CompositionHooks:
@@ -112,14 +119,6 @@ class CompositionHooks:
         def add_deltas(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not self._sources:
                 return None
-            x = args[0]
-            for hidden, up in group.pairs(projection, x, self._sources):
-                if up is None:
-                    output = output + hidden
-                    continue
-                rows = output.view(-1, output.shape[-1])
-                flat = torch.addmm(rows, hidden.view(-1, hidden.shape[-1]), up)
-                output = flat.view(output.shape)
-            return output
+            return group.corrected(projection, args[0], output, self._sources)
 
         return add_deltas

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from brainstacks.base_model import BaseModel
 from brainstacks.routing.features import mixed_hidden_states, pad_prompts
@@ -52,5 +54,16 @@ class Router:
         features = mixed_hidden_states(
             base.model, input_ids, mid_weight=config.mid_weight, last_weight=config.last_weight
         )
+        return self._probabilities(features, mask)
+
+    @torch.no_grad()
+    def from_features(self, features: Sequence[Tensor]) -> list[dict[str, float]]:
+        """The same from the features [T, d] float32 of each prompt's first `sequence_length` tokens."""
+        lengths = torch.tensor([len(one) for one in features], device=features[0].device)
+        padded = pad_sequence(list(features), batch_first=True)
+        mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
+        return self._probabilities(padded, mask)
+
+    def _probabilities(self, features: Tensor, mask: Tensor) -> list[dict[str, float]]:
         rows = self.network(features, mask).sigmoid().tolist()
-        return [dict(zip(config.domains, row, strict=True)) for row in rows]
+        return [dict(zip(self.config.domains, row, strict=True)) for row in rows]

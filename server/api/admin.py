@@ -104,6 +104,29 @@ async def delete_stack(
     return _published(published, "domain", purged=options.purge)
 
 
+@routes.post("/stacks/{domain}/pin", summary="Keep a stack on the device", response_model=None)
+async def pin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
+    """Answers once it is there. 409 where it does not fit beside the stacks that are pinned already."""
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.pin_stack(domain)))
+
+
+@routes.post("/stacks/{domain}/unpin", summary="Let a stack leave the device", response_model=None)
+async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.unpin_stack(domain)))
+
+
+@routes.post("/stacks/{domain}/evict", summary="Make a stack leave the device", response_model=None)
+async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
+    """Until a request needs it. 409 while it is in use or pinned."""
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.evict_stack(domain)))
+
+
+@routes.post("/stacks/{domain}/load", summary="Bring a stack to the device", response_model=None)
+async def load_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
+    """Answers once it is there."""
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.load_stack(domain)))
+
+
 @routes.get("/router", summary="The meta-router in force", response_model=None)
 async def get_router(ctx: Ctx) -> JSONResponse:
     status = ctx.engine.router()

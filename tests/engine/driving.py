@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.errors import BrainstacksError
-from brainstacks.layers.bank import StackTensors
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, save_base, stack_config, write_router
 
@@ -48,7 +49,7 @@ class Served:
 
 
 def serve(
-    directory: Path, family: str = "llama", *, tokenizer: bool = True, router: bool = False, **limits: int
+    directory: Path, family: str = "llama", *, tokenizer: bool = True, router: bool = False, **limits: Any
 ) -> Served:
     """A tiny base of `family` with three random stacks under `directory`."""
     saved = save_base(directory / "base", family, tokenizer=tokenizer)
@@ -148,6 +149,8 @@ def step_until(engine: StepEngine, done: Callable[[], bool], limit: int = 2000) 
     for _ in range(limit):
         if done():
             return
+        if not engine.can_step:
+            engine.wait(10)  # for stacks that are being loaded
         engine.step()
     raise AssertionError(f"not done after {limit} steps")
 

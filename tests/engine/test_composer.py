@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ PROBABILITIES = {"chat": 0.05, "code": 0.6, "math": 0.9}
 def test_base_applies_and_pins_nothing(served: Served) -> None:
     composition = compose(served, CompositionRequest("base"))
     assert composition.routing.weights == dict.fromkeys(DOMAINS, 0.0)
-    assert (composition.routing.active, composition.weights, composition.residents) == ((), {}, ())
+    assert (composition.routing.active, composition.weights, composition.lease.residents) == ((), {}, {})
+    assert composition.lease.ready
 
 
 def test_ungated_applies_everything_at_one(served: Served) -> None:
@@ -104,5 +106,41 @@ def test_an_unknown_domain_is_refused_with_those_that_are_served(served: Served)
 
 def test_without_a_router_a_routed_request_is_the_base(tmp_path: Path) -> None:
     served = serve(tmp_path)
-    assert not served.engine.composer.needs_router(CompositionRequest("routed"))
     assert compose(served, CompositionRequest("routed")).weights == {}
+
+
+def test_a_composition_keeps_its_versions_until_its_lease_is_released(served: Served, tmp_path: Path) -> None:
+    identity, residency = served.base.identity, served.engine.residency
+    composition = compose(served, fixed(math=1.0))
+    publish_stack(served.registry, identity, "math", random_stack(identity.dims, 99), tmp_path)
+    served.engine.sync()
+    assert composition.lease.ready
+    assert ("math", 1) in residency.bank.keys
+    residency.release(composition.lease)
+    residency.settle()
+    assert ("math", 1) not in residency.bank.keys
+
+
+def test_a_route_is_told_without_pinning_or_loading_anything(served: Served) -> None:
+    residency, composer = served.engine.residency, served.engine.composer
+    residency.evict("math")
+    told = composer.route("r", CompositionRequest("routed"), 7, PROBABILITIES, 1.5)
+    assert residency.tier("math") == "host"
+    assert residency.in_use("math") == 0
+    composed = compose(served, CompositionRequest("routed"), PROBABILITIES).routing
+    assert dataclasses.replace(told, created=composed.created) == composed
+
+
+def test_probabilities_go_with_the_router_that_gave_them(served: Served, tmp_path: Path) -> None:
+    """Published between the router's pass and the composition: its floors are not for the old one's words."""
+    asked = served.engine.composer.router
+    path = write_router(
+        tmp_path / "floored.safetensors", served.registry, served.base.identity, floors={"chat": 0.2}
+    )
+    served.registry.publish_router(path)
+    served.engine.sync()
+    assert served.engine.composer.router is not asked
+    composition = served.engine.composer.compose(
+        "r", CompositionRequest("routed"), 7, PROBABILITIES, 1.5, router=asked
+    )
+    assert composition.weights == {("code", 1): 0.6, ("math", 1): 0.9}

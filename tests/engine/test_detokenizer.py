@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,33 @@ from brainstacks.tokenizer import ChatTokenizer
 from tests.tiny import END, END_OF_TEXT, byte_tokenizer
 
 TOKENIZER = ChatTokenizer(byte_tokenizer(), (END,))
+
+
+class ByteStrings:
+    """A byte-level vocabulary in which token i is any bytes; `decode` notes the most tokens it was given."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self.most = 0
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        self.most = max(self.most, len(ids))
+        texts = [b"<s>" if i < 0 else self._pieces[i] for i in ids if i >= 0 or not skip_special_tokens]
+        return b"".join(texts).decode(errors="replace")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        raise NotImplementedError
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        raise NotImplementedError
+
+    def token_text(self, token_id: int) -> str:
+        raise NotImplementedError
+
+    def token_bytes(self, token_id: int) -> bytes:
+        raise NotImplementedError
 
 
 def cut(text: str, stops: list[str]) -> tuple[str, str | None]:
@@ -58,6 +87,75 @@ def test_bytes_that_are_no_text_become_replacement_characters_and_lose_nothing_e
 ) -> None:
     pieces, _ = stream(values, [])
     assert "".join(pieces) == bytes(values).decode(errors="replace")
+
+
+# Ends, middles and beginnings of characters, alone and joined: what merges of byte pairs can come to.
+PIECES = [
+    b"\x80", b"\xe2", b"\x82\xac", b"\xac\xe2\x82", b"\xf0\x9f", b"\x99\x82", b"\x82\xf0\x9f\x99",
+    b"\xc3", b"\xff", b"a", "é".encode(), "\ufffd".encode(), b"\xed\xa0", b"\xf4\x90",
+]  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(-1, len(PIECES) - 1), min_size=1, max_size=3).flatmap(
+            lambda run: st.integers(1, 30).map(lambda times: run * times)
+        ),
+        max_size=5,
+    )
+)
+def test_runs_of_broken_characters_of_any_length_are_what_decoding_all_at_once_gives(
+    runs: list[list[int]],
+) -> None:
+    ids = [token for run in runs for token in run]
+    tokenizer = ByteStrings(PIECES)
+    detokenizer = Detokenizer(tokenizer)
+    pieces = []
+    for token in ids:
+        detokenizer.push(token)
+        pieces.append(detokenizer.take())
+    detokenizer.flush()
+    pieces.append(detokenizer.take(final=True))
+    assert tokenizer.most <= 40
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "run", [[0], [1], [3], [6], [-1], [11], [1, -1], [4, 2]], ids=lambda run: "+".join(map(str, run))
+)
+def test_thousands_of_tokens_without_a_character_cost_the_same_each(run: list[int]) -> None:
+    tokenizer = ByteStrings(PIECES)
+    detokenizer = Detokenizer(tokenizer)
+    ids = run * (4000 // len(run))
+    for token in ids:
+        detokenizer.push(token)
+    assert tokenizer.most <= 40, "no decode looks further back than a few tokens"
+    late = len(detokenizer.text)
+    expected = tokenizer.decode(ids, skip_special_tokens=True)
+    assert late >= len(expected) - 20, "the text does not wait for the end"
+    detokenizer.flush()
+    assert detokenizer.text == expected
+
+
+def test_stray_continuation_bytes_become_text_while_they_come() -> None:
+    detokenizer = Detokenizer(TOKENIZER)
+    shown = ""
+    for count in range(1, 5001):
+        detokenizer.push(0x80)
+        shown += detokenizer.take()
+        assert count - len(shown) <= 16
+    detokenizer.flush()
+    assert shown + detokenizer.take(final=True) == "\ufffd" * 5000
+
+
+def test_a_character_after_a_long_broken_run_is_whole() -> None:
+    pieces, _ = stream([0x80] * 100 + list("é🙂b".encode()), [])
+    assert "".join(pieces) == "\ufffd" * 100 + "é🙂b"
+
+
+def test_a_stop_string_in_a_broken_run_ends_the_text() -> None:
+    pieces, stop = stream([*b"ab", *[0x80] * 100], ["\ufffd\ufffd"])
+    assert ("".join(pieces), stop) == ("ab", "\ufffd\ufffd")
 
 
 def test_a_tail_that_could_begin_a_stop_string_is_held_until_it_cannot() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from brainstacks.engine.request import CompositionRequest
 from brainstacks.errors import EngineFailure, Unavailable
 from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, run, serve, start
-from tests.tiny import VOCAB, plain_greedy, tiny_model
+from tests.tiny import plain_greedy, tiny_model
 
 
 @pytest.fixture
@@ -96,42 +97,103 @@ def test_a_failing_router_pass_ends_the_requests_being_routed_and_no_running_one
     served.engine.step()
     (routed,) = start(served.engine, request("routed", prompt_of(4), CompositionRequest("routed")))
     with monkeypatch.context() as broken:
-        broken.setattr(served.engine.composer.router, "probabilities", lambda *_: 1 / 0)
+        broken.setattr(served.engine._intake._router_pass, "run", lambda *_: 1 / 0)
         served.engine.step()
     assert [type(e) for e in routed.errors] == [EngineFailure]
     finish(served.engine)
     assert running.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
 
 
-def test_what_goes_wrong_with_one_requests_tokens_ends_that_request_alone(served: Served) -> None:
+def test_logits_that_are_not_finite_end_their_own_request_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = prompt_of(5)
-    bad, good = run(
-        served.engine,
-        request("bad", prompt_of(4), n=2, logit_bias={VOCAB + 5: 1.0}),  # the server refuses such an id
-        request("good", prompt, fixed(math=1.0)),
+    bad, good = start(
+        served.engine, request("bad", prompt_of(4), n=2), request("good", prompt, fixed(math=1.0))
     )
+    plain_run = served.engine._runner.run
+
+    def poisoned(rows: Any, bank: Any) -> Any:
+        batch, logits = plain_run(rows, bank)
+        at, logits = 0, logits.clone()
+        for row, count in zip(batch.rows, batch.logit_counts, strict=True):
+            if row.sequence.request.request_id == "bad":
+                logits[at : at + count] = float("nan")
+            at += count
+        return batch, logits
+
+    monkeypatch.setattr(served.engine._runner, "run", poisoned)
+    finish(served.engine)
     assert [type(e) for e in bad.errors] == [EngineFailure]
     assert good.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))
     assert idle(served)
 
 
-def test_running_out_of_memory_for_a_new_slot_does_not_stop_the_engine(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+STAGES = {
+    "schedule": "_scheduler.schedule",
+    "forward": "_runner.run",
+    "fork": "_scheduler.fork",
+    "copy": "_runner.cache.copy",
+    "remember": "_blocks.remember",
+    "sample": "_sampler.sample",
+    "route": "_intake._router_pass.run",
+    "compose": "composer.compose",
+    "start": "_sampler.new_state",
+}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.OutOfMemoryError("no memory")])
+@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_failure_at_any_stage_frees_everything_and_the_engine_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: int, error: Exception
 ) -> None:
-    engine = served.engine
-    started = start(
-        engine, *(request(f"r{i}", prompt_of(4 + i), max_tokens=30, ignore_eos=True) for i in range(3))
-    )
+    served = serve(tmp_path, router=stage == "route")
+    engine, prompt = served.engine, prompt_of(24)
+    composition = CompositionRequest("routed") if stage == "route" else fixed(chat=1.0)
+    (canary,) = run(engine, request("canary", prompt, composition))
+    *path, name = STAGES[stage].split(".")
+    owner: Any = engine
+    for step in path:
+        owner = getattr(owner, step)
+    plain, calls = getattr(owner, name), 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+        return plain(*args, **kwargs)
+
+    answers = []
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, failing)
+        for i in range(3):
+            answers += start(engine, request(f"r{i}", prompt, composition, n=2))
+            engine.step()
+        finish(engine)
+    assert calls >= call
+    assert any(answer.errors for answer in answers)
+    assert all(answer.over for answer in answers)
+    for answer in answers:
+        assert answer.errors or [answer.ids(0), answer.ids(1)] == [canary.ids()] * 2
+    assert idle(served)
+    (after,) = run(engine, request("after", prompt, composition))
+    assert after.ids() == canary.ids()
+
+
+def test_what_a_failed_step_computed_is_not_reused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, prompt = served.engine, prompt_of(40)
+    start(engine, request("r", prompt, max_tokens=30, ignore_eos=True))
     engine.step()
-    started += start(engine, *(request(f"s{i}", prompt_of(4 + i)) for i in range(3)))
     with monkeypatch.context() as broken:
 
-        def no_room(*args: object) -> None:
-            raise torch.OutOfMemoryError("no memory")
+        def scribble(*args: object) -> None:
+            for tensor in engine._runner.cache.keys:
+                tensor.fill_(float("nan"))
+            raise RuntimeError("broken")
 
-        broken.setattr(engine._runner.cache, "reserve", no_room)
+        broken.setattr(engine._runner, "run", scribble)
         engine.step()
-    assert all(isinstance(a.errors[0], Unavailable) for a in started)
-    assert idle(served)
-    (after,) = run(engine, request("after", prompt_of(5)))
-    assert after.ids() == plain_greedy(tiny_model(), prompt_of(5), 8)
+    (after,) = run(engine, request("after", prompt))
+    assert after.ids() == plain_greedy(tiny_model(), prompt, 8)

@@ -1,78 +1,43 @@
-"""The cache grows without losing what it holds."""
+"""The paged cache copies whole blocks, and says so when there is no room for it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from brainstacks.engine.kv_cache import SlotCache
+from brainstacks.engine.block_pool import BLOCK_TOKENS
+from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.errors import ConfigError
 
 
-def cache() -> SlotCache:
-    return SlotCache(layers=3, kv_heads=2, head_dim=4, device=torch.device("cpu"), dtype=torch.float32)
+def cache(blocks: int = 5) -> PagedCache:
+    return PagedCache(
+        layers=3, blocks=blocks, kv_heads=2, head_dim=4, device=torch.device("cpu"), dtype=torch.float32
+    )
 
 
-def fill(made: SlotCache, slot: int, tokens: int, value: float) -> None:
-    for tensor in (*made.keys, *made.values):
-        tensor[slot, :, :tokens] = value
-
-
-def holds(made: SlotCache, slot: int, tokens: int, value: float) -> bool:
-    return all(bool((t[slot, :, :tokens] == value).all()) for t in (*made.keys, *made.values))
-
-
-@pytest.mark.parametrize(("slots", "tokens"), [(1, 300), (5, 10), (4, 2000)])
-def test_growing_keeps_what_is_stored(slots: int, tokens: int) -> None:
+def test_there_is_a_block_of_keys_and_values_per_layer_and_one_for_padding() -> None:
     made = cache()
-    fill(made, 0, 200, 7.0)
-    made.reserve(slots, tokens)
-    assert made.slots >= slots
-    assert made.capacity >= tokens
-    assert all(t.shape == (made.slots, 2, made.capacity, 4) for t in (*made.keys, *made.values))
-    assert holds(made, 0, 200, 7.0)
-    assert all(bool(torch.isfinite(t).all()) for t in (*made.keys, *made.values))
+    assert len(made.keys) == len(made.values) == 3
+    assert all(t.shape == (6, 2, BLOCK_TOKENS, 4) for t in (*made.keys, *made.values))
+    assert all(t.is_contiguous() for t in made.values)
+    assert all(t.transpose(2, 3).is_contiguous() for t in made.keys), "a dimension's 16 lie side by side"
 
 
-def test_room_that_is_there_is_not_allocated_again() -> None:
+def test_a_copy_takes_keys_and_values_of_every_layer_and_touches_no_other_block() -> None:
     made = cache()
-    before = made.keys[0]
-    made.reserve(1, made.capacity)
-    assert made.keys[0] is before
+    for i, tensor in enumerate((*made.keys, *made.values)):
+        tensor.copy_(torch.arange(6.0)[:, None, None, None].expand_as(tensor) + 10 * i)
+    made.copy([(2, 4), (1, 5)])
+    for i, tensor in enumerate((*made.keys, *made.values)):
+        assert tensor[:, 0, 0, 0].tolist() == [10 * i + block for block in (0, 1, 2, 3, 2, 1)]
+        assert bool((tensor == tensor[:, :1, :1, :1]).all())
 
 
-def test_a_move_copies_a_slots_tokens() -> None:
-    made = cache()
-    made.reserve(3, 10)
-    fill(made, 2, 10, 3.0)
-    made.move(2, 0, 10)
-    assert holds(made, 0, 10, 3.0)
+def test_a_cache_that_does_not_fit_names_its_size_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*args: object, **kwargs: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
 
-
-def test_clear_gives_the_memory_back() -> None:
-    made = cache()
-    made.reserve(8, 5000)
-    made.clear()
-    assert made.slots == 1
-    assert made.capacity == SlotCache.GROWTH
-
-
-def test_an_allocation_that_ran_out_of_memory_half_way_can_be_tried_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = cache()
-    fill(made, 0, 100, 5.0)
-    zeros, calls = torch.zeros, 0
-
-    def failing(*args: int, **kwargs: object) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise torch.OutOfMemoryError("no memory")
-        return zeros(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(torch, "zeros", failing)
-    with pytest.raises(torch.OutOfMemoryError):
-        made.reserve(4, 600)
-    made.reserve(2, 400)
-    assert holds(made, 0, 100, 5.0)
-    assert (made.slots, made.capacity) >= (2, 400)
+    monkeypatch.setattr(torch, "empty", no_room)
+    with pytest.raises(ConfigError, match=r"kv_cache_tokens is 80, which takes 0\.0 GB.*fewer"):
+        cache()

@@ -1,148 +1,331 @@
-"""Penalties, bias and truncation equal slow, obvious code; a seed means one sequence of draws."""
+"""The batched sampler equals slow, obvious code for one row, and no row sees its neighbours."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from random import Random
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from brainstacks.engine.request import SamplingParams
-from brainstacks.engine.sampler import adjust, choose, new_generator
+from brainstacks.engine.request import GenerationRequest, SamplingParams
+from brainstacks.engine.sampler import Sampled, Sampler, adjust, draw
+from brainstacks.engine.sequence import Sequence
+from brainstacks.errors import EngineFailure
 
+END = 2
+SAMPLER = Sampler(None, (END,))
 LOGITS = torch.tensor([1.2, -0.4, 2.0, 0.3, 1.9, -3.0, 0.0, 0.8])
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def sequence(
+    params: SamplingParams, prompt: SequenceOf[int] = (), output: SequenceOf[int] = (), seed: int | None = 0
+) -> Sequence:
+    request = GenerationRequest("r", tuple(prompt), params)
+    state = SAMPLER.new_state(params, prompt, seed)
+    return Sequence(request, 0, state, None, output_ids=list(output))
+
+
+def tokens(results: SequenceOf[Sampled | EngineFailure]) -> list[int]:
+    assert all(isinstance(r, Sampled) for r in results)
+    return [r.token for r in results if isinstance(r, Sampled)]
+
+
+def next_token(logits: Tensor, one: Sequence) -> int:
+    (token,) = tokens(SAMPLER.sample(logits[None], [one]))
+    return token
+
+
+def random_logits(rows: int, vocab: int, seed: int, *, scale: float = 1.0, ties: bool = False) -> Tensor:
+    logits = scale * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    return logits.bfloat16().float() if ties else logits
+
+
+# --- the oracle ----------------------------------------------------------------------------------
 
 
 def slow_adjust(
-    logits: Sequence[float], params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
+    logits: SequenceOf[float],
+    params: SamplingParams,
+    prompt: SequenceOf[int],
+    output: SequenceOf[int],
 ) -> list[float]:
     """Token by token, as the OpenAI and Hugging Face definitions say it."""
+    held = () if len(output) >= params.min_tokens else (END, *params.stop_token_ids)
+    if params.ignore_eos:
+        held = tuple(token for token in held if token in params.stop_token_ids)
     result = []
     for token, logit in enumerate(logits):
         if token in (*prompt, *output):
             logit = logit / params.repetition_penalty if logit > 0 else logit * params.repetition_penalty
         logit -= params.frequency_penalty * list(output).count(token)
         logit -= params.presence_penalty if token in output else 0.0
-        result.append(logit + params.logit_bias.get(token, 0.0))
+        logit += params.logit_bias.get(token, 0.0)
+        result.append(-math.inf if token in held else logit)
     return result
 
 
-def slow_distribution(logits: Sequence[float], params: SamplingParams) -> dict[int, float]:
-    """Probability of each token that may be drawn."""
-    exponentials = [math.exp(logit / params.temperature) for logit in logits]
-    probabilities = [e / sum(exponentials) for e in exponentials]
-    ranked = sorted(range(len(logits)), key=lambda token: -probabilities[token])
+def slow_distribution(logits: SequenceOf[float], params: SamplingParams) -> dict[int, float]:
+    """Probability of each token that may be drawn, in the order of the draw."""
+    highest = max(logits)
+    exponentials = [math.exp((logit - highest) / params.temperature) for logit in logits]
+    total = math.fsum(exponentials)
+    probabilities = [e / total for e in exponentials]
+    ranked = list(range(len(logits)))
+    if params.top_k or params.top_p < 1.0:
+        ranked.sort(key=lambda token: (-logits[token], token))
     if params.top_k:
         ranked = ranked[: params.top_k]
-    ranked = [t for t in ranked if probabilities[t] >= params.min_p * max(probabilities)]
-    mass = sum(probabilities[t] for t in ranked)
+    least = params.min_p * max(probabilities)
+    ranked = [t for t in ranked if probabilities[t] >= least]
+    mass = math.fsum(probabilities[t] for t in ranked)
     kept: list[int] = []
+    before = 0.0
     for token in ranked:
-        if kept and sum(probabilities[t] for t in kept) / mass >= params.top_p:
+        if kept and params.top_p < 1.0 and before >= params.top_p * mass:
             break
         kept.append(token)
-    total = sum(probabilities[t] for t in kept)
+        before += probabilities[token]
+    total = math.fsum(probabilities[t] for t in kept)
     return {token: probabilities[token] / total for token in kept}
 
 
-tokens = st.lists(st.integers(0, 7), max_size=6)
+def slow_draw(logits: SequenceOf[float], params: SamplingParams, uniform: float) -> int:
+    if params.temperature == 0.0:
+        return max(range(len(logits)), key=lambda token: (logits[token], -token))
+    upto = 0.0
+    for token, probability in slow_distribution(logits, params).items():
+        upto += probability
+        if upto > uniform:
+            return token
+    raise AssertionError("the probabilities do not sum to one")
+
+
+# --- penalties, bias, forbidden tokens -----------------------------------------------------------
+
+some_tokens = st.lists(st.integers(0, 7), max_size=6)
 penalty = st.sampled_from([0.0, 0.7, -1.3])
-
-
-@given(
-    tokens,
-    tokens,
-    penalty,
-    penalty,
-    st.sampled_from([1.0, 1.5, 0.5]),
-    st.dictionaries(st.integers(0, 7), penalty),
+adjustments = st.builds(
+    SamplingParams,
+    presence_penalty=penalty,
+    frequency_penalty=penalty,
+    repetition_penalty=st.sampled_from([1.0, 1.5, 0.5]),
+    logit_bias=st.dictionaries(st.integers(0, 7), penalty),
+    min_tokens=st.integers(0, 4),
+    stop_token_ids=st.lists(st.integers(0, 7), max_size=2).map(tuple),
+    ignore_eos=st.booleans(),
 )
-def test_penalties_and_bias_equal_the_definitions(
-    prompt: list[int],
-    output: list[int],
-    presence: float,
-    frequency: float,
-    repetition: float,
-    bias: dict[int, float],
+
+
+@given(st.lists(st.tuples(adjustments, some_tokens, some_tokens), min_size=1, max_size=5))
+def test_penalties_bias_and_forbidden_tokens_equal_the_definitions(
+    cases: list[tuple[SamplingParams, list[int], list[int]]],
 ) -> None:
-    params = SamplingParams(
-        presence_penalty=presence, frequency_penalty=frequency, repetition_penalty=repetition, logit_bias=bias
-    )
-    before = LOGITS.clone()
-    found = adjust(LOGITS, params, prompt, output, ())
-    torch.testing.assert_close(found, torch.tensor(slow_adjust(LOGITS.tolist(), params, prompt, output)))
-    assert torch.equal(LOGITS, before), "the logits that logprobs are taken from stay as they are"
+    logits = LOGITS.repeat(len(cases), 1)
+    found = adjust(logits, [sequence(*case) for case in cases])
+    expected = [slow_adjust(LOGITS.tolist(), *case) for case in cases]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert torch.equal(logits, LOGITS.repeat(len(cases), 1)), "logprobs are taken from them as they are"
 
 
 def test_nothing_to_adjust_copies_nothing() -> None:
-    assert adjust(LOGITS, SamplingParams(), [1], [2], ()) is LOGITS
+    logits = LOGITS[None]
+    assert adjust(logits, [sequence(SamplingParams(), [1], [2])]) is logits
+
+
+def test_penalties_follow_the_output_from_step_to_step() -> None:
+    params = SamplingParams(
+        temperature=0.0, repetition_penalty=1.4, frequency_penalty=0.3, presence_penalty=0.2, max_tokens=30
+    )
+    grown = sequence(params, prompt=[2, 2, 5])
+    for step in range(30):
+        logits = random_logits(1, 8, step)
+        expected = slow_adjust(logits[0].tolist(), params, [2, 2, 5], grown.output_ids)
+        torch.testing.assert_close(adjust(logits, [grown])[0], torch.tensor(expected))
+        grown.output_ids.append(next_token(logits[0], grown))
+    assert len(set(grown.output_ids)) > 3
 
 
 def test_forbidden_tokens_cannot_be_chosen_whatever_their_bias() -> None:
-    params = SamplingParams(temperature=0.0, logit_bias={2: 100.0})
-    assert choose(adjust(LOGITS, params, [], [], ()), params, new_generator(0)) == 2
-    assert choose(adjust(LOGITS, params, [], [], (2, 4)), params, new_generator(0)) == 0
+    params = replace(GREEDY, logit_bias={END: 100.0}, min_tokens=1, stop_token_ids=(4,))
+    assert next_token(LOGITS, sequence(params)) == 0
+    assert next_token(LOGITS, sequence(params, output=[7])) == END
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"temperature": 0.5},
-        {"temperature": 1.7},
-        {"top_k": 3},
-        {"top_k": 1},
-        {"top_p": 0.6},
-        {"top_p": 1e-9},
-        {"min_p": 0.3},
-        {"min_p": 1.0},
-        {"top_k": 5, "top_p": 0.8, "min_p": 0.1, "temperature": 0.8},
-    ],
-)
-def test_draws_follow_the_slow_distribution(options: dict[str, float]) -> None:
-    params = SamplingParams(**options)  # type: ignore[arg-type]
+def test_an_extreme_penalty_still_leaves_a_token_to_draw() -> None:
+    one = sequence(SamplingParams(repetition_penalty=1e-45, max_tokens=1), prompt=[0, 3])
+    assert next_token(LOGITS, one) in (0, 3)
+
+
+# --- draws ---------------------------------------------------------------------------------------
+
+MIXES: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 1.7},
+    {"top_k": 3},
+    {"top_k": 1},
+    {"top_k": 300},
+    {"top_p": 0.6},
+    {"top_p": 0.95},
+    {"top_p": 1e-9},
+    {"min_p": 0.3},
+    {"min_p": 1.0},
+    {"min_p": 0.02, "top_p": 0.9},
+    {"top_k": 5, "top_p": 0.8, "min_p": 0.1, "temperature": 0.8},
+    {"top_k": 1000, "top_p": 0.99, "temperature": 1.3},
+    {"top_k": 100_000},
+]
+
+
+@pytest.mark.parametrize("options", MIXES)
+def test_draws_follow_the_slow_distribution(options: dict[str, Any]) -> None:
+    params = SamplingParams(**options)
     expected = slow_distribution(LOGITS.tolist(), params)
-    generator, draws = new_generator(7), 3000
-    found = Counter(choose(LOGITS, params, generator) for _ in range(draws))
+    random, draws = Random(7), 3000
+    uniforms = [random.random() for _ in range(draws)]
+    found = Counter(draw(LOGITS.repeat(draws, 1), [params] * draws, uniforms).tolist())
     assert set(found) <= set(expected)
     for token, probability in expected.items():
         deviation = math.sqrt(draws * probability * (1 - probability))
         assert abs(found[token] - draws * probability) <= 5 * deviation + 1e-6, token
 
 
-@given(
-    st.integers(0, 10),
-    st.sampled_from([0.1, 0.5, 0.9, 1.0]),
-    st.sampled_from([0.0, 0.05, 0.5]),
-    st.integers(0, 50),
-)
-def test_a_draw_is_always_from_what_truncation_left(
-    top_k: int, top_p: float, min_p: float, seed: int
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 1.5, 6.0])
+def test_every_draw_is_the_slow_one_however_many_candidates_it_takes(scale: float, ties: bool) -> None:
+    """Flat logits take the widest look, steep ones the narrowest; equal logits rank by id."""
+    logits = random_logits(len(MIXES), 4500, 11, scale=scale, ties=ties)
+    params = [SamplingParams(**options) for options in MIXES]
+    for seed in range(3):
+        random = Random(seed)
+        uniforms = [random.random() for _ in MIXES]
+        found = draw(logits, params, uniforms).tolist()
+        assert found == [slow_draw(*row) for row in zip(logits.tolist(), params, uniforms, strict=True)]
+
+
+@pytest.mark.parametrize("options", MIXES)
+def test_the_ends_of_the_unit_interval_draw_what_is_kept(options: dict[str, Any]) -> None:
+    params = SamplingParams(**options)
+    # Probabilities that underflow to zero, and a forbidden token, stand in the last places.
+    logits = torch.cat([LOGITS, torch.tensor([-4000.0, -math.inf])])[None]
+    kept = list(slow_distribution(logits[0].tolist(), params))
+    first, last = (int(draw(logits, [params], [uniform])) for uniform in (0.0, math.nextafter(1.0, 0.0)))
+    assert first == kept[0]
+    assert last in kept
+    assert logits[0, last] > -4000.0
+
+
+def test_a_tiny_temperature_is_the_argmax() -> None:
+    assert next_token(LOGITS, sequence(SamplingParams(temperature=1e-300))) == 2
+
+
+def test_temperature_zero_is_the_first_argmax_and_draws_nothing() -> None:
+    one = sequence(SamplingParams(temperature=0.0, top_p=0.1), seed=3)
+    before = one.sampling_state.random.getstate()
+    assert next_token(torch.tensor([0.0, 5.0, 1.0, 5.0]), one) == 1
+    assert one.sampling_state.random.getstate() == before
+
+
+@pytest.mark.parametrize("options", MIXES)
+def test_a_token_takes_one_number_from_its_generator_whatever_the_parameters(
+    options: dict[str, Any],
 ) -> None:
-    logits = torch.randn(40, generator=torch.Generator().manual_seed(seed))
-    params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p)
-    allowed = slow_distribution(logits.tolist(), params)
-    generator = new_generator(seed)
-    assert all(choose(logits, params, generator) in allowed for _ in range(10))
-
-
-def test_temperature_zero_is_the_argmax_and_draws_nothing() -> None:
-    generator = new_generator(3)
-    before = generator.get_state()
-    assert choose(LOGITS, SamplingParams(temperature=0.0, top_p=0.1), generator) == 2
-    assert torch.equal(generator.get_state(), before)
+    one, other = sequence(SamplingParams(**options), seed=9), Random(9)
+    next_token(LOGITS, one)
+    other.random()
+    assert one.sampling_state.random.getstate() == other.getstate()
 
 
 def test_a_seed_gives_the_same_draws_and_no_seed_other_ones() -> None:
-    def draw(seed: int | None) -> list[int]:
-        generator = new_generator(seed)
-        return [choose(LOGITS, SamplingParams(), generator) for _ in range(40)]
+    def drawn(seed: int | None) -> list[int]:
+        one = sequence(SamplingParams(), seed=seed)
+        return [next_token(LOGITS, one) for _ in range(40)]
 
-    assert draw(5) == draw(5)
-    assert draw(5) != draw(6)
-    assert draw(None) != draw(None)
-    assert draw(-1) == draw(-1), "OpenAI clients send negative seeds"
+    assert drawn(5) == drawn(5)
+    assert drawn(5) != drawn(6)
+    assert drawn(None) != drawn(None)
+    assert drawn(-1) == drawn(-1), "OpenAI clients send negative seeds"
+    assert drawn(-1) != drawn(1)
+
+
+# --- rows and their neighbours -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab", [259, 5000, 49_153])
+def test_a_row_is_the_same_bit_for_bit_alone_and_among_any_others(vocab: int) -> None:
+    random = Random(1)
+    options = [*MIXES, {"temperature": 0.0}, {"temperature": 0.0, "logprobs": 4}]
+    extras: list[dict[str, Any]] = [
+        {}, {"logprobs": 3}, {"logprobs": 20}, {"logprobs": 0}, {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.2}, {"min_tokens": 9},
+    ]  # fmt: skip
+    params = [
+        SamplingParams(**one, **{k: v for k, v in random.choice(extras).items() if k not in one})
+        for one in options
+    ]
+    logits = random_logits(len(params), vocab, 5, scale=3.0, ties=True)
+    logits[3] *= 0.05
+    crowd = [sequence(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
+    alone = [sequence(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
+    for _ in range(2):
+        together = SAMPLER.sample(logits, crowd)
+        assert together == [
+            SAMPLER.sample(row[None], [one])[0] for row, one in zip(logits, alone, strict=True)
+        ]
+        order = random.sample(range(len(params)), len(params))
+        crowd, alone = [crowd[i] for i in order], [alone[i] for i in order]
+        logits = logits[order].flip(-1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, *MIXES])
+def test_a_row_that_is_not_finite_fails_alone(options: dict[str, Any], value: float) -> None:
+    params = SamplingParams(**options, logprobs=2)
+    logits = random_logits(3, 600, 2)
+    expected = SAMPLER.sample(logits, [sequence(params, seed=i) for i in range(3)])
+    if value == -math.inf:
+        logits[1] = value
+    else:
+        logits[1, 17] = value
+    found = SAMPLER.sample(logits, [sequence(params, seed=i) for i in range(3)])
+    assert isinstance(found[1], EngineFailure)
+    assert (found[0], found[2]) == (expected[0], expected[2])
+
+
+def test_a_vocabulary_with_dead_entries_is_sampled_from_the_others() -> None:
+    logits = torch.where(LOGITS > 1.0, LOGITS, -math.inf)
+    for options in MIXES:
+        assert next_token(logits, sequence(SamplingParams(**options))) in (0, 2, 4)
+
+
+# --- log-probabilities ---------------------------------------------------------------------------
+
+
+def test_logprobs_are_those_of_the_logits_before_everything_else() -> None:
+    params = SamplingParams(temperature=0.3, top_k=2, logit_bias={5: 100.0}, logprobs=3)
+    (found,) = SAMPLER.sample(LOGITS[None], [sequence(params)])
+    assert isinstance(found, Sampled)
+    expected = LOGITS.log_softmax(-1)
+    assert found.token == 5
+    assert found.logprob == pytest.approx(float(expected[5]))
+    assert found.entry is not None
+    assert (found.entry.token_id, found.entry.logprob) == (5, found.logprob)
+    assert [t.token_id for t in found.entry.top] == [2, 4, 0]
+    assert [t.logprob for t in found.entry.top] == pytest.approx(expected[[2, 4, 0]].tolist())
+
+
+def test_only_rows_that_ask_get_an_entry() -> None:
+    rows = [sequence(GREEDY), sequence(replace(GREEDY, logprobs=0)), sequence(GREEDY)]
+    found = SAMPLER.sample(LOGITS.repeat(3, 1), rows)
+    entries = [one.entry for one in found if isinstance(one, Sampled)]
+    assert [entry is not None for entry in entries] == [False, True, False]
+    assert tokens(found) == [2, 2, 2]

@@ -1,125 +1,281 @@
-"""Who runs: first come first served, within the batch, prefill and KV budgets; slots stay dense."""
+"""Who runs: first come first served, within the batch, prefill and KV budgets; nobody starves."""
 
 from __future__ import annotations
 
-import random
-
-import torch
+from typing import Any
 
 from brainstacks.config import EngineConfig
-from brainstacks.engine.request import GenerationRequest, SamplingParams
+from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.engine.sequence import Sequence
+from tests.engine.sequences import advance, completions, sequence, shown
 
 
-def sequence(prompt: int, max_tokens: int = 10, name: str = "r") -> Sequence:
-    request = GenerationRequest(name, tuple(range(prompt)), SamplingParams(max_tokens=max_tokens))
-    return Sequence(request, 0, torch.Generator(), None)
+class Scheduled(Scheduler):
+    """A scheduler with blocks of its own."""
+
+    def __init__(self, *sequences: Sequence, **limits: Any) -> None:
+        config = EngineConfig(**limits)
+        self.manager = BlockManager(
+            config.kv_cache_tokens, prefix_caching=False, reserve=config.deterministic
+        )
+        super().__init__(config, self.manager)
+        for one in sequences:
+            self.add(one)
+
+    def step(self) -> list[Row]:
+        rows = self.schedule()
+        advance(rows)
+        return rows
 
 
-def scheduler(*sequences: Sequence, **limits: int) -> Scheduler:
-    made = Scheduler(EngineConfig(**limits))
-    for one in sequences:
-        made.add(one)
-    return made
+def sequences(*prompts: int, max_tokens: int = 10) -> list[Sequence]:
+    """In the order of arrival."""
+    return [sequence(prompt, max_tokens, arrival) for arrival, prompt in enumerate(prompts)]
 
 
-def advance(rows: list[Row]) -> None:
-    """What a step does to the sequences' counts."""
-    for row in rows:
-        row.sequence.computed = row.start + row.count
-        if row.sequence.pending == 0:
-            row.sequence.output_ids.append(0)
-
-
-def shown(rows: list[Row]) -> list[tuple[int, int]]:
-    return [(row.start, row.count) for row in rows]
+# --- budgets -------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_computed_within_the_prefill_budget_then_one_token_a_step() -> None:
-    made = scheduler(sequence(7), max_prefill_tokens=3)
-    steps = []
-    for _ in range(5):
-        rows = made.schedule()
-        steps.append(shown(rows))
-        advance(rows)
+    made = Scheduled(sequence(7), max_prefill_tokens=3)
+    steps = [shown(made.step()) for _ in range(5)]
     assert steps == [[(0, 3)], [(3, 3)], [(6, 1)], [(7, 1)], [(8, 1)]]
 
 
 def test_the_prefill_budget_is_shared_in_order_and_decoding_takes_none_of_it() -> None:
-    first, second, third = sequence(2), sequence(5), sequence(4)
-    made = scheduler(first, max_prefill_tokens=6)
-    advance(made.schedule())
+    first, second, third = sequences(2, 5, 4)
+    made = Scheduled(first, max_prefill_tokens=6)
+    made.step()
     made.add(second)
     made.add(third)
-    rows = made.schedule()
+    rows = made.step()
     assert [row.sequence for row in rows] == [first, second, third]
     assert shown(rows) == [(2, 1), (0, 5), (0, 1)]
-    advance(rows)
-    assert shown(made.schedule()) == [(3, 1), (5, 1), (1, 3)]
+    assert shown(made.step()) == [(3, 1), (5, 1), (1, 3)]
 
 
 def test_no_more_run_than_the_batch_holds_and_the_next_in_line_follows() -> None:
-    sequences = [sequence(1) for _ in range(4)]
-    made = scheduler(*sequences, max_batch_size=2)
-    made.schedule()
-    assert made.running == sequences[:2]
-    made.finish(sequences[1])
-    made.schedule()
-    assert made.running == [sequences[0], sequences[2]]
-
-
-def test_kv_memory_is_reserved_for_the_longest_that_each_can_become() -> None:
-    small, large, late = sequence(10, 10), sequence(20, 30), sequence(10, 10)
-    made = scheduler(small, large, late, kv_cache_tokens=100)
-    made.schedule()
-    assert made.running == [small, large], "3 x 50 would exceed 100"
-    made.finish(large)
-    made.schedule()
-    assert made.running == [small, late]
+    line = sequences(1, 1, 1, 1)
+    made = Scheduled(*line, max_batch_size=2)
+    made.step()
+    assert made.running == line[:2]
+    made.finish(line[1])
+    made.step()
+    assert made.running == [line[0], line[2]]
 
 
 def test_the_head_of_the_queue_is_never_overtaken() -> None:
-    running, large, small = sequence(10, 40), sequence(50, 40), sequence(1, 1)
-    made = scheduler(running, kv_cache_tokens=100)
-    made.schedule()
+    running, large, small = sequences(60, 50, 1)
+    made = Scheduled(running, kv_cache_tokens=96)
+    made.step()
     made.add(large)
     made.add(small)
-    made.schedule()
+    made.step()
     assert made.running == [running]
-    assert list(made.waiting) == [large, small]
+    assert made.waiting == [large, small]
 
 
-def test_a_sequence_that_waits_is_dropped_without_a_move() -> None:
-    first, second = sequence(1), sequence(1)
-    made = scheduler(first, second, max_batch_size=1)
+def test_a_late_addition_takes_the_place_of_its_arrival() -> None:
+    """Such as one whose stacks took long to load."""
+    first, cold, later = sequences(1, 1, 1)
+    made = Scheduled(first, later, max_batch_size=1)
+    made.step()
+    made.add(cold)
+    assert made.waiting == [cold, later]
+
+
+def test_admission_leaves_a_block_for_each_that_runs() -> None:
+    first, second, third = sequences(16, 16, 16)
+    made = Scheduled(first, second, third, kv_cache_tokens=64)
+    made.step()
+    assert made.running == [first, second], "a third would leave one block for two that grow"
+
+
+# --- preemption ----------------------------------------------------------------------------------
+
+
+def test_the_last_to_arrive_gives_up_its_blocks_and_computes_them_again() -> None:
+    first, second = sequences(16, 16, max_tokens=40)
+    made = Scheduled(first, second, kv_cache_tokens=64)
+    for _ in range(16):
+        made.step()
+    assert (first.length, second.length, made.manager.pool.available) == (32, 32, 0)
+    rows = made.step()  # position 31 still fits; each needs a block for the next
+    rows = made.step()
+    assert [row.sequence for row in rows] == [first]
+    assert made.waiting == [second]
+    assert (second.computed, len(second.blocks), len(second.output_ids)) == (0, 0, 17)
+    assert made.preemptions == 1
+    made.finish(first)
+    assert shown(made.step()) == [(0, 33)], "prompt and output, as one prompt"
+    assert shown(made.step()) == [(33, 1)]
+
+
+def test_the_first_to_arrive_always_gets_on() -> None:
+    line = sequences(20, 30, 10, 25, 16, max_tokens=60)
+    made = Scheduled(*line, kv_cache_tokens=96)
+    order = []
+    for _ in range(1000):
+        made.step()
+        for one in list(made.running):
+            if len(one.output_ids) >= one.request.sampling.max_tokens:
+                order.append(one)
+                made.finish(one)
+    assert order == line
+    assert made.preemptions > 0
+    assert made.manager.pool.used == 0
+
+
+def test_log_probabilities_of_a_prompt_that_is_computed_again_are_collected_again() -> None:
+    first, second = sequences(30, 40, max_tokens=40)
+    second.scores_prompt = True
+    made = Scheduled(first, second, kv_cache_tokens=96, max_prefill_tokens=32)
+    made.step()
+    made.step()
+    second.prompt_logprobs.append(None)
+    for _ in range(20):
+        made.step()
+    assert made.preemptions == 1
+    assert second.prompt_logprobs == []
+
+
+# --- pauses --------------------------------------------------------------------------------------
+
+
+def test_a_paused_sequence_gets_nothing_until_it_is_resumed() -> None:
+    first, second = sequences(4, 4)
+    made = Scheduled(first, second)
+    made.step()
+    first.paused = True
+    assert [row.sequence for row in made.step()] == [second]
+    first.paused = False
+    assert [row.sequence for row in made.step()] == [first, second]
+
+
+def test_who_is_paused_makes_room_in_the_batch_and_is_first_in_line_when_resumed() -> None:
+    slow, running, later, last = sequences(4, 4, 4, 4)
+    made = Scheduled(slow, running, max_batch_size=2)
+    made.step()
+    slow.paused = True
+    made.add(later)
+    made.add(last)
+    made.step()
+    assert (made.running, made.waiting) == ([running, later], [slow, last])
+    slow.paused = False
+    made.finish(later)
+    made.step()
+    assert (made.running, made.waiting) == ([slow, running], [last])
+
+
+def test_who_is_paused_gives_up_its_memory_first() -> None:
+    slow, growing, late = sequences(16, 16, 16, max_tokens=40)
+    made = Scheduled(slow, growing, kv_cache_tokens=64)
+    made.step()
+    slow.paused = True
+    for _ in range(40):
+        made.step()
+    assert made.waiting == [slow]
+    late.paused = True
+    made.add(late)
+    made.finish(growing)
+    assert not made.can_run
+    slow.paused = False
+    assert made.can_run
+
+
+def test_nothing_can_run_when_all_are_paused_or_there_is_none() -> None:
+    made = Scheduled()
+    assert not made.can_run
+    one = sequence(4)
+    made.add(one)
+    assert made.can_run
+    made.step()
+    one.paused = True
+    assert not made.can_run
+    assert made.schedule() == []
+
+
+# --- several completions of one prompt -----------------------------------------------------------
+
+
+def test_a_prompt_is_computed_once_for_all_completions() -> None:
+    leader, *others = completions(20, 3)
+    made = Scheduled(leader, *others, max_prefill_tokens=12)
+    assert shown(made.step()) == [(0, 12)]
+    assert made.running == [leader]
+    rows = made.schedule()
+    assert shown(rows) == [(12, 8)]
+    leader.computed = 20
+    joined, copies = made.fork(leader)
+    assert joined == others
+    assert len(copies) == 2
+    for one in (leader, *others):
+        one.output_ids.append(0)
+    assert shown(made.step()) == [(20, 1)] * 3
+
+
+def test_places_are_kept_for_the_completions_of_a_prompt_that_is_being_computed() -> None:
+    leader, *others = completions(20, 3)
+    late = sequences(4, 4, 4, 4)[1:]
+    made = Scheduled(leader, *others, *late, max_batch_size=4, max_prefill_tokens=64)
+    made.step()
+    assert made.running == [leader, late[0]]
+    leader.output_ids.clear()
+    assert made.fork(leader)[0] == others
+    assert len(made.running) == 4
+
+
+def test_completions_that_find_no_place_compute_the_prompt_on_their_own() -> None:
+    leader, first, second = completions(20, 3)
+    made = Scheduled(leader, first, second, max_batch_size=2)
     made.schedule()
-    assert made.finish(second) is None
-    assert not made.waiting
-    assert made.finish(second) is None
+    leader.computed = 20
+    assert made.fork(leader)[0] == [first]
+    assert made.waiting == [second]
+    made.finish(leader)
+    assert (0, 20) in shown(made.schedule())
 
 
-def test_slots_stay_dense_and_each_move_names_who_moved() -> None:
-    rng = random.Random(0)
-    made = scheduler(max_batch_size=8)
-    places: dict[int, Sequence] = {}
-    for _ in range(200):
-        if rng.random() < 0.5:
-            made.add(sequence(1))
-            made.schedule()
-            for one in made.running:
-                if one not in places.values():
-                    places[one.slot if one.slot is not None else -1] = one
-        elif made.running:
-            gone = rng.choice(made.running)
-            slot = gone.slot
-            move = made.finish(gone)
-            assert gone.slot is None
-            if move is None:
-                places.pop(slot if slot is not None else -1)
-            else:
-                source, target = move
-                assert target == slot
-                places[target] = places.pop(source)
-        assert [one.slot for one in made.running] == list(range(len(made.running)))
-        assert places == dict(enumerate(made.running))
+# --- deterministic -------------------------------------------------------------------------------
+
+
+def test_deterministic_prompts_are_cut_at_fixed_places_whatever_else_there_is() -> None:
+    first, second = sequences(10, 10)
+    made = Scheduled(first, second, max_prefill_tokens=8, deterministic=True)
+    assert shown(made.step()) == [(0, 8)]
+    assert shown(made.step()) == [(8, 2), (0, 8)]
+    rows = made.schedule()
+    assert [shown(together) for together in made.forwards(rows)] == [[(10, 1)], [(8, 2)]]
+
+
+def test_deterministic_sequences_are_never_preempted() -> None:
+    line = sequences(16, 16, 16, max_tokens=32)
+    made = Scheduled(*line, kv_cache_tokens=112, deterministic=True)
+    made.step()
+    assert made.running == line[:2]
+    line[0].paused = line[1].paused = True
+    assert not made.can_run
+    assert made.schedule() == []
+    assert made.running == line[:2]
+
+
+def test_otherwise_a_step_is_one_forward() -> None:
+    made = Scheduled(*sequences(3, 5))
+    rows = made.schedule()
+    assert made.forwards(rows) == [rows]
+    assert made.forwards([]) == []
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_a_sequence_can_be_dropped_while_it_waits_and_when_it_is_gone_already() -> None:
+    first, second = sequences(1, 1)
+    made = Scheduled(first, second, max_batch_size=1)
+    made.step()
+    made.finish(second)
+    assert made.waiting == []
+    made.finish(second)
+    made.finish(first)
+    assert made.manager.pool.used == 0

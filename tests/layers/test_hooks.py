@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from brainstacks.layers.bank import StackBank, StackTensors
-from brainstacks.layers.hooks import CompositionHooks, DeltaSource
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.hooks import CompositionHooks, Correction, DeltaSource
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import find_sites, projection_dims
-from tests.tiny import FAMILIES, plain_logits, random_stack, stack_config, tiny_model
+from tests.tiny import FAMILIES, bank_of, plain_logits, random_stack, stack_config, tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2]])
 
@@ -30,10 +31,7 @@ def composed(family: str = "llama") -> tuple[object, CompositionHooks, dict[str,
             projection_dims(sites), 3, config=stack_config(rank=3, projections=("q_proj", "down_proj"))
         ),
     }
-    bank = StackBank(torch.device("cpu"), torch.float32)
-    for key, stack in stacks.items():
-        bank = bank.plus(key, stack)
-    return model, hooks, stacks, bank
+    return model, hooks, stacks, bank_of(stacks)
 
 
 def forward(model: object, ids: Tensor = IDS) -> Tensor:
@@ -55,15 +53,24 @@ def test_a_composed_model_equals_the_plain_loops_in_every_family(family: str) ->
         assert not torch.allclose(plain, plain_logits(untouched, IDS[i].tolist()), atol=1e-2)
 
 
+@pytest.mark.parametrize("tokens", [1, 11])
+def test_a_packed_row_through_the_compiled_loops_equals_the_plain_loops(tokens: int) -> None:
+    model, hooks, stacks, bank = composed()
+    row = {"a": 0.8, "b": 0.3, "c": -0.5}
+    ids = IDS[:1, :tokens]
+    with hooks.composed(bank.bind([row] * tokens, packed=True)):
+        found = forward(model, ids)
+    plain = plain_logits(tiny_model(), ids[0].tolist(), [(stacks[k], w) for k, w in row.items()])
+    torch.testing.assert_close(found[0], plain, atol=1e-4, rtol=1e-4)
+
+
 def test_a_zero_b_stack_and_a_row_without_stacks_are_the_base_bit_for_bit() -> None:
     model, hooks, stacks, bank = composed()
     base = forward(tiny_model())
     silent = StackTensors(
         stacks["a"].config, 2, {n: t * (not n.endswith("B")) for n, t in stacks["a"].tensors.items()}
     )
-    with hooks.composed(
-        StackBank(torch.device("cpu"), torch.float32).plus("z", silent).bind([{"z": 1.0}] * 2)
-    ):
+    with hooks.composed(bank_of({"z": silent}).bind([{"z": 1.0}] * 2)):
         assert torch.equal(forward(model), base)
     with hooks.composed(bank.bind([{"a": 1.0, "b": 1.0}, {}])):
         mixed = forward(model)
@@ -129,12 +136,10 @@ class Watcher:
         self.inputs: list[weakref.ref[Tensor]] = []
         self.calls: list[tuple[int, int]] = []
 
-    def hidden(
-        self, layer: int, group: int, x: Tensor
-    ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
+    def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
         self.inputs.append(weakref.ref(x))
         self.calls.append((layer, group))
-        return self.inner.hidden(layer, group, x)
+        return self.inner.corrections(layer, group, x)
 
 
 def test_no_hidden_activation_outlives_its_layer() -> None:
@@ -167,12 +172,10 @@ def test_a_forward_that_fails_leaves_nothing_behind_for_the_next_one() -> None:
     model, hooks, _, bank = composed()
 
     class Failing:
-        def hidden(
-            self, layer: int, group: int, x: Tensor
-        ) -> Mapping[str, Sequence[tuple[Tensor, Tensor | None]]]:
+        def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
             if (layer, group) == (1, 2):
                 raise RuntimeError("out of memory")
-            return bank.bind([{"a": 1.0}] * 2).hidden(layer, group, x)
+            return bank.bind([{"a": 1.0}] * 2).corrections(layer, group, x)
 
     with pytest.raises(RuntimeError, match="out of memory"), hooks.composed(Failing()):
         forward(model)

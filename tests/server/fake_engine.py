@@ -24,8 +24,16 @@ from brainstacks.engine.request import (
     TextEvent,
     TokenLogprob,
 )
-from brainstacks.errors import DomainNotFound, RecordNotFound, StaleGeneration, Unavailable, VersionNotFound
+from brainstacks.errors import (
+    Conflict,
+    DomainNotFound,
+    RecordNotFound,
+    StaleGeneration,
+    Unavailable,
+    VersionNotFound,
+)
 from brainstacks.stacks.manifest import Published
+from brainstacks.stacks.residency_stats import LOAD_SECONDS, ResidencyStats, Tier
 
 EOS = 256
 USER, ASSISTANT, SYSTEM = 257, 258, 259
@@ -67,6 +75,7 @@ class FakeEngine:
         fail_after: (tokens, error): raised after that many tokens.
         hold: when set, generations wait for it after their first token, and so does `drain`.
         reached, draining: set once a generation waits at `hold`; once `drain` was called.
+        tiers, pinned, used: where domains are, those that are pinned, those in use.
         requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
     """
 
@@ -76,6 +85,9 @@ class FakeEngine:
         self.generation = 7
         self.names = list(domains)
         self.versions = dict.fromkeys(domains, 1)
+        self.tiers: dict[str, Tier] = dict.fromkeys(domains, "device")
+        self.pinned: set[str] = set()
+        self.used: set[str] = set()
         self.reply = reply
         self.ready = Readiness(True)
         self.alive = True
@@ -201,8 +213,9 @@ class FakeEngine:
             raise DomainNotFound(f"There is no domain {name!r}")
         version = {"version": 1, "digest": f"digest-{name}", "bytes": 100, "created": 1_700_000_000}
         return DomainStatus(
-            name, self.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100, "device", False, True, 0
-        )
+            name, self.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100,
+            self.tiers.get(name, "disk"), name in self.pinned, True, int(name in self.used),
+        )  # fmt: skip
 
     def router(self) -> RouterStatus | None:
         return (
@@ -262,8 +275,41 @@ class FakeEngine:
     async def reload(self) -> int:
         return self.generation
 
+    async def pin_stack(self, domain: str) -> DomainStatus:
+        await self.load_stack(domain)
+        self.pinned.add(domain)
+        return self.domain(domain)
+
+    async def unpin_stack(self, domain: str) -> DomainStatus:
+        self.pinned -= {self.domain(domain).domain}
+        return self.domain(domain)
+
+    async def evict_stack(self, domain: str) -> DomainStatus:
+        status = self.domain(domain)
+        if status.in_flight or status.pinned:
+            raise Conflict(f"{domain} is in use or pinned; retry later")
+        self.tiers[domain] = "host"
+        return self.domain(domain)
+
+    async def load_stack(self, domain: str) -> DomainStatus:
+        self.tiers[self.domain(domain).domain] = "device"
+        return self.domain(domain)
+
     def load(self) -> Load:
-        return Load(1, 2, 30, 400)
+        return Load(1, 2, 30, 400, prompt_tokens=500, prompt_tokens_reused=120, preemptions=3)
+
+    def residency(self) -> ResidencyStats:
+        return ResidencyStats(
+            {"device": 200, "host": 50, "disk": 900},
+            {"device": 250, "host": 100},
+            {"host": 3, "disk": 4},
+            {"device": 5, "host": 1},
+            hits=8,
+            misses=7,
+            load_seconds=(1, 2, 3) + (0,) * (len(LOAD_SECONDS) - 3) + (1,),
+            load_seconds_sum=12.5,
+            waiting=6,
+        )
 
     async def healthy(self) -> bool:
         return self.alive

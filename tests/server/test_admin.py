@@ -214,9 +214,36 @@ async def test_recent_requests_are_filtered_newest_first(admin: httpx2.AsyncClie
     error_of(await admin.get("/admin/requests?active=perhaps"), 400)
 
 
+async def test_a_stack_moves_between_the_tiers_and_each_answer_is_its_status(
+    admin: httpx2.AsyncClient,
+) -> None:
+    async def move(verb: str) -> tuple[str, bool]:
+        reply = await admin.post(f"/admin/stacks/chat/{verb}")
+        assert reply.status_code == 200
+        assert reply.headers["etag"] == '"7"'
+        assert reply.json() == (await admin.get("/admin/stacks/chat")).json()
+        return reply.json()["residency"], reply.json()["pinned"]
+
+    assert await move("evict") == ("host", False)
+    assert await move("pin") == ("device", True)
+    assert await move("unpin") == ("device", False)
+    assert await move("evict") == ("host", False)
+    assert await move("load") == ("device", False)
+
+
 @pytest.mark.parametrize("verb", ["pin", "unpin", "evict", "load"])
-async def test_what_is_not_offered_is_404(admin: httpx2.AsyncClient, verb: str) -> None:
-    error_of(await admin.post(f"/admin/stacks/chat/{verb}"), 404)
+async def test_only_a_known_domain_can_be_moved(admin: httpx2.AsyncClient, verb: str) -> None:
+    reply = await admin.post(f"/admin/stacks/other/{verb}")
+    assert error_of(reply, 404)["code"] == "domain_not_found"
+    error_of(await admin.post(f"/admin/stacks/Not-a-name/{verb}"), 400)
+
+
+async def test_a_stack_in_use_or_pinned_is_not_evicted(admin: httpx2.AsyncClient, engine: FakeEngine) -> None:
+    engine.used.add("chat")
+    engine.pinned.add("math")
+    for domain in ("chat", "math"):
+        assert error_of(await admin.post(f"/admin/stacks/{domain}/evict"), 409)["code"] == "conflict"
+    assert set(engine.tiers.values()) == {"device"}
 
 
 async def test_a_stack_published_while_a_stream_runs_leaves_it_alone(

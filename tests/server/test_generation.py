@@ -7,7 +7,7 @@ import pytest
 
 from brainstacks.engine.request import Event, GenerationRequest, SamplingParams
 from brainstacks.errors import EngineFailure
-from server.generation import Generation
+from server.generation import MAX_UNREAD, Generation
 from server.metrics import Metrics
 from tests.server.fake_engine import FakeEngine
 
@@ -63,3 +63,34 @@ async def test_a_cancellation_inside_the_engine_reaches_the_client_as_a_failure(
         async for _ in generation.texts():
             pass
     await generation.close()
+
+
+async def test_a_client_that_does_not_read_holds_the_engine_back(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, generate = 0, engine.generate
+
+    async def counted(request: GenerationRequest) -> AsyncIterator[Event]:
+        nonlocal taken
+        async for event in generate(request):
+            taken += 1
+            yield event
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(engine, "generate", counted)
+    engine.reply = "x" * 1000
+    request = GenerationRequest("r", (104,), SamplingParams(max_tokens=2000))
+    generation = Generation(engine, [request], Metrics(engine), begin=0.0)
+    await generation.start()
+    for _ in range(500):
+        await asyncio.sleep(0)
+    held = taken
+    assert held <= 2 * MAX_UNREAD
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert taken == held
+    texts = generation.texts()
+    assert [(await anext(texts))[1].text for _ in range(100)] == ["x"] * 100
+    assert taken > held
+    await asyncio.wait_for(generation.close(), 5)
+    assert engine.aborted == ["r"]

@@ -24,6 +24,9 @@ async def test_health_is_200_while_the_engine_answers_and_503_when_not(
         "waiting": 2,
         "kv_tokens_used": 30,
         "kv_tokens_total": 400,
+        "prompt_tokens": 500,
+        "prompt_tokens_reused": 120,
+        "preemptions": 3,
     }
     engine.alive = False
     assert (await client.get("/health")).status_code == 503

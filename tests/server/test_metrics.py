@@ -49,9 +49,35 @@ async def test_gauges_are_the_engines_own_at_the_scrape(client: httpx2.AsyncClie
         "brainstacks_waiting 2.0",
         "brainstacks_kv_tokens_used 30.0",
         "brainstacks_kv_tokens_total 400.0",
+        "brainstacks_admitted_prompt_tokens_total 500.0",
+        "brainstacks_reused_prompt_tokens_total 120.0",
+        "brainstacks_preemptions_total 3.0",
         "brainstacks_registry_generation 7.0",
         'brainstacks_stack_bytes{tier="device"} 200.0',
-        'brainstacks_stack_bytes{tier="disk"} 0.0',
+        'brainstacks_stack_bytes{tier="host"} 50.0',
+        'brainstacks_stack_bytes{tier="disk"} 900.0',
+        'brainstacks_stack_budget_bytes{tier="device"} 250.0',
+        'brainstacks_stack_budget_bytes{tier="host"} 100.0',
+    ):
+        assert line in text.splitlines()
+
+
+async def test_loads_and_evictions_are_counted_by_tier(client: httpx2.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    for line in (
+        'brainstacks_stack_loads_total{tier="host"} 3.0',
+        'brainstacks_stack_loads_total{tier="disk"} 4.0',
+        'brainstacks_stack_evictions_total{tier="device"} 5.0',
+        'brainstacks_stack_evictions_total{tier="host"} 1.0',
+        "brainstacks_stack_hits_total 8.0",
+        "brainstacks_stack_misses_total 7.0",
+        "brainstacks_stack_waiting 6.0",
+        'brainstacks_stack_load_seconds_bucket{le="0.001"} 1.0',
+        'brainstacks_stack_load_seconds_bucket{le="0.005"} 6.0',
+        'brainstacks_stack_load_seconds_bucket{le="10.0"} 6.0',
+        'brainstacks_stack_load_seconds_bucket{le="+Inf"} 7.0',
+        "brainstacks_stack_load_seconds_count 7.0",
+        "brainstacks_stack_load_seconds_sum 12.5",
     ):
         assert line in text.splitlines()
 

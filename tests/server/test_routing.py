@@ -76,6 +76,10 @@ async def test_the_routing_field_chooses_the_composition(
         {"top": True},
         {"top": 10**9},
         {"floor": 0.1},
+        {"mode": "ungated", "sticky": "a"},
+        {"sticky": ""},
+        {"sticky": "x" * 129},
+        {"sticky": 1},
         "routed",
     ],
 )

@@ -1,26 +1,31 @@
-"""Versions stay on the device while they are served or used, and leave when they are neither."""
+"""Versions are served from where they are, stay while they are used, and leave when they are neither."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from brainstacks.base_model import BaseModel
-from brainstacks.errors import DomainNotFound
+from brainstacks.errors import ArtifactTooLarge, Conflict, CorruptBlob, DomainNotFound, InvalidRequest
 from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.residency import Residency
-from tests.tiny import publish_stack, random_stack
+from brainstacks.stacks.residency import Residency, packed_bytes
+from brainstacks.stacks.tensors import load_stack_tensors
+from tests.tiny import publish_stack, random_stack, write_stack
+
+Publish = Callable[..., None]
 
 
 @pytest.fixture
-def publish(tiny_base: BaseModel, registry: Registry, tmp_path: Path):  # type: ignore[no-untyped-def]
-    def run(domain: str, seed: int) -> None:
-        publish_stack(
-            registry, tiny_base.identity, domain, random_stack(tiny_base.identity.dims, seed), tmp_path
-        )
+def publish(tiny_base: BaseModel, registry: Registry, tmp_path: Path) -> Publish:
+    def run(domain: str, seed: int, rounds: int = 1) -> None:
+        stack = random_stack(tiny_base.identity.dims, seed, rounds)
+        publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
 
     for seed, domain in enumerate(("chat", "code", "math")):
         run(domain, seed)
@@ -28,19 +33,50 @@ def publish(tiny_base: BaseModel, registry: Registry, tmp_path: Path):  # type: 
 
 
 @pytest.fixture
-def residency(publish: object, registry: Registry, tiny_base: BaseModel) -> Residency:
+def residency(publish: Publish, registry: Registry, tiny_base: BaseModel) -> Residency:
     made = Residency(registry, tiny_base)
     made.sync()
     return made
 
 
-def settle(residency: Residency) -> None:
-    """Wait for what a release has left to the worker."""
-    residency.settle()
+@pytest.fixture
+def unit(registry: Registry, publish: Publish, tiny_base: BaseModel) -> int:
+    """Bytes on the device of a stack of one round."""
+    path = registry.blob_path(registry.snapshot().domain("chat").current.digest)
+    return packed_bytes(read_stack_metadata(path), tiny_base.dtype)
+
+
+@pytest.fixture
+def tight(registry: Registry, tiny_base: BaseModel, unit: int) -> Residency:
+    """Three domains; room for two on the device and for one on the host."""
+    made = Residency(registry, tiny_base, 2 * unit, unit)
+    made.sync()
+    return made
 
 
 def resident(residency: Residency) -> set[object]:
+    residency.settle()
     return set(residency.bank.keys)
+
+
+def tiers(residency: Residency) -> list[str]:
+    residency.settle()
+    return [residency.tier(domain) for domain in ("chat", "code", "math")]
+
+
+def use(residency: Residency, *domains: str) -> None:
+    lease = residency.acquire(domains)
+    lease.wait()
+    residency.release(lease)
+
+
+def damage(registry: Registry, domain: str) -> None:
+    """Change one byte of the active version's file."""
+    path = registry.blob_path(registry.snapshot().domain(domain).current.digest)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(bytes(content))
 
 
 def test_sync_serves_every_active_version_in_the_registrys_order(residency: Residency) -> None:
@@ -49,27 +85,25 @@ def test_sync_serves_every_active_version_in_the_registrys_order(residency: Resi
     assert residency.problems == ()
 
 
-def test_a_version_in_use_stays_until_its_last_user_is_done(residency: Residency, publish: object) -> None:
+def test_a_version_in_use_stays_until_its_last_user_is_done(residency: Residency, publish: Publish) -> None:
     first, second = residency.acquire(["math"]), residency.acquire(["math", "chat"])
     assert residency.in_use("math") == 2
-    publish("math", 9)  # type: ignore[operator]
+    publish("math", 9)
     residency.sync()
     assert residency.serving["math"].version == 2
     assert ("math", 1) in resident(residency)
-    residency.release(first.values())
-    settle(residency)
+    residency.release(first)
     assert ("math", 1) in resident(residency)
-    residency.release(second.values())
-    settle(residency)
+    residency.release(second)
     assert resident(residency) == {("chat", 1), ("code", 1), ("math", 2)}
     assert residency.in_use("math") == residency.in_use("chat") == 0
 
 
-def test_who_comes_after_a_publication_gets_the_new_version(residency: Residency, publish: object) -> None:
-    old = residency.acquire(["math"])["math"]
-    publish("math", 9)  # type: ignore[operator]
+def test_who_comes_after_a_publication_gets_the_new_version(residency: Residency, publish: Publish) -> None:
+    old = residency.acquire(["math"]).residents["math"]
+    publish("math", 9)
     residency.sync()
-    new = residency.acquire(["math"])["math"]
+    new = residency.acquire(["math"]).residents["math"]
     assert (old.version, new.version) == (1, 2)
     assert old.digest != new.digest
     assert residency.in_use("math") == 2
@@ -85,8 +119,7 @@ def test_a_deleted_domain_is_not_served_and_leaves_when_its_users_have(
     with pytest.raises(DomainNotFound, match="'math'"):
         residency.acquire(["math"])
     assert ("math", 1) in resident(residency)
-    residency.release(used.values())
-    settle(residency)
+    residency.release(used)
     assert resident(residency) == {("chat", 1), ("code", 1)}
 
 
@@ -110,21 +143,17 @@ def test_unloading_and_loading_again(residency: Residency) -> None:
         residency.load("poetry")
 
 
-def test_loading_a_newer_version_drops_the_older_one(residency: Residency, publish: object) -> None:
-    publish("math", 9)  # type: ignore[operator]
+def test_loading_a_newer_version_drops_the_older_one(residency: Residency, publish: Publish) -> None:
+    publish("math", 9)
     residency.load("math")
     assert resident(residency) == {("chat", 1), ("code", 1), ("math", 2)}
 
 
 def test_a_damaged_version_is_a_problem_and_the_last_good_one_goes_on(
-    residency: Residency, registry: Registry, publish: object
+    residency: Residency, registry: Registry, publish: Publish
 ) -> None:
-    publish("math", 9)  # type: ignore[operator]
-    path = registry.blob_path(registry.snapshot().domain("math").current.digest)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.chmod(0o600)
-    path.write_bytes(bytes(content))
+    publish("math", 9)
+    damage(registry, "math")
     residency.sync()
     assert residency.serving["math"].version == 1
     assert len(residency.problems) == 1
@@ -134,38 +163,30 @@ def test_a_damaged_version_is_a_problem_and_the_last_good_one_goes_on(
     assert not residency.problems
 
 
-def test_a_release_does_not_wait_for_a_change_that_is_packing(
-    residency: Residency, registry: Registry, publish: object, monkeypatch: pytest.MonkeyPatch
+def test_a_release_does_not_wait_for_a_stack_that_is_being_packed(
+    residency: Residency, registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step thread releases; were it to wait, every stream would stand still while a stack is loaded."""
     used = residency.acquire(["math"])
-    publish("math", 9)  # type: ignore[operator]
-    plus, packing, go_on = StackBank.plus, threading.Event(), threading.Event()
+    publish("math", 9)
+    add, packing, go_on = StackBank.add, threading.Event(), threading.Event()
 
-    def slow(bank: StackBank, *args: object) -> StackBank:
+    def slow(bank: StackBank, *args: object) -> None:
         packing.set()
-        go_on.wait(300)
-        return plus(bank, *args)  # type: ignore[arg-type]
+        assert go_on.wait(300)
+        add(bank, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(StackBank, "plus", slow)
+    monkeypatch.setattr(StackBank, "add", slow)
     change = threading.Thread(target=residency.sync)
     change.start()
     assert packing.wait(300)
-    residency.release(used.values())  # would hang here
-    assert residency.serving["math"].version == 1
-    assert residency.acquire(["chat"])["chat"].version == 1
+    residency.release(used)  # would hang here
+    assert residency.serving["math"].version == 1, "and nobody waits for the new one"
+    assert residency.acquire(["chat", "math"]).ready
     go_on.set()
     change.join()
-    settle(residency)
-    assert resident(residency) == {("chat", 1), ("code", 1), ("math", 2)}
-
-
-def test_a_forward_keeps_the_bank_that_it_started_with(residency: Residency, registry: Registry) -> None:
-    bank = residency.bank
-    registry.delete("math")
-    residency.sync()
-    assert ("math", 1) in bank.keys
-    assert bank.bind([{("math", 1): 1.0}]).buckets
+    assert residency.serving["math"].version == 2
+    assert ("math", 2) in resident(residency)
 
 
 def test_without_a_registry_there_is_nothing_to_serve(tiny_base: BaseModel) -> None:
@@ -174,3 +195,185 @@ def test_without_a_registry_there_is_nothing_to_serve(tiny_base: BaseModel) -> N
     assert residency.serving == {}
     with pytest.raises(DomainNotFound, match="without a registry"):
         residency.load("chat")
+
+
+# --- with less room than stacks ------------------------------------------------------------------
+
+
+def test_the_first_domains_that_fit_are_loaded_at_the_start_and_all_are_served(tight: Residency) -> None:
+    assert list(tight.serving) == ["chat", "code", "math"]
+    assert tiers(tight) == ["device", "device", "disk"]
+    assert tight.problems == ()
+
+
+def test_bytes_are_known_before_a_stack_is_loaded(registry: Registry, tight: Residency, unit: int) -> None:
+    served = tight.serving["chat"]
+    tensors = load_stack_tensors(registry.blob_path(served.digest))
+    stack = random_stack(served.metadata.dims, 0)
+    assert set(stack.tensors) == set(tensors)
+    assert PackedStack.pack(stack, tight.bank.dtype).nbytes == served.nbytes == unit
+    assert tight.bank.nbytes == 2 * unit
+
+
+def test_a_request_for_a_cold_stack_gets_it_and_the_coldest_leaves(tight: Residency, unit: int) -> None:
+    use(tight, "chat")
+    use(tight, "math")
+    assert tiers(tight) == ["device", "host", "device"]
+    use(tight, "code")
+    assert tiers(tight) == ["host", "device", "device"]
+    stats = tight.stats()
+    assert stats.bytes["device"] == 2 * unit
+    assert stats.bytes["disk"] == sum(r.published.bytes for r in tight.serving.values())
+    assert (stats.loads, stats.evictions["device"]) == ({"disk": 3, "host": 1}, 2)
+
+
+def test_a_composition_that_cannot_fit_is_refused_and_pins_nothing(tight: Residency) -> None:
+    with pytest.raises(InvalidRequest, match="--device-stack-bytes"):
+        tight.acquire(["chat", "code", "math"])
+    assert tight.in_use("chat") == 0
+
+
+def test_a_stack_that_is_larger_than_the_device_is_a_problem_and_the_last_good_one_goes_on(
+    tight: Residency, registry: Registry, publish: Publish, unit: int, tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    publish("math", 9, 3)
+    publish("law", 9, 3)
+    tight.sync()
+    assert tight.serving["math"].version == 1
+    assert "law" not in tight.serving
+    assert [problem.split(":")[0] for problem in tight.problems] == ["math version 2", "law version 1"]
+    assert all(f"{3 * unit} bytes" in p and f"is {2 * unit}" in p for p in tight.problems)
+    path = write_stack(
+        tmp_path / "x", tiny_base.identity, "law", random_stack(tiny_base.identity.dims, 1, rounds=3)
+    )
+    with pytest.raises(ArtifactTooLarge):
+        tight.check(read_stack_metadata(path))
+
+
+def test_replacing_a_version_keeps_within_the_budget(
+    tight: Residency, publish: Publish, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, seen = StackBank.add, []
+
+    def watched(bank: StackBank, *args: object) -> None:
+        add(bank, *args)  # type: ignore[arg-type]
+        seen.append(bank.nbytes)
+
+    monkeypatch.setattr(StackBank, "add", watched)
+    for seed in range(10, 14):
+        publish("chat", seed)
+        tight.sync()
+        use(tight, "chat", "math")
+    assert max(seen) <= 2 * unit
+    assert resident(tight) == {("chat", 5), ("math", 1)}
+
+
+def test_a_version_that_a_request_waits_for_survives_its_purge(
+    tight: Residency, registry: Registry, unit: int
+) -> None:
+    held = tight.acquire(["chat", "code"])
+    waiting = tight.acquire(["math"])
+    versions = registry.snapshot().domain("math").versions
+    registry.delete("math")
+    tight.sync()
+    tight.purge("math", versions)
+    assert "math" not in tight.serving
+    tight.release(held)
+    waiting.wait()
+    assert ("math", 1) in tight.bank.keys
+    assert registry.blob_path(versions[0].digest).exists()
+    tight.release(waiting)
+    assert resident(tight) <= {("chat", 1), ("code", 1)}
+    with pytest.raises(CorruptBlob):
+        registry.blob_path(versions[0].digest)
+
+
+def test_a_purge_of_what_nobody_uses_frees_the_disk_at_once(residency: Residency, registry: Registry) -> None:
+    before, versions = registry.total_bytes(), registry.snapshot().domain("math").versions
+    registry.delete("math")
+    residency.sync()
+    residency.purge("math", versions)
+    assert registry.total_bytes() == before - versions[0].bytes
+
+
+def test_a_file_that_is_damaged_under_the_server_fails_its_request_and_is_a_problem(
+    tight: Residency, registry: Registry
+) -> None:
+    damage(registry, "math")
+    lease = tight.acquire(["math", "chat"])
+    with pytest.raises(CorruptBlob):
+        lease.wait()
+    tight.release(lease)
+    assert [problem.split(":")[0] for problem in tight.problems] == ["math version 1"]
+    use(tight, "chat")
+
+
+def test_a_pin_keeps_a_stack_on_the_device_and_follows_its_new_version(
+    tight: Residency, publish: Publish
+) -> None:
+    tight.pin("math")
+    for domain in ("chat", "code", "chat"):
+        use(tight, domain)
+        assert tight.tier("math") == "device"
+    assert tight.pinned("math")
+    publish("math", 9)
+    tight.sync()
+    tight.load("math")
+    for domain in ("chat", "code"):
+        use(tight, domain)
+    assert ("math", 2) in resident(tight)
+    tight.unpin("math")
+    use(tight, "chat", "code")
+    assert tiers(tight) == ["device", "device", "host"]
+
+
+def test_a_pin_that_does_not_fit_is_refused(tight: Residency) -> None:
+    tight.pin("chat")
+    tight.pin("code")
+    with pytest.raises(Conflict, match="beside the pinned chat, code"):
+        tight.pin("math")
+    assert not tight.pinned("math")
+    with pytest.raises(InvalidRequest, match="pinned"):
+        tight.acquire(["math"])
+
+
+def test_a_pin_of_what_cannot_be_loaded_is_given_up(tight: Residency, registry: Registry) -> None:
+    damage(registry, "math")
+    with pytest.raises(CorruptBlob):
+        tight.pin("math")
+    assert not tight.pinned("math")
+
+
+def test_a_deleted_domain_is_not_pinned_when_it_comes_back(
+    tight: Residency, registry: Registry, publish: Publish
+) -> None:
+    tight.pin("math")
+    registry.delete("math")
+    tight.sync()
+    publish("math", 9)
+    tight.sync()
+    assert not tight.pinned("math")
+
+
+def test_what_is_in_use_or_pinned_is_not_evicted(tight: Residency) -> None:
+    held = tight.acquire(["chat"])
+    with pytest.raises(Conflict, match="in use"):
+        tight.evict("chat")
+    tight.release(held)
+    tight.evict("chat")
+    tight.evict("chat")
+    assert tiers(tight) == ["host", "device", "disk"]
+    tight.pin("code")
+    with pytest.raises(Conflict, match="pinned"):
+        tight.evict("code")
+
+
+def test_loading_brings_a_stack_to_the_device(tight: Residency) -> None:
+    tight.load("math")
+    assert tight.tier("math") == "device"
+
+
+@pytest.mark.parametrize("verb", ["pin", "unpin", "evict", "load", "unload"])
+def test_a_domain_that_is_not_there_is_said_to_be_missing(tight: Residency, verb: str) -> None:
+    with pytest.raises(DomainNotFound, match="poetry"):
+        getattr(tight, verb)("poetry")

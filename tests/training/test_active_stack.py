@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from brainstacks.config import StackConfig
-from brainstacks.layers.bank import StackBank, StackTensors
-from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.hooks import CompositionHooks, DeltaSource
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import INPUT_GROUPS, find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.stacks.tensors import load_stack_tensors
-from tests.tiny import plainly_composed, random_stack, stack_config, tiny_model, write_stack
+from tests.tiny import bank_of, plainly_composed, random_stack, stack_config, tiny_model, write_stack
 from tests.training.examples import random_examples
 from training.active_stack import ActiveStack
 from training.data import Batch, collate
@@ -22,7 +22,6 @@ from training.objective import response_nll
 
 CONFIG = stack_config(rank=2, experts=3, top_k=2)
 DIMS = projection_dims(find_sites(tiny_model()))
-CPU = torch.device("cpu")
 
 
 def active_stack(config: StackConfig = CONFIG, *, up: float = 0.3, seed: int = 0) -> ActiveStack:
@@ -55,10 +54,8 @@ def test_gradients_equal_the_plain_experts_through_frozen_stacks(frozen: int) ->
     active = active_stack().double().eval()
     stacks = {str(i): random_stack(projection_dims(sites), i, rounds=1 + i % 2) for i in range(frozen)}
 
-    bank = StackBank(CPU, torch.float64)
-    for key, stack in stacks.items():
-        bank = bank.plus(key, stack)
-    sources = [bank.bind([dict.fromkeys(stacks, 1.0)])] if stacks else []
+    bound = bank_of(stacks, torch.float64).bind([dict.fromkeys(stacks, 1.0)])
+    sources = [bound] if stacks else []
     hooks = CompositionHooks(sites)
     hooks.attach()
     with hooks.composed(*sources, active):
@@ -100,20 +97,19 @@ def test_a_fresh_round_is_the_base_bit_for_bit_and_all_of_its_b_learns() -> None
 def test_noise_is_in_training_only_and_never_in_the_frozen_stacks() -> None:
     model = tiny_model()
     sites = find_sites(model)
-    frozen = (
-        StackBank(CPU, torch.float32).plus("f", random_stack(projection_dims(sites), 1)).bind([{"f": 1.0}])
-    )
+    frozen = bank_of({"f": random_stack(projection_dims(sites), 1)}).bind([{"f": 1.0}])
     active = active_stack().train()
     active.begin(torch.ones(1, 6, dtype=torch.bool))
     x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
 
-    def hidden(source: object) -> Tensor:
-        return source.hidden(0, 0, x)["q_proj"][0][0]  # type: ignore[attr-defined, no-any-return]
+    def delta(source: DeltaSource) -> Tensor:
+        (correction,) = source.corrections(0, 0, x)["q_proj"]
+        return correction(torch.zeros(1, 6, 32))
 
-    assert torch.equal(hidden(frozen), hidden(frozen))
-    assert not torch.equal(hidden(active), hidden(active))
+    assert torch.equal(delta(frozen), delta(frozen))
+    assert not torch.equal(delta(active), delta(active))
     active.eval()
-    assert torch.equal(hidden(active), hidden(active))
+    assert torch.equal(delta(active), delta(active))
 
 
 def test_export_to_a_file_and_into_a_bank_gives_the_active_stacks_logits(tmp_path: Path) -> None:
@@ -129,7 +125,7 @@ def test_export_to_a_file_and_into_a_bank_gives_the_active_stacks_logits(tmp_pat
     stack = StackTensors(active.config, 1, with_prefix(active.export()))
     path = write_stack(tmp_path / "chat.safetensors", identity, "chat", stack)
     loaded = StackTensors(active.config, 1, load_stack_tensors(path))
-    bound = StackBank(CPU, torch.float32).plus("chat", loaded).bind([{"chat": 1.0}])
+    bound = bank_of({"chat": loaded}).bind([{"chat": 1.0}])
     with torch.no_grad(), hooks.composed(bound):
         torch.testing.assert_close(model(ids, use_cache=False).logits, trained, atol=1e-5, rtol=1e-5)
     assert not any("noise" in name for name in loaded.tensors)
@@ -190,10 +186,10 @@ def test_padding_is_not_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
     active = active_stack(up=0.0)
     x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     active.begin(torch.tensor([[True, True, False, False]]))
-    active.hidden(0, 0, x)
+    active.corrections(0, 0, x)
     half = active.balance_loss()
     active.begin(torch.ones(1, 2, dtype=torch.bool))
-    active.hidden(0, 0, x[:, :2])
+    active.corrections(0, 0, x[:, :2])
     torch.testing.assert_close(half, active.balance_loss())
 
 
@@ -209,7 +205,7 @@ def test_a_collapsed_gate_rebalances() -> None:
     losses = []
     for _ in range(150):
         active.begin(torch.ones(1, 200, dtype=torch.bool))
-        active.hidden(0, INPUT_GROUPS.index(("q_proj", "k_proj", "v_proj")), x)
+        active.corrections(0, INPUT_GROUPS.index(("q_proj", "k_proj", "v_proj")), x)
         loss = active.balance_loss()
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
@@ -222,4 +218,4 @@ def test_a_collapsed_gate_rebalances() -> None:
 def test_a_training_forward_without_begin_is_an_error() -> None:
     active = active_stack().train()
     with pytest.raises(RuntimeError, match="begin"):
-        active.hidden(0, 0, torch.zeros(1, 2, 32))
+        active.corrections(0, 0, torch.zeros(1, 2, 32))

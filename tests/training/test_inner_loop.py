@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from brainstacks.layers.bank import StackBank, StackTensors
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import find_sites, projection_dims
-from tests.tiny import random_stack, stack_config, tiny_model
+from tests.tiny import bank_of, random_stack, stack_config, tiny_model
 from tests.training.examples import learnable_examples, random_examples
 from training.inner_loop import RoundConfig, RoundResult, evaluate, learning_rate, train_round
 
 CONFIG = stack_config(rank=2, experts=2, top_k=1)
-CPU = torch.device("cpu")
 
 
 def train(
@@ -27,9 +26,7 @@ def train(
     sites = find_sites(model)
     hooks = CompositionHooks(sites)
     hooks.attach()
-    bank = StackBank(CPU, torch.float32)
-    for i, stack in enumerate(frozen or []):
-        bank = bank.plus(i, stack)
+    bank = bank_of(dict(enumerate(frozen or [])))
     round_config = RoundConfig(
         **{"steps": 24, "batch_size": 4, "learning_rate": 5e-3, "warmup_steps": 2, "eval_every": 8, **options}
     )
@@ -49,7 +46,7 @@ def train(
 
 def validation_under(result: RoundResult, model: Any, hooks: CompositionHooks) -> float:
     tensors = {f"rounds.0.{n}": t for n, t in (result.tensors or {}).items()}
-    bank = StackBank(CPU, torch.float32).plus("new", StackTensors(CONFIG, 1, tensors))
+    bank = bank_of({"new": StackTensors(CONFIG, 1, tensors)})
     return evaluate(model, hooks, learnable_examples(6, seed=1), bank.bind([{"new": 1.0}]))
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from brainstacks.base_model import BaseModel
 from brainstacks.errors import ConfigError
-from brainstacks.layers.bank import StackBank, StackTensors
 from brainstacks.layers.hooks import CompositionHooks
-from tests.tiny import plain_logits, random_stack, tiny_model
+from brainstacks.layers.packed_stack import StackTensors
+from tests.tiny import bank_of, plain_logits, random_stack, tiny_model
 from tests.training.examples import random_examples
 from training import outcomes as module
 from training.composition import Composed
@@ -36,11 +36,8 @@ def stacks(tiny_base: BaseModel) -> dict[str, StackTensors]:
 def composed(tiny_base: BaseModel, stacks: dict[str, StackTensors]) -> Composed:
     hooks = CompositionHooks(tiny_base.sites)
     hooks.attach()
-    bank = StackBank(tiny_base.device, tiny_base.dtype)
-    for domain, stack in stacks.items():
-        bank = bank.plus(domain, stack)
     digests = {domain: str(i) * 64 for i, domain in enumerate(DOMAINS)}
-    return Composed(tiny_base, tiny_base.chat_tokenizer(), hooks, bank, digests)
+    return Composed(tiny_base, tiny_base.chat_tokenizer(), hooks, bank_of(stacks), digests)
 
 
 # --- the decisions -------------------------------------------------------------------------------

@@ -1,48 +1,32 @@
-"""The benchmarks compare like with like: a baseline that computes the published numbers, timed in turn."""
+"""The published scheme as a baseline: it computes the published numbers, and copies what it says."""
 
 from __future__ import annotations
 
 import ast
-import json
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import benchmarks.shuttle_baseline
-from benchmarks import decode_vs_shuttle
-from benchmarks.common import (
-    Contestant,
-    OnToken,
-    Run,
-    Spread,
-    common_prefix,
-    interleave,
-    machine,
-    markdown_table,
-    ratios,
-    timed,
-    write_results,
-)
+from benchmarks.engine_batch import engine_batch
+from benchmarks.peers import shuttle_stream
 from benchmarks.random_stacks import publish_random_stacks
 from benchmarks.shuttle_baseline import ShuttledDelta, ShuttleModel, ShuttleProjection
+from benchmarks.timing import timed
 from brainstacks import ComposedModel
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.errors import DomainNotFound
-from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.legacy import import_reference
 from brainstacks.stacks.registry import Registry
 
 REFERENCE = Path(
-    os.environ.get("BRAINSTACKS_REFERENCE_FIXTURE", Path(__file__).parent / "fixtures" / "reference")
+    os.environ.get("BRAINSTACKS_REFERENCE_FIXTURE", Path(__file__).parents[1] / "fixtures" / "reference")
 )
 COMPOSITIONS: dict[str, dict[str, float]] = {
     "ungated": {"chat": 1.0, "code": 1.0, "math": 1.0},
@@ -75,9 +59,6 @@ def shuttle(base: BaseModel, registry: Registry) -> Iterator[ShuttleModel]:
 
 def projections(base: BaseModel) -> list[ShuttleProjection]:
     return [m for m in base.model.modules() if isinstance(m, ShuttleProjection)]
-
-
-# --- the baseline ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("composition", COMPOSITIONS)
@@ -115,8 +96,8 @@ def test_baseline_generates_what_the_engine_generates(
     served = load_base(REFERENCE / "base", quantization="none", device="cpu")
     engine = StepEngine(served, registry, EngineConfig())
     prompt, weights = (5, 17, 200, 31), COMPOSITIONS["mixed"]
-    ours = timed(decode_vs_shuttle.engine_stream(engine, prompt, weights), 8)
-    theirs = timed(decode_vs_shuttle.shuttle_stream(shuttle, prompt, weights, always_copy=True), 8)
+    ours = timed(engine_batch(engine, [prompt], [weights]), 8)
+    theirs = timed(shuttle_stream(shuttle, prompt, weights), 8)
     assert ours.tokens == theirs.tokens
 
 
@@ -207,153 +188,3 @@ def test_baseline_shares_no_code_with_the_layers_or_the_engine() -> None:
         "brainstacks.stacks.registry",
         "brainstacks.stacks.tensors",
     }
-
-
-# --- random stacks ---------------------------------------------------------------------------------
-
-
-def test_random_stacks_are_sound_distinct_and_the_same_every_time(tmp_path: Path, base: BaseModel) -> None:
-    digests = []
-    for directory in (tmp_path / "a", tmp_path / "b"):
-        registry = Registry(directory, create=True)
-        names = publish_random_stacks(registry, base.identity, 2, rank=2)
-        assert tuple(registry.snapshot().domains) == names
-        assert registry.verify() == []
-        digests.append([history.current.digest for history in registry.snapshot().domains.values()])
-    assert digests[0] == digests[1]
-    assert len(set(digests[0])) == 2
-    assert read_stack_metadata(registry.blob_path(digests[0][0])).config.rank == 2
-
-
-# --- the runner ------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Time that passes only when a contestant says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def contestant(self, name: str, log: list[str], seconds: float, prefill: float = 0.0) -> Contestant:
-        def generate(tokens: int, on_token: OnToken) -> None:
-            log.append(f"{name}{tokens}")
-            self.now += prefill
-            for token in range(tokens):
-                self.now += seconds
-                on_token(token)
-
-        return generate
-
-
-def test_contestants_take_turns_after_a_short_uncounted_round() -> None:
-    clock = Clock()
-    log: list[str] = []
-    lines: list[str] = []
-    contestants = {"A": clock.contestant("A", log, 0.5), "B": clock.contestant("B", log, 2.0)}
-    runs = interleave(contestants, 2, 5, clock=clock, report=lines.append)
-    assert log == ["A2", "B2", "A5", "B5", "A5", "B5"]
-    assert [len(done) for done in runs.values()] == [2, 2]
-    assert len(lines) == 2
-    assert ratios(runs["A"], runs["B"]) == Spread(4.0, 4.0, 4.0, (4.0, 4.0))
-
-
-def test_decode_rate_leaves_the_prefill_out() -> None:
-    clock = Clock()
-    run = timed(clock.contestant("A", [], 0.25, prefill=7.0), 5, clock)
-    assert run.rate == 4.0
-    assert run.first_token_s == 7.25
-
-
-def test_a_run_with_another_number_of_tokens_is_refused() -> None:
-    def stops_early(tokens: int, on_token: OnToken) -> None:
-        on_token(1)
-
-    with pytest.raises(RuntimeError, match="1 tokens were generated and 4 were asked for"):
-        timed(stops_early, 4)
-
-
-def test_ratios_are_taken_round_by_round() -> None:
-    ours = [Run((1, 2), 0.0, 1.0), Run((1, 2), 0.0, 4.0), Run((1, 2), 0.0, 1.0)]
-    theirs = [Run((1, 2), 0.0, 2.0), Run((1, 2), 0.0, 40.0), Run((1, 2), 0.0, 9.0)]
-    assert ratios(ours, theirs) == Spread(9.0, 2.0, 10.0, (2.0, 10.0, 9.0))
-
-
-@pytest.mark.parametrize(
-    ("theirs", "agreed"), [((1, 2, 3), 3), ((1, 2, 4), 2), ((9, 2, 3), 0), ((1, 2), 2), ((), 0)]
-)
-def test_common_prefix_counts_until_the_first_difference(theirs: tuple[int, ...], agreed: int) -> None:
-    assert common_prefix(Run((1, 2, 3), 0.0, 1.0), Run(theirs, 0.0, 1.0)) == agreed
-
-
-def test_tables_align() -> None:
-    lines = markdown_table(["a", "long header"], [["wide cell", 1.5], ["x", "y"]]).splitlines()
-    assert lines[1] == "| --------- | ----------- |"
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_machine_is_described_without_naming_the_host(tmp_path: Path) -> None:
-    document: dict[str, Any] = {"machine": machine(), "spread": Spread.of([1.0, 3.0, 2.0])}
-    path = write_results("name", document, "| table |", tmp_path)
-    assert path.name == f"name-{document['machine']['kind']}.json"
-    assert json.loads(path.read_text())["spread"] == {
-        "median": 2.0,
-        "min": 1.0,
-        "max": 3.0,
-        "rounds": [1.0, 3.0, 2.0],
-    }
-    assert set(document["machine"]) == {
-        *("kind", "cpu", "cores", "torch_threads", "load_1min", "gpu", "date", "versions")
-    }
-    assert platform.node() not in document["machine"].values()
-    for written in tmp_path.iterdir():
-        assert str(tmp_path) not in written.read_text()
-    assert "| table |" in path.with_suffix(".md").read_text()
-
-
-# --- the benchmark itself --------------------------------------------------------------------------
-
-
-def benchmark(tmp_path: Path, registry: Path, *options: str) -> tuple[int, str]:
-    common = ["--base", str(REFERENCE / "base"), "--quantization", "none", "--device", "cpu"]
-    small = ["--rounds", "2", "--tokens", "4", "--prompt-tokens", "3"]
-    where = ["--registry", str(registry), "--output", str(tmp_path / "results")]
-    result = CliRunner().invoke(
-        decode_vs_shuttle.app, [*common, *small, *where, *options], catch_exceptions=False
-    )
-    return result.exit_code, result.output
-
-
-def test_decode_vs_shuttle_reports_every_contestant(tmp_path: Path, base: BaseModel) -> None:
-    trained = Registry(tmp_path / "trained", create=True)
-    publish_random_stacks(trained, base.identity, 5, rank=2)
-    code, output = benchmark(tmp_path, tmp_path / "trained")
-    assert code == 0
-    (path,) = (tmp_path / "results").glob("decode_vs_shuttle-*.json")
-    assert str(tmp_path) not in path.read_text()
-    cases = {case["name"]: case for case in json.loads(path.read_text())["cases"]}
-    assert {name: list(case["contestants"]) for name, case in cases.items()} == {
-        "base only": ["engine", "transformers generate"],
-        decode_vs_shuttle.RANDOM_CASE: ["engine, apart", "engine, adjacent", "shuttle", "shuttle, no copies"],
-        "4 of 5 trained stacks": ["engine", "shuttle", "shuttle, no copies"],
-    }
-    for name, case in cases.items():
-        assert name in output
-        for measured in case["contestants"].values():
-            assert len(measured["tokens_per_second"]["rounds"]) == 2
-            assert measured["tokens_per_second"]["min"] > 0
-    # In float32 both sides choose the same tokens where they run the same composition.
-    assert cases["base only"]["same_tokens"] == {"engine / transformers generate": 4}
-    assert cases[decode_vs_shuttle.RANDOM_CASE]["same_tokens"]["engine, apart / shuttle"] == 4
-    assert cases["4 of 5 trained stacks"]["same_tokens"] == {"engine / shuttle": 4}
-
-
-def test_a_ratio_below_the_required_one_fails_and_is_named(tmp_path: Path, registry: Registry) -> None:
-    empty = Registry(tmp_path / "empty", create=True)
-    assert empty.generation == 0
-    code, output = benchmark(tmp_path, tmp_path / "empty", "--require", "1e9")
-    assert code == 1
-    assert "the case of trained stacks is left out" in output
-    assert f"{decode_vs_shuttle.RANDOM_CASE}, engine, apart" in output

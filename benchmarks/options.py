@@ -1,0 +1,56 @@
+"""The options that several benchmarks share, and the base that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from brainstacks.base_model import BaseModel, Quantization, base_name, load_base
+
+DEMO_REGISTRY = Path(__file__).parents[1] / "stacks_registry"
+DEFAULT_BASE = "packaged:smollm2-135m-instruct"
+
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; every contestant runs once in each.")]
+Base = Annotated[str, typer.Option(help="Base model, named as for the server.")]
+Quantize = Annotated[str, typer.Option("--quantization", help="nf4, int8 or none.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Trained = Annotated[
+    Path, typer.Option("--registry", help="Trained registry; its cases are left out if it does not fit.")
+]
+Seed = Annotated[int, typer.Option(help="Of prompts, random stacks and traffic.")]
+Output = Annotated[Path, typer.Option(help="Directory of the results.")]
+
+
+def load(base: str, quantization: str, device: str) -> BaseModel:
+    """`load_base` with the options' values; nothing is shared with what an earlier call gave."""
+    return load_base(base, quantization=cast(Quantization, quantization), device=device)
+
+
+def flags(base: str, quantization: str, device: str) -> list[str]:
+    """The same, as arguments of the server."""
+    return ["--base", base, "--quantization", quantization, "--device", device]
+
+
+def asked(base: str, quantization: str, device: str, **others: Any) -> dict[str, Any]:
+    """What was asked for, for the results; of a base that is a path, the name alone."""
+    return {"base": base_name(base), "quantization": quantization, "device": device, **others}
+
+
+def positive_list(text: str, what: str) -> list[int]:
+    """Numbers separated by commas. Raises typer.BadParameter."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of {what}")
+    return found
+
+
+def application(command: Any) -> typer.Typer:
+    """A program of one command."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.command()(command)
+    return app

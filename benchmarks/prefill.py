@@ -1,0 +1,255 @@
+"""Reading prompts: tokens per second, time to first token, the router's share of it, and prefixes reused.
+
+    python -m benchmarks.prefill --rounds 5
+
+One request at a time. Every prompt is new, so that nothing of it is in the prefix cache, except where reuse
+itself is measured: on the second turn of a conversation, which begins with the first turn and its answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import options, traffic
+from benchmarks.engine_batch import Reply, advance, fixed, request
+from benchmarks.registries import Served, served
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.timing import Progress, say
+from brainstacks.base_model import BaseModel, identify_base
+from brainstacks.config import EngineConfig
+from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.request import CompositionRequest, RoutedEvent, Routing, TextEvent
+from brainstacks.errors import BrainstacksError
+
+NAME = "prefill"
+
+ROUTER_PROMPT = 200
+"""Tokens of the prompt for which the router's share has a target."""
+ROUTER_SHARE = {"cpu": 0.20, "cuda": 0.10}
+"""Most of the time to first token that the router may take, by device."""
+
+TURN = 512
+ANSWER = 32
+"""Tokens of a conversation's first prompt, and of its answers and its second question."""
+
+BASE_ONLY = "base only"
+FOUR = "4 of 10 r16"
+ROUTED = "routed, trained registry"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request's beginning.
+
+    Attributes:
+        first_token_s: seconds from the request to its first token.
+        tokens: all that were generated.
+    """
+
+    first_token_s: float
+    routing: Routing
+    tokens: tuple[int, ...]
+
+    @property
+    def router_share(self) -> float:
+        """Of the time to first token."""
+        return self.routing.router_ms / 1000 / self.first_token_s
+
+
+def ask(
+    engine: StepEngine, prompt: tuple[int, ...], composition: CompositionRequest, tokens: int = 1
+) -> Answer:
+    """Run one request to its end."""
+    first: list[float] = []
+    routings: list[Routing] = []
+    generated: list[int] = []
+    errors: list[BrainstacksError] = []
+
+    def sink(reply: Reply) -> None:
+        if isinstance(reply, BrainstacksError):
+            errors.append(reply)
+        elif isinstance(reply, RoutedEvent):
+            routings.append(reply.routing)
+        elif isinstance(reply, TextEvent):
+            first.append(perf_counter())
+            generated.extend(reply.token_ids)
+
+    start = perf_counter()
+    engine.add(request("prompt", prompt, tokens, composition), sink)
+    while engine.has_work:
+        advance(engine)
+    if errors:
+        raise errors[0]
+    return Answer(first[0] - start, routings[0], tuple(generated))
+
+
+class Prompts:
+    """Prompts that no earlier one begins with; text where the base has a tokenizer, so that routes differ."""
+
+    def __init__(self, base: BaseModel, seed: int) -> None:
+        self._vocab = base.vocab_size
+        self._tokenizer = base.chat_tokenizer() if base.tokenizer is not None else None
+        self._numbers = count(seed)
+
+    def next(self, length: int) -> tuple[int, ...]:
+        number = next(self._numbers)
+        if self._tokenizer is None:
+            return traffic.random_prompt(self._vocab, length, number)
+        return traffic.text_prompt(self._tokenizer, length, number)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured, and with what.
+
+    Attributes:
+        engine: as it is served.
+        forgetful: keeps no prefixes; on a base of its own.
+    """
+
+    engine: StepEngine
+    forgetful: StepEngine
+    prompts: Prompts
+    mixes: dict[str, CompositionRequest]
+
+    def speed(self, lengths: list[int], rounds: int) -> dict[tuple[int, str], list[Answer]]:
+        """Every length and mix, in turn."""
+        found: dict[tuple[int, str], list[Answer]] = {
+            (length, mix): [] for length in lengths for mix in self.mixes
+        }
+        for composition in self.mixes.values():  # uncounted: loads and packs what later runs find ready
+            ask(self.engine, self.prompts.next(min(lengths)), composition)
+        progress = Progress(rounds * len(found))
+        for _ in range(rounds):
+            for (length, mix), answers in found.items():
+                answers.append(ask(self.engine, self.prompts.next(length), self.mixes[mix]))
+                progress.done(f"{length} tokens, {mix}: {1000 * answers[-1].first_token_s:.0f} ms")
+        return found
+
+    def router(self, rounds: int) -> list[Answer]:
+        """Routed prompts of the length that the target names; one of every kind in each round."""
+        answers = [
+            ask(self.engine, self.prompts.next(ROUTER_PROMPT), CompositionRequest("routed"))
+            for _ in range(1 + rounds * len(traffic.QUESTIONS))
+        ]
+        return answers[1:]  # the first one may have met a shape for the first time
+
+    def second_turn(self, composition: CompositionRequest, rounds: int) -> dict[str, list[float]]:
+        """Milliseconds to the first token of a conversation's second answer."""
+        found: dict[str, list[float]] = {"with": [], "without": []}
+        for number in range(1 + rounds):
+            prompt = self.prompts.next(TURN)
+            question = self.prompts.next(ANSWER)
+            for name, engine in (("with", self.engine), ("without", self.forgetful)):
+                answer = ask(engine, prompt, composition, tokens=ANSWER)
+                second = ask(engine, prompt + answer.tokens + question, composition)
+                if number:  # the first round is not counted
+                    found[name].append(1000 * second.first_token_s)
+        return found
+
+
+def speed_part(found: dict[tuple[int, str], list[Answer]]) -> tuple[list[dict[str, Any]], str]:
+    documents: list[dict[str, Any]] = []
+    rows: list[list[object]] = []
+    for (length, mix), answers in found.items():
+        rate = Spread.of(length / answer.first_token_s for answer in answers)
+        first = Spread.of(1000 * answer.first_token_s for answer in answers)
+        active = Spread.of(float(len(answer.routing.active)) for answer in answers)
+        documents.append(
+            {
+                "prompt_tokens": length,
+                "mix": mix,
+                "tokens_per_second": rate,
+                "first_token_ms": first,
+                "active_stacks": active,
+            }
+        )
+        rows.append([length, mix, active, rate, first])
+    header = ["prompt tokens", "mix", "active stacks", "prefill, tok/s", "time to first token, ms"]
+    return documents, markdown_table(header, rows)
+
+
+def router_part(answers: list[Answer], device: str) -> tuple[dict[str, Any], str]:
+    share = Spread.of(answer.router_share for answer in answers)
+    target = ROUTER_SHARE[device]
+    verdict = "met" if share.median <= target else "not met"
+    document = {"prompt_tokens": ROUTER_PROMPT, "share_of_first_token": share, "target": target}
+    return document, (
+        f"Router's share of the time to first token, prompts of {ROUTER_PROMPT} tokens: {share}; "
+        f"target <= {target:g}: {verdict}."
+    )
+
+
+def turn_part(found: dict[str, list[float]]) -> tuple[dict[str, Any], str]:
+    with_, without = Spread.of(found["with"]), Spread.of(found["without"])
+    ratio = Spread.ratio(found["without"], found["with"])
+    document = {"with_reuse_ms": with_, "without_reuse_ms": without, "ratio": ratio}
+    return document, (
+        f"Second turn after {TURN} + {ANSWER} tokens, {FOUR}: first token after {with_} ms with prefix "
+        f"reuse, {without} ms without: {ratio} times as fast."
+    )
+
+
+def measure(work: Work, lengths: list[int], rounds: int, device: str) -> tuple[dict[str, Any], str]:
+    """All parts: for the JSON document, and as text."""
+    speeds, table = speed_part(work.speed(lengths, rounds))
+    document: dict[str, Any] = {"speed": speeds}
+    texts = [table]
+    if ROUTED in work.mixes:
+        say("router's share ...")
+        document["router"], text = router_part(work.router(rounds), device)
+        texts.append(text)
+    say("second turn of a conversation ...")
+    document["second_turn"], text = turn_part(work.second_turn(work.mixes[FOUR], rounds))
+    texts.append(text)
+    return document, "\n\n".join(texts)
+
+
+def mixes_of(stacks: Served) -> dict[str, CompositionRequest]:
+    mixes = {BASE_ONLY: fixed({}), FOUR: fixed(traffic.apart(stacks.random))}
+    if stacks.registry.snapshot().router is not None:
+        mixes[ROUTED] = CompositionRequest("routed")
+    return mixes
+
+
+def main(
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "64,256,1024",
+    rounds: options.Rounds = 5,
+    base: options.Base = options.DEFAULT_BASE,
+    quantization: options.Quantize = "nf4",
+    device: options.Device = "auto",
+    registry: options.Trained = options.DEMO_REGISTRY,
+    seed: options.Seed = 0,
+    output: options.Output = RESULTS,
+) -> None:
+    """Prefill speed by prompt length and mix, the router's share, and what reusing a prefix saves.
+
+    The mixes: the base alone; four of ten random r16 stacks; and, with a trained registry, routed text, which
+    includes the router's pass.
+
+    A quick look: python -m benchmarks.prefill --rounds 1 --lengths 64
+    """
+    sizes = options.positive_list(lengths, "prompt lengths such as 64,256,1024")
+    facts = machine()
+    with served(identify_base(base), trained=registry, seed=seed) as stacks:
+        loaded = [options.load(base, quantization, device) for _ in range(2)]
+        engines = [
+            StepEngine(each, stacks.registry, EngineConfig(prefix_caching=reuse))
+            for each, reuse in zip(loaded, (True, False), strict=True)
+        ]
+        work = Work(engines[0], engines[1], Prompts(loaded[0], seed), mixes_of(stacks))
+        document, text = measure(work, sizes, rounds, loaded[0].device.type)
+    chosen = options.asked(base, quantization, device, rounds=rounds, lengths=sizes, seed=seed)
+    note = f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"
+    write_results(NAME, {"machine": facts, "settings": chosen, **document}, note + text, output)
+
+
+app = options.application(main)
+
+if __name__ == "__main__":
+    app()

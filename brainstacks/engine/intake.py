@@ -1,0 +1,166 @@
+"""Requests from their arrival until they can run: checked, queued, routed, composed, their stacks loaded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from brainstacks.base_model import BaseModel
+from brainstacks.config import EngineConfig
+from brainstacks.engine.jobs import Job
+from brainstacks.engine.records import RoutingRecords
+from brainstacks.engine.request import CompositionRequest, SamplingParams
+from brainstacks.engine.router_pass import RouterPass
+from brainstacks.engine.serving import Serving
+from brainstacks.engine.sticky_routes import Probabilities, StickyRoutes
+from brainstacks.errors import BrainstacksError, ContextTooLong, InvalidRequest
+from brainstacks.routing.router import Router
+
+
+class Intake:
+    """Args:
+    base, config: limits of what can be asked.
+    serving: what is served.
+    router_pass: reads prompts for the router.
+    records: of routings.
+    end: ends a request, with the error that it gets, if any.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        config: EngineConfig,
+        serving: Serving,
+        router_pass: RouterPass,
+        records: RoutingRecords,
+        end: Callable[[Job, BrainstacksError | None], None],
+    ) -> None:
+        self._config = config
+        self._vocab = base.vocab_size
+        self._serving = serving
+        self._composer = serving.composer
+        self._router_pass = router_pass
+        self._records = records
+        self._end = end
+        self._sticky = StickyRoutes(config.routing_records)
+        self._unrouted: deque[Job] = deque()
+        self._loading: list[Job] = []  # composed; their stacks are on the way to the device
+        self.max_context = min(
+            base.max_context, config.kv_cache_tokens, config.max_context or base.max_context
+        )
+
+    def __len__(self) -> int:
+        return len(self._unrouted) + len(self._loading)
+
+    @property
+    def can_step(self) -> bool:
+        """Something can be routed, or has got its stacks."""
+        return bool(self._unrouted) or any(job.settled for job in self._loading)
+
+    def check(self, prompt_ids: Sequence[int], composition: CompositionRequest, max_tokens: int) -> None:
+        """Refuse what can never run. Raises InvalidRequest, ContextTooLong."""
+        if not prompt_ids:
+            raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
+        self._check_ids(prompt_ids, "prompt")
+        if len(prompt_ids) + max_tokens > self.max_context:
+            raise ContextTooLong(
+                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {max_tokens}, together "
+                f"{len(prompt_ids) + max_tokens}; the context is {self.max_context} tokens; shorten one",
+                param="max_tokens" if len(prompt_ids) <= self.max_context else "prompt",
+            )
+        self._composer.check(composition)
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Refuse tokens that do not exist. Raises InvalidRequest."""
+        self._check_ids(sampling.logit_bias, "logit_bias")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
+
+    def add(self, job: Job) -> None:
+        self._unrouted.append(job)
+
+    def drop(self, job: Job) -> None:
+        """Forget a job, wherever it is; does nothing when it has gone on already."""
+        for queue in (self._unrouted, self._loading):
+            if job in queue:
+                queue.remove(job)
+
+    def take(self) -> list[Job]:
+        """The next to be routed, in the order of arrival: up to as many as one router pass reads."""
+        router = self._composer.router
+        taken: list[Job] = []
+        names: set[str] = set()
+        prompts = tokens = 0
+        while self._unrouted:
+            job = self._unrouted[0]
+            if router is not None and self._reads(job, router):
+                prompts += 1
+                tokens += min(len(job.prompt_ids), router.config.sequence_length)
+                full = prompts > self._config.max_router_batch or tokens > self._config.max_prefill_tokens
+                name = job.composition.sticky
+                if (full and prompts > 1) or name in names:  # a conversation's first prompt decides for both
+                    break
+                if name is not None:
+                    names.add(name)
+            taken.append(self._unrouted.popleft())
+        return taken
+
+    def route(self, jobs: Sequence[Job], on_change: Callable[[], None]) -> None:
+        """Compose jobs; those that the router decides share one pass over their prompts.
+
+        Args:
+            on_change: called, on any thread, when stacks that some of them need are on the device.
+        """
+        router = self._composer.router  # another may be published while this runs
+        read: dict[Job, Probabilities] = {}
+        milliseconds = 0.0
+        reading = [job for job in jobs if router is not None and self._reads(job, router)]
+        if reading and router is not None:
+            rows, milliseconds = self._router_pass.run(router, [job.prompt_ids for job in reading])
+            read = dict(zip(reading, rows, strict=True))
+        for job in jobs:
+            name, probabilities = job.composition.sticky, read.get(job)
+            if probabilities is not None and router is not None:
+                self._sticky.remember(name, router, probabilities)
+            elif router is not None:
+                probabilities = self._sticky.recall(name, router)
+            try:
+                self._compose(job, router, probabilities, milliseconds if job in read else 0.0, on_change)
+            except BrainstacksError as error:
+                self._end(job, error)
+
+    def ready(self) -> list[Job]:
+        """Composed jobs whose stacks are on the device now, or could not be brought there."""
+        settled = [job for job in self._loading if job.settled]
+        self._loading = [job for job in self._loading if job not in settled]
+        return settled
+
+    def _reads(self, job: Job, router: Router) -> bool:
+        """Whether `router` is to read the job's prompt."""
+        asked = job.composition
+        return asked.mode == "routed" and self._sticky.recall(asked.sticky, router) is None
+
+    def _compose(
+        self,
+        job: Job,
+        router: Router | None,
+        probabilities: Probabilities | None,
+        milliseconds: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        asked = (job.request_id, job.composition, self._serving.generation, probabilities, milliseconds)
+        if job.request is None:
+            routing = self._composer.route(*asked, router=router)
+            self._records.add(routing)
+            job.sink(routing)
+            self._end(job, None)
+        else:
+            job.composed = self._composer.compose(*asked, router=router, on_change=on_change)
+            self._records.add(job.composed.routing)
+            self._loading.append(job)
+
+    def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
+        bad = next((i for i in token_ids if not 0 <= i < self._vocab), None)
+        if bad is not None:
+            raise InvalidRequest(
+                f"token id {bad} is out of range; ids lie in 0..{self._vocab - 1}", param=param
+            )

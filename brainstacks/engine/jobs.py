@@ -1,0 +1,116 @@
+"""What the engine knows of a request that it has taken in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from brainstacks.engine.composer import Composition
+from brainstacks.engine.detokenizer import Detokenizer
+from brainstacks.engine.output import text_event
+from brainstacks.engine.request import (
+    CompositionRequest,
+    Event,
+    GenerationRequest,
+    RoutedEvent,
+    Routing,
+    TokenLogprob,
+)
+from brainstacks.engine.sampler import Sampler
+from brainstacks.engine.sequence import Sequence as Running
+from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
+from brainstacks.tokenizer import ChatTokenizer
+
+Sink = Callable[[Event | Routing | BrainstacksError], None]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request inside the engine.
+
+    Attributes:
+        sink: gets its events, or the error that ended it.
+        request: None for one that only asks for its route.
+        arrival: its place in the order of arrival.
+        composed: set once it is routed; its stacks are held until the job ends.
+        sequences: its completions, once its stacks are on the device.
+        paused: its client is to read first what it has.
+    """
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    composition: CompositionRequest
+    sink: Sink
+    request: GenerationRequest | None = None
+    arrival: int = 0
+    composed: Composition | None = None
+    sequences: list[Running] = field(default_factory=list)
+    paused: bool = False
+
+    def pause(self, paused: bool) -> None:
+        self.paused = paused
+        for sequence in self.sequences:
+            sequence.paused = paused
+
+    def open(self, sampler: Sampler, tokenizer: ChatTokenizer | None) -> list[Running]:
+        """Make the completions of a composed request: the first computes the prompt for all of them."""
+        if self.request is None or self.composed is None:
+            raise ValueError(f"{self.request_id!r} has nothing to generate yet")
+        params = self.request.sampling
+        for index in range(self.request.n):
+            seed = None if params.seed is None else params.seed + index
+            self.sequences.append(
+                Running(
+                    request=self.request,
+                    index=index,
+                    sampling_state=sampler.new_state(params, self.prompt_ids, seed),
+                    detokenizer=Detokenizer(tokenizer, params.stop) if tokenizer is not None else None,
+                    weights=self.composed.weights,
+                    prefix_root=_prefix_root(self.composed),
+                    arrival=self.arrival,
+                    leader=self.sequences[0] if index else None,
+                    scores_prompt=params.prompt_logprobs is not None and index == 0,
+                    paused=self.paused,
+                )
+            )
+        return self.sequences
+
+    def announce(self, logprobs: Sequence[TokenLogprob | None] | None) -> None:
+        """Send the `RoutedEvent`, which comes before any text; `logprobs` are the prompt's, if asked for."""
+        if self.composed is None:
+            raise ValueError(f"{self.request_id!r} is not composed yet")
+        found = tuple(logprobs) if logprobs is not None else None
+        self.sink(RoutedEvent(self.composed.routing, len(self.prompt_ids), found))
+
+    def report(self, sequence: Running) -> None:
+        """Send what is new of a completion."""
+        self.sink(text_event(sequence))
+
+    @property
+    def settled(self) -> bool:
+        """Its stacks are on the device, or could not be brought there."""
+        return self.composed is not None and (
+            self.composed.lease.ready or self.composed.lease.error is not None
+        )
+
+    @property
+    def over(self) -> bool:
+        """Every completion has ended."""
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+
+def as_reply(error: Exception) -> BrainstacksError:
+    """What a client is told of an error; nothing internal."""
+    if isinstance(error, BrainstacksError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Unavailable("the device is out of memory; retry later, or ask for fewer tokens")
+    return EngineFailure("the engine failed in a step of this request; it goes on with others; retry")
+
+
+def _prefix_root(composed: Composition) -> Hashable:
+    """What keys and values depend on besides the tokens; the same for equal compositions alone."""
+    residents = composed.lease.residents.values()
+    return tuple(sorted((*r.key, r.digest, composed.weights[r.key]) for r in residents))

@@ -1,0 +1,73 @@
+"""Numbers in compiled loops: bfloat16, stored as uint16 and computed in float32; and an exponential."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+@intrinsic
+def widen(typing_context: Any, value: Any) -> Any:
+    """uint16 (the bits of a bfloat16) or float32 -> float32, exactly."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if isinstance(signature.args[0], types.Float):
+            return args[0]
+        bits = builder.shl(builder.zext(args[0], _I32), _I32(16))
+        return builder.bitcast(bits, _F32)
+
+    return types.float32(value), generate
+
+
+@intrinsic
+def narrow(typing_context: Any, value: Any, like: Any) -> Any:
+    """float32 -> the type of `like`: float32 as it is, or the nearest bfloat16's bits (ties to even)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if isinstance(signature.args[1], types.Float):
+            return args[0]
+        bits = builder.bitcast(args[0], _I32)
+        high = builder.lshr(bits, _I32(16))
+        odd = builder.and_(high, _I32(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
+        nan = builder.fcmp_unordered("uno", args[0], args[0])
+        quiet = builder.or_(high, _I32(0x40))  # rounding could carry a NaN over into an infinity
+        return builder.trunc(builder.select(nan, quiet, rounded), _I16)
+
+    return like(value, like), generate
+
+
+@intrinsic
+def _power_of_two(typing_context: Any, n: Any) -> Any:
+    """2^n as float32, for n in -126..127."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.add(args[0], _I32(127)), _I32(23)), _F32)
+
+    return types.float32(types.int32), generate
+
+
+@njit(fastmath={"contract"}, cache=True)
+def exponential(x):
+    """e^x in float32 for x <= 0, to one unit in the last place; e^-87 below -87.
+
+    exp(x) = 2^n exp(r) with |r| <= ln(2)/2 and a polynomial for exp(r) (the Cephes library's): plain
+    arithmetic, of which the compiler makes vectors, as it cannot of a call to libm.
+    """
+    x = max(x, np.float32(-87.0))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375)  # ln(2) in two parts: the first is exact in few bits
+    r = r - n * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    return (y * r * r + r + np.float32(1.0)) * _power_of_two(np.int32(n))

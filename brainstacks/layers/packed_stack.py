@@ -1,0 +1,160 @@
+"""One stack in memory: as its file has it, and packed as it is computed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brainstacks.config import StackConfig
+from brainstacks.layers.delta import pack_down
+from brainstacks.layers.projections import INPUT_GROUPS
+
+
+@dataclass(frozen=True)
+class StackTensors:
+    """One domain stack as in its file.
+
+    Attributes:
+        tensors: `rounds.<n>.layers.<layer>.<projection>.{A,B,gate}` -> tensor.
+    """
+
+    config: StackConfig
+    rounds: int
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def dims(self) -> dict[str, tuple[int, int]]:
+        """(d_in, d_out) per projection."""
+        first = "rounds.0.layers.0"
+        return {
+            p: (self.tensors[f"{first}.{p}.A"].shape[1], self.tensors[f"{first}.{p}.B"].shape[0])
+            for p in self.config.projections
+        }
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """What stacks must share to be computed together, and in which order.
+
+    Attributes:
+        dims: (projection, d_in, d_out) of each projection that carries deltas, in forward order.
+    """
+
+    layers: int
+    rank: int
+    experts: int
+    top_k: int
+    dims: tuple[tuple[str, int, int], ...]
+
+    @staticmethod
+    def of(config: StackConfig, dims: Mapping[str, tuple[int, int]]) -> Shape:
+        present = tuple((p, *dims[p]) for p in config.projections)
+        return Shape(config.layers, config.rank, config.experts, config.top_k, present)
+
+    def projections(self, group: int) -> tuple[str, ...]:
+        """Those of one input group."""
+        return tuple(p for p, _, _ in self.dims if p in INPUT_GROUPS[group])
+
+    @property
+    def columns(self) -> int:
+        """N * r, the width of a delta's low-rank space."""
+        return self.experts * self.rank
+
+
+class PackedStack:
+    """All rounds of one stack in one allocation, in the layout that deltas are computed from.
+
+    Args:
+        scaling: s = alpha / sqrt(r).
+
+    Attributes:
+        down: (layer, group) -> [rounds, P * N * (r + 1), d_in], see `delta.pack_down`.
+        up: (layer, projection) -> [rounds, N * r, d_out].
+    """
+
+    def __init__(
+        self, shape: Shape, rounds: int, scaling: float, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.shape = shape
+        self.rounds = rounds
+        self.scaling = scaling
+        wanted: dict[tuple[int, int | str], tuple[int, int]] = {}
+        for layer in range(shape.layers):
+            for group in range(len(INPUT_GROUPS)):
+                names = shape.projections(group)
+                if names:
+                    d_in = next(d for p, d, _ in shape.dims if p == names[0])
+                    wanted[layer, group] = (len(names) * shape.experts * (shape.rank + 1), d_in)
+            for projection, _, d_out in shape.dims:
+                wanted[layer, projection] = (shape.columns, d_out)
+        sizes = [rounds * rows * width for rows, width in wanted.values()]
+        self._memory = torch.empty(sum(sizes), device=device, dtype=dtype)
+        self.down: dict[tuple[int, int], Tensor] = {}
+        self.up: dict[tuple[int, str], Tensor] = {}
+        for ((layer, part), (rows, width)), piece in zip(
+            wanted.items(), self._memory.split(sizes), strict=True
+        ):
+            view = piece.view(rounds, rows, width)
+            if isinstance(part, int):
+                self.down[layer, part] = view
+            else:
+                self.up[layer, part] = view
+
+    @staticmethod
+    def pack(stack: StackTensors, dtype: torch.dtype) -> PackedStack:
+        """`stack`, packed in host memory."""
+        config = stack.config
+        packed = PackedStack(
+            Shape.of(config, stack.dims), stack.rounds, config.scaling, torch.device("cpu"), dtype
+        )
+        for n in range(stack.rounds):
+            for layer in range(config.layers):
+                where = f"rounds.{n}.layers.{layer}"
+                for group in range(len(INPUT_GROUPS)):
+                    names = packed.shape.projections(group)
+                    if names:
+                        a = [stack.tensors[f"{where}.{p}.A"] for p in names]
+                        gate = [stack.tensors[f"{where}.{p}.gate"] for p in names]
+                        packed.down[layer, group][n] = pack_down(a, gate)
+                for p in config.projections:
+                    packed.up[layer, p][n] = stack.tensors[f"{where}.{p}.B"].T
+        return packed
+
+    @property
+    def nbytes(self) -> int:
+        return self._memory.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self._memory.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._memory.dtype
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PackedStack:
+        """This stack there: itself, where it is there already."""
+        if self.device.type == device.type == "cpu" and self.dtype == dtype:
+            return self
+        moved = PackedStack(self.shape, self.rounds, self.scaling, device, dtype)
+        moved._memory.copy_(self._memory)
+        return moved
+
+    @cached_property
+    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all tensors, int64: down [layers, groups, rounds], up [layers, projections, rounds]."""
+        layers, groups = range(self.shape.layers), range(len(INPUT_GROUPS))
+        names = [p for p, _, _ in self.shape.dims]
+
+        def of(tensor: Tensor | None) -> list[int]:
+            return [tensor[n].data_ptr() if tensor is not None else 0 for n in range(self.rounds)]
+
+        return (
+            np.array([[of(self.down.get((layer, group))) for group in groups] for layer in layers], np.int64),
+            np.array([[of(self.up[layer, name]) for name in names] for layer in layers], np.int64),
+        )

@@ -1,0 +1,57 @@
+"""The thread on which stacks are read, packed and moved."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+
+import torch
+
+from brainstacks import fresh_thread
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Runs jobs one after another, on a thread that ends when there are none (see `fresh_thread`).
+
+    Packing is many small copies. A team of threads for each would fight the step's for the cores, which
+    makes a load a hundred times slower on a busy machine; so jobs compute on their own thread alone.
+    """
+
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._lock = threading.Lock()
+        self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._running = False
+
+    def submit(self, job: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+        with self._lock:
+            self._jobs.append((job, done))
+            if not self._running:
+                self._running = True
+                fresh_thread.start(self._run, "residency")
+        return done
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._running = False
+                    return
+                job, done = self._jobs.popleft()
+            torch.set_num_threads(1)
+            try:
+                job()
+            except Exception as error:
+                log.exception("a change of what is resident failed")
+                outcome = partial(done.set_exception, error)
+            else:
+                outcome = partial(done.set_result, None)
+            torch.set_num_threads(self._threads)  # what threads that come later start with
+            outcome()

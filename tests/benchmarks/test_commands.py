@@ -1,0 +1,156 @@
+"""Every benchmark is one command that ends with a file and a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import decode, hot_load, http_load, options, peers, prefill, residency
+from brainstacks.base_model import identify_base
+from tests.benchmarks.trained import trained_registry
+
+BENCHMARKS = {
+    "decode": decode.app,
+    "prefill": prefill.app,
+    "hot_load": hot_load.app,
+    "residency": residency.app,
+    "http_load": http_load.app,
+}
+
+
+@pytest.fixture
+def run(tiny_directory: Path, tmp_path: Path) -> Any:
+    """Runs a benchmark on the tiny base; gives its document and what it printed."""
+
+    def command(name: str, *arguments: str, registry: bool = False) -> tuple[Any, str]:
+        flags = ["--base", str(tiny_directory), "--quantization", "none", "--device", "cpu"]
+        flags += ["--output", str(tmp_path / "results")]
+        if registry:
+            trained_registry(tmp_path, identify_base(tiny_directory))
+            flags += ["--registry", str(tmp_path / "trained")]
+        result = CliRunner().invoke(BENCHMARKS[name], [*flags, *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        (path,) = (tmp_path / "results").glob(f"{name}-*.json")
+        for file in (path, path.with_suffix(".md")):
+            assert str(tmp_path) not in file.read_text()
+            assert str(tiny_directory) not in file.read_text()
+        return json.loads(path.read_text()), result.output
+
+    return command
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_says_what_is_measured_and_gives_a_quick_example(name: str) -> None:
+    result = CliRunner().invoke(BENCHMARKS[name], ["--help"])
+    assert result.exit_code == 0
+    assert f"python -m benchmarks.{name} " in " ".join(result.output.split())
+
+
+def test_decode_compares_every_contestant_at_every_batch_size(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = peers.installed
+    monkeypatch.setattr(peers, "installed", lambda name: name != "llama_cpp" and installed(name))
+    document, output = run(
+        "decode",
+        *("--rounds", "2", "--tokens", "6", "--prompt-tokens", "3", "--batch-sizes", "1,3"),
+        registry=True,
+    )
+    one, three = document["cases"]
+    assert (one["batch_size"], three["batch_size"]) == (1, 3)
+    alone = {decode.BASE_ONLY, decode.TRAINED, decode.ADJACENT, decode.APART, decode.GENERATE}
+    alone |= {decode.SHUTTLE, decode.SHUTTLE_NO_COPIES}
+    if installed("peft"):
+        alone |= {decode.PEFT_ONE, decode.PEFT_FOUR}
+    many = {decode.REWEIGHTED, decode.DISTINCT} | ({decode.PEFT_MIXED} if installed("peft") else set())
+    assert set(one["contestants"]) == alone
+    assert set(three["contestants"]) == alone | many
+    for measured in (*one["contestants"].values(), *three["contestants"].values()):
+        assert len(measured["tokens_per_second"]["rounds"]) == 2
+        assert measured["tokens_per_second"]["min"] > 0
+    bounds = three["contestants"][decode.DISTINCT]["tokens_per_second_bound"]
+    assert 0 < bounds["all_experts"] < bounds["chosen_experts"]
+    compared = {(c["ours"], c["theirs"]): c for c in one["comparisons"]}
+    assert compared[decode.BASE_ONLY, decode.GENERATE]["target"] == 1.15
+    # In float32 both sides choose the same tokens where they run the same composition.
+    assert compared[decode.BASE_ONLY, decode.GENERATE]["same_tokens"] == 6
+    assert compared[decode.ADJACENT, decode.SHUTTLE]["same_tokens"] == 6
+    assert all(c["target"] is None for c in three["comparisons"]), "targets are set at 1 and 16"
+    assert "Batch of 3" in output
+
+
+def test_decode_goes_on_without_optional_peers_and_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "installed", lambda name: False)
+    monkeypatch.setattr(peers, "gguf_of", lambda base: Path("base.gguf"))
+    document, output = run("decode", *("--rounds", "1", "--tokens", "3", "--batch-sizes", "1"))
+    assert "PEFT is not installed" in output
+    assert "llama-cpp-python is not installed" in output
+    assert "the trained registry is left out" in output  # the demo's, which is of another base
+    (case,) = document["cases"]
+    assert decode.GENERATE in case["contestants"]
+    assert not {decode.PEFT_ONE, decode.LLAMA_CPP, decode.TRAINED} & set(case["contestants"])
+
+
+@pytest.mark.parametrize("text", ["", "1,x", "0", "4,-1"])
+def test_a_list_that_is_none_is_refused(text: str) -> None:
+    result = CliRunner().invoke(decode.app, ["--batch-sizes", text])
+    assert result.exit_code == 2
+    with pytest.raises(typer.BadParameter, match="is no list of things"):
+        options.positive_list(text, "things")
+
+
+def test_prefill_measures_every_length_and_mix(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "TURN", 40)
+    document, output = run("prefill", *("--rounds", "2", "--lengths", "5,70"), registry=True)
+    assert [(each["prompt_tokens"], each["mix"]) for each in document["speed"]] == [
+        (length, mix) for length in (5, 70) for mix in (prefill.BASE_ONLY, prefill.FOUR, prefill.ROUTED)
+    ]
+    assert [each["active_stacks"]["median"] for each in document["speed"][:2]] == [0.0, 4.0]
+    share = document["router"]["share_of_first_token"]
+    assert len(share["rounds"]) == 2 * 5
+    assert 0 < share["min"] <= share["max"] < 1
+    assert document["router"]["target"] == 0.2
+    assert len(document["second_turn"]["with_reuse_ms"]["rounds"]) == 2
+    assert "Router's share" in output
+
+
+def test_residency_serves_the_same_requests_with_and_without_room(run: Any) -> None:
+    document, output = run(
+        "residency",
+        *("--domains", "6", "--budget", "2", "--requests", "8", "--concurrency", "2"),
+        *("--tokens", "3", "--rounds", "2"),
+    )
+    found = document["contestants"]
+    assert list(found) == [residency.ALL, residency.HOST, residency.DISK]
+    assert found[residency.ALL]["hit_rate"]["min"] == 1.0
+    assert found[residency.ALL]["load_ms"] == {}
+    assert found[residency.HOST]["hit_rate"]["max"] <= 1.0
+    assert set(found[residency.DISK]["load_ms"]) == {"disk"}
+    assert document["device_stack_bytes"] > 0
+    assert "room for 2" in output
+
+
+@pytest.mark.slow
+def test_hot_load_uploads_while_streams_run(run: Any) -> None:
+    document, output = run(
+        "hot_load", *("--streams", "2", "--rounds", "1", "--pieces", "4", "--tokens", "400", "--rank", "2")
+    )
+    assert document["gap_before_ms_median"]["median"] > 0
+    assert document["gap_during_ms_longest"]["median"] > 0
+    assert document["stack_bytes"] > 0
+    assert "Target: no gap beyond 3 median gaps" in output
+
+
+@pytest.mark.slow
+def test_http_load_reports_every_mix_without_errors(run: Any) -> None:
+    document, _ = run("http_load", *("--clients", "3", "--requests", "2", "--tokens", "8", "--rounds", "1"))
+    assert list(document["mixes"]) == ["base only", "identical", "distinct", "zipf"]
+    for mix in document["mixes"].values():
+        assert (mix["requests"], mix["errors"]) == (6, [])
+        assert 0 < mix["first_token_ms_p50"]["median"] <= mix["first_token_ms_p99"]["median"]
+        assert 0 < mix["inter_token_ms_p50"]["median"] <= mix["inter_token_ms_p99"]["median"]

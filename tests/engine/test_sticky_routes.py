@@ -1,0 +1,66 @@
+"""A conversation keeps its route, as long as the router that made it is in force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from brainstacks.engine.request import CompositionRequest
+from brainstacks.engine.sticky_routes import StickyRoutes
+from brainstacks.routing.router import Router
+from tests.engine.driving import Served, prompt_of, request, run, serve
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Router:
+    found = serve(tmp_path, router=True).engine.composer.router
+    assert found is not None
+    return found
+
+
+def test_what_was_remembered_is_recalled_by_name(router: Router) -> None:
+    sticky = StickyRoutes(8)
+    sticky.remember("a", router, {"math": 0.9})
+    assert sticky.recall("a", router) == {"math": 0.9}
+    assert sticky.recall("b", router) is None
+
+
+def test_no_name_is_never_recalled(router: Router) -> None:
+    sticky = StickyRoutes(8)
+    sticky.remember(None, router, {"math": 0.9})
+    assert sticky.recall(None, router) is None
+
+
+def test_another_router_reads_the_prompt_itself(router: Router, tmp_path: Path) -> None:
+    sticky = StickyRoutes(8)
+    sticky.remember("a", router, {"math": 0.9})
+    assert sticky.recall("a", Router(router.metadata, router.network)) is None
+    assert sticky.recall("a", router) is None, "the old route is forgotten, not kept for its return"
+
+
+def test_the_conversation_that_was_longest_silent_gives_way(router: Router) -> None:
+    sticky = StickyRoutes(2)
+    for name in ("a", "b"):
+        sticky.remember(name, router, {"math": 0.9})
+    sticky.recall("a", router)
+    sticky.remember("c", router, {"math": 0.1})
+    assert [sticky.recall(name, router) is not None for name in ("a", "b", "c")] == [True, False, True]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    return serve(tmp_path / "served", router=True)
+
+
+def test_the_prompts_of_a_conversation_run_with_the_route_of_its_first(served: Served) -> None:
+    sticky, free = CompositionRequest(sticky="talk"), CompositionRequest()
+    prompts = [prompt_of(40, seed) for seed in range(2)]
+    (first,) = run(served.engine, request("first", prompts[0], sticky))
+    (second,) = run(served.engine, request("second", prompts[1], sticky))
+    (own,) = run(served.engine, request("own", prompts[1], free))
+    assert second.routed.routing.weights == first.routed.routing.weights
+    assert second.routed.routing.probabilities == first.routed.routing.probabilities
+    assert second.routed.routing.router_ms == 0.0
+    assert own.routed.routing.weights != first.routed.routing.weights
+    assert own.routed.routing.router_ms > 0.0

@@ -1,0 +1,415 @@
+"""Room on the device: budgets, LRU, first come first served, no deadlock, nothing left behind."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from brainstacks.errors import BrainstacksError, CorruptBlob, EngineFailure, InvalidRequest, Unavailable
+from brainstacks.layers.bank import Key, StackBank
+from brainstacks.layers.packed_stack import PackedStack, StackTensors
+from brainstacks.stacks.artifact import stack_shapes
+from brainstacks.stacks.lease import Lease, Resident
+from brainstacks.stacks.manifest import StackVersion
+from brainstacks.stacks.residency import packed_bytes
+from brainstacks.stacks.tiers import MAX_OVERTAKEN, Tiers
+from tests.stacks.files import stack_metadata
+
+UNIT = packed_bytes(stack_metadata("any", 1), torch.float32)
+"""Bytes of a stack of one round; n rounds take n times as many."""
+
+
+def resident(domain: str, version: int = 1, rounds: int = 1) -> Resident:
+    published = StackVersion(version, f"{domain}-{version}", 100, 0, rounds=rounds, rank=2, experts=2)
+    return Resident(domain, published, stack_metadata(domain, rounds), rounds * UNIT)
+
+
+def read(one: Resident) -> StackTensors:
+    tensors = {name: torch.zeros(shape) for name, shape in stack_shapes(one.metadata)}
+    return StackTensors(one.metadata.config, one.metadata.rounds, tensors)
+
+
+class WatchedBank(StackBank):
+    """A bank that a test can hold or break, and that remembers the most it ever took."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"), torch.float32)
+        self.most = 0
+        self.loads: list[Key] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken: dict[Key, Exception] = {}
+
+    def add(self, key: Key, stack: StackTensors | PackedStack) -> None:
+        if not self.gate.wait(300):
+            raise AssertionError("the test never opened the gate")
+        if key in self.broken:
+            raise self.broken[key]
+        super().add(key, stack)
+        self.loads.append(key)
+        self.most = max(self.most, self.nbytes)
+
+
+class Device:
+    """Tiers over a watched bank, in units of one round."""
+
+    def __init__(self, device: int | None, host: int = 0) -> None:
+        self.bank = WatchedBank()
+        limit = None if device is None else device * UNIT
+        self.tiers = Tiers(self.bank, read, limit, host * UNIT)
+
+    def serve(self, *residents: Resident, pinned: Sequence[Resident] = ()) -> None:
+        self.tiers.serve(residents, pinned)
+
+    def acquire(self, *residents: Resident) -> Lease:
+        return self.tiers.acquire({one.domain: one for one in residents})
+
+    def use(self, *residents: Resident) -> None:
+        """One request from beginning to end."""
+        lease = self.acquire(*residents)
+        lease.wait()
+        self.tiers.release(lease)
+
+    def tier(self, one: Resident) -> str:
+        self.tiers.settle()
+        return self.tiers.tier(one.key)
+
+    @property
+    def resident(self) -> set[Key]:
+        self.tiers.settle()
+        return set(self.bank.keys)
+
+
+A, B, C, D = (resident(name) for name in ("a", "b", "c", "d"))
+BIG = resident("big", rounds=2)
+
+
+def test_what_is_on_the_device_is_leased_at_once_and_the_rest_is_loaded_behind_the_callers_back() -> None:
+    device = Device(2)
+    device.serve(A, B)
+    device.use(A)
+    device.bank.gate.clear()
+    both, hit = device.acquire(A, B), device.acquire(A)
+    assert (hit.ready, both.ready) == (True, False)
+    device.bank.gate.set()
+    both.wait()
+    assert both.ready
+    assert {A.key, B.key} <= set(device.bank.keys)
+
+
+def test_the_least_recently_used_leaves_first_and_use_is_counted_to_its_end() -> None:
+    device = Device(3)
+    device.serve(A, B, C, D)
+    long = device.acquire(A)
+    device.use(B)
+    device.use(C)
+    device.tiers.release(long)  # so that A is the most recent
+    device.use(D)
+    assert device.resident == {A.key, C.key, D.key}
+    device.use(A)
+    device.use(B)
+    assert device.resident == {A.key, B.key, D.key}
+
+
+def test_a_stack_in_use_or_pinned_never_leaves() -> None:
+    device = Device(3)
+    device.serve(A, B, C, D, pinned=[A])
+    device.use(A)
+    held = device.acquire(B)
+    for one in (C, D, C, D):
+        device.use(one)
+        assert {A.key, B.key} <= device.resident
+    assert device.tiers.evict(B.key) is False
+    device.tiers.release(held)
+    assert device.tiers.evict(B.key) is True
+    assert B.key not in device.bank.keys
+
+
+def test_what_leaves_the_device_stays_on_the_host_by_lru_there_too() -> None:
+    device = Device(1, host=2)
+    device.serve(A, B, C, D)
+    for one in (A, B, C, D):
+        device.use(one)
+    assert [device.tier(one) for one in (A, B, C, D)] == ["disk", "host", "host", "device"]
+    device.use(B)
+    assert [device.tier(one) for one in (A, B, C, D)] == ["disk", "device", "host", "host"]
+    stats = device.tiers.stats(disk_bytes=7)
+    assert stats.bytes == {"device": UNIT, "host": 2 * UNIT, "disk": 7}
+    assert stats.budgets == {"device": UNIT, "host": 2 * UNIT}
+    assert (stats.loads, stats.evictions) == ({"host": 1, "disk": 4}, {"device": 4, "host": 1})
+    assert (stats.hits, stats.misses) == (0, 5)
+    assert sum(stats.load_seconds) == 5
+    assert stats.load_seconds_sum > 0
+
+
+def test_a_stack_that_the_host_has_no_room_for_is_on_disk_alone_and_pushes_nothing_out() -> None:
+    device = Device(2, host=1)
+    device.serve(A, B, BIG)
+    device.use(A)
+    device.use(BIG)
+    device.use(B)
+    assert [device.tier(one) for one in (A, BIG, B)] == ["host", "disk", "device"]
+
+
+def test_leases_that_wait_for_room_are_served_first_come_first_served() -> None:
+    device = Device(2)
+    device.serve(A, B, C, BIG)
+    holding = device.acquire(A)
+    first, second, third = device.acquire(BIG), device.acquire(C), device.acquire(B)
+    assert device.resident == {A.key}, "C and B would fit, and do not overtake"
+    assert device.tiers.stats(0).waiting == 3
+    device.tiers.release(holding)
+    first.wait()
+    assert not second.ready
+    assert not third.ready
+    device.tiers.release(first)
+    second.wait()
+    third.wait()
+    assert device.bank.loads == [A.key, BIG.key, C.key, B.key]
+
+
+def test_two_that_each_need_what_the_other_has_do_not_wait_for_ever() -> None:
+    device = Device(2)
+    device.serve(A, B, C, D)
+    first, second, third = device.acquire(A, B), device.acquire(B, C), device.acquire(C, A)
+    for lease in (first, second, third):
+        lease.wait()
+        device.tiers.release(lease)
+    assert device.bank.most <= 2 * UNIT
+
+
+def test_requests_for_what_is_there_do_not_starve_one_that_waits_for_room() -> None:
+    device = Device(1)
+    device.serve(A, B)
+    chain = device.acquire(A)
+    chain.wait()
+    waiting = device.acquire(B)
+    passed = 0
+    while True:  # there is always a request for A, and each comes before the one before it ends
+        following = device.acquire(A)
+        device.tiers.release(chain)
+        chain = following
+        if not following.ready:
+            break
+        passed += 1
+    assert passed == MAX_OVERTAKEN
+    waiting.wait()
+    device.tiers.release(waiting)
+    chain.wait()
+    device.tiers.release(chain)
+    assert device.acquire().ready, "a request of the base alone never waits"
+
+
+def test_a_request_of_the_base_alone_never_waits() -> None:
+    device = Device(1)
+    device.serve(A, B)
+    held, waiting = device.acquire(A), device.acquire(B)
+    held.wait()
+    assert all(device.acquire().ready for _ in range(MAX_OVERTAKEN + 2))
+    assert device.acquire(A).ready, "nor does it count as passing"
+    assert held.ready
+    assert not waiting.ready
+
+
+def test_a_composition_larger_than_the_device_is_refused_with_both_figures() -> None:
+    device = Device(2)
+    device.serve(A, B, C)
+    with pytest.raises(
+        InvalidRequest, match=rf"a, b, c take {3 * UNIT} bytes .* is {2 * UNIT}; .*routing.top"
+    ):
+        device.acquire(A, B, C)
+    assert device.tiers.stats(0).waiting == 0
+
+
+def test_pins_count_and_a_lease_that_can_fit_no_more_is_told() -> None:
+    device = Device(2)
+    device.serve(A, B, C)
+    held, waiting = device.acquire(C), device.acquire(A, B)
+    device.serve(A, B, C, pinned=[C])
+    with pytest.raises(InvalidRequest, match=f"beside {UNIT} bytes of pinned stacks"):
+        waiting.wait()
+    with pytest.raises(InvalidRequest, match="pinned"):
+        device.acquire(A, B)
+    device.tiers.release(waiting)
+    device.tiers.release(held)
+    device.acquire(A, C).wait()
+
+
+@pytest.mark.parametrize(
+    ("broken", "seen"),
+    [
+        (CorruptBlob("the bytes do not match"), CorruptBlob),
+        (torch.OutOfMemoryError("no memory"), Unavailable),
+        (RuntimeError("/a/path"), EngineFailure),
+    ],
+)
+def test_a_load_that_fails_fails_every_lease_of_it_and_no_other(
+    broken: Exception, seen: type[BrainstacksError]
+) -> None:
+    device = Device(3)
+    device.serve(A, B, C)
+    device.bank.broken[B.key] = broken
+    device.bank.gate.clear()
+    told = threading.Event()
+    one = device.tiers.acquire({"a": A, "b": B}, told.set)
+    two, other = device.acquire(B), device.acquire(C)
+    device.bank.gate.set()
+    other.wait()
+    for lease in (one, two):
+        with pytest.raises(seen) as caught:
+            lease.wait()
+        assert "/a/path" not in caught.value.message
+        assert not lease.ready
+        device.tiers.release(lease)
+    assert told.wait(300)
+    assert device.resident == {A.key, C.key}
+    assert list(device.tiers.failures()) == [B.key]
+    del device.bank.broken[B.key]
+    device.use(B)
+    assert device.tiers.failures() == {}
+
+
+def test_a_lease_tells_of_its_change_once_and_not_if_it_was_ready_at_once() -> None:
+    device = Device(1)
+    device.serve(A, B)
+    told: list[str] = []
+    first = device.tiers.acquire({"a": A}, lambda: told.append("first"))
+    first.wait()
+    second = device.tiers.acquire({"b": B}, lambda: told.append("second"))
+    third = device.tiers.acquire({"a": A}, lambda: told.append("third"))
+    assert third.ready
+    device.tiers.settle()
+    assert told == ["first"]
+    device.tiers.release(first)
+    device.tiers.release(third)
+    second.wait()
+    device.tiers.settle()
+    assert told == ["first", "second"]
+
+
+def test_what_is_neither_served_nor_used_goes_everywhere() -> None:
+    device = Device(2, host=2)
+    device.serve(A, B, C)
+    for one in (A, B, C):
+        device.use(one)
+    held = device.acquire(C)
+    assert device.tier(A) == "host"
+    device.serve(B)
+    assert device.resident == {B.key, C.key}
+    assert device.tiers.stats(0).bytes["host"] == 0
+    device.tiers.release(held)
+    assert device.resident == {B.key}
+    assert device.tiers.stats(0).evictions["device"] == 1, "to be deleted is not to be evicted"
+
+
+def test_a_version_that_only_a_waiting_request_names_is_loaded_although_it_is_served_no_more() -> None:
+    device = Device(1)
+    device.serve(A, B)
+    held, waiting = device.acquire(A), device.acquire(B)
+    device.serve(A)
+    device.tiers.release(held)
+    waiting.wait()
+    assert device.resident == {B.key}
+    device.tiers.release(waiting)
+    assert device.resident == set()
+
+
+def test_requests_that_leave_while_they_wait_or_load_leave_nothing() -> None:
+    device = Device(1)
+    device.serve(A, B, C)
+    device.bank.gate.clear()
+    loading, waiting, last = device.acquire(A), device.acquire(B), device.acquire(C)
+    device.tiers.release(waiting)
+    device.tiers.release(loading)
+    device.bank.gate.set()
+    last.wait()
+    assert device.resident == {C.key}
+    assert B.key not in device.bank.loads
+    assert device.bank.most == UNIT
+
+
+def test_without_a_limit_nothing_ever_leaves() -> None:
+    device = Device(None)
+    device.serve(A, B, C, BIG)
+    for one in (A, B, C, BIG):
+        device.use(one)
+    assert device.resident == {A.key, B.key, C.key, BIG.key}
+    assert "device" not in device.tiers.stats(0).budgets
+
+
+def test_a_prefetch_takes_free_room_alone() -> None:
+    device = Device(2)
+    device.serve(A, B, C)
+    leases = device.tiers.prefetch([A, B, C])
+    for lease in leases:
+        lease.wait()
+        device.tiers.release(lease)
+    assert device.resident == {A.key, B.key}, "the first that fit, and nothing left for the third"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_under_random_traffic_no_budget_is_exceeded_no_lease_is_lost_and_nothing_is_left(seed: int) -> None:
+    chance = random.Random(seed)
+    room, host = chance.randint(3, 6), chance.randint(0, 4)
+    device = Device(room, host)
+    versions = {name: resident(name, 1, chance.randint(1, 2)) for name in "abcdefgh"}
+    pinned: set[str] = set()
+    held: list[Lease] = []
+    done = 0
+
+    def serve() -> None:
+        device.serve(*versions.values(), pinned=[versions[name] for name in sorted(pinned)])
+
+    def check() -> None:
+        assert device.bank.nbytes <= room * UNIT
+        assert device.tiers.stats(0).bytes["host"] <= host * UNIT
+        for lease in held:
+            assert not lease.ready or set(lease.keys) <= set(device.bank.keys)
+
+    serve()
+    for _ in range(250):
+        action = chance.random()
+        name = chance.choice(sorted(versions))
+        if action < 0.45:
+            names = chance.sample(sorted(versions), chance.randint(0, 3))
+            try:
+                held.append(device.acquire(*(versions[n] for n in names)))
+            except InvalidRequest:
+                beside = {n: versions[n] for n in {*names, *pinned}}
+                assert sum(one.nbytes for one in beside.values()) > room * UNIT
+        elif action < 0.8 and held:
+            device.tiers.release(held.pop(chance.randrange(len(held))))
+            done += 1
+        elif action < 0.88:
+            versions[name] = resident(name, versions[name].version + 1, versions[name].metadata.rounds)
+            serve()
+        elif action < 0.93:
+            pinned = {name} if versions[name].nbytes <= UNIT and not pinned else set()
+            serve()
+        elif action < 0.97:
+            device.tiers.evict(versions[name].key)
+        else:
+            device.tiers.settle()
+        check()
+    pinned.clear()
+    serve()
+    while held:
+        device.tiers.settle()
+        over = [lease for lease in held if lease.ready or lease.error is not None]
+        assert over, "some can always go on; then the others can"
+        check()
+        for lease in over:
+            held.remove(lease)
+            device.tiers.release(lease)
+    assert done > 50
+    assert device.bank.most <= room * UNIT
+    assert device.resident <= {one.key for one in versions.values()}
+    assert device.tiers.stats(0).waiting == 0
+    versions.clear()
+    serve()
+    assert device.resident == set()
+    assert device.tiers.stats(0).bytes == {"device": 0, "host": 0, "disk": 0}
