@@ -148,7 +148,8 @@ class EngineConfig:
         max_context: most tokens of prompt + completion; None takes the base's own.
         max_prefill_tokens: most prompt tokens that one step computes.
         max_router_batch: most waiting prompts that one router pass reads.
-        kv_cache_tokens: KV memory in tokens, over all sequences and the prefixes kept for reuse.
+        kv_cache_tokens: KV memory in tokens, over all sequences and the prefixes kept for reuse; None takes
+            131,072, or as many as half of the memory holds that is free when everything is loaded.
         prefix_caching: keep the keys and values of finished prompts for requests of the same composition.
         deterministic: fixed step shapes, so that no request's tokens depend on its neighbours; costs speed.
         device_stack_bytes: most bytes of stacks on the device; None keeps every served stack there.
@@ -162,7 +163,7 @@ class EngineConfig:
     max_context: int | None = None
     max_prefill_tokens: int = 1024
     max_router_batch: int = 8
-    kv_cache_tokens: int = 131072
+    kv_cache_tokens: int | None = None
     prefix_caching: bool = True
     deterministic: bool = False
     device_stack_bytes: int | None = None
@@ -176,15 +177,13 @@ class EngineConfig:
             "max_queue",
             "max_prefill_tokens",
             "max_router_batch",
-            "kv_cache_tokens",
             "max_unread_events",
             "routing_records",
         ):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it is at least 1")
-        _require(
-            self.max_context is None or self.max_context >= 1,
-            f"max_context is {self.max_context}; it is at least 1",
-        )
+        for name in ("max_context", "kv_cache_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}; it is at least 1")
         _require(
             self.device_stack_bytes is None or self.device_stack_bytes >= 0,
             f"device_stack_bytes is {self.device_stack_bytes}; it is at least 0",

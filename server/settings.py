@@ -94,10 +94,10 @@ class Settings(BaseSettings):
     max_router_batch: int = Field(
         default=EngineConfig.max_router_batch, ge=1, description="most prompts that one router pass reads"
     )
-    kv_cache_tokens: int = Field(
+    kv_cache_tokens: int | None = Field(
         default=EngineConfig.kv_cache_tokens,
         ge=1,
-        description="KV memory in tokens, over all sequences and the prefixes kept for reuse",
+        description="KV memory in tokens; 131072, or what half of the free memory holds",
     )
     prefix_caching: bool = Field(
         default=EngineConfig.prefix_caching,

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 
 from brainstacks.base_model import BaseModel
@@ -20,6 +21,7 @@ from brainstacks.engine.forward import Forward, Outcome
 from brainstacks.engine.intake import Intake
 from brainstacks.engine.interface import Load
 from brainstacks.engine.jobs import Job, Sink, as_reply
+from brainstacks.engine.kv_cache import affordable_tokens
 from brainstacks.engine.model_runner import ModelRunner
 from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.request import CompositionRequest, FinishReason, GenerationRequest
@@ -54,16 +56,17 @@ class StepEngine:
     def __init__(self, base: BaseModel, registry: Registry | None, config: EngineConfig) -> None:
         self.base = base
         self.registry = registry
-        self.config = config
         self.tokenizer: ChatTokenizer | None = base.chat_tokenizer() if base.tokenizer is not None else None
         self.hooks = CompositionHooks(base.sites)
         self.hooks.attach()
         self._serving = Serving(base, registry, config)
+        kv_tokens = config.kv_cache_tokens or affordable_tokens(base)  # when the stacks are there
+        self.config = config = replace(config, kv_cache_tokens=kv_tokens)
         self.residency = self._serving.residency
         self.composer = self._serving.composer
         self.records = RoutingRecords(config.routing_records)
         self._blocks = BlockManager(
-            config.kv_cache_tokens,
+            kv_tokens,
             prefix_caching=config.prefix_caching and not config.deterministic,
             reserve=config.deterministic,
         )

@@ -46,7 +46,9 @@ class Intake:
         self._unrouted: deque[Job] = deque()
         self._loading: list[Job] = []  # composed; their stacks are on the way to the device
         self.max_context = min(
-            base.max_context, config.kv_cache_tokens, config.max_context or base.max_context
+            base.max_context,
+            config.kv_cache_tokens or base.max_context,
+            config.max_context or base.max_context,
         )
 
     def __len__(self) -> int:

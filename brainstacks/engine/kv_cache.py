@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 
+from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_manager import BlockCopy
 from brainstacks.engine.block_pool import BLOCK_TOKENS
 from brainstacks.errors import ConfigError
+
+MOST_TOKENS = 131072
+"""Of KV memory whose size nobody chose."""
+
+
+def affordable_tokens(base: BaseModel) -> int:
+    """Tokens whose keys and values fill half of the memory that is free now, and `MOST_TOKENS` at most."""
+    heads, dim = attention_shape(base)
+    token = 2 * base.identity.layers * heads * dim * base.dtype.itemsize
+    if base.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(base.device)
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(BLOCK_TOKENS, min(MOST_TOKENS, free // 2 // token))
+
+
+def attention_shape(base: BaseModel) -> tuple[int, int]:
+    """(KV heads, dimension of a head)."""
+    config = base.model.config.get_text_config()
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_key_value_heads), int(dim)
 
 
 class PagedCache:

@@ -11,7 +11,7 @@ from torch import Tensor
 from brainstacks.base_model import BaseModel
 from brainstacks.engine import attention
 from brainstacks.engine.batch import StepBatch, build
-from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.kv_cache import PagedCache, attention_shape
 from brainstacks.engine.scheduler import Row
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
@@ -35,20 +35,19 @@ class ModelRunner:
         attention.register()
         base.model.set_attn_implementation(attention.IMPLEMENTATION)
         shorten(site.module for site in base.sites.values())
-        config = base.model.config.get_text_config()
-        heads = config.num_attention_heads
+        kv_heads, head_dim = attention_shape(base)
         self._base = base
         self._hooks = hooks
         self._decode_rows = decode_rows
         self.cache = PagedCache(
             layers=base.identity.layers,
             blocks=blocks,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             device=base.device,
             dtype=base.dtype,
         )
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self._softcap = getattr(base.model.config.get_text_config(), "final_logit_softcapping", None)
         # A 4-d mask is taken as it is; paged attention makes its own.
         self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)
 

@@ -6,7 +6,7 @@ computes meanwhile sees nothing of it. Only the stacks that some row of the batc
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors
 
 Key = Hashable
 """Identity of one stack version, e.g. `("math", 3)`. Weights are bound to it, never to a position."""
+
+
+LONG_RUN = 32
+"""So many packed tokens of one composition are computed on their own, with the stacks that they use."""
 
 
 class StackBank:
@@ -94,67 +98,96 @@ class StackBank:
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
         """
-        stacks = self._stacks
         used = {key for row in weights for key, weight in row.items() if weight != 0.0}
-        if not used <= set(stacks):
-            missing = sorted(map(str, used - set(stacks)))
-            raise KeyError(f"{missing} not resident; resident are {tuple(stacks)}")
+        if not used <= set(self._stacks):
+            missing = sorted(map(str, used - set(self._stacks)))
+            raise KeyError(f"{missing} not resident; resident are {self.keys}")
+        spans = _spans(weights) if packed else [None]
+        return BoundBank(tuple(bound for span in spans for bound in self._bound(weights, span, invariant)))
+
+    def _bound(
+        self, weights: Sequence[Mapping[Any, float]], span: slice | None, invariant: bool
+    ) -> Iterator[_Bound]:
+        """By shape, what the rows of a span use."""
+        rows = weights[span] if span is not None else weights
+        used = {key for row in rows for key, weight in row.items() if weight != 0.0}
         by_shape: dict[Shape, list[Key]] = {}
         for key in sorted(used, key=str):  # sums are added in one order, whatever else is in the batch
-            by_shape.setdefault(stacks[key].shape, []).append(key)
-        parts = []
+            by_shape.setdefault(self._stacks[key].shape, []).append(key)
         for shape, keys in sorted(by_shape.items()):
-            bound = [stacks[key] for key in keys]
+            stacks = [self._stacks[key] for key in keys]
+            columns = [
+                (key, stack.scaling)
+                for key, stack in zip(keys, stacks, strict=True)
+                for _ in range(stack.rounds)
+            ]
             table = torch.tensor(
-                [
-                    [
-                        row.get(key, 0.0) * stack.scaling
-                        for key, stack in zip(keys, bound, strict=True)
-                        for _ in range(stack.rounds)
-                    ]
-                    for row in weights
-                ],
+                [[row.get(key, 0.0) * scaling for key, scaling in columns] for row in rows],
                 dtype=torch.float32,
-            )
-            parts.append(_Bound(shape, bound, table.to(self.device, non_blocking=True), packed, invariant))
-        return BoundBank(tuple(parts))
+            ).to(self.device, non_blocking=True)
+            compiled = None
+            if span is not None and CompiledDeltas.fits(table, stacks[0].dtype):
+                compiled = CompiledDeltas(shape, stacks, table, span.start, invariant)
+            yield _Bound(shape, stacks, table, span, compiled)
 
 
+def _spans(weights: Sequence[Mapping[Any, float]]) -> list[slice]:
+    """Long runs of tokens of one composition, such as a prompt's, each alone; between them, together."""
+    ends = [i for i in range(1, len(weights)) if weights[i] is not weights[i - 1]] + [len(weights)]
+    spans: list[slice] = []
+    start = 0
+    mixed = False  # the last span is one of short runs, and takes in those that follow
+    for end in ends:
+        long = end - start >= LONG_RUN
+        if mixed and not long:
+            spans[-1] = slice(spans[-1].start, end)
+        else:
+            spans.append(slice(start, end))
+        start, mixed = end, not long
+    return spans
+
+
+@dataclass(frozen=True)
 class _Bound:
-    """The stacks of one shape that a batch uses.
+    """The stacks of one shape that a span of a batch uses.
 
-    Args:
-        weights: [rows, G] or, packed, [T, G] float32; w * s of each of the stacks' G rounds.
+    Attributes:
+        weights: [rows, G] float32 or, of a span of packed tokens, [t, G]; w * s of each of the G rounds.
+        span: of the packed tokens; None for all rows of a batch that is not packed.
     """
 
-    def __init__(
-        self, shape: Shape, stacks: Sequence[PackedStack], weights: Tensor, packed: bool, invariant: bool
-    ) -> None:
-        self._shape = shape
-        self._stacks = stacks
-        self._weights = (weights[None] if packed else weights[:, None])[..., None, None]
-        self._compiled = CompiledDeltas(shape, stacks, weights, invariant) if packed else None
+    shape: Shape
+    stacks: Sequence[PackedStack]
+    weights: Tensor
+    span: slice | None
+    compiled: CompiledDeltas | None
 
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
-        names = self._shape.projections(group)
+        names = self.shape.projections(group)
         if not names:
             return {}
-        if self._compiled is not None and self._compiled.takes(x):
-            return self._compiled.corrections(layer, group, x)
-        shape, found = self._shape, {name: list[Correction]() for name in names}
+        if self.compiled is not None and self.compiled.takes(x):
+            return self.compiled.corrections(layer, group, x)
+        weights = self.weights[..., None, None]
+        if self.span is None:
+            weights = weights[:, None]
+        else:
+            x = x.view(-1, x.shape[-1])[self.span]
+        shape, found = self.shape, {name: list[Correction]() for name in names}
         first = 0
-        for stack in self._stacks:
+        for stack in self.stacks:
             hidden, _ = gated_hidden(
                 F.linear(x, stack.down[layer, group].flatten(0, 1)),
                 projections=len(names),
                 experts=shape.experts,
                 rank=shape.rank,
                 top_k=shape.top_k,
-                weights=self._weights[..., first : first + stack.rounds, :, :],
+                weights=weights[..., first : first + stack.rounds, :, :],
             )
             first += stack.rounds
             for i, name in enumerate(names):
-                found[name].append(LowRank(hidden[i], stack.up[layer, name].flatten(0, 1)))
+                up = stack.up[layer, name].flatten(0, 1)
+                found[name].append(LowRank(hidden[i], up, self.span))
         return found
 
 

@@ -18,22 +18,25 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 class CompiledDeltas:
-    """The stacks of one shape that a batch of T tokens uses.
+    """The stacks of one shape that T neighbouring tokens of a packed batch use.
 
     Args:
         stacks: of G rounds together.
-        weights: [T, G] float32, w * s.
+        weights: [T, G] float32, w * s; see `fits`.
+        start: the first of the tokens, in the batch.
         invariant: see `StackBank.bind`.
     """
 
-    def __init__(self, shape: Shape, stacks: Sequence[PackedStack], weights: Tensor, invariant: bool) -> None:
-        self._tokens = weights.shape[0]
+    @staticmethod
+    def fits(weights: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the kernels compute with so many tokens, on this device, in this dtype."""
+        return weights.device.type == "cpu" and weights.shape[0] <= deltas.MAX_TOKENS and dtype in DTYPES
+
+    def __init__(
+        self, shape: Shape, stacks: Sequence[PackedStack], weights: Tensor, start: int, invariant: bool
+    ) -> None:
+        self._start, self._tokens = start, weights.shape[0]
         self._dtype = stacks[0].dtype
-        self._usable = (
-            weights.device.type == "cpu" and self._tokens <= deltas.MAX_TOKENS and self._dtype in DTYPES
-        )
-        if not self._usable:
-            return
         self._kernels = deltas.Kernels.of(self._dtype == torch.float32)
         rounds, groups = weights.shape[1], len(INPUT_GROUPS)
         self._stacks = stacks  # what is pointed to below stays alive
@@ -78,24 +81,27 @@ class CompiledDeltas:
             self._calls[:, group, deltas.FIELDS.index("up_pointers")] += layers * up_step
 
     def takes(self, x: Tensor) -> bool:
-        """Whether the deltas of `x` can be computed here."""
+        """Whether the deltas of `x`, the whole batch, can be computed here."""
         return (
-            self._usable
-            and x.dtype == self._dtype
+            x.dtype == self._dtype
             and x.is_contiguous()
-            and x.numel() == self._tokens * x.shape[-1]
+            and x.numel() >= (self._start + self._tokens) * x.shape[-1]
             and not x.requires_grad
         )
 
     def corrections(self, layer: int, group: int, x: Tensor) -> dict[str, tuple[Correction, ...]]:
         """See `hooks.DeltaSource`; the activations are valid until the next group's."""
         call = self._calls[layer, group]
-        self._kernels.down(call, x.data_ptr())
+        self._kernels.down(call, self._address(x))
         return {p: (partial(self._add, call, i),) for p, i in self._group_of[group].items()}
 
     def _add(self, call: np.ndarray, projection: int, output: Tensor) -> Tensor:
         """In place: what a projection has just put out belongs to nobody else."""
         if output.dtype != self._dtype or not output.is_contiguous():
             raise TypeError(f"a projection gave {output.dtype}, strides {output.stride()}; no deltas fit it")
-        self._kernels.up(call, projection, output.data_ptr(), output.shape[-1])
+        self._kernels.up(call, projection, self._address(output), output.shape[-1])
         return output
+
+    def _address(self, batch: Tensor) -> int:
+        """Of the first token's row."""
+        return batch.data_ptr() + self._start * batch.shape[-1] * batch.element_size()

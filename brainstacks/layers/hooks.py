@@ -23,13 +23,21 @@ Correction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The correction `hidden @ up`: hidden [..., C], up [C, d_out]."""
+    """The correction `hidden @ up`: hidden [..., C], up [C, d_out].
+
+    Attributes:
+        span: the rows of the output that it is for, written in place; None for all, in a new tensor.
+    """
 
     hidden: Tensor
     up: Tensor
+    span: slice | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
         rows = output.view(-1, output.shape[-1])
+        if self.span is not None:
+            rows[self.span].addmm_(self.hidden.view(-1, self.hidden.shape[-1]), self.up)
+            return output
         return torch.addmm(rows, self.hidden.view(-1, self.hidden.shape[-1]), self.up).view(output.shape)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_pool import BLOCK_TOKENS
-from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.kv_cache import MOST_TOKENS, PagedCache, affordable_tokens, attention_shape
 from brainstacks.errors import ConfigError
 
 
@@ -41,3 +44,18 @@ def test_a_cache_that_does_not_fit_names_its_size_and_the_way_out(monkeypatch: p
     monkeypatch.setattr(torch, "empty", no_room)
     with pytest.raises(ConfigError, match=r"kv_cache_tokens is 80, which takes 0\.0 GB.*fewer"):
         cache()
+
+
+def test_without_a_size_half_of_what_is_free_is_taken_and_no_more_than_is_of_use(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, dim = attention_shape(tiny_base)
+    token = 2 * tiny_base.identity.layers * heads * dim * tiny_base.dtype.itemsize
+    free = {"SC_PAGE_SIZE": token}
+    monkeypatch.setattr(os, "sysconf", free.__getitem__)
+    free["SC_AVPHYS_PAGES"] = 2000
+    assert affordable_tokens(tiny_base) == 1000
+    free["SC_AVPHYS_PAGES"] = 10**9
+    assert affordable_tokens(tiny_base) == MOST_TOKENS
+    free["SC_AVPHYS_PAGES"] = 0
+    assert affordable_tokens(tiny_base) == BLOCK_TOKENS

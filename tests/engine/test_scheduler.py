@@ -17,7 +17,7 @@ class Scheduled(Scheduler):
     def __init__(self, *sequences: Sequence, **limits: Any) -> None:
         config = EngineConfig(**limits)
         self.manager = BlockManager(
-            config.kv_cache_tokens, prefix_caching=False, reserve=config.deterministic
+            config.kv_cache_tokens or 4096, prefix_caching=False, reserve=config.deterministic
         )
         super().__init__(config, self.manager)
         for one in sequences:

@@ -12,10 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from brainstacks.config import PROJECTIONS
-from brainstacks.layers.bank import StackBank
+from brainstacks.layers.bank import LONG_RUN, StackBank
 from brainstacks.layers.hooks import LowRank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
-from tests.layers.composing import DIMS, assert_equal, assert_same, config, fused, inputs, plain, rounded
+from tests.layers.composing import (
+    DIMS,
+    assert_equal,
+    assert_same,
+    config,
+    fused,
+    fused_tokens,
+    inputs,
+    outputs,
+    plain,
+    rounded,
+)
 from tests.tiny import bank_of, random_stack
 
 
@@ -254,3 +265,45 @@ def test_a_key_is_added_once_and_removed_once() -> None:
     assert bank.keys == ()
     with pytest.raises(KeyError, match="not resident"):
         bank.bind([{"d0": 1.0}])
+
+
+LONG = [LONG_RUN, LONG_RUN + 9]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pytest.param([1, 1, *LONG], id="decode and prefill"),
+        pytest.param([*LONG, 1, 3], id="prefill first"),
+        pytest.param([2, LONG[0], 1, 1, LONG[1], 2], id="in turn"),
+        pytest.param([1] * 70, id="more single tokens than the compiled loops take"),
+        pytest.param([LONG[1]], id="one prompt"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_and_single_tokens_of_one_step_each_get_their_own_stacks(
+    runs: list[int], dtype: torch.dtype
+) -> None:
+    stacks = {f"d{i}": random_stack(DIMS, i, rounds=1 + i % 2, config=config(top_k=3)) for i in range(4)}
+    compositions: list[dict[str, float]] = [
+        {f"d{i % 4}": 0.5 + 0.1 * i, f"d{(i + 1) % 4}": -0.5} if i % 3 != 2 else {} for i in range(len(runs))
+    ]
+    weights = [row for row, run in zip(compositions, runs, strict=True) for _ in range(run)]
+    x = inputs(len(weights), 1, dtype=dtype)
+    onto = outputs(x)
+    found = fused_tokens(bank_of(stacks, dtype), weights, x, onto=onto)
+    exact = plain(rounded(stacks) if dtype == torch.bfloat16 else stacks, weights, [t.float() for t in x])
+    expected = {name: onto[name].float() + delta for name, delta in exact.items()}
+    tolerance = {} if dtype == torch.float32 else {"tolerance": 0.05}
+    assert_same({name: t.float() for name, t in found.items()}, expected, **tolerance)
+
+
+def test_a_prompt_is_computed_with_the_stacks_that_it_uses_alone() -> None:
+    bank = bank_of({f"d{i}": random_stack(DIMS, i, config=config()) for i in range(4)})
+    one, other = {"d0": 1.0}, {"d1": 1.0, "d2": 0.5}
+    bound = bank.bind([one, *[other] * (LONG_RUN + 1), one], packed=True)
+    assert [(part.span, len(part.stacks)) for part in bound.buckets] == [
+        (slice(0, 1), 1),
+        (slice(1, 2 + LONG_RUN), 2),
+        (slice(2 + LONG_RUN, 3 + LONG_RUN), 1),
+    ]
