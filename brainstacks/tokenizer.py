@@ -5,11 +5,16 @@ Text of a special token (`<|im_end|>` typed by a user) never becomes that token.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from brainstacks.errors import InvalidRequest
+
+_ENCODING = threading.Lock()
+"""`split_special_tokens` is a state of the fast tokenizer, not of the call: two threads would encode each
+other's way, and a user's text could become a special token. Several `ChatTokenizer`s may share one."""
 
 _SENTINEL = "\ue000{}\ue001"  # private-use characters: no template and no vocabulary gives them a meaning
 
@@ -33,9 +38,7 @@ class ChatTokenizer:
             InvalidRequest: `text` holds a lone surrogate.
         """
         _check_unicode(text)
-        return list(
-            self._tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True).input_ids
-        )
+        return self._ids(text, add_special_tokens=add_special_tokens, split_special_tokens=True)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -123,7 +126,11 @@ class ChatTokenizer:
             ) from error
 
     def _encode_template(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
+        return self._ids(text, add_special_tokens=False, split_special_tokens=False)
+
+    def _ids(self, text: str, **how: bool) -> list[int]:
+        with _ENCODING:
+            return list(self._tokenizer(text, **how).input_ids)
 
     def _holds_special_text(self, messages: Sequence[Mapping[str, str]]) -> bool:
         return any(s in m["content"] for m in messages for s in self._special_texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,6 +20,22 @@ SPECIAL = "<|im_end|>"
 
 def user(content: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
+
+
+def test_threads_do_not_encode_each_others_way() -> None:
+    shared = byte_tokenizer()
+    messages = user("hello")
+    chat = ChatTokenizer(shared, (END,)).encode_chat(messages)
+
+    def prompts(_: int) -> bool:
+        return all(ChatTokenizer(shared, (END,)).encode_chat(messages) == chat for _ in range(300))
+
+    def texts(_: int) -> bool:
+        return all(END not in ChatTokenizer(shared, (END,)).encode(SPECIAL) for _ in range(300))
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [pool.submit(work, i) for i in range(2) for work in (prompts, texts)]
+        assert all(outcome.result() for outcome in outcomes)
 
 
 # --- the tiny tokenizer, whose ids are known -----------------------------------------------------

@@ -47,6 +47,7 @@ class Composer:
             raise InvalidRequest(
                 f"routing.weights names {', '.join(map(repr, unknown))}; the domains served are: {served}",
                 param="routing.weights",
+                code="unknown_domain",
             )
 
     def routable(self, domain: str) -> bool:

@@ -1,0 +1,84 @@
+"""The short form of every soak; what each one holds the server to is said at its function."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.soak.hostile import FLAGS as HOSTILE_FLAGS
+from tests.soak.hostile import hostile
+from tests.soak.killing import killing
+from tests.soak.overload import FLAGS as OVERLOAD_FLAGS
+from tests.soak.overload import overload
+from tests.soak.overload import publish as publish_for_overload
+from tests.soak.publishing import publishing
+from tests.soak.residency import flags as residency_flags
+from tests.soak.residency import publish as publish_for_residency
+from tests.soak.residency import residency
+from tests.soak.server_process import Server, serving
+from tests.soak.slow_readers import FLAGS as READER_FLAGS
+from tests.soak.slow_readers import slow_readers
+from tests.soak.world import World
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 120.0
+"""Deadline of each."""
+SEED = 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What these tests compute themselves is tiny; a team of threads only waits on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with little room for requests."""
+    world = World(tmp_path_factory.mktemp("small"))
+    publish_for_overload(world)
+    with serving(world, [*OVERLOAD_FLAGS, *HOSTILE_FLAGS]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tiered_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with many stacks on disk and little room for them on the device."""
+    world = World(tmp_path_factory.mktemp("tiered"))
+    publish_for_residency(world)
+    with serving(world, [*residency_flags(world), *READER_FLAGS]) as server:
+        yield server
+
+
+def test_overload_with_disconnects_loses_nothing_and_leaves_nothing(small_server: Server) -> None:
+    assert asyncio.run(overload(small_server, 200, SECONDS, SEED, print)).shown == []
+
+
+def test_malformed_input_is_refused_with_an_error_object_and_the_server_lives(small_server: Server) -> None:
+    assert asyncio.run(hostile(small_server, 100, SECONDS, SEED, print)).shown == []
+
+
+def test_with_room_for_few_stacks_answers_are_those_with_all_resident(tiered_server: Server) -> None:
+    assert asyncio.run(residency(tiered_server, 80, SECONDS, SEED, print)).shown == []
+
+
+def test_under_publications_each_answer_is_that_of_the_versions_it_names(tiered_server: Server) -> None:
+    assert asyncio.run(publishing(tiered_server, 20, 5, SEED, print)).shown == []
+
+
+def test_clients_that_do_not_read_neither_slow_others_nor_fill_memory(tiered_server: Server) -> None:
+    assert asyncio.run(slow_readers(tiered_server, 4, SECONDS, SEED, print)).shown == []
+
+
+def test_a_server_killed_while_it_publishes_comes_back_with_what_it_had_acknowledged(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    world = World(tmp_path_factory.mktemp("killed"))
+    assert asyncio.run(killing(world, 2, SECONDS, SEED, print)).shown == []
