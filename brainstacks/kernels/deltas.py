@@ -71,6 +71,30 @@ def _dot4(row, x0, x1, x2, x3, d):
     return s0, s1, s2, s3
 
 
+@njit(fastmath=True, cache=True)
+def _dot2x4(row, next_row, x0, x1, x2, x3, d):
+    """Two rows of weights against four tokens: what is read is used twice and four times."""
+    a0 = np.float32(0.0)
+    a1 = np.float32(0.0)
+    a2 = np.float32(0.0)
+    a3 = np.float32(0.0)
+    b0 = np.float32(0.0)
+    b1 = np.float32(0.0)
+    b2 = np.float32(0.0)
+    b3 = np.float32(0.0)
+    for i in range(d):
+        a, b = widen(row[i]), widen(next_row[i])
+        a0 += a * x0[i]
+        a1 += a * x1[i]
+        a2 += a * x2[i]
+        a3 += a * x3[i]
+        b0 += b * x0[i]
+        b1 += b * x1[i]
+        b2 += b * x2[i]
+        b3 += b * x3[i]
+    return (a0, a1, a2, a3), (b0, b1, b2, b3)
+
+
 @njit(cache=True)
 def _choose(logits, gates, top_k):
     """softmax of the top_k largest logits [N] into gates [N], zero elsewhere; the first of equals wins."""
@@ -108,15 +132,19 @@ def _project(rows, x, tokens, count, out, invariant):
         t1 = tokens[i + 1] if i + 1 < count else t0
         t2 = tokens[i + 2] if i + 2 < count else t0
         t3 = tokens[i + 3] if i + 3 < count else t0
-        for r in range(rows.shape[0]):
-            s0, s1, s2, s3 = _dot4(rows[r], x[t0], x[t1], x[t2], x[t3], d)
-            out[i, r] = s0
-            if i + 1 < count:
-                out[i + 1, r] = s1
-            if i + 2 < count:
-                out[i + 2, r] = s2
-            if i + 3 < count:
-                out[i + 3, r] = s3
+        x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
+        full = count - i if count - i < 4 else 4
+        r = 0
+        while r + 2 <= rows.shape[0]:
+            sums, next_sums = _dot2x4(rows[r], rows[r + 1], x0, x1, x2, x3, d)
+            for j in range(full):
+                out[i + j, r] = sums[j]
+                out[i + j, r + 1] = next_sums[j]
+            r += 2
+        if r < rows.shape[0]:
+            sums = _dot4(rows[r], x0, x1, x2, x3, d)
+            for j in range(full):
+                out[i + j, r] = sums[j]
 
 
 @njit(cache=True)
