@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 import pytest
@@ -36,3 +38,13 @@ def test_a_waiter_that_leaves_does_not_stop_the_work() -> None:
     assert not future.cancel()
     release.set()
     assert done.wait(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+def test_work_in_the_background_gives_way_and_work_that_is_waited_for_does_not() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    usual = niceness()
+    assert fresh_thread.start(niceness, "work").result(10) == max(usual, fresh_thread.NICENESS)
+    assert fresh_thread.call(niceness, "work") == niceness() == usual
