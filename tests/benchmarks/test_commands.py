@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import decode, hot_load, http_load, options, peers, prefill, residency
+from benchmarks import decode, deterministic, hot_load, http_load, options, peers, prefill, residency
 from brainstacks.base_model import identify_base
 from tests.benchmarks.trained import trained_registry
 
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "hot_load": hot_load.app,
     "residency": residency.app,
     "http_load": http_load.app,
+    "deterministic": deterministic.app,
 }
 
 
@@ -42,6 +43,15 @@ def run(tiny_directory: Path, tmp_path: Path) -> Any:
         return json.loads(path.read_text()), result.output
 
     return command
+
+
+def test_deterministic_compares_the_engine_with_itself_at_every_batch_size(run: Any) -> None:
+    quick = ("--rounds", "1", "--tokens", "4", "--prompt-tokens", "5", "--batch-sizes", "1,3")
+    document, _ = run("deterministic", *quick, registry=True)
+    assert [case["batch_size"] for case in document["cases"]] == [1, 3]
+    for case in document["cases"]:
+        assert set(case["tokens_per_second"]) == {"as usual", "deterministic"}
+        assert case["ratio"]["median"] > 0
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
