@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from numba import carray, cfunc, njit, types
 
-from brainstacks.kernels.numbers import narrow, widen
+from brainstacks.kernels.numbers import widen
+from brainstacks.kernels.products import add_row, add_rows, project, widen_row
 from brainstacks.kernels.team import as_pointer, claim, parallel_address, run_parallel
 
 MAX_TOKENS = 64
@@ -45,54 +46,6 @@ FIELDS = (
     _COUNTER, _ITEMS, _INVARIANT, _T, _ROUNDS, _P, _N, _R, _K, _D_IN,
     _DOWN, _UP, _WEIGHTS, _X32, _HIDDEN, _GATES, _PROJECTION, _D_OUT, _OUT,
 ) = range(len(FIELDS))  # fmt: skip
-
-
-@njit(fastmath=True, cache=True)
-def _dot1(row, x, d):
-    total = np.float32(0.0)
-    for i in range(d):
-        total += widen(row[i]) * x[i]
-    return total
-
-
-@njit(fastmath=True, cache=True)
-def _dot4(row, x0, x1, x2, x3, d):
-    """One row of weights against four tokens: it is read and widened once."""
-    s0 = np.float32(0.0)
-    s1 = np.float32(0.0)
-    s2 = np.float32(0.0)
-    s3 = np.float32(0.0)
-    for i in range(d):
-        w = widen(row[i])
-        s0 += w * x0[i]
-        s1 += w * x1[i]
-        s2 += w * x2[i]
-        s3 += w * x3[i]
-    return s0, s1, s2, s3
-
-
-@njit(fastmath=True, cache=True)
-def _dot2x4(row, next_row, x0, x1, x2, x3, d):
-    """Two rows of weights against four tokens: what is read is used twice and four times."""
-    a0 = np.float32(0.0)
-    a1 = np.float32(0.0)
-    a2 = np.float32(0.0)
-    a3 = np.float32(0.0)
-    b0 = np.float32(0.0)
-    b1 = np.float32(0.0)
-    b2 = np.float32(0.0)
-    b3 = np.float32(0.0)
-    for i in range(d):
-        a, b = widen(row[i]), widen(next_row[i])
-        a0 += a * x0[i]
-        a1 += a * x1[i]
-        a2 += a * x2[i]
-        a3 += a * x3[i]
-        b0 += b * x0[i]
-        b1 += b * x1[i]
-        b2 += b * x2[i]
-        b3 += b * x3[i]
-    return (a0, a1, a2, a3), (b0, b1, b2, b3)
 
 
 @njit(cache=True)
@@ -119,35 +72,6 @@ def _choose(logits, gates, top_k):
 
 
 @njit(cache=True)
-def _project(rows, x, tokens, count, out, invariant):
-    """out[i, r] = rows[r] . x[tokens[i]] for i < count; rows [R, d_in], x [T, d_in] float32."""
-    d = rows.shape[1]
-    if count == 1 and not invariant:
-        for r in range(rows.shape[0]):
-            out[0, r] = _dot1(rows[r], x[tokens[0]], d)
-        return
-    for i in range(0, count, 4):
-        # A block that is not full repeats its first token: one loop, one order of summation.
-        t0 = tokens[i]
-        t1 = tokens[i + 1] if i + 1 < count else t0
-        t2 = tokens[i + 2] if i + 2 < count else t0
-        t3 = tokens[i + 3] if i + 3 < count else t0
-        x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
-        full = count - i if count - i < 4 else 4
-        r = 0
-        while r + 2 <= rows.shape[0]:
-            sums, next_sums = _dot2x4(rows[r], rows[r + 1], x0, x1, x2, x3, d)
-            for j in range(full):
-                out[i + j, r] = sums[j]
-                out[i + j, r + 1] = next_sums[j]
-            r += 2
-        if r < rows.shape[0]:
-            sums = _dot4(rows[r], x0, x1, x2, x3, d)
-            for j in range(full):
-                out[i + j, r] = sums[j]
-
-
-@njit(cache=True)
 def _down_item(A, G, x, weights, hidden, gates, top_k, invariant):
     """One projection of one round: its gate for every token that uses the round, then the chosen experts.
 
@@ -166,7 +90,7 @@ def _down_item(A, G, x, weights, hidden, gates, top_k, invariant):
         return
     unit = _unit(experts, rank)
     values = np.empty((count, max(experts, unit)), np.float32)
-    _project(G, x, using, count, values, invariant)
+    project(G, x, using, count, values, invariant)
     for i in range(count):
         _choose(values[i, :experts], gates[using[i]], top_k)
     chosen = np.empty(count, np.int64)
@@ -178,63 +102,12 @@ def _down_item(A, G, x, weights, hidden, gates, top_k, invariant):
                 number += 1
         if number == 0:
             continue
-        _project(A[first : first + unit], x, chosen, number, values, invariant)
+        project(A[first : first + unit], x, chosen, number, values, invariant)
         for i in range(number):
             t = chosen[i]
             for r in range(unit):
                 e = (first + r) // rank
                 hidden[t, first + r] = values[i, r] * gates[t, e] * weights[t]
-
-
-@njit(cache=True, fastmath={"contract"})
-def _add_rows(rows, at, stride, h, count, total, to, n):
-    """total[to + c] += sum over i < count of h[i] * rows[at + i * stride + c], for c < n, in order of i.
-
-    Flat arrays, unsigned indices (a signed one may count from the end, and its check stops vectorisation),
-    and eight rows at a time: the accumulators are loaded and stored once for eight products.
-    """
-    step, base = np.uintp(stride), np.uintp(to)
-    i = 0
-    while i + 8 <= count:
-        h0, h1, h2, h3 = h[i], h[i + 1], h[i + 2], h[i + 3]
-        h4, h5, h6, h7 = h[i + 4], h[i + 5], h[i + 6], h[i + 7]
-        r0 = np.uintp(at + i * stride)
-        r1, r2, r3, r4 = r0 + step, r0 + step + step, r0 + np.uintp(3) * step, r0 + np.uintp(4) * step
-        r5, r6, r7 = r4 + step, r4 + step + step, r4 + np.uintp(3) * step
-        for c in range(np.uintp(n)):
-            value = total[base + c]
-            value += h0 * widen(rows[r0 + c])
-            value += h1 * widen(rows[r1 + c])
-            value += h2 * widen(rows[r2 + c])
-            value += h3 * widen(rows[r3 + c])
-            value += h4 * widen(rows[r4 + c])
-            value += h5 * widen(rows[r5 + c])
-            value += h6 * widen(rows[r6 + c])
-            value += h7 * widen(rows[r7 + c])
-            total[base + c] = value
-        i += 8
-    while i < count:
-        h0 = h[i]
-        r0 = np.uintp(at + i * stride)
-        for c in range(np.uintp(n)):
-            total[base + c] += h0 * widen(rows[r0 + c])
-        i += 1
-
-
-@njit(cache=True)
-def _widen_row(rows, at, wide, to, n):
-    source, target = np.uintp(at), np.uintp(to)
-    for c in range(np.uintp(n)):
-        wide[target + c] = widen(rows[source + c])
-
-
-@njit(cache=True)
-def _add_row(total, at, out, to, n):
-    """out[to + c] += total[at + c], in float32, rounded once."""
-    source, target = np.uintp(at), np.uintp(to)
-    for c in range(np.uintp(n)):
-        value = widen(out[target + c]) + total[source + c]
-        out[target + c] = narrow(value, out[target + c])
 
 
 @njit(cache=True)
@@ -254,14 +127,14 @@ def _up_item(B, at, d_out, hidden, gates, unit, wide, total, n):
                 last = t
         if using == 1:
             h = hidden[last, first : first + unit]
-            _add_rows(B, first * d_out + at, d_out, h, unit, total, last * COLUMNS, n)
+            add_rows(B, first * d_out + at, d_out, h, unit, total, last * COLUMNS, n)
         elif using > 1:
             for i in range(unit):
-                _widen_row(B, (first + i) * d_out + at, wide, i * COLUMNS, n)
+                widen_row(B, (first + i) * d_out + at, wide, i * COLUMNS, n)
             for t in range(T):
                 if _uses(gates[t], first // rank, unit // rank):
                     h = hidden[t, first : first + unit]
-                    _add_rows(wide, 0, COLUMNS, h, unit, total, t * COLUMNS, n)
+                    add_rows(wide, 0, COLUMNS, h, unit, total, t * COLUMNS, n)
 
 
 @njit(cache=True, inline="always")
@@ -332,7 +205,7 @@ def _up_work(call, dtype):
             B = carray(as_pointer(pointers[p, g]), (experts * rank * d_out,), dtype)
             _up_item(B, lo, d_out, hidden[p, g], gates[p, g], unit, wide, total, n)
         for t in range(T):
-            _add_row(total, t * COLUMNS, out, t * d_out + lo, n)
+            add_row(total, t * COLUMNS, out, t * d_out + lo, n)
 
 
 _BODY = types.void(types.CPointer(types.int64))
