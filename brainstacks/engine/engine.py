@@ -273,9 +273,9 @@ class StepEngine:
     def _finish(self, job: Job, sequence: Running, reason: FinishReason) -> None:
         output.finish(sequence, reason)
         self._scheduler.finish(sequence)
-        job.report(sequence)
         if job.over:
-            self._end(job)
+            self._end(job)  # before the last word is said: its reader may count on it
+        job.report(sequence)
 
     def _end(self, job: Job, reason: BrainstacksError | None = None) -> None:
         """Free all that a job holds; does nothing when that has been done."""

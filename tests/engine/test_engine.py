@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brainstacks.engine.composer import Composition
-from brainstacks.engine.request import CompositionRequest, TextEvent
+from brainstacks.engine.request import CompositionRequest, Event, Routing, TextEvent
 from brainstacks.errors import (
     BrainstacksError,
     ContextTooLong,
@@ -394,3 +394,15 @@ def test_load_counts_what_runs_and_waits(tmp_path: Path) -> None:
     assert 8 <= served.engine.load.kv_tokens_used <= served.engine.load.kv_tokens_total
     finish(served.engine)
     assert idle(served)
+
+
+def test_a_request_has_given_back_what_it_held_when_its_last_event_comes(served: Served) -> None:
+    held: list[tuple[bool, int]] = []
+
+    def sink(reply: Event | Routing | BrainstacksError) -> None:
+        if isinstance(reply, TextEvent):
+            held.append((reply.finish_reason is None, served.engine.residency.in_use("chat")))
+
+    served.engine.add(request("r", prompt_of(5), fixed(chat=1.0), max_tokens=3, ignore_eos=True), sink)
+    finish(served.engine)
+    assert held == [(True, 1), (True, 1), (False, 0)]

@@ -1,0 +1,201 @@
+"""Readers that do not read, and stacks that move, behind the asynchronous engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainstacks.engine.request import (
+    CompositionRequest,
+)
+from brainstacks.errors import (
+    Conflict,
+    DomainNotFound,
+    InvalidRequest,
+)
+from brainstacks.layers.bank import StackBank
+from tests.engine.async_driving import Running, begin, collect, expected, long
+from tests.engine.driving import fixed, prompt_of, request
+from tests.tiny import random_stack
+
+ROUTED = CompositionRequest("routed")
+pytestmark = pytest.mark.anyio
+
+
+# --- readers that do not read, ids that are taken --------------------------------------------------
+
+
+async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_elses(tmp_path: Path) -> None:
+    running = Running(tmp_path, max_unread_events=8)
+    step_engine, loop = running.served.engine, asyncio.get_running_loop()
+    pause, resume, paused = step_engine.pause, step_engine.resume, asyncio.Event()
+    resumed: list[str] = []
+
+    def watched_pause(request_id: str) -> None:
+        pause(request_id)
+        loop.call_soon_threadsafe(paused.set)
+
+    def watched_resume(request_id: str) -> None:
+        resumed.append(request_id)
+        resume(request_id)
+
+    def produced() -> int:
+        return len(step_engine._jobs["slow"].sequences[0].output_ids)
+
+    step_engine.pause = watched_pause  # type: ignore[method-assign]
+    step_engine.resume = watched_resume  # type: ignore[method-assign]
+    slow, other = long("slow", fixed(chat=1.0)), long("other", fixed(chat=1.0), seed=1)
+    events = running.engine.generate(slow)
+    ids = await begin(events)
+    await paused.wait()
+    count = produced()
+    assert await collect(running.engine.generate(other)) == expected(running, other)
+    assert produced() == count
+    assert resumed == []
+    ids += await collect(events)
+    assert ids == expected(running, slow)
+    assert resumed[0] == "slow"
+    assert await running.idle()
+    await running.engine.close()
+
+
+async def test_a_request_that_nobody_reads_any_more_ends_when_it_is_closed(tmp_path: Path) -> None:
+    running = Running(tmp_path, max_unread_events=1)
+    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    await begin(events)
+    await events.aclose()  # type: ignore[attr-defined]
+    assert await running.idle()
+    await running.engine.close()
+
+
+async def test_an_id_that_is_in_use_is_refused_and_its_owner_goes_on(running: Running) -> None:
+    engine, one = running.engine, long("r", fixed(chat=1.0))
+    running.pause_at_first_token()
+    events = engine.generate(one)
+    ids = await begin(events)
+    with pytest.raises(InvalidRequest, match="'r' is in use"):
+        await anext(engine.generate(request("r", prompt_of(4))))
+    with pytest.raises(InvalidRequest, match="'r' is in use"):
+        await engine.route("r", prompt_of(4), ROUTED)
+    drain = asyncio.create_task(engine.drain(timeout=300))
+    await asyncio.sleep(0)
+    assert not drain.done(), "the first one still counts"
+    running.gate.set()
+    assert ids + await collect(events) == expected(running, one)
+    await drain
+
+
+# --- where stacks are -----------------------------------------------------------------------------
+
+
+async def test_the_engines_thread_rests_while_there_is_nothing_but_a_load_to_wait_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, add = running.engine, StackBank.add
+    loading, go_on, steps = threading.Event(), threading.Event(), 0
+
+    def slow(bank: StackBank, *args: Any) -> None:
+        loading.set()
+        assert go_on.wait(300)
+        add(bank, *args)
+
+    def counted() -> None:
+        nonlocal steps
+        steps += 1
+        step()
+
+    await engine.evict_stack("math")
+    step = running.served.engine.step
+    monkeypatch.setattr(running.served.engine, "step", counted)
+    monkeypatch.setattr(StackBank, "add", slow)
+    cold, warm = (
+        request("cold", prompt_of(5), fixed(math=1.0)),
+        request("warm", prompt_of(5), fixed(chat=1.0)),
+    )
+    waiting = asyncio.create_task(collect(engine.generate(cold)))
+    assert await asyncio.to_thread(loading.wait, 300)
+    assert await engine.healthy()
+    before = steps
+    for _ in range(5):
+        assert await engine.healthy()
+    assert steps == before
+    assert await collect(engine.generate(warm)) == expected(running, warm, 8), "others are not held up"
+    assert not waiting.done()
+    go_on.set()
+    assert await waiting == expected(running, cold, 8)
+    assert await running.idle()
+
+
+async def test_stacks_are_moved_on_request_and_answers_do_not_depend_on_where_they_were(
+    running: Running,
+) -> None:
+    engine, one = running.engine, request("r", prompt_of(5), fixed(math=1.0))
+    assert (await engine.load_stack("math")).residency == "device"
+    before = await collect(engine.generate(one))
+    assert (await engine.evict_stack("math")).residency == "host"
+    assert await collect(engine.generate(one)) == before
+    assert engine.domain("math").residency == "device"
+    assert (await engine.pin_stack("math")).pinned
+    with pytest.raises(Conflict, match="pinned"):
+        await engine.evict_stack("math")
+    assert not (await engine.unpin_stack("math")).pinned
+    for move in (engine.pin_stack, engine.unpin_stack, engine.evict_stack, engine.load_stack):
+        with pytest.raises(DomainNotFound, match="poetry"):
+            await move("poetry")
+    stats = engine.residency()
+    assert (stats.loads, stats.hits, stats.misses) == ({"host": 1, "disk": 3}, 3, 1)
+
+
+async def test_a_stack_in_use_is_not_evicted(running: Running) -> None:
+    running.pause_at_first_token()
+    events = running.engine.generate(long("r", fixed(math=1.0)))
+    await begin(events)
+    with pytest.raises(Conflict, match="math version 1 is in use"):
+        await running.engine.evict_stack("math")
+    running.gate.set()
+    await collect(events)
+
+
+async def test_the_version_that_is_shown_is_the_one_that_is_served(running: Running) -> None:
+    engine, registry = running.engine, running.served.registry
+    good = engine.domain("math").digest
+    published = registry.publish(running.write("math", random_stack(running.served.base.identity.dims, 8)))
+    path = registry.blob_path(published.digest)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    await engine.reload()
+    status = engine.domain("math")
+    assert (status.version, status.digest) == (1, good)
+    assert [version["version"] for version in status.versions] == [1, 2]
+    assert engine.readiness().ready
+    assert "math version 2" in engine.readiness().problems[0]
+
+
+async def test_with_room_for_two_of_three_stacks_everybody_gets_the_right_answer(tmp_path: Path) -> None:
+    running = Running(tmp_path, device_stack_bytes=None)
+    sizes = {name: r.nbytes for name, r in running.served.engine.residency.serving.items()}
+    await running.engine.close()
+    budget = sizes["chat"] + sizes["math"]
+    running = Running(tmp_path / "tight", device_stack_bytes=budget, host_stack_bytes=sizes["code"])
+    pairs = [("chat", "code"), ("math",), ("code",), ("code", "math"), (), ("chat",)]
+    requests = [
+        request(f"r{i}", prompt_of(4 + i % 3), fixed(**dict.fromkeys(pairs[i % 6], 0.5 + i / 20)))
+        for i in range(18)
+    ]
+    answers = await asyncio.gather(*(collect(running.engine.generate(one)) for one in requests))
+    for one, ids in zip(requests, answers, strict=True):
+        assert ids == expected(running, one, 8)
+    assert await running.idle()
+    stats = running.engine.residency()
+    assert stats.bytes["device"] <= budget
+    assert stats.bytes["host"] <= sizes["code"]
+    assert stats.evictions["device"] > 0
+    everything = fixed(chat=1.0, code=1.0, math=1.0)
+    with pytest.raises(InvalidRequest, match="--device-stack-bytes"):
+        await collect(running.engine.generate(request("all", prompt_of(4), everything)))
+    assert await running.idle()
+    await running.engine.close()
