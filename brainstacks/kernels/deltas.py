@@ -11,8 +11,8 @@ float32; `out` is rounded once. A token's own sums are added in an order that do
 tokens as long as `invariant` is set; without it, a token that is alone takes a faster loop that may round
 differently.
 
-PyTorch's own operators cost 5 to 30 microseconds each to dispatch, and ten of them make one delta: at one
-token that is several times the time that the memory takes to deliver the weights.
+PyTorch's own operators take longer to dispatch than one token's deltas take to compute, and some ten of them
+make one delta.
 """
 
 from __future__ import annotations

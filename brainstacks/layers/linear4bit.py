@@ -1,7 +1,7 @@
 """bitsandbytes' 4-bit linears on the CPU, without the Python that surrounds their kernel.
 
-A projection of a small base takes bitsandbytes some 30 microseconds, of which the kernel is a third: checks
-of the weight's state, of dtypes and of the bias, for every call. Once a weight is packed for inference none
+Around its kernel, bitsandbytes checks the weight's state, dtypes and the bias at every call; for one token of
+a small base that takes as long as the product. Once a weight is packed for inference none
 of that changes any more, so `shorten` calls the operator with the weight's own state, which gives the same
 bits.
 """

@@ -20,7 +20,7 @@ class Loader:
     """Runs jobs one after another, on a thread that ends when there are none (see `fresh_thread`).
 
     Packing is many small copies. A team of threads for each would fight the step's for the cores, which
-    makes a load a hundred times slower on a busy machine; so jobs compute on their own thread alone.
+    makes both slow; so jobs compute on their own thread alone.
     """
 
     def __init__(self) -> None:

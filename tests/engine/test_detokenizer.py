@@ -28,18 +28,18 @@ class ByteStrings:
         return b"".join(texts).decode(errors="replace")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        raise NotImplementedError
+        raise AssertionError("a detokenizer only decodes")
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        raise NotImplementedError
+        raise AssertionError("a detokenizer only decodes")
 
     def token_text(self, token_id: int) -> str:
-        raise NotImplementedError
+        raise AssertionError("a detokenizer only decodes")
 
     def token_bytes(self, token_id: int) -> bytes:
-        raise NotImplementedError
+        raise AssertionError("a detokenizer only decodes")
 
 
 def cut(text: str, stops: list[str]) -> tuple[str, str | None]:

@@ -139,7 +139,7 @@ async def test_route_tells_the_composition_and_generates_nothing(
     ],
 )
 async def test_route_refuses_what_generation_would(client: httpx2.AsyncClient, body: dict[str, Any]) -> None:
-    error_of(await client.post("/v1/route", json=body), 400)
+    assert error_of(await client.post("/v1/route", json=body), 400)["type"] == "invalid_request_error"
 
 
 async def test_a_recent_requests_routing_is_remembered_under_its_id(client: httpx2.AsyncClient) -> None:
