@@ -1,9 +1,8 @@
 """bitsandbytes' 4-bit linears on the CPU, without the Python that surrounds their kernel.
 
-Around its kernel, bitsandbytes checks the weight's state, dtypes and the bias at every call; for one token of
-a small base that takes as long as the product. Once a weight is packed for inference none
-of that changes any more, so `shorten` calls the operator with the weight's own state, which gives the same
-bits.
+Around its kernel, bitsandbytes checks the weight's state, dtypes and the bias at every call, which is a good
+part of it for one token of a small base. Once a weight is packed for inference none of that changes any more,
+so `shorten` calls the operator with the weight's own state, which gives the same bits.
 """
 
 from __future__ import annotations
