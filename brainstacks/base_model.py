@@ -148,6 +148,25 @@ def identify_base(base: str | os.PathLike[str]) -> BaseIdentity:
     return _identity(base_name(base), directory, model, find_sites(model))
 
 
+def load_chat_tokenizer(base: str | os.PathLike[str]) -> ChatTokenizer:
+    """The tokenizer of `base` alone, without its weights.
+
+    Raises:
+        UnsupportedModel: the base cannot be found, or has no tokenizer.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    directory = resolve(base)
+    with _quiet_transformers():
+        tokenizer = _load_tokenizer(directory)
+        if tokenizer is None:
+            raise UnsupportedModel(f"the base {base_name(base)!r} has no tokenizer; add its files")
+        has_own = (directory / "generation_config.json").is_file()
+        settings = (GenerationConfig if has_own else AutoConfig).from_pretrained(directory)
+    ends = getattr(settings, "eos_token_id", None)
+    return ChatTokenizer(tokenizer, ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
 def base_name(base: str | os.PathLike[str]) -> str:
     """The short name of `base`: no directory, no organisation, no ending."""
     text = os.fspath(base)

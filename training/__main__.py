@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,90 +11,171 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from brainstacks.errors import BrainstacksError
+from brainstacks.errors import BrainstacksError, StorageFull
 from brainstacks.stacks.registry import Registry
 from training.recipe import load_recipe
+from training.signals import Interrupted
+
+EXIT_STATUS = """Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 3 done, but a domain
+learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on."""
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Train domain stacks and their meta-router offline, and publish them to a registry.",
+    epilog=EXIT_STATUS,
     pretty_exceptions_enable=False,
 )
 
 RecipeOption = Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")]
-DataOption = Annotated[Path, typer.Option(help="Directory with <domain>/{train,validation}.jsonl.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory with <domain>/train.jsonl and, optionally, <domain>/validation.jsonl, "
+        "in place of the recipe's sources."
+    ),
+]
 RegistryOption = Annotated[Path, typer.Option(help="Registry to publish to; made when it is not there.")]
-RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to resume.")]
+RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to go on.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only print what the run would take: memory, steps, sizes.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Most validation records per domain.")]
 
 
 @app.callback()
 def _commands() -> None:
-    """Keeps every command a subcommand."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+@app.command()
+def data(recipe: RecipeOption = "demo", data: DataOption = None) -> None:
+    """Report the recipe's data: counts, lengths, what is cut or left out, what domains share."""
+    from brainstacks.base_model import load_chat_tokenizer
+    from training.data import prepare
+    from training.data_report import report
+
+    plan = load_recipe(recipe)
+    report(prepare(plan, data), load_chat_tokenizer(plan.base), plan.data.max_tokens).show(Console())
 
 
 @app.command()
 def curriculum(
-    data: DataOption,
+    data: DataOption = None,
     recipe: RecipeOption = "demo",
     registry: RegistryOption = Path("stacks_registry"),
     run: RunOption = Path("runs/demo"),
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Train and publish every domain of the recipe, in order. Finished domains are not trained again."""
+    """Train and publish every domain of the recipe, in order.
+
+    Several GPUs: `accelerate launch --num_processes N -m training curriculum ...`.
+    """
+    plan = load_recipe(recipe)
+    if dry_run:
+        from training.dry_run import dry_run as estimate
+
+        estimate(plan, Console())
+        return
     from training.outer_loop import run_curriculum
 
-    run_curriculum(load_recipe(recipe), data, Registry(registry, create=True), run)
+    _finish(run_curriculum(plan, Registry(registry, create=True), run, data))
+
+
+@app.command()
+def stack(
+    domain: Annotated[str, typer.Argument(help="A domain of the recipe.")],
+    data: DataOption = None,
+    recipe: RecipeOption = "demo",
+    registry: RegistryOption = Path("stacks_registry"),
+    run: RunOption = Path("runs/stack"),
+) -> None:
+    """Train one domain on top of what the registry serves, and publish it: add a skill."""
+    from training.outer_loop import run_stack
+
+    _finish(run_stack(load_recipe(recipe), domain, Registry(registry, create=True), run, data))
 
 
 @app.command()
 def router(
-    data: DataOption,
+    data: DataOption = None,
     recipe: RecipeOption = "demo",
     registry: RegistryOption = Path("stacks_registry"),
     run: RunOption = Path("runs/demo"),
 ) -> None:
-    """Measure outcomes over all combinations of the registry's stacks, and train and publish the router."""
+    """Measure outcomes over all combinations of the registry's stacks; train and publish the router.
+
+    What was measured is kept: after a new domain or a new version, only combinations with it are measured.
+    """
+    from training.data import prepare
     from training.router_training import train_router
 
-    train_router(load_recipe(recipe), data, Registry(registry), run)
+    plan = load_recipe(recipe)
+    train_router(plan, prepare(plan, data), Registry(registry), run)
 
 
 @app.command()
 def evaluate(
-    data: DataOption,
-    base: Annotated[str, typer.Option(help="The base to serve.")] = "packaged:smollm2-135m-instruct",
-    quantization: Annotated[str, typer.Option(help="nf4, int8 or none.")] = "nf4",
+    data: DataOption = None,
+    recipe: RecipeOption = "demo",
     registry: RegistryOption = Path("stacks_registry"),
-    limit: Annotated[int | None, typer.Option(help="Most validation records per domain.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    run: RunOption = Path("runs/demo"),
+    limit: LimitOption = None,
+    oracle_limit: Annotated[
+        int, typer.Option(min=0, help="Records per domain on which the oracle is measured: 2^D passes each.")
+    ] = 16,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option("--lm-eval", help="An lm-eval task to run in three modes; repeatable.")
+    ] = None,
 ) -> None:
-    """Answer NLL per domain on the validation split: base, ungated, routed, only the domain's own stack."""
-    from training.evaluation import evaluate_modes, show
+    """Answer NLL per domain: base, ungated, routed, only the own stack, oracle; and what the router chose.
 
-    results = evaluate_modes(base, quantization, Registry(registry), data, limit)
-    if output is not None:
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    show(results, Console())
+    Writes evaluation.json to the run's directory.
+    """
+    from training.evaluate_run import evaluate_run
+
+    plan = load_recipe(recipe)
+    evaluate_run(plan, data, registry, run, Console(), limit, oracle_limit, lm_eval or ())
+
+
+@app.command()
+def report(
+    registry: RegistryOption = Path("stacks_registry"),
+    run: RunOption = Path("runs/demo"),
+) -> None:
+    """Write report.html to the run's directory: one page with the run's plots and figures."""
+    from training.report import write_report
+
+    print(write_report(run, Registry(registry)))
 
 
 @app.command()
 def card(
     registry: RegistryOption = Path("stacks_registry"),
-    evaluation: Annotated[Path | None, typer.Option(help="What `evaluate --output` wrote.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="evaluation.json, as `evaluate` writes it.")] = None,
 ) -> None:
     """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
     from training.card import card as card_of
+    from training.evaluation import Evaluation
 
-    results = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation is not None else None
-    print(card_of(Registry(registry), results))
+    losses = None
+    if evaluation is not None:
+        losses = Evaluation.from_dict(json.loads(evaluation.read_text(encoding="utf-8"))).nll
+    print(card_of(Registry(registry), losses))
+
+
+def _finish(empty: tuple[str, ...]) -> None:
+    if empty:
+        raise typer.Exit(3)
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage."""
+    """Run a command; see `EXIT_STATUS`."""
     try:
         app()
     except BrainstacksError as error:
         print(f"brainstacks-train: {error.message}", file=sys.stderr)
-        raise SystemExit(1) from error
+        again = isinstance(error, Interrupted | StorageFull)
+        raise SystemExit(75 if again else 1) from error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def card(registry: Registry, evaluation: Mapping[str, Mapping[str, float]] | Non
     """Recipe, seed, data, losses and licences of every active version.
 
     Args:
-        evaluation: domain -> mode -> NLL, as `brainstacks-train evaluate --output` writes it.
+        evaluation: domain -> mode -> NLL, as `Evaluation.nll` has it.
     """
     manifest = registry.snapshot()
     stacks = {
@@ -65,8 +65,12 @@ def _row(*cells: str) -> str:
 
 
 def _losses(metadata: StackMetadata) -> str:
+    """First to last round, by the keys of training or of an imported stack."""
+    if not metadata.losses:
+        return "-"
     first, last = metadata.losses[0], metadata.losses[-1]
-    return f"{first['validation_before']:.3f} -> {last['validation_after']:.3f}"
+    before, after = ("before", "after") if "before" in first else ("validation_before", "validation_after")
+    return f"{first[before]:.3f} -> {last[after]:.3f}"
 
 
 def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:

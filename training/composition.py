@@ -1,4 +1,4 @@
-"""Losses of examples under compositions: rows of one batch with different weights."""
+"""Losses of examples under compositions, many in one batch; and the composition that serving gives."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from brainstacks.base_model import BaseModel, load_base
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.routing.policy import active_domains, floored
+from brainstacks.routing.router import Router
 from brainstacks.stacks.artifact import check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack_tensors
 from brainstacks.tokenizer import ChatTokenizer
-from training.data import Example, collate
+from training.batches import TOKENS, collate, loss_batches
+from training.encoding import Example
 from training.objective import response_nll, row_sums
 
 Weights = Mapping[str, float]
@@ -65,3 +68,32 @@ class Composed:
         bound = self.bank.bind(weights)
         with self.hooks.composed(*([bound] if bound.buckets else [])):
             return row_sums(response_nll(self.base.model, batch), batch.labels).cpu()
+
+    def losses(
+        self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS
+    ) -> list[float]:
+        """`nll` of any number of rows, in batches that a budget of `tokens` bounds (`loss_batches`)."""
+        found = [0.0] * len(examples)
+        for rows in loss_batches(examples, tokens):
+            sums = self.nll([examples[i] for i in rows], [weights[i] for i in rows])
+            for i, value in zip(rows, sums.tolist(), strict=True):
+                found[i] = value
+        return found
+
+
+def routed_weights(
+    composed: Composed, router: Router, probabilities: Sequence[Mapping[str, float]]
+) -> list[Weights]:
+    """What serving applies for each prompt's `probabilities`: floors, then the gate.
+
+    As in serving, a stack other than the one that the router was trained with is left out.
+    """
+    known = router.metadata.stacks
+    routable = [d for d, digest in composed.digests.items() if known.get(d) == digest]
+    applied: list[Weights] = []
+    for given in probabilities:
+        chosen = floored(given, router.config.floors)
+        weights = {d: chosen[d] for d in routable}
+        active = active_domains(weights, router.config.gate_threshold)
+        applied.append({d: weights[d] for d in active})
+    return applied

@@ -1,136 +1,126 @@
-"""Examples of a domain: prompt and response as token ids, in the very format that serving uses."""
+"""The records of every domain of a recipe: loaded, mixed, cleared of what domains share, and split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from brainstacks.errors import ConfigError
-from brainstacks.tokenizer import ChatTokenizer
-
-IGNORE = -100
-"""Label of a position that no loss is taken at (torch's own convention)."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of `{train,validation}.jsonl`."""
-
-    id: str
-    prompt: str
-    response: str
+from brainstacks.stacks.artifact import DataSource
+from training.contamination import Overlap, resolve, shared_prompts
+from training.recipe import DomainRecipe, Recipe
+from training.records import Record
+from training.sources import load_directory, load_source
+from training.splits import Pool, mix, split
 
 
 @dataclass(frozen=True)
-class Example:
-    """Token ids of one record; the loss is taken on `response` alone.
+class DomainData:
+    """Records of one domain.
 
     Attributes:
-        prompt: chat template around the prompt, generation prompt included.
-        response: answer and the template's end of turn.
+        train: what its stacks learn from.
+        selection: chooses snapshots, and never trains.
+        validation: only reports.
+        sources: where they come from: name, SHA-256 and count of records.
+        left_out: records that its sources hold besides, by reason (count): `empty` prompt or response; the
+            same record `repeated`; above its source's `share`; `contaminated`, so dropped or given to another
+            domain; a training record whose prompt is `in validation`.
+        received: records that other domains gave it (count).
+        overlaps: what it shared with earlier domains, before anything was done about it.
+        router: only for the router, of which no stack learns; none where `data.router` is 0.
     """
 
-    id: str
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
+    name: str
+    train: list[Record]
+    selection: list[Record]
+    validation: list[Record]
+    sources: tuple[DataSource, ...]
+    left_out: Mapping[str, int]
+    received: int
+    overlaps: tuple[Overlap, ...]
+    router: list[Record] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
+
+@dataclass(frozen=True)
+class _Loaded:
+    pool: Pool
+    sources: tuple[DataSource, ...]
+    left_out: Mapping[str, int]
 
 
-def read_jsonl(path: Path) -> list[Record]:
-    """Records with `prompt` and `response`; other keys are ignored.
+def prepare(recipe: Recipe, data: Path | None = None) -> dict[str, DomainData]:
+    """Records of every domain of `recipe`, in its order; the same for the same recipe and data.
+
+    Args:
+        data: directory with `<domain>/train.jsonl` and, optionally, `<domain>/validation.jsonl` for every
+            domain, in place of the recipe's sources.
 
     Raises:
-        ConfigError: the file is missing, or a line is no such object.
+        ConfigError: a domain has no source, a source cannot be read or is empty, or too few records are left
+            to train on.
     """
-    if not path.is_file():
-        raise ConfigError(f"no data file {path}; give a JSONL file with `prompt` and `response` on each line")
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                records.append(Record(str(row.get("id", number)), row["prompt"], row["response"]))
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError(
-                    f"{path.name}, line {number}: not an object with `prompt` and `response`"
-                ) from error
-    return records
+    loaded = {domain.name: _load(domain, data, recipe.data.seed) for domain in recipe.domains}
+    pools = {name: domain.pool for name, domain in loaded.items()}
+    shared = shared_prompts({name: pool.all for name, pool in pools.items()})
+    resolved = resolve(pools, shared, recipe.data.contamination)
+    prepared = {}
+    for name, domain in loaded.items():
+        own = {record.id for record in pools[name].all}
+        kept = sum(record.id in own for record in resolved[name].all)
+        splits = split(name, resolved[name], recipe.data)
+        prepared[name] = DomainData(
+            name,
+            splits.train,
+            splits.selection,
+            splits.validation,
+            domain.sources,
+            {
+                **domain.left_out,
+                "contaminated": len(pools[name].all) - kept,
+                "in validation": splits.left_out,
+            },
+            received=len(resolved[name].all) - kept,
+            overlaps=tuple(o for o in shared.overlaps if o.second == name),
+            router=splits.router,
+        )
+    return prepared
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _load(domain: DomainRecipe, data: Path | None, seed: int) -> _Loaded:
+    if data is not None:
+        loaded = [(load_directory(data / domain.name), 1.0)]
+    else:
+        loaded = [(load_source(source), source.weight) for source in domain.sources]
+    if not loaded:
+        raise ConfigError(
+            f"domain {domain.name!r} has no sources; list some under `sources:`, or give a data directory"
+        )
+    sources = [source for source, _ in loaded]
+    mixed = mix([(source.records, weight) for source, weight in loaded], seed)
+    records = _unique(mixed)
+    given = [source.validation for source in sources if source.validation is not None]
+    validation = _unique([record for part in given for record in part]) if given else None
+    left_out = {
+        "empty": sum(source.skipped for source in sources),
+        "share": sum(len(source.records) for source in sources) - len(mixed),
+        "repeated": len(mixed) - len(records) + sum(map(len, given)) - len(validation or ()),
+    }
+    return _Loaded(
+        Pool(records, validation), tuple(s for source in sources for s in source.sources), left_out
+    )
 
 
-def encode(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
-    """Examples of at most `max_tokens`: a long response is cut, a prompt that leaves no room is left out."""
-    examples = []
-    for record in records:
-        prompt = tokenizer.encode_chat([{"role": "user", "content": record.prompt}])
-        response = [*tokenizer.encode(record.response, add_special_tokens=False), *tokenizer.end_of_turn_ids]
-        room = max_tokens - len(prompt)
-        if room >= 8:
-            examples.append(Example(record.id, tuple(prompt), tuple(response[:room])))
-    return examples
+def _unique(records: Sequence[Record]) -> list[Record]:
+    """`records` without repeats; an id that several of them have is completed by each one's content."""
+    once = list(dict.fromkeys(records))
+    ids = Counter(record.id for record in once)
+    return [replace(r, id=f"{r.id}-{_content_digest(r)[:8]}") if ids[r.id] > 1 else r for r in once]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded examples.
-
-    Attributes:
-        input_ids: [B, T] int64.
-        attention_mask: [B, T] bool, true where a token is no padding.
-        labels: [B, T] int64; the id that position t must predict (the token at t+1), or `IGNORE`.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
-
-
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad `examples` to the longest of them."""
-    width = max(len(e) for e in examples)
-    input_ids = torch.zeros(len(examples), width, dtype=torch.long)
-    mask = torch.zeros(len(examples), width, dtype=torch.bool)
-    labels = torch.full((len(examples), width), IGNORE, dtype=torch.long)
-    for row, example in enumerate(examples):
-        ids = torch.tensor([*example.prompt, *example.response])
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = True
-        labels[row, len(example.prompt) - 1 : len(ids) - 1] = ids[len(example.prompt) :]
-    return Batch(input_ids, mask, labels)
-
-
-def by_length(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """Batches for evaluation: examples of like length together, so that little is padding."""
-    ordered = sorted(examples, key=len)
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-
-
-def shuffled(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
-    """Endless training batches: a new order each epoch, like lengths together within 8 batches."""
-    rng = random.Random(seed)
-    while True:
-        order = list(examples)
-        rng.shuffle(order)
-        pool = 8 * batch_size
-        batches: list[list[Example]] = []
-        for start in range(0, len(order), pool):
-            batches += by_length(order[start : start + pool], batch_size)
-        batches = [b for b in batches if len(b) == batch_size] or batches
-        rng.shuffle(batches)
-        yield from batches
+def _content_digest(record: Record) -> str:
+    return hashlib.sha256(json.dumps(asdict(record)).encode()).hexdigest()

@@ -1,39 +1,165 @@
-"""Answer NLL per domain in four modes: base, ungated, routed, only the domain's own stack."""
+"""Answer NLL per domain on the validation split: base, ungated, routed, only the own stack, and the oracle.
+
+The oracle is measured on the first records of each domain alone, because it costs all 2^D combinations;
+every other mode is told for those records too, so that like is compared with like.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from brainstacks.errors import ConfigError
-from brainstacks.routing.policy import active_domains, floored
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
-from training.composition import Composed, Weights
-from training.data import Example, by_length, encode, read_jsonl
+from training.batches import TOKENS, within_budget
+from training.composition import Composed, Weights, routed_weights
+from training.data import DomainData
+from training.encoding import Example, encode
+from training.intervals import Interval, interval, resampled_nll
+from training.outcomes import measure
+from training.recipe import RouterRecipe
 
 MODES = ("base", "ungated", "routed", "only-own")
+ORACLE = "oracle"
+
+Losses = dict[str, dict[str, float]]
+"""Domain -> mode -> NLL (nats per answer token)."""
 
 
-def evaluate_modes(
-    base: str,
-    quantization: str,
-    registry: Registry,
-    data: Path,
-    limit: int | None = None,
-    max_tokens: int = 256,
-    report: Callable[[str], None] = print,
-) -> dict[str, dict[str, float]]:
-    """Token-weighted mean NLL (nats) of the validation answers.
+@dataclass(frozen=True)
+class RecordResult:
+    """What was measured for one validation record.
 
-    Args:
-        limit: most validation records per domain; None takes all.
+    Attributes:
+        tokens: of its answer.
+        nats: mode -> NLL, summed over the answer; with `ORACLE` where that was measured.
+        routed: what serving applies, domain -> weight.
+        oracle: the fewest stacks within the recipe's `min_gain` of the best, softened where that helps; None
+            where the oracle was not measured. `nats[ORACLE]` is the lowest of all losses that were measured.
+    """
 
-    Returns:
-        domain -> mode -> NLL.
+    id: str
+    domain: str
+    tokens: int
+    nats: Mapping[str, float]
+    routed: Weights
+    oracle: Weights | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of all records; every figure follows from these.
+
+    A domain's NLL is the token-weighted mean of its records; `mean` is the plain mean over domains.
+    Intervals are 95%, by a bootstrap over records, paired between modes, with fixed seeds.
+    """
+
+    records: tuple[RecordResult, ...]
+
+    @cached_property
+    def by_domain(self) -> dict[str, list[RecordResult]]:
+        found: dict[str, list[RecordResult]] = {}
+        for record in self.records:
+            found.setdefault(record.domain, []).append(record)
+        return found
+
+    @cached_property
+    def compared(self) -> Evaluation:
+        """The records on which the oracle was measured."""
+        return Evaluation(tuple(record for record in self.records if record.oracle is not None))
+
+    @cached_property
+    def modes(self) -> tuple[str, ...]:
+        """Those that every record was measured in."""
+        return tuple(m for m in (*MODES, ORACLE) if all(m in record.nats for record in self.records))
+
+    @cached_property
+    def nll(self) -> Losses:
+        return {
+            domain: {m: sum(r.nats[m] for r in found) / sum(r.tokens for r in found) for m in self.modes}
+            for domain, found in self.by_domain.items()
+        }
+
+    @cached_property
+    def mean(self) -> dict[str, float]:
+        """Mode -> mean over domains."""
+        return {m: sum(row[m] for row in self.nll.values()) / len(self.nll) for m in self.modes}
+
+    @cached_property
+    def mean_intervals(self) -> dict[str, Interval]:
+        """Mode -> interval of `mean`."""
+        mean = np.mean(list(self._resampled.values()), axis=0)
+        return {m: interval(mean[:, i]) for i, m in enumerate(self.modes)}
+
+    @cached_property
+    def routed_less_base(self) -> dict[str, tuple[float, Interval]]:
+        """Domain, and "mean" -> (NLL routed - NLL base, its interval); below 0 routing helps."""
+        routed, base = self.modes.index("routed"), self.modes.index("base")
+        spread = {d: drawn[:, routed] - drawn[:, base] for d, drawn in self._resampled.items()}
+        spread["mean"] = np.mean(list(spread.values()), axis=0)
+        nll = {**self.nll, "mean": self.mean}
+        return {name: (nll[name]["routed"] - nll[name]["base"], interval(spread[name])) for name in nll}
+
+    @property
+    def regret(self) -> float | None:
+        """(mean NLL routed - mean NLL of the oracle) / the latter; None where it was not measured."""
+        mean = self.compared.mean if self.compared.records else {}
+        return mean["routed"] / mean[ORACLE] - 1 if mean else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: the figures for people, and the records that they follow from."""
+        compared = self.compared
+        return {
+            "nll": self.nll,
+            "mean": self.mean,
+            "mean_intervals": self.mean_intervals,
+            "routed_less_base": self.routed_less_base,
+            "compared": {"nll": compared.nll, "mean": compared.mean} if compared.records else None,
+            "regret": self.regret,
+            "records": [asdict(record) for record in self.records],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
+        """What `to_dict` wrote. Raises ConfigError: it is no such document."""
+        try:
+            return cls(tuple(RecordResult(**record) for record in document["records"]))
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"this is no evaluation ({error}); make one with `brainstacks-train evaluate`"
+            ) from error
+
+    def show(self, console: Console) -> None:
+        """Print the tables; gains are against the base."""
+        console.print(_table("Answer NLL on the validation split", self))
+        if self.compared.records and self.regret is not None:
+            count = len(self.compared.records)
+            console.print(_table(f"The {count} records on which the oracle was measured", self.compared))
+            console.print(f"routed is {self.regret:+.1%} off the oracle")
+
+    @cached_property
+    def _resampled(self) -> dict[str, NDArray[np.float64]]:
+        """Domain -> [S, modes]; a seed for each, because their records are drawn independently."""
+        return {
+            domain: resampled_nll(
+                [[record.nats[m] for m in self.modes] for record in found],
+                [record.tokens for record in found],
+                seed,
+            )
+            for seed, (domain, found) in enumerate(self.by_domain.items())
+        }
+
+
+def load_served(base: str, quantization: str, registry: Registry) -> tuple[Composed, Router]:
+    """The base with the active stacks of `registry`, and its router.
 
     Raises:
         ConfigError: the registry has no stacks or no router.
@@ -44,50 +170,112 @@ def evaluate_modes(
         raise ConfigError(
             "the registry has no router or no stacks; run `brainstacks-train curriculum` and `router`"
         )
-    router = Router.load(registry.blob_path(history.current.digest), composed.base)
-    results = {}
-    for domain in composed.digests:
-        examples = encode(
-            read_jsonl(data / domain / "validation.jsonl")[:limit], composed.tokenizer, max_tokens
+    return composed, Router.load(registry.blob_path(history.current.digest), composed.base)
+
+
+def evaluate(
+    composed: Composed,
+    router: Router,
+    data: Mapping[str, DomainData],
+    limit: int | None = None,
+    oracle_limit: int = 16,
+    max_tokens: int = 512,
+    report: Callable[[str], None] = print,
+    search: RouterRecipe | None = None,
+) -> Evaluation:
+    """Measure the validation records of every domain of `data`; one without a stack is its own base.
+
+    Args:
+        limit: most records per domain; None takes all.
+        oracle_limit: the oracle is measured on the first so many of them.
+        max_tokens: of prompt and answer; a longer answer is cut.
+        search: whose `soft_levels` and `min_gain` the oracle's search takes; None takes the defaults.
+
+    Raises:
+        ConfigError: a domain has no validation record that fits `max_tokens`.
+    """
+    records: list[RecordResult] = []
+    for domain, examples in validation_examples(composed, data, limit, max_tokens).items():
+        oracles = _oracles(composed, domain, examples[:oracle_limit], search or RouterRecipe())
+        found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)))
+        report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
+        records += found.records
+    return Evaluation(tuple(records))
+
+
+def validation_examples(
+    composed: Composed, data: Mapping[str, DomainData], limit: int | None, max_tokens: int
+) -> dict[str, list[Example]]:
+    """Domain -> its first `limit` validation records. Raises ConfigError: a domain has none that fits."""
+    found = {
+        domain: encode(split.validation[:limit], composed.tokenizer, max_tokens)
+        for domain, split in data.items()
+    }
+    empty = [domain for domain, examples in found.items() if not examples]
+    if empty:
+        raise ConfigError(
+            f"no validation record of {', '.join(empty)} fits {max_tokens} tokens; give more data, or tokens"
         )
-        results[domain] = _modes(composed, router, domain, examples)
-        report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in results[domain].items()))
+    return found
+
+
+def route(composed: Composed, router: Router, examples: Sequence[Example]) -> list[Weights]:
+    """What serving applies to each prompt."""
+    found: list[Mapping[str, float]] = [{}] * len(examples)
+    for rows in within_budget([len(e.prompt) for e in examples], TOKENS):
+        given = router.probabilities(composed.base, [examples[i].prompt for i in rows])
+        for i, probabilities in zip(rows, given, strict=True):
+            found[i] = probabilities
+    return routed_weights(composed, router, found)
+
+
+def _records(
+    composed: Composed,
+    router: Router,
+    domain: str,
+    examples: Sequence[Example],
+    oracles: Sequence[tuple[float, Weights]],
+) -> list[RecordResult]:
+    routed = route(composed, router, examples)
+    rows: dict[str, Sequence[Weights]] = {
+        "base": [{}] * len(examples),
+        "ungated": [dict.fromkeys(composed.digests, 1.0)] * len(examples),
+        "routed": routed,
+        "only-own": [{domain: 1.0} if domain in composed.digests else {}] * len(examples),
+    }
+    losses = {mode: composed.losses(examples, weights) for mode, weights in rows.items()}
+    results = []
+    for i, example in enumerate(examples):
+        nats = {mode: losses[mode][i] for mode in MODES}
+        best, weights = oracles[i] if i < len(oracles) else (None, None)
+        nats |= {ORACLE: best} if best is not None else {}
+        results.append(
+            RecordResult(example.id, domain, len(example.response), nats, dict(routed[i]), weights)
+        )
     return results
 
 
-def _modes(composed: Composed, router: Router, domain: str, examples: Sequence[Example]) -> dict[str, float]:
-    sums = dict.fromkeys(MODES, 0.0)
-    for batch in by_length(examples, 8):
-        rows: dict[str, list[Weights]] = {
-            "base": [{}] * len(batch),
-            "ungated": [dict.fromkeys(composed.digests, 1.0)] * len(batch),
-            "routed": routed_weights(composed, router, batch),
-            "only-own": [{domain: 1.0}] * len(batch),
-        }
-        for mode, weights in rows.items():
-            sums[mode] += float(composed.nll(batch, weights).sum())
-    tokens = sum(len(e.response) for e in examples)
-    return {mode: total / tokens for mode, total in sums.items()}
+def _oracles(
+    composed: Composed, domain: str, examples: Sequence[Example], search: RouterRecipe
+) -> list[tuple[float, Weights]]:
+    """(lowest NLL that was measured, summed over the answer; the weights found) of each example."""
+    outcomes = measure(composed, [(domain, e) for e in examples], search.soft_levels, search.min_gain)
+    return [
+        (
+            outcome.oracle * len(outcome.example.response),
+            {d: w for d, w in outcome.weights.items() if w != 0.0},
+        )
+        for outcome in outcomes
+    ]
 
 
-def routed_weights(composed: Composed, router: Router, batch: Sequence[Example]) -> list[Weights]:
-    """The weights that serving would apply to each prompt."""
-    applied: list[Weights] = []
-    for probabilities in router.probabilities(composed.base, [e.prompt for e in batch]):
-        weights = floored(probabilities, router.config.floors)
-        active = active_domains(weights, router.config.gate_threshold)
-        applied.append({d: weights[d] for d in active})
-    return applied
-
-
-def show(results: dict[str, dict[str, float]], console: Console) -> None:
-    """Print the table; the gains are against the base."""
-    table = Table(title="Answer NLL on the validation split (nats per token; gain over the base in brackets)")
-    table.add_column("domain")
-    for mode in MODES:
-        table.add_column(mode, justify="right")
-    means = {mode: sum(r[mode] for r in results.values()) / len(results) for mode in MODES}
-    for name, row in [*results.items(), ("mean", means)]:
-        cells = [f"{row[m]:.4f}" + (f" ({row['base'] - row[m]:+.3f})" if m != "base" else "") for m in MODES]
-        table.add_row(name, *cells, end_section=name == list(results)[-1])
-    console.print(table)
+def _table(title: str, evaluation: Evaluation) -> Table:
+    table = Table(title=f"{title} (nats per token; gain over the base in brackets)")
+    for name in ("domain", *evaluation.modes, "routed - base"):
+        table.add_column(name, justify="left" if name == "domain" else "right")
+    for name, row in [*evaluation.nll.items(), ("mean", evaluation.mean)]:
+        cells = [f"{v:.4f}" + (f" ({row['base'] - v:+.3f})" if m != "base" else "") for m, v in row.items()]
+        value, (low, high) = evaluation.routed_less_base[name]
+        last = name == list(evaluation.by_domain)[-1]
+        table.add_row(name, *cells, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", end_section=last)
+    return table

@@ -2,49 +2,58 @@
 
 For every example the loss of its answer is measured under all 2^D on/off combinations of the D domains.
 From the best of them a short search over softer weights follows, because the router's sigmoid value
-multiplies the stack: what is measured here is what serving applies.
+multiplies the stack: what is measured here is what serving applies. Examples and combinations share
+forwards, each row with weights of its own.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.errors import ConfigError
 from training.composition import Composed, Weights
-from training.data import Example
+from training.encoding import Example
+from training.outcome_file import OutcomeFile
+
+SEARCHES = 2
+"""Rounds of the search over softer weights; each changes the weight of one domain."""
+AT_ONCE = 8
+"""Examples measured together: enough to fill forwards of like lengths, few enough to lose to a kill."""
+
+Point = tuple[float, ...]
+"""A weight per domain, in the order of `Composed.digests`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured for one example.
+    """What was measured for one example; losses are NLL in nats per answer token.
 
     Attributes:
         domain: its label: the domain whose data it comes from.
-        prompt: its token ids, as the router reads them.
-        losses: NLL (nats per answer token) of each combination, by its domains joined with "+"; "" is
-            the base.
+        losses: of each combination, by its domains joined with "+"; "" is the base.
         weights: the best weights found, domain -> weight (0 for domains that do not help).
-        loss: NLL under `weights`.
-        greedy: the combination that adding one domain at a time ends at.
+        loss: under `weights`.
+        exhaustive: the fewest domains whose loss is within the least gain of the lowest.
+        greedy: the combination that adding one domain at a time ends at, under the same least gain.
     """
 
-    id: str
     domain: str
-    prompt: tuple[int, ...]
+    example: Example
     losses: Mapping[str, float]
     weights: Weights
     loss: float
+    exhaustive: str
     greedy: str
 
     @property
-    def best(self) -> str:
-        """The exhaustive best of the measured combinations."""
-        return min(self.losses, key=lambda name: self.losses[name])
+    def oracle(self) -> float:
+        """The lowest loss that was measured."""
+        return min(self.loss, *self.losses.values())
 
 
 def combinations(domains: Sequence[str]) -> list[tuple[str, ...]]:
@@ -64,40 +73,6 @@ def greedy_choice(losses: Mapping[str, float], domains: Sequence[str], min_gain:
         chosen = best
 
 
-def measure(
-    composed: Composed,
-    domain: str,
-    example: Example,
-    levels: Sequence[float],
-    min_gain: float,
-    searches: int = 2,
-) -> Outcome:
-    """Measure one example: every combination, then `searches` rounds of single-domain changes of weight."""
-    domains = list(composed.digests)
-    tokens = len(example.response)
-
-    def losses_of(rows: Sequence[Weights]) -> list[float]:
-        return [float(x) / tokens for x in composed.nll([example] * len(rows), rows)]
-
-    subsets = combinations(domains)
-    measured = dict(
-        zip(("+".join(c) for c in subsets), losses_of([dict.fromkeys(c, 1.0) for c in subsets]), strict=True)
-    )
-    start = fewest_within(measured, min_gain)
-    best: dict[str, float] = {d: (1.0 if d in start.split("+") else 0.0) for d in domains}
-    loss = measured[start]
-    for _ in range(searches):
-        neighbours = [{**best, d: level} for d in domains for level in (0.0, *levels) if level != best[d]]
-        found = losses_of(neighbours)
-        i = min(range(len(found)), key=found.__getitem__)
-        if loss - found[i] <= min_gain:
-            break
-        best, loss = neighbours[i], found[i]
-    return Outcome(
-        example.id, domain, example.prompt, measured, best, loss, greedy_choice(measured, domains, min_gain)
-    )
-
-
 def fewest_within(losses: Mapping[str, float], min_gain: float) -> str:
     """The smallest combination that is no more than `min_gain` worse than the best: ties cost memory."""
     lowest = min(losses.values())
@@ -105,65 +80,141 @@ def fewest_within(losses: Mapping[str, float], min_gain: float) -> str:
     return min(close, key=lambda name: (len(name.split("+")) if name else 0, losses[name]))
 
 
+def measure(
+    composed: Composed,
+    pairs: Sequence[tuple[str, Example]],
+    levels: Sequence[float],
+    min_gain: float,
+    searches: int = SEARCHES,
+    known: Sequence[Mapping[str, float]] | None = None,
+) -> list[Outcome]:
+    """Measure (domain, example) pairs: every combination, then `searches` single changes of weight.
+
+    Args:
+        levels: weights that a search tries for a domain, besides 0.
+        min_gain: nats per token by which a change must lower the loss.
+        known: per pair, losses of combinations that need no measuring.
+
+    Raises:
+        ConfigError: a loss is not finite.
+    """
+    domains = tuple(composed.digests)
+    examples = [example for _, example in pairs]
+    corners = {"+".join(c): _point(c, domains) for c in combinations(domains)}
+    tables = [{corners[name]: loss for name, loss in losses.items()} for losses in known or [{}] * len(pairs)]
+    _fill(composed, examples, tables, [corners.values()] * len(pairs))
+    losses = [{name: table[point] for name, point in corners.items()} for table in tables]
+    best = [corners[fewest_within(found, min_gain)] for found in losses]
+    for _ in range(searches):
+        nearby = [_neighbours(point, levels) for point in best]
+        _fill(composed, examples, tables, nearby)
+        for i, table in enumerate(tables):
+            lowest = min(nearby[i], key=table.__getitem__)
+            if table[best[i]] - table[lowest] > min_gain:
+                best[i] = lowest
+    return [
+        _outcome(
+            domain, example, losses[i], dict(zip(domains, best[i], strict=True)), tables[i][best[i]], min_gain
+        )
+        for i, (domain, example) in enumerate(pairs)
+    ]
+
+
+def _fill(
+    composed: Composed,
+    examples: Sequence[Example],
+    tables: Sequence[dict[Point, float]],
+    wanted: Sequence[Iterable[Point]],
+) -> None:
+    """Measure the `wanted` points of each example that its table lacks, all in the same forwards."""
+    rows = [(i, point) for i, points in enumerate(wanted) for point in points if point not in tables[i]]
+    weights = [dict(zip(composed.digests, point, strict=True)) for _, point in rows]
+    found = composed.losses([examples[i] for i, _ in rows], weights)
+    for (i, point), nats in zip(rows, found, strict=True):
+        if not math.isfinite(nats):
+            raise ConfigError(_broken(composed, examples[i], nats))
+        tables[i][point] = nats / len(examples[i].response)
+
+
+def _broken(composed: Composed, example: Example, nats: float) -> str:
+    """Says which stack does it: in a batch it spoils the rows that do not use it too."""
+    domains = composed.digests
+    alone = [d for d in domains if not math.isfinite(composed.nll([example], [{d: 1.0}]).item())]
+    return (
+        f"the loss of example {example.id} is {nats}; alone, {' and '.join(alone) or 'no stack'} makes it "
+        "so: serve another version of that stack, or take another `quantization`"
+    )
+
+
+def _point(on: Iterable[str], domains: Sequence[str]) -> Point:
+    chosen = set(on)
+    return tuple(float(d in chosen) for d in domains)
+
+
+def _neighbours(point: Point, levels: Sequence[float]) -> list[Point]:
+    """`point` with the weight of one domain changed, in every way; a weight's zero is a level too."""
+    return [
+        (*point[:i], level, *point[i + 1 :])
+        for i in range(len(point))
+        for level in (0.0, *levels)
+        if level != point[i]
+    ]
+
+
+def _outcome(
+    domain: str, example: Example, losses: Mapping[str, float], weights: Weights, loss: float, min_gain: float
+) -> Outcome:
+    exhaustive = fewest_within(losses, min_gain)
+    greedy = greedy_choice(losses, list(weights), min_gain)
+    return Outcome(domain, example, losses, weights, loss, exhaustive, greedy)
+
+
 def measure_all(
     composed: Composed,
-    examples: Sequence[tuple[str, Example]],
+    pairs: Sequence[tuple[str, Example]],
     path: Path,
     levels: Sequence[float],
     min_gain: float,
+    searches: int = SEARCHES,
     report: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Measure (domain, example) pairs, appending to the JSONL file `path`; those it holds are not redone.
+    """`measure`, keeping what is found in the file `path`; what it holds already is not measured again.
+
+    After a stack was replaced or a domain added, the losses of the combinations without it still hold: only
+    the others are measured, and the search is done anew.
 
     Raises:
-        ConfigError: `path` was measured with other stacks or settings.
+        ConfigError: `path` is of another base or other settings, or damaged; a loss is not finite.
     """
-    header = {"stacks": dict(composed.digests), "levels": list(levels), "min_gain": min_gain}
-    done = read_outcomes(path, header)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-    elif not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")  # a cut line ends here, or the next outcome would become part of it
-    started, fresh = time.monotonic(), 0
-    results = []
-    with path.open("a", encoding="utf-8") as file:
-        for i, (domain, example) in enumerate(examples):
-            key = f"{domain}/{example.id}"
-            if key not in done:
-                done[key] = measure(composed, domain, example, levels, min_gain)
-                file.write(json.dumps(asdict(done[key])) + "\n")
-                file.flush()
-                fresh += 1
-                if fresh % 10 == 0:
-                    each = (time.monotonic() - started) / fresh
-                    left = each * (len(examples) - i - 1) / 60
-                    report(f"outcomes {i + 1}/{len(examples)}: {each:.1f} s each, {left:.1f} min left")
-            results.append(done[key])
-    return results
-
-
-def read_outcomes(path: Path, header: Mapping[str, object]) -> dict[str, Outcome]:
-    """Outcomes in `path` by "domain/id"; a last line that was cut off by a kill is left out."""
-    if not path.is_file():
-        return {}
-    first, *lines = path.read_text(encoding="utf-8").split("\n")
-    try:
-        measured_with = json.loads(first)
-    except json.JSONDecodeError:  # cut off by a kill: nothing was measured yet
-        measured_with = None
-    if measured_with != dict(header):
-        raise ConfigError(
-            f"{path.name} was measured with other stacks or settings; remove it to measure again"
+    settings = {
+        "base": composed.base.identity.fingerprint,
+        "quantization": composed.base.quantization,
+        "levels": list(levels),
+        "min_gain": min_gain,
+        "searches": searches,
+    }
+    file = OutcomeFile(path, settings, composed.digests)
+    found: dict[int, Outcome] = {}
+    for i, (domain, example) in enumerate(pairs):
+        if (best := file.best(domain, example)) is not None:
+            found[i] = _outcome(domain, example, file.losses(domain, example), *best, min_gain)
+    todo = [i for i in range(len(pairs)) if i not in found]
+    known = {i: file.losses(*pairs[i]) for i in todo}
+    report(
+        f"outcomes: {len(found)} of {len(pairs)} examples are measured already; of the others' "
+        f"{len(todo) * 2 ** len(composed.digests)} combinations, {sum(map(len, known.values()))} are"
+    )
+    started = time.monotonic()
+    for start in range(0, len(todo), AT_ONCE):
+        group = todo[start : start + AT_ONCE]
+        made = measure(
+            composed, [pairs[i] for i in group], levels, min_gain, searches, [known[i] for i in group]
         )
-    outcomes = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        row["prompt"] = tuple(row["prompt"])
-        outcome = Outcome(**row)
-        outcomes[f"{outcome.domain}/{outcome.id}"] = outcome
-    return outcomes
+        file.append([(o.domain, o.example, o.losses, o.weights, o.loss) for o in made])
+        found.update(zip(group, made, strict=True))
+        done = start + len(group)
+        each = (time.monotonic() - started) / done
+        report(
+            f"outcomes {done}/{len(todo)}: {each:.1f} s each, {each * (len(todo) - done) / 60:.1f} min left"
+        )
+    return [found[i] for i in range(len(pairs))]

@@ -3,177 +3,179 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from brainstacks.config import MetaRouterConfig
-from brainstacks.routing.features import mixed_hidden_states, pad_prompts
+from brainstacks.errors import ConfigError
 from brainstacks.routing.meta_router import MetaRouter
-from brainstacks.stacks.artifact import DataSource
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata
+from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router
 from training.composition import Composed
-from training.data import Example, encode, file_digest, read_jsonl
+from training.data import DomainData
 from training.outcomes import Outcome, measure_all
-from training.outer_loop import selection_split, tool_versions
+from training.outer_loop import tool_versions
 from training.recipe import Recipe, RouterRecipe
+from training.router_judge import Judge
+from training.router_prompts import prompt_features, router_prompts
 
 Report = Callable[[str], None]
 
 
-def train_router(recipe: Recipe, data: Path, registry: Registry, run: Path, report: Report = print) -> None:
-    """Measure outcomes, train, and publish the router; outcomes that `run` holds are not measured again."""
+def train_router(
+    recipe: Recipe, data: Mapping[str, DomainData], registry: Registry, run: Path, report: Report = print
+) -> None:
+    """Measure outcomes, train, and publish the router; outcomes that `run` holds are not measured again.
+
+    Raises:
+        ConfigError: the registry has no stacks, or one of a domain without data; a domain has too few
+            prompts; a loss is not finite; `run` holds outcomes of other settings.
+    """
     composed = Composed.load(recipe.base, recipe.quantization, registry)
     domains = tuple(composed.digests)
-    splits = {d: _examples(recipe, d, data, composed) for d in domains}
-    pairs = [(d, e) for d in domains for split in splits[d] for e in split]
+    if not domains or not set(domains) <= set(data):
+        raise ConfigError(
+            f"the registry has stacks of {', '.join(domains) or 'no domain'}, the recipe data of "
+            f"{', '.join(data)}; a router needs stacks, and data of each one's domain"
+        )
+    prompts = {d: router_prompts(data[d], recipe.router, composed.tokenizer) for d in domains}
+    for domain, found in prompts.items():
+        report(
+            f"{domain}: {len(found.train)} prompts ({found.unseen} of them no stack trained on), "
+            f"{len(found.held_out)} held out; {found.left_out} left out, with no room for an answer"
+        )
+    pairs = [(d, e) for d, found in prompts.items() for e in (*found.train, *found.held_out)]
     random.Random(recipe.router.seed).shuffle(pairs)  # a partial run is balanced over the domains
-    outcomes = measure_all(
-        composed, pairs, run / "outcomes.jsonl", recipe.router.soft_levels, recipe.router.min_gain, report
-    )
-    held = {(d, e.id) for d in domains for e in splits[d][1]}
-    train = [o for o in outcomes if (o.domain, o.id) not in held]
-    held_out = [o for o in outcomes if (o.domain, o.id) in held]
+    levels, min_gain = recipe.router.soft_levels, recipe.router.min_gain
+    outcomes = measure_all(composed, pairs, run / "outcomes.jsonl", levels, min_gain, report=report)
+    held = {(d, e) for d, found in prompts.items() for e in found.held_out}
+    train = [o for o in outcomes if (o.domain, o.example) not in held]
+    held_out = [o for o in outcomes if (o.domain, o.example) in held]
+    metadata = _metadata(recipe, composed, data)
+    dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
+    network, metrics = fit(metadata, composed, train, held_out, recipe.router, dtype, report)
+    metrics["train_prompts_unseen"] = sum(found.unseen for found in prompts.values())
+    metrics["left_out_prompts"] = sum(found.left_out for found in prompts.values())
+    path = run / "router.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+    save_router(path, dataclasses.replace(metadata, metrics=metrics), tensors)
+    published = registry.publish_router(path)
+    report(f"router: version {published.version}, digest {published.digest[:12]}")
+
+
+def _metadata(recipe: Recipe, composed: Composed, data: Mapping[str, DomainData]) -> RouterMetadata:
+    settings, domains = recipe.router, tuple(composed.digests)
     config = MetaRouterConfig(
         domains=domains,
         token_dim=composed.base.identity.hidden_size,
-        hidden_dim=recipe.router.hidden_dim,
-        sequence_length=recipe.router.sequence_length,
-        floors=recipe.router.floors,
-        gate_threshold=recipe.router.gate_threshold,
-        dropout=recipe.router.dropout,
+        hidden_dim=settings.hidden_dim,
+        sequence_length=settings.sequence_length,
+        floors=settings.floors,
+        gate_threshold=settings.gate_threshold,
+        dropout=settings.dropout,
     )
-    network, metrics = fit(config, composed, train, held_out, recipe.router, report)
-    file = _save(recipe, config, network, composed, metrics, data, run / "router.safetensors")
-    published = registry.publish_router(run / "router.safetensors")
-    report(f"router: version {published.version}, digest {file.digest[:12]}")
+    return RouterMetadata(
+        config=config,
+        stacks=dict(composed.digests),
+        base=composed.base.identity.ref,
+        hyperparameters={**dataclasses.asdict(settings), "quantization": recipe.quantization},
+        data=tuple(source for d in domains for source in data[d].sources),
+        seed=settings.seed,
+        tool_versions=tool_versions(),
+        description="Sigmoid meta-router trained on measured outcomes over all combinations of domains",
+    )
 
 
-def _examples(
-    recipe: Recipe, domain: str, data: Path, composed: Composed
-) -> tuple[list[Example], list[Example]]:
-    """(training, held out) for the router: prompts of the training split whose answer fits.
-
-    Training prompts are those that the stacks trained on; held-out ones come from the records that were
-    set aside for choosing snapshots.
-    """
-    records, selection = selection_split(read_jsonl(data / domain / "train.jsonl"), recipe.selection)
-    random.Random(recipe.router.seed).shuffle(records)
-    # Encoding is slow and most records are not needed: take them in turn until there are enough.
-    limit = recipe.router.max_tokens
-    train = encode(records[: 4 * recipe.router.prompts], composed.tokenizer, limit)
-    held_out = encode(selection, composed.tokenizer, limit)
-    return train[: recipe.router.prompts], held_out[: recipe.router.held_out]
+def targets(outcomes: Sequence[Outcome], config: MetaRouterConfig, recipe: RouterRecipe) -> Tensor:
+    """(1 - prior) * measured weight + prior * label, per domain -> [N, D] float32."""
+    prior = recipe.label_prior
+    return torch.tensor(
+        [
+            [(1 - prior) * o.weights[d] + prior * float(d == o.domain) for d in config.domains]
+            for o in outcomes
+        ]
+    )
 
 
-def target(outcome: Outcome, domains: Sequence[str], label_prior: float) -> list[float]:
-    """(1 - prior) * measured weight + prior * label, per domain."""
-    return [
-        (1 - label_prior) * outcome.weights.get(d, 0.0) + label_prior * float(d == outcome.domain)
-        for d in domains
-    ]
-
-
-def loss(logits: Tensor, targets: Tensor, recipe: RouterRecipe) -> Tensor:
+def loss(logits: Tensor, wanted: Tensor, recipe: RouterRecipe) -> Tensor:
     """BCE + c * mean (m - |p - 0.5|)+, both [B, D] -> a scalar."""
     margin = (recipe.margin - (logits.sigmoid() - 0.5).abs()).clamp(min=0).mean()
-    return F.binary_cross_entropy_with_logits(logits, targets) + recipe.margin_coefficient * margin
+    return F.binary_cross_entropy_with_logits(logits, wanted) + recipe.margin_coefficient * margin
 
 
 def fit(
-    config: MetaRouterConfig,
+    metadata: RouterMetadata,
     composed: Composed,
     train: Sequence[Outcome],
     held_out: Sequence[Outcome],
     recipe: RouterRecipe,
+    dtype: torch.dtype = torch.float32,
     report: Report = print,
 ) -> tuple[MetaRouter, dict[str, float]]:
-    """Train on `train`; the epoch with the lowest held-out BCE is kept."""
+    """Train on `train`, on the CPU; keep the epoch whose routing composes the lowest held-out NLL.
+
+    Args:
+        dtype: of the router's file; an epoch is judged as it would be read from there.
+
+    Returns:
+        The network of that epoch, in eval mode, and the metrics for the router's file.
+
+    Raises:
+        ConfigError: the training diverged.
+    """
     torch.manual_seed(recipe.seed)
-    network = MetaRouter(config)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    steps = recipe.epochs * -(-len(train) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    features = {o.id + o.domain: _features(config, composed, o) for o in (*train, *held_out)}
-
-    def batch(outcomes: Sequence[Outcome]) -> tuple[Tensor, Tensor, Tensor]:
-        rows = [features[o.id + o.domain] for o in outcomes]
-        x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.tensor([[i < len(r) for i in range(x.shape[1])] for r in rows])
-        return x, mask, torch.tensor([target(o, config.domains, recipe.label_prior) for o in outcomes])
-
-    rng = random.Random(recipe.seed)
-    best, state = float("inf"), {}
-    for epoch in range(recipe.epochs):
-        network.train()
-        order = list(train)
-        rng.shuffle(order)
-        for start in range(0, len(order), recipe.batch_size):
-            x, mask, targets = batch(order[start : start + recipe.batch_size])
-            loss(network(x, mask), targets, recipe).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        network.eval()
-        with torch.no_grad():
-            x, mask, targets = batch(held_out)
-            logits = network(x, mask)
-            value = float(F.binary_cross_entropy_with_logits(logits, targets))
-            error = float((logits.sigmoid() - targets).abs().mean())
-        report(
-            f"router epoch {epoch + 1}/{recipe.epochs}: held-out BCE {value:.4f}, |p - target| {error:.3f}"
-        )
-        if value < best:
-            best, state = value, {k: v.clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(state)
-    agree = sum(o.greedy == o.best for o in (*train, *held_out)) / (len(train) + len(held_out))
-    return network.eval(), {
-        "held_out_bce": best,
-        "greedy_equals_exhaustive": agree,
+    network = MetaRouter(metadata.config)
+    judge = Judge(metadata, composed, held_out, targets(held_out, metadata.config, recipe), dtype)
+    epochs = (judge.judged(n, network) for n in _epochs(network, composed, train, recipe))
+    best = next(epochs)
+    report(judge.told(best))
+    for epoch in epochs:
+        report(judge.told(epoch))
+        if epoch.routed < best.routed:
+            best = epoch
+        elif epoch.number - best.number >= recipe.patience:
+            break
+    measured = (*train, *held_out)
+    return best.router.network, {
+        **judge.metrics(best),
+        "greedy_equals_exhaustive": fmean(o.greedy == o.exhaustive for o in measured),
+        "greedy_cost": fmean(o.losses[o.greedy] - o.losses[o.exhaustive] for o in measured),
         "train_prompts": len(train),
         "held_out_prompts": len(held_out),
     }
 
 
-@torch.no_grad()
-def _features(config: MetaRouterConfig, composed: Composed, outcome: Outcome) -> Tensor:
-    """[T, d] float32 of one prompt, by the code that serves."""
-    ids, _ = pad_prompts([outcome.prompt], config.sequence_length, composed.base.device)
-    mixed = mixed_hidden_states(
-        composed.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight
-    )
-    return mixed[0].cpu()
-
-
-def _save(
-    recipe: Recipe,
-    config: MetaRouterConfig,
-    network: MetaRouter,
-    composed: Composed,
-    metrics: dict[str, float],
-    data: Path,
-    path: Path,
-) -> RouterFile:
-    dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
-    metadata = RouterMetadata(
-        config=config,
-        stacks=dict(composed.digests),
-        base=composed.base.identity.ref,
-        hyperparameters={**dataclasses.asdict(recipe.router), "quantization": recipe.quantization},
-        data=tuple(
-            DataSource(f"{d}/train.jsonl", file_digest(data / d / "train.jsonl"), recipe.router.prompts)
-            for d in config.domains
-        ),
-        seed=recipe.router.seed,
-        metrics=metrics,
-        tool_versions=tool_versions(),
-        description="Sigmoid meta-router trained on measured outcomes over all combinations of domains",
-    )
-    return save_router(path, metadata, {k: v.to(dtype) for k, v in network.state_dict().items()})
+def _epochs(
+    network: MetaRouter, composed: Composed, train: Sequence[Outcome], recipe: RouterRecipe
+) -> Iterator[int]:
+    """Train `network` epoch by epoch; yields the number of each when it is done, from 1."""
+    config = network.config
+    features = prompt_features(config, composed, [o.example.prompt for o in train])
+    wanted = targets(train, config, recipe)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = random.Random(recipe.seed)
+    for number in range(1, recipe.epochs + 1):
+        network.train()
+        order = rng.sample(range(len(train)), len(train))
+        for start in range(0, len(order), recipe.batch_size):
+            rows = order[start : start + recipe.batch_size]
+            padded = pad_sequence([features[i] for i in rows], batch_first=True)
+            lengths = torch.tensor([len(features[i]) for i in rows])
+            mask = torch.arange(padded.shape[1]) < lengths[:, None]
+            loss(network(padded, mask), wanted[rows], recipe).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+        yield number

@@ -27,9 +27,10 @@ def gate_weights(logits: Tensor, top_k: int) -> Tensor:
         top_k: K, experts kept per token, 1..N.
 
     Returns:
-        [..., N] float32; each row has K non-zero entries that sum to 1.
+        [..., N] float32 (float64 for float64 logits); each row has K non-zero entries that sum to 1.
     """
-    logits = logits.float()
+    if logits.dtype != torch.float64:
+        logits = logits.float()
     if top_k == logits.shape[-1]:
         return logits.softmax(dim=-1)
     values, indices = logits.topk(top_k, dim=-1)

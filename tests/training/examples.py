@@ -1,4 +1,4 @@
-"""Small training examples, and a registry over a tiny base for the router's training."""
+"""Small training records and examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from training.data import Example
+from training.encoding import Example
+from training.records import Message, Record
+
+
+def record(prompt: str, response: str, name: str = "r") -> Record:
+    """One question of a user and its answer."""
+    return Record(name, (Message("user", prompt),), response)
 
 
 def example(prompt: Sequence[int], response: Sequence[int], name: str = "e") -> Example:

@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import random
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
 from brainstacks import ComposedModel
 from brainstacks.errors import ConfigError
-from brainstacks.stacks.artifact import read_stack_metadata
+from brainstacks.stacks.artifact import inspect_stack, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
+from brainstacks.stacks.tensors import load_stack_tensors
 from tests.tiny import write_records
-from training.data import Record
-from training.evaluation import MODES, evaluate_modes
-from training.outer_loop import run_curriculum, selection_split
+from training.data import prepare
+from training.evaluate_run import evaluate_run
+from training.evaluation import Evaluation
+from training.expert_use import load_expert_use
+from training.outer_loop import run_curriculum, run_stack
 from training.recipe import Recipe, recipe_from
 from training.router_training import train_router
 
-ANSWERS = {"chat": "well hello", "math": "12345678"}
+ANSWERS = {"chat": "well hello", "math": "12345678", "noise": ""}
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Prompts of letters or of digits; each domain has one answer to all of them."""
+    """Prompts of letters or of digits; each domain has one answer to all of them, and one has none."""
     rng = random.Random(0)
     for domain, answer in ANSWERS.items():
-        alphabet = "0123456789" if domain == "math" else "abcdefghij"
-        prompts = ["".join(rng.choices(alphabet, k=rng.randint(3, 8))) for _ in range(36)]
+        alphabet = "0123456789" if domain == "math" else "abcdefghij" if domain == "chat" else "xyz!?"
+        prompts = ["".join(rng.choices(alphabet, k=rng.randint(5, 9))) for _ in range(36)]
         assert len(set(prompts)) == 36
-        for split, rows in (("train", prompts[:28]), ("validation", prompts[28:])):
-            write_records(tmp_path / "data" / domain / f"{split}.jsonl", [(p, answer) for p in rows])
+        rows = [(p, answer or "".join(chr(rng.randrange(33, 127)) for _ in range(12))) for p in prompts]
+        write_records(tmp_path / "data" / domain / "train.jsonl", rows[:28])
+        write_records(tmp_path / "data" / domain / "validation.jsonl", rows[28:])
     return tmp_path / "data"
 
 
-def recipe(base: Path, earlier: str = "all", steps: int = 6) -> Recipe:
+def recipe(base: Path, *domains: str, steps: int = 6, **changes: object) -> Recipe:
     return recipe_from(
         {
             "base": str(base),
             "quantization": "none",
-            "max_tokens": 96,
-            "selection": 6,
-            "earlier_stacks": earlier,
+            "earlier_stacks": "all",
+            "data": {"max_tokens": 96, "selection": 12, "forgetting": 4},
             "stack": {"rank": 2, "alpha": 4.0, "experts": 2, "top_k": 1, "dtype": "float32"},
             "round": {
                 "steps": steps, "batch_size": 6, "learning_rate": 5e-3, "warmup_steps": 2, "eval_every": 3,
+                "checkpoint_every": 2,
             },
             "router": {
                 "prompts": 8, "held_out": 4, "max_tokens": 96, "epochs": 3, "batch_size": 4, "hidden_dim": 16,
                 "floors": {"chat": 0.2}, "soft_levels": [1.0, 0.5],
             },
-            "domains": [{"name": "chat", "licence": "CC0"}, {"name": "math", "licence": "CC0"}],
+            "domains": [{"name": name, "licence": "CC0"} for name in domains or ("chat", "math")],
+            **changes,
         }
     )  # fmt: skip
 
@@ -60,11 +70,15 @@ def quiet(line: str) -> None:
     pass
 
 
+def digests(registry: Registry) -> dict[str, str]:
+    return {d: h.current.digest for d, h in registry.snapshot().domains.items()}
+
+
 def test_train_publish_route_and_evaluate(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
     plan, run = recipe(tiny_directory, steps=20), tmp_path / "run"
-    run_curriculum(plan, data, registry, run, quiet)
+    assert run_curriculum(plan, registry, run, data, quiet) == ()
 
     # Stacks: published in order, each with where it comes from.
     domains = registry.snapshot().domains
@@ -72,7 +86,6 @@ def test_train_publish_route_and_evaluate(
     chat, math = (read_stack_metadata(registry.blob_path(h.current.digest)) for h in domains.values())
     assert chat.predecessors == ()
     assert [(p.domain, p.digest) for p in math.predecessors] == [("chat", domains["chat"].current.digest)]
-    assert [source.name for source in chat.data] == ["chat/train.jsonl", "chat/validation.jsonl"]
     assert [source.examples for source in chat.data] == [28, 8]
     assert chat.licence == "CC0"
     for stack in (chat, math):
@@ -81,81 +94,175 @@ def test_train_publish_route_and_evaluate(
         assert losses["validation_after"] < losses["validation_before"] - 0.3
 
     # Starting anew trains nothing again.
-    lines: list[str] = []
-    generation = registry.generation
-    run_curriculum(plan, data, registry, run, lines.append)
-    assert sum("already trained" in line for line in lines) == 2
+    generation, log = registry.generation, (run / "metrics.jsonl").read_bytes()
+    run_curriculum(plan, registry, run, data, quiet)
     assert registry.generation == generation
+    assert (run / "metrics.jsonl").read_bytes() == log
 
     # The router knows the very stacks that are served.
-    train_router(plan, data, registry, run, quiet)
+    records = prepare(plan, data)
+    train_router(plan, records, registry, run, quiet)
     history = registry.snapshot().router
     assert history is not None
     router = read_router_metadata(registry.blob_path(history.current.digest))
-    assert router.stacks == {d: h.current.digest for d, h in domains.items()}
+    assert router.stacks == digests(registry)
     assert router.config.floors == {"chat": 0.2}
-    outcomes = (run / "outcomes.jsonl").read_text().splitlines()
-    assert len(outcomes) == 1 + 2 * (8 + 4)
 
     # What was trained is what is served.
-    results = evaluate_modes(str(tiny_directory), "none", registry, data, report=quiet)
-    assert {domain: tuple(row) for domain, row in results.items()} == {"chat": MODES, "math": MODES}
-    for row in results.values():
-        assert row["only-own"] < row["base"] - 0.2
-    assert results["chat"]["only-own"] == pytest.approx(chat.losses[0]["validation_after"], abs=1e-3)
+    console = Console(quiet=True)
+    result = evaluate_run(plan, data, tmp_path / "registry", run, console, oracle_limit=2)
+    written = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert Evaluation.from_dict(written).nll == result.nll
+    assert written["stacks"] == digests(registry)
+    assert written["transfer"]["nll"]["chat"].keys() == {"chat", "math"}
+    assert load_expert_use(run / "expert_use.json").keys() == {"chat", "math"}
+    for domain, row in result.nll.items():
+        assert row["only-own"] < row["base"] - 0.2, domain
+    assert result.nll["chat"]["only-own"] == pytest.approx(chat.losses[0]["validation_after"], abs=1e-3)
     model = ComposedModel.load(tiny_directory, tmp_path / "registry", quantization="none", device="cpu")
     assert model.domains == ("chat", "math")
     assert model.route("abc").weights["chat"] >= 0.2
 
 
-def test_stacks_of_a_recipe_without_earlier_ones_know_no_predecessor(
+def test_residual_rounds_follow_while_they_help_and_end_in_one_stack(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    run_curriculum(recipe(tiny_directory, earlier="none"), data, registry, tmp_path / "run", quiet)
+    plan = recipe(tiny_directory, "chat", max_rounds=3, min_gain=0.01)
+    run_curriculum(plan, registry, tmp_path / "run", data, quiet)
+    stack = read_stack_metadata(registry.blob_path(digests(registry)["chat"]))
+    assert 2 <= stack.rounds <= 3
+    losses = [(r["selection_before"], r["selection_after"]) for r in stack.losses]
+    assert all(before - after >= 0.01 for before, after in losses)
+    for (_, after), (before, _) in itertools.pairwise(losses):
+        assert before == pytest.approx(after, abs=1e-5), "a round starts where the last one ended"
+
+
+def test_stacks_trained_without_the_earlier_ones_know_no_predecessor(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run_curriculum(recipe(tiny_directory, earlier_stacks="none"), registry, tmp_path / "run", data, quiet)
     current = registry.snapshot().domain("math").current
     assert read_stack_metadata(registry.blob_path(current.digest)).predecessors == ()
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_very_same_stacks(
+def test_a_run_without_its_later_half_ends_with_the_very_same_stacks(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan = recipe(tiny_directory, earlier_stacks="sampled", max_rounds=2)
+    run_curriculum(plan, registry, tmp_path / "run", data, quiet)
+    other, again = Registry(tmp_path / "other", create=True), tmp_path / "again"
+    shorter = dataclasses.replace(plan, domains=plan.domains)
+    run_curriculum(shorter, other, again, data, quiet)
+    (again / "math" / "stack.safetensors").unlink()
+    run_curriculum(shorter, other, again, data, quiet)
+    assert digests(other) == digests(registry)
+
+
+def test_frozen_stacks_keep_their_bytes_and_their_prefix_losses(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run_curriculum(recipe(tiny_directory, "chat"), registry, run, data, quiet)
+    before = digests(registry)["chat"]
+    three = recipe(tiny_directory, "chat", "math")
+    run_curriculum(three, registry, tmp_path / "longer", data, quiet)
+    assert digests(registry)["chat"] == before
+    document = json.loads((tmp_path / "longer" / "forgetting.json").read_text())
+    first, second = (row["chat"]["prefix"] for row in document["rows"])
+    assert first == second
+    assert document["rows"][1]["chat"]["ungated"] != second
+
+
+def test_a_domain_of_noise_freezes_nothing_and_the_next_one_is_trained(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan = recipe(tiny_directory, "noise", "chat", min_gain=0.5)
+    assert run_curriculum(plan, registry, tmp_path / "run", data, quiet) == ("noise",)
+    assert list(digests(registry)) == ["chat"]
+    assert not (tmp_path / "run" / "noise" / "stack.safetensors").exists()
+
+
+def test_a_run_driven_to_nan_freezes_nothing(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
     plan = recipe(tiny_directory)
-    run_curriculum(plan, data, registry, tmp_path / "run", quiet)
-    other = Registry(tmp_path / "other", create=True)
-    again = tmp_path / "again"
-    again.mkdir()
-    (again / "chat.safetensors").write_bytes((tmp_path / "run" / "chat.safetensors").read_bytes())
-    run_curriculum(plan, data, other, again, quiet)
-    digests = [[h.current.digest for h in r.snapshot().domains.values()] for r in (registry, other)]
-    assert digests[0] == digests[1]
+    wild = dataclasses.replace(plan.round, learning_rate=float("inf"), warmup_steps=0)
+    plan = dataclasses.replace(plan, round=wild)
+    assert run_curriculum(plan, registry, tmp_path / "run", data, quiet) == ("chat", "math")
+    assert digests(registry) == {}
 
 
-def test_a_domain_that_never_helps_is_not_published(
-    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_with_a_null_space_the_frozen_stack_stays_out_of_it(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path, side: str
 ) -> None:
-    monkeypatch.setattr("training.inner_loop.learning_rate", lambda *_: 0.0)
-    with pytest.raises(RuntimeError, match="chat: no step beat the zero-delta baseline"):
-        run_curriculum(recipe(tiny_directory), data, registry, tmp_path / "run", quiet)
-    assert registry.snapshot().domains == {}
-    assert list((tmp_path / "run").iterdir()) == []
+    plan = recipe(tiny_directory, steps=12, null_space={"side": side, "directions": 6, "samples": 12})
+    run_curriculum(plan, registry, tmp_path / "run", data, quiet)
+    stack = read_stack_metadata(registry.blob_path(digests(registry)["math"]))
+    assert stack.null_space is not None
+    assert stack.null_space["side"] == side
+    assert stack.null_space["domains"] == ["chat"]
+    tensors = load_stack_tensors(registry.blob_path(digests(registry)["math"]))
+    from training import checkpoint
+    from training.null_space import NullSpace
+
+    found = checkpoint.load(tmp_path / "run" / "math" / "null-space")
+    assert found is not None
+    space = NullSpace.from_tensors(found.tensors, found.state["facts"])
+    for place in space.bases:
+        layer, part = place
+        V = space.bases[place]
+        if side == "output":
+            written = tensors[f"rounds.0.layers.{layer}.{part}.B"].T
+            energy = (written @ V).square().sum() / written.square().sum()
+            assert float(energy) < 1e-6, place
+    if side == "input":
+        read = tensors["rounds.0.layers.0.q_proj.A"]
+        V = space.bases[0, 0]
+        assert float((read @ V).square().sum() / read.square().sum()) < 1e-6
+    without = Registry(tmp_path / "without", create=True)
+    run_curriculum(dataclasses.replace(plan, null_space=None), without, tmp_path / "off", data, quiet)
+    assert digests(without)["chat"] == digests(registry)["chat"]
+    assert digests(without)["math"] != digests(registry)["math"]
 
 
-def test_selection_is_set_aside_and_does_not_depend_on_the_order_of_the_file() -> None:
-    records = [Record(f"r{i:02}", "p", "a") for i in range(20)]
-    train, selection = selection_split(records, 5)
-    assert len(selection) == 5
-    assert {r.id for r in train} | {r.id for r in selection} == {r.id for r in records}
-    assert not {r.id for r in train} & {r.id for r in selection}
-    assert selection_split(records[::-1], 5) == (train, selection)
-
-
-def test_evaluating_without_a_router_says_what_to_run(
-    tiny_directory: Path, data: Path, registry: Registry
+def test_one_domain_is_added_to_what_a_registry_serves(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="no router"):
-        evaluate_modes(str(tiny_directory), "none", registry, data, report=quiet)
+    plan = recipe(tiny_directory)
+    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "first", data, quiet)
+    before = digests(registry)
+    assert run_stack(plan, "math", registry, tmp_path / "second", data, quiet) == ()
+    after = digests(registry)
+    assert after["chat"] == before["chat"]
+    metadata = inspect_stack(registry.blob_path(after["math"])).metadata
+    assert [(p.domain, p.digest) for p in metadata.predecessors] == [("chat", before["chat"])]
+
+
+def test_a_run_refuses_another_recipe_order_or_data_and_says_what_differs(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run_curriculum(recipe(tiny_directory), registry, run, data, quiet)
+    plan = recipe(tiny_directory)
+    faster = dataclasses.replace(plan, round=dataclasses.replace(plan.round, learning_rate=0.1))
+    with pytest.raises(ConfigError, match=r"recipe\.round\.learning_rate: 0\.005 -> 0\.1"):
+        run_curriculum(faster, registry, run, data, quiet)
+    with pytest.raises(ConfigError, match=r'recipe\.domains\.0\.name: "chat" -> "math"'):
+        run_curriculum(recipe(tiny_directory, "math", "chat"), registry, run, data, quiet)
+    with (data / "math" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "new", "prompt": "0101", "response": "1"}) + "\n")
+    with pytest.raises(ConfigError, match=r"data\.math"):
+        run_curriculum(recipe(tiny_directory), registry, run, data, quiet)
 
 
 def test_missing_data_names_the_file(tiny_directory: Path, registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"chat/train\.jsonl"):
-        run_curriculum(recipe(tiny_directory), tmp_path, registry, tmp_path / "run", quiet)
+        run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", tmp_path, quiet)
+
+
+def test_nothing_of_a_run_is_left_on_the_base(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "run", data, quiet)
+    assert torch.is_grad_enabled()

@@ -1,84 +1,130 @@
-"""Records become examples whose loss is on the response alone."""
+"""From a recipe's sources to the records of every domain."""
 
 from __future__ import annotations
 
-from itertools import islice
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from brainstacks.errors import ConfigError
-from brainstacks.tokenizer import ChatTokenizer
-from tests.tiny import END, byte_tokenizer, write_records
-from tests.training.examples import example, random_examples
-from training.data import IGNORE, Record, by_length, collate, encode, file_digest, read_jsonl, shuffled
-
-TOKENIZER = ChatTokenizer(byte_tokenizer(), (END,))
+from tests.tiny import write_records
+from training.data import DomainData, prepare
+from training.recipe import Recipe, recipe_from
+from training.records import prompt_key
 
 
-def test_labels_are_the_next_token_at_the_responses_positions_alone() -> None:
-    batch = collate([example([1, 2, 3], [4, 5]), example([6], [7])])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]]
-    assert batch.attention_mask.tolist() == [[True] * 5, [True, True, False, False, False]]
-    i = IGNORE
-    assert batch.labels.tolist() == [[i, i, 4, 5, i], [7, i, i, i, i]]
+def recipe(*domains: dict[str, Any], **data: Any) -> Recipe:
+    named = [{"licence": "CC0", **domain} for domain in domains]
+    settings = {"selection": 2, "validation": 3, **data}
+    return recipe_from({"base": "tiny", "data": settings, "domains": named})
 
 
-def test_examples_have_the_prompt_format_of_serving_and_end_with_the_end_of_turn() -> None:
-    (made,) = encode([Record("a", "hi", "yes")], TOKENIZER, 100)
-    assert list(made.prompt) == TOKENIZER.encode_chat([{"role": "user", "content": "hi"}])
-    assert list(made.response) == [*b"yes", END]
+CHAT, MATH = {"name": "chat"}, {"name": "math"}
 
 
-def test_a_long_response_is_cut_and_a_prompt_without_room_is_left_out() -> None:
-    room = len(TOKENIZER.encode_chat([{"role": "user", "content": "hi"}]))
-    made = encode([Record("a", "hi", "x" * 50), Record("b", "h" * 50, "x")], TOKENIZER, room + 8)
-    assert [(e.id, len(e.response)) for e in made] == [("a", 8)]
-    assert encode([Record("a", "hi", "x" * 50)], TOKENIZER, room + 7) == []
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """`chat` has validation records, one of them with a training prompt; `math` shares a prompt with it."""
+    chat = [(f"chat question {i}", f"answer {i}") for i in range(12)]
+    math = [(f"math question {i}", f"{i}") for i in range(12)]
+    write_records(tmp_path / "chat" / "train.jsonl", chat)
+    write_records(tmp_path / "chat" / "validation.jsonl", [("CHAT question 4", "again"), ("new", "n")])
+    write_records(tmp_path / "math" / "train.jsonl", [*math, chat[7]])
+    return tmp_path
 
 
-def test_lines_are_read_with_or_without_an_id(tmp_path: Path) -> None:
-    path = write_records(tmp_path / "train.jsonl", [("p", "r")])
-    path.write_text(path.read_text() + '{"prompt": "q", "response": "s", "source": "ignored"}\n')
-    assert read_jsonl(path) == [Record("train-0", "p", "r"), Record("2", "q", "s")]
-    assert len(file_digest(path)) == 64
+def prompts(data: DomainData) -> dict[str, set[str]]:
+    parts = {
+        "train": data.train,
+        "selection": data.selection,
+        "router": data.router,
+        "validation": data.validation,
+    }
+    return {name: {prompt_key(r) for r in records} for name, records in parts.items()}
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", '{"prompt": "p"}', "null"])
-def test_a_line_that_is_no_record_is_named_by_its_number(tmp_path: Path, line: str) -> None:
-    path = write_records(tmp_path / "train.jsonl", [("p", "r")])
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ConfigError, match=r"train\.jsonl, line 2"):
-        read_jsonl(path)
+def test_a_directory_stands_in_for_the_sources(directory: Path) -> None:
+    prepared = prepare(recipe(CHAT, {**MATH, "sources": [{"source": "hub:never/asked"}]}), directory)
+    assert list(prepared) == ["chat", "math"]
+    chat, math = prepared.values()
+    assert [len(part) for part in (chat.train, chat.selection, chat.validation)] == [9, 2, 2]
+    assert [len(part) for part in (math.train, math.selection, math.validation)] == [8, 2, 3]
+    assert [s.name for s in chat.sources] == ["chat/train.jsonl", "chat/validation.jsonl"]
+    assert [s.examples for s in chat.sources] == [12, 2]
+    assert [s.name for s in math.sources] == ["math/train.jsonl"]
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no data file"):
-        read_jsonl(tmp_path / "train.jsonl")
+def test_no_prompt_is_in_two_splits(directory: Path) -> None:
+    for data in prepare(recipe(CHAT, MATH, router=2), directory).values():
+        parts = prompts(data).values()
+        assert len(data.router) == 2
+        assert sum(map(len, parts)) == len(set.union(*parts))
 
 
-def test_evaluation_batches_hold_every_example_once_by_length() -> None:
-    examples = random_examples(11)
-    batches = by_length(examples, 4)
-    flat = [e for batch in batches for e in batch]
-    assert sorted(e.id for e in flat) == sorted(e.id for e in examples)
-    assert [len(e) for e in flat] == sorted(len(e) for e in examples)
-    assert [len(b) for b in batches] == [4, 4, 3]
+def test_what_is_left_out_is_counted(directory: Path) -> None:
+    chat, math = prepare(recipe(CHAT, MATH, contamination="drop"), directory).values()
+    nothing = {"empty": 0, "share": 0, "repeated": 0}
+    assert chat.left_out == {**nothing, "contaminated": 0, "in validation": 1}
+    assert math.left_out == {**nothing, "contaminated": 1, "in validation": 0}
+    assert chat.overlaps == ()
+    assert [(o.first, o.second, o.exact, o.near) for o in math.overlaps] == [("chat", "math", 1, 0)]
 
 
-def test_training_batches_are_full_and_their_order_follows_the_seed() -> None:
-    examples = random_examples(20)
+def test_shared_prompts_go_where_the_recipe_says(directory: Path) -> None:
+    def owners(action: str, *order: dict[str, Any]) -> list[str]:
+        prepared = prepare(recipe(*order, contamination=action), directory)
+        return [
+            n for n, data in prepared.items() if any("chat question 7" in p for p in prompts(data).values())
+        ]
 
-    def first(seed: int) -> list[list[str]]:
-        return [[e.id for e in batch] for batch in islice(shuffled(examples, 4, seed), 12)]
-
-    assert first(1) == first(1)
-    assert first(1) != first(2)
-    assert all(len(batch) == 4 for batch in first(1))
-    epoch = [name for batch in first(1)[:5] for name in batch]
-    assert sorted(epoch) == sorted(e.id for e in examples)
+    assert owners("report", CHAT, MATH) == ["chat", "math"]
+    assert owners("drop", CHAT, MATH) == ["chat"]
+    assert owners("drop", MATH, CHAT) == ["math"]
+    prepared = prepare(recipe(MATH, CHAT, contamination="reassign"), directory)
+    assert [prepared[name].received for name in ("math", "chat")] == [1, 0]
+    assert prepared["chat"].left_out["contaminated"] == 1
 
 
-def test_fewer_examples_than_a_batch_still_train() -> None:
-    examples = random_examples(3)
-    assert sorted(e.id for e in next(shuffled(examples, 8, 0))) == ["e0", "e1", "e2"]
+def test_preparing_again_gives_the_same(directory: Path) -> None:
+    assert prepare(recipe(CHAT, MATH), directory) == prepare(recipe(CHAT, MATH), directory)
+    other = prepare(recipe(CHAT, MATH, seed=1), directory)
+    assert other["math"].validation != prepare(recipe(CHAT, MATH), directory)["math"].validation
+
+
+def sources(tmp_path: Path, *, weights: tuple[float, float] = (1.0, 1.0)) -> dict[str, Any]:
+    many = write_records(tmp_path / "many.jsonl", [(f"many {i}", f"{i}") for i in range(30)])
+    few = write_records(tmp_path / "few.jsonl", [(f"few {i}", f"{i}") for i in range(10)])
+    listed = [{"source": f"jsonl:{p}", "weight": w} for p, w in zip((many, few), weights, strict=True)]
+    return {"name": "chat", "sources": listed}
+
+
+def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
+    (chat,) = prepare(recipe(sources(tmp_path, weights=(2.0, 1.0)))).values()
+    used = [r.messages[0].content for r in (*chat.train, *chat.selection, *chat.validation)]
+    assert sum("many" in prompt for prompt in used) == 20
+    assert sum("few" in prompt for prompt in used) == 10
+    assert chat.left_out["share"] == 10
+    assert [s.examples for s in chat.sources] == [30, 10]
+
+
+def test_repeated_records_are_left_out_and_repeated_ids_completed(tmp_path: Path) -> None:
+    rows = [{"id": "x", "prompt": f"p{i % 8}", "response": "r"} for i in range(10)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (chat,) = prepare(recipe({"name": "chat", "sources": [{"source": f"jsonl:{path}"}]})).values()
+    ids = {r.id for r in (*chat.train, *chat.selection, *chat.validation)}
+    assert len(ids) == 8
+    assert all(id.startswith("x-") for id in ids)
+    assert chat.left_out["repeated"] == 2
+
+
+def test_a_domain_without_sources_or_data_is_refused() -> None:
+    with pytest.raises(ConfigError, match="domain 'chat' has no sources"):
+        prepare(recipe(CHAT))
+
+
+def test_a_missing_file_is_named(directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"medical/train\.jsonl"):
+        prepare(recipe(CHAT, {"name": "medical"}), directory)

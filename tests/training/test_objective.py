@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from brainstacks.layers.hooks import CompositionHooks, DeltaSource
+from brainstacks.layers.projections import find_sites
 from tests.tiny import FAMILIES, tiny_model
 from tests.training.examples import random_examples
-from training.data import IGNORE, collate
-from training.objective import response_nll, row_sums
+from training.batches import IGNORE, LABEL_COST, collate
+from training.encoding import Example
+from training.objective import mean_nll, response_nll, row_sums
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -53,6 +57,36 @@ def test_gradients_do_not_depend_on_how_a_batch_is_split() -> None:
     whole = gradient(slice(0, 6))
     torch.testing.assert_close(gradient(slice(0, 1), slice(1, 6)), whole, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(gradient(slice(0, 2), slice(2, 4), slice(4, 6)), whole, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 4096])
+@torch.no_grad()
+def test_the_mean_is_over_all_response_tokens_whatever_the_budget(tokens: int) -> None:
+    model = tiny_model()
+    hooks = CompositionHooks(find_sites(model))
+    examples = random_examples(9)
+    alone = torch.cat([response_nll(model, collate([one])) for one in examples])
+    rows: list[int] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda *call: rows.append(len(call[2])))
+    found = mean_nll(model, hooks, examples, tokens=tokens)
+    handle.remove()
+    assert found == pytest.approx(float(alone.double().mean()), abs=1e-5)
+    assert found == mean_nll(model, hooks, examples, tokens=tokens), "bit for bit"
+    longest = max(len(one.response) for one in examples)
+    assert sum(rows) == len(alone)
+    assert max(rows) <= max(longest, tokens // LABEL_COST), "logits at a time"
+
+
+def test_sources_are_asked_for_each_batch_s_own_examples() -> None:
+    model = tiny_model()
+    examples, seen = random_examples(9), list[str]()
+
+    def sources(group: Sequence[Example]) -> Sequence[DeltaSource]:
+        seen.extend(e.id for e in group)
+        return ()
+
+    mean_nll(model, CompositionHooks(find_sites(model)), examples, sources, tokens=40)
+    assert sorted(seen) == [e.id for e in examples]
 
 
 def test_the_prompt_has_no_loss() -> None:

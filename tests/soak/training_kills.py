@@ -1,0 +1,191 @@
+"""Power cuts for the trainer: killed at every write and at random times, it ends in the very same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tests.soak.outcome import Outcome, Progress, Say
+from tests.tiny import save_base, write_records
+
+WRITES = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
+"""Functions of `os` before which a child can be killed: all that makes a change last, or undoes one."""
+
+LONGEST = 240.0
+"""Seconds that one run may take."""
+
+
+def training_kills(directory: Path, count: int, seconds: float, seed: int, say: Say) -> Outcome:
+    """Kill a small curriculum at `count` writes, spread over all there are, and at `count` random times.
+
+    After each kill the run is started again, in a new process, and must end with the hashes of a run that
+    nobody disturbed: stacks, rounds, log, forgetting matrix and registry.
+    """
+    outcome, progress, rng = Outcome(), Progress(say), random.Random(seed)
+    setting = _prepare(directory, seed)
+    begin = perf_counter()
+    writes = _run(setting, directory / "undisturbed", None)
+    longest = perf_counter() - begin
+    expected = hashes(directory / "undisturbed")
+    outcome.figures |= {"writes_in_a_run": writes, "undisturbed_s": longest, "files_compared": len(expected)}
+    at_writes = [1 + i * writes // count for i in range(min(count, writes))]
+    kills: list[tuple[str, int | None, float | None]] = [
+        *(("at a write", n, None) for n in at_writes),
+        *(("at a time", None, rng.uniform(0.0, longest)) for _ in range(count)),
+    ]
+    for i, (kind, write, delay) in enumerate(kills):
+        if perf_counter() - begin > seconds:
+            outcome.counts["left out for want of time"] = len(kills) - i
+            break
+        run = directory / f"killed-{i}"
+        killed = _run(setting, run, write, delay) < 0
+        outcome.counts[f"killed {kind}" if killed else "was done before its kill"] += 1
+        resumed = _run(setting, run, None) >= 0
+        outcome.require(resumed, f"{kind} {write or delay}: could not be resumed")
+        found = hashes(run) if resumed else {}
+        wrong = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        outcome.require(not wrong, f"{kind} {write or delay}: {', '.join(wrong)} differ")
+        progress.at((i + 1) / len(kills), f"{i + 1} of {len(kills)} kills")
+    return outcome
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Relative name -> SHA-256 of all that a run leaves, without clock times and what hangs on them."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.is_file() and path.name != "lock" and "tensorboard" not in name:
+            found[name] = hashlib.sha256(_timeless(path)).hexdigest()
+    return found
+
+
+def _timeless(path: Path) -> bytes:
+    from training.run_log import canonical
+
+    content = path.read_bytes()
+    if path.name == "metrics.jsonl":
+        return "\n".join(canonical(line) for line in content.decode().splitlines()).encode()
+    if path.suffix == ".json":
+        return json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
+    return content
+
+
+def _without_times(value: Any) -> Any:
+    """Without times of publication, positions in the log (its timings vary in length), and their digests."""
+    if isinstance(value, dict):
+        times = ("created", "log_position", "state.json")
+        return {key: _without_times(item) for key, item in value.items() if key not in times}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _prepare(directory: Path, seed: int) -> dict[str, str]:
+    """A tiny base and two domains of data."""
+    rng = random.Random(seed)
+    save_base(directory / "base")
+    for domain, answer in (("chat", "well hello"), ("math", "12345678")):
+        rows = [("".join(rng.choices("abcdefgh", k=6)) + str(i), answer) for i in range(30)]
+        write_records(directory / "data" / domain / "train.jsonl", rows[:24])
+        write_records(directory / "data" / domain / "validation.jsonl", rows[24:])
+    return {"base": str(directory / "base"), "data": str(directory / "data")}
+
+
+def _recipe(base: str) -> dict[str, Any]:
+    return {
+        "base": base,
+        "quantization": "none",
+        "earlier_stacks": "sampled",
+        "max_rounds": 2,
+        "min_gain": 0.0001,
+        "null_space": {"directions": 4, "samples": 8},
+        "data": {"max_tokens": 64, "selection": 6, "forgetting": 4},
+        "stack": {"rank": 2, "alpha": 4.0, "experts": 2, "top_k": 1, "dtype": "float32"},
+        "round": {
+            "steps": 10,
+            "batch_size": 4,
+            "accumulation": 2,
+            "learning_rate": 2e-3,
+            "eval_every": 5,
+            "checkpoint_every": 3,
+        },
+        "domains": [{"name": "chat", "licence": "CC0"}, {"name": "math", "licence": "CC0"}],
+    }
+
+
+def _run(setting: dict[str, str], run: Path, write: int | None, delay: float | None = None) -> int:
+    """Start the curriculum in a new process; kill it before its `write`th write, or after `delay` seconds.
+
+    Returns:
+        the writes it made, or -1 when it was killed.
+
+    Raises:
+        RuntimeError: it ended in another way, or not at all.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.outer_loop", "tests.tiny"])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(setting, str(run), write, there))
+    process.start()
+    there.close()
+    process.join(delay if delay is not None else LONGEST)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        if delay is None:
+            raise RuntimeError(f"the run {run.name} took longer than {LONGEST:.0f} s")
+    if process.exitcode == -signal.SIGKILL:
+        return -1
+    if process.exitcode != 0:
+        said = run.with_name(f"{run.name}.log").read_text(encoding="utf-8")[-2000:]
+        raise RuntimeError(f"the run {run.name} ended with status {process.exitcode}: {said}")
+    return int(here.recv())
+
+
+def _child(setting: dict[str, str], run: str, write: int | None, writes: Any) -> None:
+    import torch
+
+    from brainstacks.stacks.registry import Registry
+    from training.outer_loop import run_curriculum
+    from training.recipe import recipe_from
+
+    torch.set_num_threads(1)
+    os.dup2(os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    counted = _Counted(write)
+    for name in WRITES:
+        setattr(os, name, counted.before(getattr(os, name)))
+    directory = Path(run)
+    registry = Registry(directory / "registry", create=True)
+    run_curriculum(
+        recipe_from(_recipe(setting["base"])),
+        registry,
+        directory / "run",
+        Path(setting["data"]),
+        report=lambda _: None,
+    )
+    writes.send(counted.count)
+
+
+class _Counted:
+    """Counts calls, and kills this process before one of them."""
+
+    def __init__(self, last: int | None) -> None:
+        self.count = 0
+        self._last = last
+
+    def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            if self.count == self._last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return counted

@@ -1,0 +1,191 @@
+"""The report of a tiny run that the trainer made: complete, escaped, and honest about what is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from brainstacks.stacks.registry import Registry
+from tests.tiny import write_records
+from tests.training.test_page import NASTY, Parsed
+from training.evaluation import Evaluation, RecordResult
+from training.expert_use import EXPERT_USE, ExpertUse, save_expert_use
+from training.outer_loop import run_curriculum
+from training.page import render
+from training.recipe import recipe_from
+from training.report import SECTIONS, write_report
+from training.report_serving import evaluation, routing
+from training.report_training import facts, forgetting, loss_curves
+from training.run_directory import RunDirectory
+from training.run_records import RunRecords
+
+DOMAINS = ("chat", "math")
+PLOTS = {
+    "Loss curves": 1,
+    "Residual rounds": 1,
+    "Forgetting": 3,
+    "Evaluation": 3,
+    "Routing": 2,
+    "Expert use": 2,
+    "Subspaces": 2,
+    "Singular spectra": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `run` and `registry`: two domains as the trainer leaves them, and their evaluation."""
+    root = tmp_path_factory.mktemp("trained")
+    rng = random.Random(0)
+    for domain in DOMAINS:
+        rows = [("".join(rng.choices("abcdefghij", k=8)), "well hello") for _ in range(20)]
+        write_records(root / "data" / domain / "train.jsonl", rows[:14])
+        write_records(root / "data" / domain / "validation.jsonl", rows[14:])
+    recipe = recipe_from(
+        {
+            "base": str(tiny_directory),
+            "quantization": "none",
+            "data": {"max_tokens": 64, "selection": 6, "forgetting": 3},
+            "stack": {"rank": 2, "alpha": 4.0, "experts": 2, "top_k": 1},
+            "round": {"steps": 4, "batch_size": 4, "learning_rate": 5e-3, "warmup_steps": 0, "eval_every": 2},
+            "null_space": {"directions": 2, "samples": 4},
+            "domains": [{"name": name, "licence": "CC0", "description": NASTY} for name in DOMAINS],
+        }
+    )
+    registry = Registry(root / "registry", create=True)
+    assert run_curriculum(recipe, registry, root / "run", root / "data", lambda line: None) == ()
+    evaluate(root / "run")
+    return root
+
+
+def evaluate(run: Path) -> None:
+    """Add what a registry's evaluation leaves; the figures are made up."""
+    records = [
+        RecordResult(
+            f"{domain}-{i}",
+            domain,
+            10,
+            {"base": 30.0 + i, "ungated": 28.0, "routed": 20.0 + i, "only-own": 21.0}
+            | ({"oracle": 19.0} if i < 2 else {}),
+            {domain: 0.75},
+            {domain: 1.0} if i < 2 else None,
+        )
+        for domain in DOMAINS
+        for i in range(4)
+    ]
+    (run / "evaluation.json").write_text(json.dumps(Evaluation(tuple(records)).to_dict()))
+    projections = ("q_proj", "v_proj")
+    shares = torch.tensor([[[[0.25, 0.75]] * 2] * 2], dtype=torch.float64)
+    save_expert_use(run / EXPERT_USE, {d: ExpertUse("d" * 64, 123, projections, shares) for d in DOMAINS})
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> str:
+    return write_report(finished / "run", Registry(finished / "registry")).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def records(finished: Path, tmp_path: Path) -> RunRecords:
+    """Of a copy of the run, to be changed."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    return RunRecords(RunDirectory(run, {}), Registry(finished / "registry"))
+
+
+def sections(page: str) -> dict[str, str]:
+    """Title -> markup."""
+    parts = page.split("<section")[1:]
+    return {part.split("<h2>")[1].split("</h2>")[0]: part.split("</section>")[0] for part in parts}
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_a_finished_run_fills_every_section(page: str) -> None:
+    found = sections(page)
+    assert len(found) == len(SECTIONS)
+    assert "nothing to show" not in page
+    assert {title: text.count("<figure>") for title, text in found.items() if "<figure>" in text} == PLOTS
+    assert page.count("<svg") == sum(PLOTS.values())
+
+
+def test_the_page_is_whole_and_nothing_in_it_runs_or_is_fetched(page: str) -> None:
+    found = Parsed(page)
+    assert not found.tags() & {"script", "link", "img", "iframe", "object", "image"}
+    ids = Counter(a["id"] for _, a in found.elements if "id" in a)
+    assert max(ids.values()) == 1
+    links = {a.get("href") or a.get("xlink:href") for _, a in found.elements} - {None}
+    assert {str(link) for link in links} <= {f"#{name}" for name in ids}
+
+
+def test_it_tells_the_figures_of_the_files(page: str, finished: Path) -> None:
+    run, found = finished / "run", sections(page)
+    state = json.loads((run / "math" / "round-0" / "state.json").read_text())
+    assert f"<td>{state['baseline']:.4f}</td><td>{state['best']:.4f}</td>" in found["Residual rounds"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tokens = sum(line["tokens"] for line in lines if line["kind"] == "step" and line["domain"] == "chat")
+    assert f"<td>chat</td><td>1</td><td>4</td><td>{tokens:,}</td>" in found["Run"]
+    losses = [line["nll"] for line in lines if line["kind"] == "evaluation"]
+    assert len(losses) == 4
+    assert all(f"<td>{loss:.4f}</td>" in found["Loss curves"] for loss in losses)
+    last = json.loads((run / "forgetting.json").read_text())["rows"][-1]["chat"]
+    cells = "".join(f"<td>{last[kind]:.4f}</td>" for kind in ("ungated", "isolated", "prefix"))
+    assert f"<td>math</td><td>chat</td>{cells}" in found["Forgetting"]
+    assert "<td>chat</td><td>3.1500</td><td>2.8000</td><td>2.1500</td><td>2.1000</td>" in found["Evaluation"]
+    assert "chat 100% (51%..100%)" in found["Routing"]
+    assert "<td>0</td><td>25% 75%</td><td>25% 75%</td>" in found["Expert use"]
+    assert "<td>math</td><td>output</td><td>min 2, mean 2, max 2</td>" in found["Null space"]
+
+
+def test_a_run_that_has_only_begun_says_what_makes_the_rest(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "run" / "run.json", tmp_path / "run")
+    path = write_report(tmp_path / "run", Registry(tmp_path / "empty", create=True))
+    found = sections(path.read_text(encoding="utf-8"))
+    missing = {title: text for title, text in found.items() if "nothing to show" in text}
+    assert set(missing) == set(PLOTS)
+    for title, command in (
+        ("Loss curves", "curriculum"),
+        ("Evaluation", "evaluate"),
+        ("Routing", "evaluate"),
+    ):
+        assert f"<code>brainstacks-train {command}</code> makes it" in missing[title]
+
+
+def test_a_run_that_is_going_on_is_shown_as_far_as_it_is(records: RunRecords) -> None:
+    text = records.run.metrics.read_text().splitlines(keepends=True)
+    first = [line for line in text if json.loads(line)["domain"] == "chat"]
+    records.run.metrics.write_text("".join(first[:3]) + first[3][:-5])
+    with records.run.path.joinpath("lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (table,) = loss_curves(records).tables
+    assert {row[0] for row in table.rows} == {"chat"}
+
+
+def test_a_prefix_loss_that_moved_is_told(records: RunRecords) -> None:
+    edit(records.run.forgetting, lambda d: d["rows"][-1]["chat"].update(prefix=1.0))
+    assert forgetting(records).text == [
+        "The prefix loss of chat has changed: a frozen stack, or the base, is not what it was."
+    ]
+
+
+def test_what_files_say_never_becomes_markup(records: RunRecords) -> None:
+    edit(records.run.path / "run.json", lambda document: document["data"].update({NASTY: {NASTY: NASTY}}))
+    edit(records.run.evaluation, lambda d: [record.update(domain=NASTY) for record in d["records"]])
+    text = records.run.metrics.read_text().replace('"chat"', json.dumps(NASTY))
+    records.run.metrics.write_text(text)
+    chosen = (facts, loss_curves, evaluation, routing)
+    page = Parsed(render(NASTY, [section(records) for section in chosen]))
+    assert "script" not in page.tags()
+    assert page.texts.count(NASTY) >= 10

@@ -1,0 +1,91 @@
+"""Say what a recipe will take on this machine, before any weight is fetched or trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from torch import nn
+
+from brainstacks.base_model import resolve, resolve_device
+from brainstacks.errors import ConfigError
+from training.estimate import MemoryEstimate, RunSize, estimate, run_size
+from training.recipe import Recipe
+
+
+def dry_run(recipe: Recipe, console: Console) -> None:
+    """Print the size of a run of `recipe`, and its memory against what this machine's device has.
+
+    Raises:
+        ConfigError: the base's configuration cannot be had.
+        UnsupportedModel: the base cannot carry stacks.
+    """
+    device = resolve_device("auto")
+    model = empty_model(base_config(recipe.base))
+    show(run_size(recipe, model), estimate(recipe, model, device), memory_of(device), device, console)
+
+
+def base_config(base: str) -> Any:
+    """The transformers configuration of `base`; of a hub id no weight is fetched.
+
+    Raises:
+        ConfigError: it can be neither found nor fetched.
+        UnsupportedModel: as `brainstacks.base_model.resolve`, for packaged bases and local files.
+    """
+    from transformers import AutoConfig
+
+    local = base.startswith("packaged:") or base.endswith(".gguf") or Path(base).is_dir()
+    try:
+        return AutoConfig.from_pretrained(resolve(base) if local else base)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the configuration of base {base!r} could not be read or fetched ({type(error).__name__}); give "
+            "a local directory or a packaged base, or run this where the hub can be reached"
+        ) from error
+
+
+def empty_model(config: Any) -> nn.Module:
+    """The model of `config` on the meta device: all its shapes, none of its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that the device has, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def show(
+    size: RunSize, memory: MemoryEstimate, available: int, device: torch.device, console: Console
+) -> None:
+    """Print the counts, and the bytes against the `available` ones of `device`."""
+    table = Table(title=f"memory of {device.type}", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name in ("base", "frozen", "active", "null_space", "activations", "logits"):
+        table.add_row(name.replace("_", " "), decimal(getattr(memory, name)))
+    table.add_section()
+    table.add_row("at most, in all", decimal(memory.total))
+    table.add_row("the device has", decimal(available))
+    console.print(
+        f"a round: {size.trained:,} parameters in training, {size.stored:,} kept, a file of "
+        f"{decimal(size.round_file)}"
+    )
+    console.print(f"at most {size.rounds} rounds, {size.steps:,} steps, {size.tokens:,} tokens")
+    console.print(table)
+    console.print(f"the router's training keeps features of {decimal(memory.router_features)} in host memory")
+    if memory.total > available:
+        console.print(
+            "It may not fit: turn on round.gradient_checkpointing, halve round.batch_size and double "
+            "round.accumulation, or lower data.max_tokens."
+        )

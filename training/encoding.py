@@ -1,0 +1,45 @@
+"""Records become examples: token ids in the very format that serving uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from brainstacks.tokenizer import ChatTokenizer
+from training.records import Record
+
+LEAST_RESPONSE = 8
+"""Tokens that a prompt must leave for its response, or the record teaches next to nothing."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one record; the loss is taken on `response` alone.
+
+    Attributes:
+        prompt: chat template around the conversation, generation prompt included.
+        response: answer and the template's end of turn.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+def encode(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
+    """Examples of at most `max_tokens`: a long response is cut, a prompt that leaves no room is left out.
+
+    Raises:
+        InvalidRequest: the base's chat template refuses a conversation.
+    """
+    examples = []
+    for record in records:
+        prompt = tokenizer.encode_chat([asdict(message) for message in record.messages])
+        response = [*tokenizer.encode(record.response, add_special_tokens=False), *tokenizer.end_of_turn_ids]
+        room = max_tokens - len(prompt)
+        if room >= LEAST_RESPONSE:
+            examples.append(Example(record.id, tuple(prompt), tuple(response[:room])))
+    return examples

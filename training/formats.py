@@ -1,0 +1,199 @@
+"""The formats that public data sets come in: one row becomes records.
+
+Every reader takes a row (column -> value) and returns turns: (messages, response, rejected). A turn without
+messages or without a response is returned as it is; `training.sources` leaves it out, and counts it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from brainstacks.errors import ConfigError
+from training.recipe import FormatName
+from training.records import Message, Record, strip_template_tokens
+
+Row = Mapping[str, Any]
+Turn = tuple[tuple[Message, ...], str, str | None]
+
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+_CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
+
+
+def read(format: FormatName, row: Row, id: str, columns: Mapping[str, str]) -> list[Record]:
+    """Records of one row, without chat-template tokens in their text.
+
+    Args:
+        id: of the record; where a row has several, they are `<id>/0`, `<id>/1`, ...
+        columns: our name of a column -> the row's own.
+
+    Raises:
+        ConfigError: the row lacks a column that `format` needs, or has no sense in it; names the row.
+    """
+    try:
+        named = {**row, **{ours: _get(row, theirs) for ours, theirs in columns.items()}}
+        turns = FORMATS[format](named)
+    except ConfigError as error:
+        raise ConfigError(f"row {id!r} is not in format {format}: {error.message}") from error
+    ids = [id] if len(turns) == 1 else [f"{id}/{i}" for i in range(len(turns))]
+    return [_record(name, turn) for name, turn in zip(ids, turns, strict=True)]
+
+
+def _record(id: str, turn: Turn) -> Record:
+    messages, response, rejected = turn
+    return Record(
+        id,
+        tuple(Message(m.role, strip_template_tokens(m.content)) for m in messages),
+        strip_template_tokens(response),
+        None if rejected is None else strip_template_tokens(rejected),
+    )
+
+
+# --- readers -------------------------------------------------------------------------------------
+
+
+def _prompt_response(row: Row) -> list[Turn]:
+    return [(_user(_text(row, "prompt")), _text(row, "response"), None)]
+
+
+def _alpaca(row: Row) -> list[Turn]:
+    instruction, context = _text(row, "instruction"), row.get("input") or ""
+    prompt = f"{instruction}\n\n{context}" if context else instruction
+    return [(_user(prompt), _text(row, "output"), None)]
+
+
+def _messages(row: Row) -> list[Turn]:
+    return _answers(_conversation(_get(row, "messages"), "role", "content"))
+
+
+def _sharegpt(row: Row) -> list[Turn]:
+    key = "conversations" if "conversations" in row else "conversation"
+    return _answers(_conversation(_get(row, key), "from", "value"))
+
+
+def _gsm8k(row: Row) -> list[Turn]:
+    steps, found, number = _CALCULATOR_MARK.sub("", _text(row, "answer")).rpartition("####")
+    if not found:
+        raise ConfigError("its answer has no line `#### <number>`")
+    return [(_user(_text(row, "question")), f"{steps.rstrip()}\nThe answer is {number.strip()}.", None)]
+
+
+def _medqa(row: Row) -> list[Turn]:
+    choices = _choices(_get(row, "options"))
+    if not 1 < len(choices) <= len(ascii_uppercase):
+        raise ConfigError(f"it has {len(choices)} options; a choice is among 2 to {len(ascii_uppercase)}")
+    lines = [f"{letter}. {text}" for letter, (_, text) in zip(ascii_uppercase, choices, strict=False)]
+    right = _right_choice(row, choices)
+    return [(_user("\n".join([_text(row, "question"), *lines])), lines[right], None)]
+
+
+def _preference(row: Row) -> list[Turn]:
+    history, chosen = _preferred(_get(row, "chosen"))
+    other, rejected = _preferred(_get(row, "rejected"))
+    if history != other:
+        raise ConfigError("`chosen` and `rejected` answer different conversations")
+    return [(history or _prompt(_get(row, "prompt")), chosen, rejected)]
+
+
+FORMATS: Mapping[FormatName, Callable[[Row], list[Turn]]] = {
+    "prompt_response": _prompt_response,
+    "alpaca": _alpaca,
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "gsm8k": _gsm8k,
+    "medqa": _medqa,
+    "preference": _preference,
+}
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _get(row: Row, key: str) -> Any:
+    if key not in row:
+        raise ConfigError(f"no {key!r}; it has {', '.join(map(str, row))}. Name its columns under `columns:`")
+    return row[key]
+
+
+def _text(row: Row, key: str) -> str:
+    """A missing value (None) is an empty text."""
+    value = _get(row, key)
+    if not isinstance(value, str | None):
+        raise ConfigError(f"{key!r} is a {type(value).__name__}; it is text")
+    return value or ""
+
+
+def _user(content: str) -> tuple[Message, ...]:
+    return (Message("user", content),) if content.strip() else ()
+
+
+def _conversation(value: Any, role_key: str, content_key: str) -> list[Message]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"its conversation is a {type(value).__name__}; it is a list of turns")
+    messages = []
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            raise ConfigError(f"a turn is a {type(turn).__name__}; it has {role_key!r} and {content_key!r}")
+        given = _get(turn, role_key)
+        role = _ROLES.get(str(given).lower())
+        if role is None:
+            raise ConfigError(f"a turn's {role_key} is {given!r}; it is one of {', '.join(_ROLES)}")
+        messages.append(Message(role, _text(turn, content_key)))
+    return messages
+
+
+def _answers(conversation: Sequence[Message]) -> list[Turn]:
+    """A turn for each answer, with what precedes it; one that follows no user's message has no prompt."""
+    turns: list[Turn] = []
+    before: list[Message] = []
+    for message in conversation:
+        asked = bool(before) and before[-1].role == "user"
+        if message.role == "assistant":
+            turns.append((tuple(before) if asked else (), message.content, None))
+        if message.role != "assistant" or asked:
+            before.append(message)
+    return turns
+
+
+def _choices(options: Any) -> list[tuple[str, str]]:
+    """(key, text) of each option: from {key: text}, [text] or [{"key", "value"}]."""
+    if isinstance(options, Mapping):
+        return [(str(key), str(text)) for key, text in options.items() if text is not None]
+    if isinstance(options, str) or not isinstance(options, Sequence):
+        raise ConfigError(f"'options' is a {type(options).__name__}; it is a mapping or a list")
+    if all(isinstance(option, Mapping) for option in options):
+        return [(_text(option, "key"), _text(option, "value")) for option in options]
+    return [(ascii_uppercase[i : i + 1], str(text)) for i, text in enumerate(options)]
+
+
+def _right_choice(row: Row, choices: Sequence[tuple[str, str]]) -> int:
+    """Place of the right option: `answer_idx` or `answer` is its key, its text, or its number from 0."""
+    names: tuple[list[Any], ...] = (*map(list, zip(*choices, strict=True)), list(range(len(choices))))
+    for answer in (row.get("answer_idx"), row.get("answer")):
+        for known in names:
+            if answer in known:
+                return known.index(answer)
+    raise ConfigError("neither 'answer_idx' nor 'answer' names one of its options")
+
+
+def _preferred(value: Any) -> tuple[tuple[Message, ...], str]:
+    """(conversation before it, answer) of `chosen` or `rejected`: a text, or messages that end with it."""
+    if isinstance(value, str):
+        return (), value
+    conversation = _conversation(value, "role", "content")
+    if not conversation or conversation[-1].role != "assistant":
+        raise ConfigError("the messages of `chosen` and `rejected` end with the assistant's answer")
+    return tuple(conversation[:-1]), conversation[-1].content
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    return _user(value) if isinstance(value, str) else tuple(_conversation(value, "role", "content"))

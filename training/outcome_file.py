@@ -1,0 +1,109 @@
+"""Measured outcomes on disk: a JSONL file that survives kills, and what of it still holds for other stacks.
+
+The first line holds the settings of the measurement, each further one an example with the stacks that it was
+measured with. A loss depends only on the stacks of its combination.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from brainstacks.errors import ConfigError
+from training.composition import Weights
+from training.encoding import Example
+
+Losses = Mapping[str, float]
+"""Domains of a combination, joined with "+" -> nats per answer token."""
+
+
+class OutcomeFile:
+    """Opens `path`, or makes it.
+
+    Args:
+        settings: what its losses and weights depend on besides the stacks; in JSON types.
+        digests: domain -> digest of the stacks in use.
+
+    Raises:
+        ConfigError: the file is of other settings, or a line of it is damaged.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        self._path = path
+        self._digests = dict(digests)
+        self._losses: dict[tuple[str, str], dict[str, float]] = {}
+        self._best: dict[tuple[str, str], tuple[Weights, float]] = {}
+        for line in _lines(path, settings):
+            self._take(line)
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        """Keep what still holds; of two lines about one example the later counts."""
+        key = (line["domain"], line["tokens"])
+        same = {d for d, digest in line["stacks"].items() if self._digests.get(d) == digest}
+        losses = self._losses.setdefault(key, {})
+        for name, loss in line["losses"].items():
+            on = set(name.split("+")) - {""}
+            if on <= same:  # its name is in the order of the stacks in use
+                losses["+".join(d for d in self._digests if d in on)] = loss
+        if line["stacks"] == self._digests:
+            self._best[key] = ({d: line["weights"][d] for d in self._digests}, line["loss"])
+
+    def losses(self, domain: str, example: Example) -> Losses:
+        """Those of the combinations whose stacks are all in use still."""
+        return self._losses.get((domain, _tokens(example)), {})
+
+    def best(self, domain: str, example: Example) -> tuple[Weights, float] | None:
+        """The weights that were found with exactly the stacks in use, and their loss."""
+        return self._best.get((domain, _tokens(example)))
+
+    def append(self, outcomes: Iterable[tuple[str, Example, Losses, Weights, float]]) -> None:
+        """Add (domain, example, losses, weights, loss of the weights), measured with the stacks in use."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for domain, example, losses, weights, loss in outcomes:
+                line = {
+                    "domain": domain,
+                    "id": example.id,
+                    "tokens": _tokens(example),
+                    "stacks": self._digests,
+                    "losses": dict(losses),
+                    "weights": dict(weights),
+                    "loss": loss,
+                }
+                file.write(json.dumps(line) + "\n")
+
+
+def _tokens(example: Example) -> str:
+    """sha256 of what was measured: an id may come to name another text."""
+    return hashlib.sha256(json.dumps([example.prompt, example.response]).encode()).hexdigest()
+
+
+def _lines(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines after the settings, which are written where there are none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(whole))  # what a kill cut off would become part of the next line
+        if not whole:
+            whole = json.dumps(settings).encode() + b"\n"
+            file.write(whole)
+    lines = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(
+                f"{path.name}, line {number}: not JSON; remove the line, or the file"
+            ) from error
+    measured, *outcomes = lines
+    differ = sorted(key for key in {*measured, *settings} if measured.get(key) != settings.get(key))
+    if differ:
+        raise ConfigError(
+            f"{path.name} was measured with another value of {', '.join(differ)}; "
+            "remove it to measure again, or take another run directory"
+        )
+    return outcomes

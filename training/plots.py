@@ -1,0 +1,278 @@
+"""Plots as inline SVG: pure functions of data; equal data give equal bytes.
+
+Colours are CSS variables of the page, with a light theme's as fallback, so that one drawing serves light and
+dark. Text stays text. Series differ in colour and in dashes, cells of a matrix in how much of a colour they
+have, with the number beside it: nothing is told by hue alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, GRID, PAPER = "#1c1b1a", "#6b6862", "#e4e1db", "#fffffe"
+SERIES = ("#0072b2", "#c44e00", "#00805e", "#b0508a", "#7a6a00", "#5b4fb5")
+"""Told apart by people with any kind of colour vision; in contrast to the paper."""
+DASHES = ("-", "--", "-.", ":")
+VARIABLES = {INK: "ink", QUIET: "quiet", GRID: "grid", PAPER: "panel"} | {
+    colour: f"series-{i}" for i, colour in enumerate(SERIES)
+}
+"""Colour that is drawn with -> the page's CSS variable."""
+
+STRENGTH = 0.55
+"""Opacity of the fullest cell of a matrix; ink on it stays readable."""
+COLUMNS = 3
+"""Panels beside each other."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series; a NaN in `y` leaves a gap.
+
+    Attributes:
+        style: number of its colour and dashes.
+        faint: thin and grey, for what is noisy.
+        marked: with a dot at each point.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: int = 0
+    faint: bool = False
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def lines(
+    title: str, panels: Mapping[str, Sequence[Line]], x: str, y: str, *, logarithmic: bool = False
+) -> str:
+    """One panel per entry, with a scale of its own, and one legend for all.
+
+    Args:
+        title: read out in place of the plot; unique on a page.
+        x, y: what the axes show, with units.
+    """
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    with _drawing(title, 3.3 * max(columns, 2), 2.3 * rows + 0.3) as drawing:
+        axes = drawing.figure.subplots(rows, columns, squeeze=False).flat
+        legend: dict[str, Any] = {}
+        for ax, (name, series) in zip(axes, panels.items(), strict=False):
+            for line in series:
+                legend.setdefault(line.label, ax.plot(line.x, line.y, **_style(line))[0])
+            ax.set_title(name)
+            if logarithmic:
+                ax.set_yscale("log")
+                ax.yaxis.get_major_locator().set_params(subs=(1, 3))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter("")
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        drawing.figure.supxlabel(x)
+        drawing.figure.supylabel(y)
+        drawing.figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=5)
+    return drawing.svg
+
+
+def _style(line: Line) -> dict[str, Any]:
+    if line.faint:
+        return {"color": QUIET, "linewidth": 0.7, "alpha": 0.7}
+    marker = "o" if line.marked else None
+    colour, dashes = SERIES[line.style % len(SERIES)], DASHES[line.style % len(DASHES)]
+    return {"color": colour, "linestyle": dashes, "linewidth": 1.7, "marker": marker, "markersize": 3.5}
+
+
+def estimates(title: str, rows: Sequence[Estimate], x: str, *, zero: bool = False) -> str:
+    """A dot with its interval per row, the first at the top.
+
+    Args:
+        zero: draw the line at which there is no effect.
+    """
+    with _drawing(title, 6 + _room([row.label for row in rows]), 0.32 * len(rows) + 0.7) as drawing:
+        ax = drawing.figure.subplots()
+        if zero:
+            ax.axvline(0, color=QUIET, linewidth=1)
+        for i, row in enumerate(rows):
+            ax.plot([row.low, row.high], [i, i], color=SERIES[0], linewidth=2.5, solid_capstyle="butt")
+            ax.plot([row.value], [i], "o", color=SERIES[0], markersize=6)
+        _rows(ax, [row.label for row in rows])
+        ax.set_xlabel(x)
+    return drawing.svg
+
+
+def changes(title: str, rows: Sequence[tuple[str, float, float]], x: str) -> str:
+    """(label, before, after) per row: a hollow dot, a line, a full dot; the first row at the top."""
+    with _drawing(title, 6 + _room([label for label, _, _ in rows]), 0.32 * len(rows) + 1.0) as drawing:
+        ax = drawing.figure.subplots()
+        for i, (_, before, after) in enumerate(rows):
+            ax.plot([before, after], [i, i], color=SERIES[0], linewidth=1.7, zorder=1)
+            ax.plot([before], [i], "o", color=SERIES[0], markerfacecolor=PAPER, label=_once("before", i))
+            ax.plot([after], [i], "o", color=SERIES[0], label=_once("after", i))
+        _rows(ax, [label for label, _, _ in rows])
+        ax.set_xlabel(x)
+        drawing.figure.legend(loc="outside upper left", ncols=2)
+    return drawing.svg
+
+
+def _room(labels: Sequence[str]) -> float:
+    """Inches that the longest of `labels` takes."""
+    return 0.08 * max(map(len, labels))
+
+
+def _once(label: str, i: int) -> str | None:
+    return label if i == 0 else None
+
+
+def _rows(ax: Axes, labels: Sequence[str]) -> None:
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+
+
+def matrix(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    numbers: Sequence[Sequence[str]],
+    x: str,
+    y: str,
+    full: float | None = None,
+) -> str:
+    """A heat map with its numbers: the fuller a cell's colour, the further its value is from 0.
+
+    Args:
+        values: [rows, columns]; NaN leaves a cell empty. Negative ones have the second colour.
+        numbers: what the cells say.
+        full: the value of the fullest colour; None takes the largest that there is.
+    """
+    width = 1.2 + _room(rows) + max(0.75, _room(columns)) * len(columns)
+    with _drawing(title, width, 0.36 * len(rows) + 1.1) as drawing:
+        ax = drawing.figure.subplots()
+        cells = np.asarray(values, np.float64)
+        full = np.nanmax(np.abs(cells), initial=0.0) if full is None else full
+        _cells(ax, STRENGTH * cells / (full or 1.0))
+        for i, j in np.argwhere(~np.isnan(cells)):
+            ax.text(j, i, numbers[i][j], ha="center", va="center", fontsize=8)
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_xlabel(x)
+        ax.set_ylabel(y)
+    return drawing.svg
+
+
+def expert_shares(title: str, projections: Sequence[str], shares: Sequence[Any]) -> str:
+    """A panel per projection: layers downwards, experts across, the fuller the more often chosen.
+
+    Args:
+        shares: [layers, P, N], in 0..1; the colour is at its fullest at the largest of them.
+    """
+    values = np.asarray(shares, np.float64)
+    layers, _, experts = values.shape
+    with _drawing(title, 1.25 * len(projections) + 0.8, 0.09 * layers + 1.1) as drawing:
+        axes = drawing.figure.subplots(1, len(projections), sharey=True, squeeze=False)[0]
+        for i, (ax, name) in enumerate(zip(axes, projections, strict=True)):
+            _cells(ax, values[:, i] / values.max())
+            ax.set_title(name)
+            ax.set_xticks(range(experts), [str(e + 1) for e in range(experts)])
+        axes[0].yaxis.get_major_locator().set_params(integer=True)
+        axes[0].set_ylabel("layer")
+        drawing.figure.supxlabel("expert")
+    return drawing.svg
+
+
+def _cells(ax: Axes, fills: NDArray[np.float64]) -> None:
+    """Cells around integer coordinates, row 0 at the top, of opacity |fill| <= 1."""
+    from matplotlib.colors import to_rgba
+
+    colours = np.array([to_rgba(SERIES[0]), to_rgba(SERIES[1])])[(fills < 0).astype(int)]
+    colours[..., 3] = np.nan_to_num(np.abs(fills))
+    rows, columns = fills.shape
+    ax.pcolormesh(np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, colours, snap=True)
+    ax.set_xlim(-0.5, columns - 0.5)
+    ax.set_ylim(rows - 0.5, -0.5)
+    ax.grid(visible=False)
+
+
+# --- SVG -----------------------------------------------------------------------------------------
+
+
+class _Drawing:
+    """A figure, and its SVG once it is finished."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self.svg = ""
+
+
+@contextmanager
+def _drawing(title: str, width: float, height: float) -> Iterator[_Drawing]:
+    """Draw within the block (inches); no state of matplotlib outlives it."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(_settings(title), after_reset=True):
+        drawing = _Drawing(Figure(figsize=(width, height), layout="constrained"))
+        yield drawing
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        drawing.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        drawing.svg = _inline(title, file.getvalue())
+
+
+def _settings(salt: str) -> dict[str, Any]:
+    inks = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    return {
+        **dict.fromkeys(inks, INK),
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "text.parse_math": False,
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.edgecolor": QUIET,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "legend.frameon": False,
+        "figure.labelsize": 9,
+    }
+
+
+def _inline(title: str, document: str) -> str:
+    """The `svg` element alone: named, in the page's colours, its ids like no other plot's."""
+    prefix = "p" + hashlib.sha256(title.encode()).hexdigest()[:8]
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub("#[0-9a-f]{6}", lambda found: _themed(found[0]), svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+
+
+def _themed(colour: str) -> str:
+    return f"var(--{VARIABLES[colour]}, {colour})" if colour in VARIABLES else colour

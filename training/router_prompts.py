@@ -1,0 +1,84 @@
+"""The prompts that the router learns from, and those that are held out to choose its checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brainstacks.config import MetaRouterConfig
+from brainstacks.errors import ConfigError
+from brainstacks.routing.features import mixed_hidden_states, pad_prompts
+from brainstacks.tokenizer import ChatTokenizer
+from training.batches import TOKENS, within_budget
+from training.composition import Composed
+from training.data import DomainData
+from training.encoding import Example, encode
+from training.recipe import RouterRecipe
+from training.records import Record
+
+
+@dataclass(frozen=True)
+class RouterPrompts:
+    """One domain's examples for the router.
+
+    Attributes:
+        train: those that no stack trained on come first: a stack is flattered by its own training data.
+        held_out: neither a stack nor the router trains on them or on their prompts.
+        unseen: how many of `train` no stack trained on (count).
+        left_out: records looked at whose prompt leaves no room for an answer (count).
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    unseen: int
+    left_out: int
+
+
+def router_prompts(data: DomainData, recipe: RouterRecipe, tokenizer: ChatTokenizer) -> RouterPrompts:
+    """Some records are held out and others trained on: the router's own first, then selection records.
+
+    Where these are too few, training records of the stacks are trained on as well.
+
+    Raises:
+        ConfigError: none is left to train on, or none to hold out.
+    """
+    # Encoding is slow and most training records are not needed; some more are, in place of those too long.
+    untrained = [*_shuffled(data.router, recipe), *_shuffled(data.selection, recipe)]
+    trained_on = _shuffled(data.train, recipe)[: 4 * recipe.prompts]
+    unseen = encode(untrained, tokenizer, recipe.max_tokens)
+    seen = encode(trained_on, tokenizer, recipe.max_tokens)
+    held_out = unseen[: recipe.held_out]
+    asked = {e.prompt for e in held_out}
+    fresh = [e for e in unseen[recipe.held_out :] if e.prompt not in asked][: recipe.prompts]
+    train = [*fresh, *(e for e in seen if e.prompt not in asked)][: recipe.prompts]
+    if not held_out or not train:
+        raise ConfigError(
+            f"{data.name} gives the router {len(train)} prompts to train on and {len(held_out)} to hold out; "
+            "both need at least one: raise data.router or data.selection, or router.max_tokens, of "
+            "which a prompt must leave some for its answer"
+        )
+    left_out = len(untrained) + len(trained_on) - len(unseen) - len(seen)
+    return RouterPrompts(train, held_out, len(fresh), left_out)
+
+
+def _shuffled(records: Sequence[Record], recipe: RouterRecipe) -> list[Record]:
+    return random.Random(recipe.seed).sample(records, len(records))
+
+
+@torch.no_grad()
+def prompt_features(
+    config: MetaRouterConfig, composed: Composed, prompts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """[T, d] float32 of each prompt's first `sequence_length` tokens, on the CPU, by the code that serves."""
+    found: dict[int, Tensor] = {}
+    for rows in within_budget([min(len(p), config.sequence_length) for p in prompts], TOKENS):
+        ids, mask = pad_prompts([prompts[i] for i in rows], config.sequence_length, composed.base.device)
+        mixed = mixed_hidden_states(
+            composed.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight
+        )
+        found |= {i: x[real] for i, x, real in zip(rows, mixed.cpu(), mask.cpu(), strict=True)}
+    return [found[i] for i in range(len(prompts))]
