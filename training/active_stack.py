@@ -45,19 +45,16 @@ class ActiveStack(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.down = nn.ParameterDict()
-        self.noise = nn.ParameterDict()
+        self.down = nn.ParameterDict()  # of each group: every A, then every gate, then every gate's noise
         self.up = nn.ParameterDict()
         self._null_space = null_space
+        self._noisy = noise and config.experts > config.top_k  # who takes all experts chooses none
         for layer, group, names in self._groups():
             d_in = dims[names[0]][0]
-            rows = len(names) * config.experts
-            # Kaiming-uniform with a = sqrt(5) is uniform in +-1/sqrt(d_in), for A and for the gates.
+            rows = sum(self._rows(len(names)))
+            # Kaiming-uniform with a = sqrt(5) is uniform in +-1/sqrt(d_in), for A, gates and noise alike.
             bound = 1 / math.sqrt(d_in)
-            down = torch.empty(rows * (config.rank + 1), d_in).uniform_(-bound, bound)
-            self.down[f"{layer}_{group}"] = nn.Parameter(down)
-            if noise and config.experts > config.top_k:
-                self.noise[f"{layer}_{group}"] = nn.Parameter(torch.empty(rows, d_in).uniform_(-bound, bound))
+            self.down[f"{layer}_{group}"] = nn.Parameter(torch.empty(rows, d_in).uniform_(-bound, bound))
             for name in names:
                 up = torch.zeros(config.experts * config.rank, dims[name][1])
                 self.up[f"{layer}_{name}"] = nn.Parameter(up)
@@ -72,6 +69,11 @@ class ActiveStack(nn.Module):
                 names = [p for p in projections if p in self.config.projections]
                 if names:
                     yield layer, group, names
+
+    def _rows(self, projections: int) -> tuple[int, int, int]:
+        """Rows of a group's shared down-GEMM: A, gates, noise."""
+        gates = projections * self.config.experts
+        return gates * self.config.rank, gates, gates if self._noisy else 0
 
     def begin(self, segments: Tensor, examples: int) -> None:
         """Start a training forward.
@@ -96,12 +98,14 @@ class ActiveStack(nn.Module):
         names = [p for p in INPUT_GROUPS[group] if p in self.config.projections]
         if not names:
             return {}
-        config, key = self.config, f"{layer}_{group}"
-        down = F.linear(x, self._down(layer, group, len(names)).to(x.dtype))
+        config, shape = self.config, (1, len(names), self.config.experts)
+        A_rows, gate_rows, noise_rows = self._rows(len(names))
+        down, spread = F.linear(x, self._down(layer, group, len(names)).to(x.dtype)).split(
+            [A_rows + gate_rows, noise_rows], dim=-1
+        )
         noise = None
-        shape = (1, len(names), config.experts)
-        if self.training and key in self.noise:
-            scale = F.softplus(F.linear(x, self.noise[key].to(x.dtype)).float())
+        if self.training and self._noisy:
+            scale = F.softplus(spread.float())
             noise = (scale * torch.randn_like(scale)).unflatten(-1, shape)
         hidden, gates = gated_hidden(
             down,
@@ -113,7 +117,7 @@ class ActiveStack(nn.Module):
             noise=noise,
         )
         if self.training and config.experts > config.top_k:
-            logits = down[..., -len(names) * config.experts :].float().unflatten(-1, shape)
+            logits = down[..., A_rows:].float().unflatten(-1, shape)
             balance = self._balance_of(logits if noise is None else logits + noise, gates)
             # Gradient checkpointing runs a layer twice: it is the first run's that the loss is made of.
             self._balance.setdefault((layer, group), balance)
@@ -136,13 +140,13 @@ class ActiveStack(nn.Module):
         return torch.full((1, 1, 1), self.config.scaling, dtype=dtype, device=x.device)
 
     def _down(self, layer: int, group: int, projections: int) -> Tensor:
-        """The rows of the shared down-GEMM, outside the null space; gates only select, and stay."""
+        """The rows of the shared down-GEMM, A outside the null space; gates only select, and stay."""
         down: Tensor = self.down[f"{layer}_{group}"]
         if self._null_space is None:
             return down
-        gates = projections * self.config.experts
-        A = self._null_space.project_down(layer, group, down[:-gates])
-        return torch.cat([A, down[-gates:]])
+        A_rows, *rest = self._rows(projections)
+        A, others = down.split([A_rows, sum(rest)])
+        return torch.cat([self._null_space.project_down(layer, group, A), others])
 
     def _up(self, layer: int, projection: str) -> Tensor:
         up: Tensor = self.up[f"{layer}_{projection}"]
@@ -157,7 +161,7 @@ class ActiveStack(nn.Module):
         n, r = self.config.experts, self.config.rank
         tensors: dict[str, Tensor] = {}
         for layer, group, names in self._groups():
-            a, gate = self._down(layer, group, len(names)).split([len(names) * n * r, len(names) * n])
+            a, gate, _ = self._down(layer, group, len(names)).split(self._rows(len(names)))
             for i, name in enumerate(names):
                 prefix = f"layers.{layer}.{name}"
                 tensors[f"{prefix}.A"] = a[i * n * r : (i + 1) * n * r].clone()
@@ -167,13 +171,18 @@ class ActiveStack(nn.Module):
 
     @torch.no_grad()
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the weights that `export` gave: continue a round instead of starting at zero deltas."""
-        n, r = self.config.experts, self.config.rank
+        """Take the weights that `export` gave: continue a round instead of starting at zero deltas.
+
+        Raises:
+            ValueError: they are of another shape.
+        """
         for layer, group, names in self._groups():
-            parts = [tensors[f"layers.{layer}.{name}.A"] for name in names]
-            parts += [tensors[f"layers.{layer}.{name}.gate"] for name in names]
-            if sum(len(p) for p in parts) != len(names) * n * (r + 1):
+            given = torch.cat(
+                [tensors[f"layers.{layer}.{n}.{part}"] for part in ("A", "gate") for n in names]
+            )
+            A_rows, gate_rows, _ = self._rows(len(names))
+            if len(given) != A_rows + gate_rows:
                 raise ValueError(f"layer {layer}: the tensors are of another shape than {self.config}")
-            self.down[f"{layer}_{group}"].copy_(torch.cat(parts))
+            self.down[f"{layer}_{group}"][: len(given)] = given
             for name in names:
                 self.up[f"{layer}_{name}"].copy_(tensors[f"layers.{layer}.{name}.B"].T)

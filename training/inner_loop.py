@@ -17,44 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from brainstacks.base_model import BaseModel
 from brainstacks.config import StackConfig
-from brainstacks.layers.hooks import CompositionHooks, DeltaSource
+from brainstacks.layers.hooks import DeltaSource
 from brainstacks.layers.projections import decoder_layers
 from training import checkpoint
 from training.active_stack import ActiveStack
 from training.batches import Batch, TrainingOrder, collate
 from training.earlier_stacks import EarlierStacks
 from training.encoding import Example
-from training.log import Log
 from training.null_space import NullSpace
 from training.objective import mean_nll, response_nll
 from training.optimizer import make_optimizer, make_schedule
 from training.recipe import DataRecipe, RoundConfig
-from training.signals import Interrupted, StopRequest
+from training.signals import Interrupted
+from training.workshop import Workshop
 
 Penalty = Callable[[ActiveStack], Tensor]
 """A further term of the loss, of the weights alone."""
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What every round of a run trains with.
-
-    Attributes:
-        base: open to gradients.
-        hooks: attached to it.
-        stop: asked after every step.
-    """
-
-    accelerator: Accelerator
-    base: BaseModel
-    hooks: CompositionHooks
-    log: Log
-    stop: StopRequest
 
 
 @dataclass(frozen=True)

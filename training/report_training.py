@@ -30,7 +30,7 @@ def facts(records: RunRecords) -> Section:
         "processes": identity["processes"],
         "versions": identity["tools"],
     }
-    data = [(domain, *file) for domain, files in identity["data"].items() for file in files.items()]
+    data = [(domain, *file) for domain, files in identity["data"].items() for file in files]
     times = [
         (domain, str(n), *_duration(lines))
         for domain, rounds in records.logged.items()

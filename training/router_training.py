@@ -23,7 +23,7 @@ from brainstacks.stacks.tensors import save_router
 from training.composition import Composed
 from training.data import DomainData
 from training.outcomes import Outcome, measure_all
-from training.outer_loop import tool_versions
+from training.provenance import tool_versions
 from training.recipe import Recipe, RouterRecipe
 from training.router_judge import Judge
 from training.router_prompts import prompt_features, router_prompts

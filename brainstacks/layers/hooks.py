@@ -23,10 +23,10 @@ Correction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The correction `hidden @ up`: hidden [..., C], up [C, d_out].
+    """The correction `hidden @ up`, in place: hidden [..., C], up [C, d_out].
 
     Attributes:
-        span: the rows of the output that it is for, written in place; None for all, in a new tensor.
+        span: the rows of the output that it is for; None for all.
     """
 
     hidden: Tensor
@@ -34,11 +34,38 @@ class LowRank:
     span: slice | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
+        hidden = self.hidden.view(-1, self.hidden.shape[-1])
+        if self.span is None and torch.is_grad_enabled() and (hidden.requires_grad or self.up.requires_grad):
+            corrected: Tensor = _AddLowRank.apply(output, hidden, self.up)
+            return corrected
         rows = output.view(-1, output.shape[-1])
-        if self.span is not None:
-            rows[self.span].addmm_(self.hidden.view(-1, self.hidden.shape[-1]), self.up)
-            return output
-        return torch.addmm(rows, self.hidden.view(-1, self.hidden.shape[-1]), self.up).view(output.shape)
+        (rows if self.span is None else rows[self.span]).addmm_(hidden, self.up)
+        return output
+
+
+class _AddLowRank(torch.autograd.Function):
+    """output + hidden @ up, in place: no projection needs its own output for its gradient.
+
+    Autograd's own `addmm` would copy every output, and its in-place form every gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, up)
+        ctx.mark_dirty(output)
+        output.view(-1, output.shape[-1]).addmm_(hidden, up)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, up = ctx.saved_tensors
+        of_output, of_hidden, of_up = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            gradient if of_output else None,
+            rows @ up.T if of_hidden else None,
+            hidden.T @ rows if of_up else None,
+        )
 
 
 class DeltaSource(Protocol):

@@ -43,7 +43,7 @@ def with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def exported_gradients(active: ActiveStack) -> dict[str, Tensor]:
     """The gradients of `active`, in the layout of its export."""
-    gradients = ActiveStack(active.config, DIMS, noise=len(active.noise) > 0)
+    gradients = ActiveStack(active.config, DIMS, noise=active._noisy)
     for holder, parameter in zip(gradients.parameters(), active.parameters(), strict=True):
         holder.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return gradients.export()

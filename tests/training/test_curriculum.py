@@ -158,19 +158,26 @@ def test_a_run_without_its_later_half_ends_with_the_very_same_stacks(
     assert digests(other) == digests(registry)
 
 
-def test_frozen_stacks_keep_their_bytes_and_their_prefix_losses(
+def test_frozen_stacks_keep_their_bytes_their_prefix_losses_and_their_prefix_logits(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    run_curriculum(recipe(tiny_directory, "chat"), registry, run, data, quiet)
-    before = digests(registry)["chat"]
-    three = recipe(tiny_directory, "chat", "math")
-    run_curriculum(three, registry, tmp_path / "longer", data, quiet)
-    assert digests(registry)["chat"] == before
+    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "run", data, quiet)
+    frozen = digests(registry)["chat"]
+    ids = torch.arange(40)[None]
+
+    def prefix_logits() -> torch.Tensor:
+        model = ComposedModel.load(tiny_directory, tmp_path / "registry", quantization="none", device="cpu")
+        return model.logits(ids, weights={"chat": 1.0})
+
+    before = prefix_logits()
+    run_curriculum(recipe(tiny_directory, "chat", "math"), registry, tmp_path / "longer", data, quiet)
+    assert list(digests(registry)) == ["chat", "math"]
+    assert digests(registry)["chat"] == frozen
+    assert torch.equal(prefix_logits(), before)
     document = json.loads((tmp_path / "longer" / "forgetting.json").read_text())
-    first, second = (row["chat"]["prefix"] for row in document["rows"])
-    assert first == second
-    assert document["rows"][1]["chat"]["ungated"] != second
+    first, second = (row["chat"] for row in document["rows"])
+    assert first["prefix"] == second["prefix"] == second["isolated"]
+    assert second["ungated"] != second["prefix"]
 
 
 def test_a_domain_of_noise_freezes_nothing_and_the_next_one_is_trained(

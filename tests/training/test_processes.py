@@ -34,7 +34,7 @@ def train(directory: Path, base: Path, name: str, processes: int, accumulation: 
     }  # fmt: skip
     path, registry = directory / f"{name}.yaml", directory / f"{name}-registry"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    arguments = ["--recipe", path, "--data", directory / "data", "--run", directory / name]
+    arguments: list[str | Path] = ["--recipe", path, "--data", directory / "data", "--run", directory / name]
     command: list[str | Path] = [sys.executable, "-m", "training", "curriculum", "--registry", registry]
     started = [
         subprocess.Popen(

@@ -1,0 +1,254 @@
+"""Where the experiments train: whatever was trained is kept, and never trained twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.experiments.materials import Materials, digest
+from benchmarks.experiments.trainings import Training, factors, orthogonal_to
+from benchmarks.timing import Report, say
+from brainstacks.base_model import Quantization
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import StackTensors
+from training import checkpoint, null_space
+from training.active_stack import ActiveStack
+from training.batches import by_length, collate
+from training.composition import Composed
+from training.earlier_stacks import EarlierStacks
+from training.encoding import Example
+from training.inner_loop import Penalty, RoundTask, train_round
+from training.null_space import NullSpace
+from training.recipe import StackRecipe
+from training.run_directory import atomic_write
+from training.run_log import TIMING, RunLog
+
+FORMAT = 1
+"""Of what is kept: raised when what a training computes changes, so that nothing older is taken."""
+
+Weights = dict[str, Tensor]
+"""As `ActiveStack.export` gives them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a training gave.
+
+    Attributes:
+        stack: the best snapshot; what it started from, where no evaluation improved on that.
+        history: step, train_loss and val_loss (selection NLL, nats per token), the start first.
+        seconds: of its steps, without evaluations.
+        tokens: that its steps saw (count).
+        directions: the facts of its null space; None without one.
+    """
+
+    stack: StackTensors
+    history: Sequence[Mapping[str, float]]
+    seconds: float
+    tokens: int
+    directions: Mapping[str, Any] | None
+
+    @property
+    def losses(self) -> list[float]:
+        """Selection NLL at each evaluation, the start first."""
+        return [point["val_loss"] for point in self.history]
+
+    @property
+    def gain(self) -> float:
+        """Nats by which it lowered the selection NLL, in the composition that it trained in."""
+        return self.losses[0] - min(self.losses)
+
+
+class Laboratory:
+    """Trains what is described, or finds it.
+
+    Args:
+        kept: directory of what was trained and measured; each training has a directory by its key, with
+            its checkpoints while it is on its way.
+    """
+
+    def __init__(self, materials: Materials, kept: Path, report: Report = say) -> None:
+        self.materials = materials
+        self.settings = materials.settings
+        self.report = report
+        self._kept = kept
+        self.key = cache(self._key)
+
+    def train_all(self, trainings: Iterable[Training]) -> None:
+        """Train what is missing, and tell how long the rest takes."""
+        missing = [t for t in _in_order(trainings) if not self._result(t).is_dir()]
+        left, spent, done = sum(t.steps for t in missing), 0.0, 0
+        self.report(f"{len(missing)} trainings to do, {left} steps")
+        for training in missing:
+            trained = self.trained(training)
+            spent, done, left = spent + trained.seconds, done + training.steps, left - training.steps
+            self.report(
+                f"{training}: selection {trained.losses[0]:.4f} -> {min(trained.losses):.4f} nats; "
+                f"{left} steps left, about {left * spent / done / 60:.0f} min"
+            )
+
+    def trained(self, training: Training) -> Trained:
+        """The result of `training`, which is trained now, after what it builds on, unless it was before.
+
+        Raises:
+            Interrupted: a stop was asked for; the next start goes on where it was.
+        """
+        found = checkpoint.load(self._result(training))
+        if found is None:
+            self._train(training)
+            return self.trained(training)
+        stack = StackTensors(self.materials.config(training.stack), 1, found.tensors)
+        return Trained(stack, **found.state)
+
+    def _train(self, training: Training) -> None:
+        workshop = self.materials.workshop(training.quantization)
+        bank = self.bank({_name(t): t for t in training.earlier}, training.quantization)
+        space = self._null_space(training, bank)
+        task = RoundTask(
+            domain=_name(training),
+            number=len(training.own),
+            stack=self.materials.config(training.stack),
+            train=self._examples(training.domains, "train"),
+            selection=self._examples(training.domains, "selection"),
+            data=self.settings.recipe().data,
+            config=self.settings.round(training.steps, training.rate, training.seed),
+            earlier=EarlierStacks(bank, [_name(t) for t in training.earlier], training.mode, training.seed),
+            own=[self.bank({"own": t}, training.quantization).bind([{"own": 1.0}]) for t in training.own],
+            null_space=space,
+            initial=self._weights(training.initial) if training.initial is not None else None,
+            penalty=self._penalty(training),
+        )
+        place = self._result(training).parent
+        checkpoint.make_directory(place)
+        with RunLog(place) as log:
+            result = train_round(dataclasses.replace(workshop, log=log), task, place / "checkpoints")
+        weights = result.tensors or task.initial or self._zero_deltas(training)
+        state = {
+            "history": [{"step": 0, "val_loss": result.baseline}, *result.history],
+            "directions": space.facts() if space is not None else None,
+            **_spent(place / "metrics.jsonl"),
+        }
+        tensors = {f"rounds.0.{name}": tensor for name, tensor in weights.items()}
+        checkpoint.save(self._result(training), tensors, state)
+        checkpoint.prune(place / "checkpoints", keep=0)
+
+    def _examples(self, domains: Sequence[str], split: str) -> list[Example]:
+        """Of several domains together, as many of each as the smallest has."""
+        found = [self.materials.examples[d, split] for d in domains]
+        return [example for examples in zip(*found, strict=False) for example in examples]
+
+    def _weights(self, training: Training) -> Weights:
+        tensors = self.trained(training).stack.tensors
+        return {name.removeprefix("rounds.0."): tensor for name, tensor in tensors.items()}
+
+    def _zero_deltas(self, training: Training) -> Weights:
+        torch.manual_seed(training.seed)
+        return self._stack(training.stack).export()
+
+    def _stack(self, stack: StackRecipe) -> ActiveStack:
+        return ActiveStack(self.materials.config(stack), self.materials.identity.dims)
+
+    def _penalty(self, training: Training) -> Penalty | None:
+        if not training.orthogonality:
+            return None
+        device = self.materials.workshop(training.quantization).base.device
+        others = []
+        for other in training.earlier:
+            stack = self._stack(other.stack)
+            stack.start_from(self._weights(other))
+            others.append({key: A.detach().to(device) for key, A in factors(stack).items()})
+        return orthogonal_to(others, training.orthogonality)
+
+    def _null_space(self, training: Training, bank: StackBank) -> NullSpace | None:
+        if training.null_space is None:
+            return None
+        workshop = self.materials.workshop(training.quantization)
+        domains = [d for t in training.earlier for d in t.domains]
+        examples = [e for d in domains for e in self.materials.examples[d, "selection"]]
+        batches = [collate(group) for group in by_length(examples, batch_size=16)]
+        sources = [bank.bind([{_name(t): 1.0 for t in training.earlier}])]
+        config = self.settings.null_space(training.null_space)
+        return null_space.measure(workshop.base.model, workshop.hooks, sources, batches, config, domains)
+
+    # --- using it --------------------------------------------------------------------------------
+
+    def bank(self, stacks: Mapping[str, Training], quantization: Quantization) -> StackBank:
+        """The trained stacks, by these names, where a base of this quantisation is."""
+        base = self.materials.workshop(quantization).base
+        bank = StackBank(base.device, base.dtype)
+        for name, training in stacks.items():
+            bank.add(name, self.trained(training).stack)
+        return bank
+
+    def composed(self, stacks: Mapping[str, Training], quantization: Quantization) -> Composed:
+        """A base of this quantisation with the trained stacks, by these names."""
+        workshop = self.materials.workshop(quantization)
+        keys = {name: self.key(training) for name, training in stacks.items()}
+        bank = self.bank(stacks, quantization)
+        return Composed(workshop.base, self.materials.tokenizer, workshop.hooks, bank, keys)
+
+    def remembered(self, what: str, facts: Any, compute: Callable[[], Any]) -> Any:
+        """The JSON value of `compute`, which is called only where none is kept for the same `facts`."""
+        path = self.file(what, facts, "json")
+        if not path.is_file():
+            atomic_write(path, json.dumps(compute()) + "\n")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def file(self, what: str, facts: Any, suffix: str) -> Path:
+        """Where a measurement that is decided by `facts` is kept."""
+        return self._kept / f"{what}-{digest(facts)[:20]}.{suffix}"
+
+    def _result(self, training: Training) -> Path:
+        return self._kept / self.key(training)[:20] / "result"
+
+    def _key(self, training: Training) -> str:
+        """sha256 of everything that decides the result, with the keys of what it builds on."""
+        described = {f.name: self._fact(getattr(training, f.name)) for f in dataclasses.fields(training)}
+        domains = [*training.domains, *(d for t in training.earlier for d in t.domains)]
+        digests, side = self.materials.digests, training.null_space
+        return digest(
+            {
+                **described,
+                "format": FORMAT,
+                "base": self.materials.identity.fingerprint,
+                "data": {d: [digests[d, "train"], digests[d, "selection"]] for d in domains},
+                "round": self._fact(self.settings.round(training.steps, training.rate, training.seed)),
+                "directions": self._fact(self.settings.null_space(side)) if side else None,
+            }
+        )
+
+    def _fact(self, value: Any) -> Any:
+        if isinstance(value, Training):
+            return self.key(value)
+        if isinstance(value, tuple):
+            return [self._fact(item) for item in value]
+        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
+def _in_order(trainings: Iterable[Training]) -> list[Training]:
+    """Each once, after all that it builds on."""
+    found: dict[Training, None] = {}
+    for training in trainings:
+        found |= dict.fromkeys((*_in_order(training.builds_on), training))
+    return list(found)
+
+
+def _name(training: Training) -> str:
+    return "+".join(training.domains)
+
+
+def _spent(metrics: Path) -> dict[str, float]:
+    """Seconds and tokens of all steps of a training, those before it was resumed included."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    steps = [line for line in lines if line["kind"] == "step"]
+    return {
+        "seconds": sum(line[TIMING]["seconds"] for line in steps),
+        "tokens": sum(line["tokens"] for line in steps),
+    }

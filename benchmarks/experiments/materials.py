@@ -1,0 +1,89 @@
+"""What the experiments work on: one base, in as many quantisations as are asked for, and the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import astuple
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from benchmarks.experiments.parameters import lora_of, parameters
+from benchmarks.experiments.settings import Settings
+from brainstacks.base_model import Quantization, identify_base, load_base
+from brainstacks.config import StackConfig
+from brainstacks.layers.hooks import CompositionHooks
+from training.data import prepare
+from training.encoding import Example, encode
+from training.log import NoLog
+from training.recipe import StackRecipe, require
+from training.signals import StopRequest
+from training.workshop import Workshop
+
+SPLITS = ("train", "selection", "validation")
+
+
+class Materials:
+    """The base, loaded when it is first used, and the examples of every domain.
+
+    Args:
+        data: directory with `<domain>/{train,validation}.jsonl`.
+        stop: asked after every step of a training.
+
+    Raises:
+        ConfigError: as `prepare`; or a domain has no record of some split that fits.
+    """
+
+    def __init__(self, settings: Settings, data: Path, stop: StopRequest) -> None:
+        self.settings = settings
+        self.identity = identify_base(settings.base)
+        self.data = prepare(settings.recipe(), data)
+        self._stop = stop
+        self._accelerator = Accelerator()
+        self.workshop = cache(self._workshop)
+        self.tokenizer = self.workshop(settings.quantization).base.chat_tokenizer()
+        self.examples = {(d, split): self._examples(d, split) for d in settings.domains for split in SPLITS}
+        empty = sorted({d for (d, _), examples in self.examples.items() if not examples})
+        require(
+            not empty,
+            f"{', '.join(empty)}: a split has no record of {settings.max_tokens} tokens; raise max_tokens",
+        )
+        self.digests = {place: digest([*map(astuple, found)]) for place, found in self.examples.items()}
+
+    def _workshop(self, quantization: Quantization) -> Workshop:
+        """The base in this quantisation, open to gradients, with hooks."""
+        device = str(self._accelerator.device)
+        base = load_base(self.settings.base, quantization=quantization, device=device, trainable=True)
+        hooks = CompositionHooks(base.sites)
+        hooks.attach()
+        return Workshop(self._accelerator, base, hooks, NoLog(), self._stop)
+
+    def _examples(self, domain: str, split: str) -> list[Example]:
+        """The first records of a split that fit, as many as the settings say."""
+        most = self.settings.records if split == "train" else getattr(self.settings, split)
+        return encode(getattr(self.data[domain], split), self.tokenizer, self.settings.max_tokens)[:most]
+
+    def validation(self, domain: str) -> list[Example]:
+        return self.examples[domain, "validation"]
+
+    def config(self, stack: StackRecipe) -> StackConfig:
+        """The shape on this base."""
+        shape = {name: getattr(stack, name) for name in ("rank", "alpha", "experts", "top_k")}
+        return StackConfig(**shape, layers=self.identity.layers)
+
+    def lora(self, stacks: int = 1) -> StackRecipe:
+        """The LoRA with as many trainable parameters as so many stacks, gates and noise weights included."""
+        stack, dims, layers = self.settings.stack, self.identity.dims, self.identity.layers
+        return lora_of(stacks * parameters(stack, dims, layers).total, stack.alpha, dims, layers)
+
+    def parameters(self, stack: StackRecipe) -> int:
+        """All trainable parameters of one round (count)."""
+        return parameters(stack, self.identity.dims, self.identity.layers).total
+
+
+def digest(facts: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

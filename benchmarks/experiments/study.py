@@ -1,0 +1,163 @@
+"""A study as one command: settings from options, trainings from the cache, a file and a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from benchmarks import options
+from benchmarks.experiments.laboratory import Laboratory
+from benchmarks.experiments.materials import Materials
+from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.trainings import Training
+from benchmarks.results import RESULTS, machine, write_results
+from benchmarks.timing import Report, say
+from brainstacks.base_model import Quantization, base_name
+from training.allocator import keep_freed_memory
+from training.run_directory import RunDirectory
+from training.signals import StopRequest
+
+DEFAULTS = Settings()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found.
+
+    Attributes:
+        verdict: one line, made from the figures.
+        tables: Markdown.
+        figures: JSON values and `Spread`s.
+    """
+
+    verdict: str
+    tables: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question.
+
+    Attributes:
+        name: of its module, and of its results: `experiment-<name>`.
+        question: one sentence; the first of the command's help.
+        trainings: all that it needs.
+        find: measures them.
+    """
+
+    name: str
+    question: str
+    trainings: Callable[[Materials], list[Training]]
+    find: Callable[[Laboratory], Findings]
+
+
+def run_studies(
+    studies: Sequence[Study],
+    settings: Settings,
+    data: Path,
+    run: Path,
+    output: Path = RESULTS,
+    report: Report = say,
+) -> None:
+    """Train what the studies need, all of it first, then measure and write each.
+
+    Raises:
+        ConfigError: the data does not fit the settings, or another process works in `run`.
+        Interrupted: a stop was asked for; the same command goes on.
+    """
+    keep_freed_memory()
+    facts = machine()
+    stop = StopRequest()
+    with RunDirectory(run / "cache", {"kept": "trainings and measurements"}):
+        materials = Materials(settings, data, stop)
+        laboratory = Laboratory(materials, run / "cache", report)
+        with stop:  # measuring needs none: it keeps what is costly, and a signal ends it at once
+            laboratory.train_all([t for study in studies for t in study.trainings(materials)])
+        chosen = {**asdict(settings), "base": base_name(settings.base)}
+        counts = {
+            d: {s: len(materials.examples[d, s]) for s in ("train", "validation")} for d in settings.domains
+        }
+        for study in studies:
+            report(f"{study.name}: measuring")
+            found = study.find(laboratory)
+            document = {
+                "machine": facts,
+                "question": study.question,
+                "verdict": found.verdict,
+                "settings": chosen,
+                "records": counts,
+                **found.figures,
+            }
+            text = f"{study.question}\n\n**{found.verdict}**\n\n{found.tables}\n\n{_told(settings)}"
+            write_results(f"experiment-{study.name}", document, text, output, report=report)
+
+
+def _told(settings: Settings) -> str:
+    stack = settings.stack
+    return (
+        f"Base {base_name(settings.base)}, {settings.quantization}; {settings.steps} steps of "
+        f"{settings.batch_size} rows of up to {settings.max_tokens} tokens per domain and round; MoE-LoRA "
+        f"{stack.experts} x r{stack.rank}, top {stack.top_k}, alpha {stack.alpha:g}; peak learning rate "
+        f"{settings.learning_rate:g}; seeds {', '.join(map(str, settings.seeds))}; {settings.validation} "
+        "validation records per domain at most. Snapshots are chosen on other records."
+    )
+
+
+def command(*studies: Study) -> typer.Typer:
+    """A program that runs `studies` in order."""
+
+    def main(
+        data: Annotated[Path, typer.Option(help="Directory with <domain>/{train,validation}.jsonl.")],
+        run: Annotated[Path, typer.Option(help="Where trainings are kept; give it again to go on.")] = Path(
+            "runs/experiments"
+        ),
+        seeds: Annotated[str, typer.Option(help="Separated by commas.")] = _joined(DEFAULTS.seeds),
+        steps: Annotated[
+            int, typer.Option(min=1, help="Optimiser steps per domain and round.")
+        ] = DEFAULTS.steps,
+        domains: Annotated[str, typer.Option(help="In curriculum order.")] = _joined(DEFAULTS.domains),
+        long_domains: Annotated[
+            str, typer.Option(help="Those that rounds and longer trainings are compared on.")
+        ] = _joined(DEFAULTS.long_domains),
+        learning_rate: Annotated[float, typer.Option(help="Peak.")] = DEFAULTS.learning_rate,
+        max_tokens: Annotated[int, typer.Option(help="Longest row.")] = DEFAULTS.max_tokens,
+        validation: Annotated[int, typer.Option(min=1, help="Records per domain.")] = DEFAULTS.validation,
+        base: options.Base = DEFAULTS.base,
+        quantization: options.Quantize = DEFAULTS.quantization,
+        output: options.Output = RESULTS,
+    ) -> None:
+        settings = Settings(
+            base=base,
+            quantization=cast(Quantization, quantization),
+            domains=tuple(domains.split(",")),
+            long_domains=tuple(long_domains.split(",")),
+            seeds=tuple(_seeds(seeds)),
+            steps=steps,
+            learning_rate=learning_rate,
+            max_tokens=max_tokens,
+            validation=validation,
+        )
+        run_studies(studies, settings, data, run, output)
+
+    questions = "\n\n".join(study.question for study in studies)
+    module = studies[0].name if len(studies) == 1 else "run_all"
+    main.__doc__ = (
+        f"{questions}\n\nA killed command goes on where it was when it is given again.\n\n"
+        f"A quick look: python -m benchmarks.experiments.{module} --data DIR --seeds 0 --steps 4"
+    )
+    return options.application(main)
+
+
+def _joined(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
+
+
+def _seeds(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise typer.BadParameter(f"{text!r} is no list of seeds such as 0,1")
+    return [int(part) for part in text.split(",")]

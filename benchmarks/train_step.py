@@ -1,0 +1,295 @@
+"""One optimiser step: a MoE-LoRA stack on 0, 1, 2 and 4 frozen ones against PEFT's LoRA of equal parameters.
+
+    python -m benchmarks.train_step --rounds 7
+
+Same base, tokens, objective and optimiser for all: only the adapter differs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from benchmarks import options
+from benchmarks.experiments.parameters import lora_of, parameters
+from benchmarks.random_stacks import B_STD
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.timing import Progress
+from benchmarks.traffic import random_prompt
+from brainstacks.base_model import BaseModel, Quantization, load_base
+from brainstacks.config import StackConfig
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.packed_stack import StackTensors
+from training.active_stack import ActiveStack
+from training.allocator import keep_freed_memory
+from training.batches import Batch, collate
+from training.encoding import Example
+from training.objective import response_nll
+from training.optimizer import make_optimizer
+from training.recipe import RoundConfig, StackRecipe
+
+NAME = "train_step"
+
+FROZEN = (0, 1, 2, 4)
+SHAPES = (
+    StackRecipe(rank=2, experts=4, top_k=2, dtype="float32"),
+    StackRecipe(rank=16, experts=4, top_k=2, dtype="float32"),
+)
+"""The demo's and the paper's."""
+
+PEFT = "PEFT LoRA"
+AUTOCAST = "PEFT LoRA, autocast"
+LEAST_RATIO, MOST_GROWTH = 1.0, 0.15
+"""Targets: a step costs no more than PEFT's, and each frozen stack adds at most so much of it."""
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """All contestants with one shape of stack.
+
+    Attributes:
+        seconds: contestant -> of one step, per round.
+        counts: contestant -> its trainable parameters.
+    """
+
+    stack: StackRecipe
+    seconds: Mapping[str, Sequence[float]]
+    counts: Mapping[str, int]
+
+    @property
+    def ratios(self) -> dict[str, Spread]:
+        """Each peer -> our step over its, round by round; both without frozen stacks."""
+        ours = self.seconds[ours_with(0)]
+        return {peer: Spread.ratio(ours, self.seconds[peer]) for peer in (PEFT, AUTOCAST)}
+
+    @property
+    def growth(self) -> dict[str, Spread]:
+        """Number of frozen stacks -> (t_k / t_0 - 1) / k."""
+        alone = self.seconds[ours_with(0)]
+        return {
+            str(k): Spread.of(
+                (t / t0 - 1) / k for t, t0 in zip(self.seconds[ours_with(k)], alone, strict=True)
+            )
+            for k in FROZEN
+            if k > 0
+        }
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "stack": {"experts": self.stack.experts, "rank": self.stack.rank, "top_k": self.stack.top_k},
+            "trainable_parameters": dict(self.counts),
+            "seconds_per_step": {name: Spread.of(values) for name, values in self.seconds.items()},
+            "over_peers": self.ratios,
+            "growth_per_frozen_stack": self.growth,
+        }
+
+    def tables(self) -> str:
+        steps = [[name, self.counts[name], Spread.of(values)] for name, values in self.seconds.items()]
+        targets: list[list[object]] = [
+            [f"step over that of {peer}", ratio, f"<= {LEAST_RATIO:g}", _verdict(ratio, LEAST_RATIO)]
+            for peer, ratio in self.ratios.items()
+        ]
+        targets += [
+            [
+                f"growth per frozen stack, {k} frozen",
+                found,
+                f"<= {MOST_GROWTH:g}",
+                _verdict(found, MOST_GROWTH),
+            ]
+            for k, found in self.growth.items()
+        ]
+        return (
+            f"## MoE-LoRA {self.stack.experts} x r{self.stack.rank}\n\n"
+            f"{markdown_table(['', 'trainable parameters', 'seconds per step'], steps)}\n\n"
+            f"{markdown_table(['', '', 'target', ''], targets)}"
+        )
+
+
+def _verdict(found: Spread, most: float) -> str:
+    return "met" if found.median <= most else "not met"
+
+
+def ours_with(frozen: int) -> str:
+    return f"MoE-LoRA, {frozen} frozen"
+
+
+class Bench:
+    """Contestants that train on one batch.
+
+    Args:
+        load: gives a fresh copy of the base, open to gradients, at each call: PEFT wraps its modules.
+    """
+
+    def __init__(self, load: Callable[[], BaseModel], batch_size: int, tokens: int, seed: int) -> None:
+        self._load = load
+        self._seed = seed
+        self._base = load()
+        self._hooks = CompositionHooks(self._base.sites)
+        self._hooks.attach()
+        self._batch = self._random_batch(batch_size, tokens)
+
+    def _random_batch(self, rows: int, tokens: int) -> Batch:
+        """Rows of one length, the second half of each the response."""
+        vocabulary, half = self._base.vocab_size, tokens // 2
+        prompts = [random_prompt(vocabulary, tokens, self._seed + row) for row in range(rows)]
+        examples = [Example(str(i), tuple(p[:half]), tuple(p[half:])) for i, p in enumerate(prompts)]
+        return collate(examples).to(self._base.device)
+
+    def compare(self, stack: StackRecipe, rounds: int) -> Case:
+        """Everything with one shape, interleaved; each contestant steps once before, uncounted."""
+        identity = self._base.identity
+        count = parameters(stack, identity.dims, identity.layers).total
+        lora = lora_of(count, stack.alpha, identity.dims, identity.layers)
+        peers, peer_count = self._peers(lora)
+        steps = {**peers, **{ours_with(k): self._ours(stack, k) for k in FROZEN}}
+        for step in steps.values():
+            step()
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        progress = Progress(rounds * len(steps))
+        for number in range(rounds):
+            for name, step in steps.items():
+                seconds[name].append(self._timed(step))
+                progress.done(f"round {number + 1}, {name}: {seconds[name][-1]:.3f} s")
+        return Case(stack, seconds, {n: peer_count if n in peers else count for n in steps})
+
+    def _timed(self, step: Step) -> float:
+        self._settle()
+        start = perf_counter()
+        step()
+        self._settle()
+        return perf_counter() - start
+
+    def _settle(self) -> None:
+        if self._base.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _ours(self, stack: StackRecipe, frozen: int) -> Step:
+        """A step as in `training.inner_loop`, on top of random frozen stacks."""
+        base, config = self._base, self._config(stack)
+        torch.manual_seed(self._seed)
+        bank = StackBank(base.device, base.dtype)
+        for number in range(frozen):
+            bank.add(number, _random_stack(config, base))
+        sources = [bank.bind([dict.fromkeys(range(frozen), 1.0)])] if frozen else []
+        active = ActiveStack(config, base.identity.dims).to(base.device).train()
+        batch, settings = self._batch, RoundConfig()
+
+        def loss() -> Tensor:
+            active.begin(batch.segments, batch.examples)
+            with self._hooks.composed(*sources, active):
+                nll = response_nll(base.model, batch).mean()
+            tokens = batch.attention_mask.sum()
+            return nll + settings.balance_coefficient * active.balance_sum() / tokens
+
+        return _step(active, settings, base.device, loss)
+
+    def _peers(self, lora: StackRecipe) -> tuple[dict[str, Step], int]:
+        """PEFT as it comes, with adapters in float32, and computing them in the base's dtype (autocast)."""
+        base = self._load()
+        adapter = peft_lora(base, lora)
+        count = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+
+        def step(context: Callable[[], AbstractContextManager[Any]]) -> Step:
+            def loss() -> Tensor:
+                with context():
+                    return response_nll(base.model, self._batch).mean()
+
+            return _step(adapter, RoundConfig(), base.device, loss)
+
+        def autocast() -> AbstractContextManager[Any]:
+            return torch.autocast(base.device.type, torch.bfloat16)
+
+        return {PEFT: step(nullcontext), AUTOCAST: step(autocast)}, count
+
+    def _config(self, stack: StackRecipe) -> StackConfig:
+        shape = {name: getattr(stack, name) for name in ("rank", "alpha", "experts", "top_k")}
+        return StackConfig(**shape, layers=self._base.identity.layers)
+
+
+def peft_lora(base: BaseModel, lora: StackRecipe) -> nn.Module:
+    """PEFT's rsLoRA on all seven projections of `base`, which it wraps in place."""
+    peft = importlib.import_module("peft")
+    sites = {id(site.module) for site in base.sites.values()}
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        use_rslora=True,
+        target_modules=[name for name, module in base.model.named_modules() if id(module) in sites],
+    )
+    with warnings.catch_warnings():
+        # About a spelling that PEFT will have to change; no figure depends on it.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return cast(nn.Module, peft.get_peft_model(base.model, config))
+
+
+def _step(
+    adapter: nn.Module, settings: RoundConfig, device: torch.device, loss: Callable[[], Tensor]
+) -> Step:
+    trainable = [p for p in adapter.parameters() if p.requires_grad]
+    optimizer = make_optimizer(trainable, settings, device)
+
+    def step() -> None:
+        loss().backward()
+        nn.utils.clip_grad_norm_(trainable, settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _random_stack(config: StackConfig, base: BaseModel) -> StackTensors:
+    active = ActiveStack(config, base.identity.dims, noise=False)
+    with torch.no_grad():
+        for up in active.up.values():
+            up.normal_(std=B_STD)
+    return StackTensors(config, 1, {f"rounds.0.{name}": t for name, t in active.export().items()})
+
+
+def main(
+    rounds: options.Rounds = 7,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
+    tokens: Annotated[int, typer.Option(min=2, help="Of each row.")] = 256,
+    base: options.Base = options.DEFAULT_BASE,
+    quantization: options.Quantize = "nf4",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    output: options.Output = RESULTS,
+) -> None:
+    """Seconds of an optimiser step, against PEFT (pip install peft), at the demo's and the paper's shapes.
+
+    All contestants step in turn (A B C, A B C, ...); ratios are taken round by round.
+
+    A quick look: python -m benchmarks.train_step --rounds 1 --batch-size 2 --tokens 64
+    """
+    keep_freed_memory()
+    facts = machine()
+
+    def load() -> BaseModel:
+        return load_base(base, quantization=cast(Quantization, quantization), device=device, trainable=True)
+
+    bench = Bench(load, batch_size, tokens, seed)
+    cases = [bench.compare(stack, rounds) for stack in SHAPES]
+    chosen = options.asked(
+        base, quantization, device, rounds=rounds, batch_size=batch_size, tokens=tokens, seed=seed
+    )
+    document = {"machine": facts, "settings": chosen, "cases": [case.to_document() for case in cases]}
+    note = f"Median (min..max) of {rounds} rounds of one step of {batch_size} rows of {tokens} tokens.\n\n"
+    write_results(NAME, document, note + "\n\n".join(case.tables() for case in cases), output)
+
+
+app = options.application(main)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,339 @@
+"""Studies: no training is made twice, contestants have what they are said to have, each command ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.experiments import (
+    designs,
+    earlier_stacks,
+    methods,
+    moe_vs_lora,
+    null_space,
+    quantization,
+    rounds,
+    run_all,
+)
+from benchmarks.experiments.laboratory import Laboratory
+from benchmarks.experiments.materials import Materials
+from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.study import Study, run_studies
+from brainstacks.errors import ConfigError
+from tests.tiny import write_records
+from training.recipe import RouterRecipe, StackRecipe
+from training.signals import Interrupted, StopRequest
+
+STUDIES = {study.name: study for study in run_all.STUDIES}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two domains, each with one answer to learn."""
+    directory = tmp_path_factory.mktemp("data")
+    for domain, answer in (("chat", "yes it is"), ("math", "it is four")):
+        for split, count in (("train", 40), ("validation", 4)):
+            rows = [(f"{domain} {split} {i}", f"{answer} {i % 2}") for i in range(count)]
+            write_records(directory / domain / f"{split}.jsonl", rows)
+    return directory
+
+
+def settings_of(base: Path, **changes: Any) -> Settings:
+    router = RouterRecipe(
+        prompts=3, held_out=2, soft_levels=(0.5,), epochs=2, batch_size=3, hidden_dim=8, sequence_length=32
+    )
+    defaults: dict[str, Any] = {
+        "base": str(base),
+        "quantization": "none",
+        "domains": ("chat", "math"),
+        "long_domains": ("math",),
+        "seeds": (0,),
+        "steps": 3,
+        "batch_size": 2,
+        "learning_rate": 5e-3,
+        "warmup_steps": 1,
+        "eval_every": 3,
+        "max_tokens": 96,
+        "selection": 4,
+        "validation": 3,
+        "oracle": 2,
+        "stack": StackRecipe(rank=1, experts=3, top_k=2, dtype="float32"),
+        "directions": 2,
+        "router": router,
+    }
+    return Settings(**{**defaults, **changes})
+
+
+@pytest.fixture
+def settings(tiny_directory: Path) -> Settings:
+    return settings_of(tiny_directory)
+
+
+@pytest.fixture
+def materials(settings: Settings, data: Path) -> Materials:
+    return Materials(settings, data, StopRequest())
+
+
+@pytest.fixture
+def lab(materials: Materials, tmp_path: Path) -> Laboratory:
+    return Laboratory(materials, tmp_path / "kept", report=lambda line: None)
+
+
+def find(study: Study, lab: Laboratory) -> Any:
+    lab.train_all(study.trainings(lab.materials))
+    found = study.find(lab)
+    assert "nan" not in found.tables.lower()
+    return found
+
+
+# --- trainings -----------------------------------------------------------------------------------
+
+
+def test_what_was_trained_is_found_and_not_trained_again(
+    lab: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = designs.alone(lab.settings, ["math"], 0)
+    first = lab.trained(training)
+    assert [point["step"] for point in first.history] == [0, 3]
+    assert first.seconds > 0
+    assert first.tokens > 0
+    monkeypatch.setattr("benchmarks.experiments.laboratory.train_round", None)
+    again = Laboratory(lab.materials, tmp_path / "kept").trained(training)
+    assert again.history == first.history
+    for name, tensor in first.stack.tensors.items():
+        assert torch.equal(again.stack.tensors[name], tensor)
+
+
+def test_the_key_tells_apart_whatever_decides_the_result(lab: Laboratory, data: Path, tmp_path: Path) -> None:
+    settings, stop = lab.settings, StopRequest()
+    training = designs.alone(settings, ["math"], 0)
+    others = [
+        designs.alone(settings, ["chat"], 0),
+        designs.alone(settings, ["math"], 1),
+        designs.alone(settings, ["math"], 0, times=2),
+        designs.alone(settings, ["math"], 0, faster=2.0),
+        designs.alone(settings, ["math"], 0, lab.materials.lora()),
+        designs.alone(settings, ["math"], 0, quantization="nf4"),
+        *(designs.curriculum(settings, 0, mode)["math"] for mode in earlier_stacks.MODES if mode != "none"),
+        *(designs.curriculum(settings, 0, "all", null_space=s)["math"] for s in ("output", "input")),
+        designs.curriculum(settings, 0, "all", orthogonality=0.5)["math"],
+        designs.sequence(settings, 0, settings.stack)[-1],
+        designs.rounds(settings, "math", 0, 2)[-1],
+    ]
+    keys = {lab.key(t) for t in (training, *others)}
+    for changed_settings in (
+        dataclasses.replace(settings, batch_size=4),
+        dataclasses.replace(settings, selection=3),
+        dataclasses.replace(settings, records=7),
+    ):
+        changed = Materials(changed_settings, data, stop)
+        keys.add(Laboratory(changed, tmp_path).key(training))
+    assert len(keys) == 1 + len(others) + 3
+
+
+def test_what_does_not_bear_on_a_training_leaves_its_key(lab: Laboratory, data: Path, tmp_path: Path) -> None:
+    settings = lab.settings
+    for mode in earlier_stacks.MODES:
+        first = designs.curriculum(settings, 0, mode, null_space="output")["chat"]
+        assert first == designs.alone(settings, ["chat"], 0)
+    assert designs.curriculum(settings, 0, "none")["math"] == designs.alone(settings, ["math"], 0)
+    assert designs.rounds(settings, "math", 0, 3)[0] == designs.alone(settings, ["math"], 0)
+    changed = Materials(dataclasses.replace(settings, validation=2, directions=1), data, StopRequest())
+    training = designs.alone(settings, ["math"], 0)
+    assert Laboratory(changed, tmp_path).key(training) == lab.key(training)
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    lab: Laboratory, materials: Materials, tmp_path: Path
+) -> None:
+    training = designs.alone(lab.settings, ["math"], 0)
+    straight = lab.trained(training)
+    other = Laboratory(materials, tmp_path / "other")
+    stop = materials.workshop("none").stop
+    stop.requested = True
+    with pytest.raises(Interrupted):
+        other.trained(training)
+    stop.requested = False
+    resumed = other.trained(training)
+    assert resumed.history == straight.history
+    assert resumed.tokens == straight.tokens
+    for name, tensor in straight.stack.tensors.items():
+        assert torch.equal(resumed.stack.tensors[name], tensor)
+
+
+def test_a_training_that_never_helps_gives_what_it_started_from(lab: Laboratory) -> None:
+    hopeless = dataclasses.replace(designs.alone(lab.settings, ["math"], 0), rate=1e-30)
+    trained = lab.trained(hopeless)
+    assert trained.gain == 0.0
+    assert all(float(t.abs().max()) == 0.0 for n, t in trained.stack.tensors.items() if n.endswith(".B"))
+    first = designs.alone(lab.settings, ["chat"], 0)
+    continued = dataclasses.replace(hopeless, initial=first)
+    start, end = lab.trained(first), lab.trained(continued)
+    for name, tensor in start.stack.tensors.items():
+        assert torch.equal(end.stack.tensors[name], tensor)
+
+
+def test_joint_training_takes_as_much_of_each_domain(lab: Laboratory) -> None:
+    chat, math = (lab.materials.examples[d, "train"] for d in ("chat", "math"))
+    del math[5:]
+    assert lab._examples(("chat", "math"), "train") == [
+        e for pair in zip(chat, math, strict=False) for e in pair
+    ]
+
+
+# --- studies -------------------------------------------------------------------------------------
+
+
+def test_moe_vs_lora_compares_curves_and_final_losses(lab: Laboratory) -> None:
+    found = find(moe_vs_lora.STUDY, lab)
+    assert "MoE-LoRA" in found.verdict
+    curves = found.figures["selection_curves"]
+    assert [step for step, _ in curves["LoRA at 0.005"][0]] == [0, 3]
+    assert len({seeds[0][0][1] for seeds in curves.values()}) == 1, "all start from the base"
+    assert set(found.figures["validation_nll"]) == {"base", *curves}
+
+
+def test_steps_to_a_loss_are_interpolated_and_none_where_it_is_not_reached() -> None:
+    curve = [(0, 3.0), (10, 2.0), (20, 2.5), (30, 1.0)]
+    assert moe_vs_lora.steps_to(curve, 2.0) == 10
+    assert moe_vs_lora.steps_to(curve, 2.5) == 5
+    assert moe_vs_lora.steps_to(curve, 1.75) == 25
+    assert moe_vs_lora.steps_to(curve, 0.9) is None
+
+
+def test_rounds_stack_up_and_the_others_get_their_steps_or_parameters(lab: Laboratory) -> None:
+    found = find(rounds.STUDY, lab)
+    assert set(found.figures["validation_nll"]) == {
+        *("base", "1 round", "2 rounds", "3 rounds", rounds.LONGER, rounds.LORA)
+    }
+    last = designs.rounds(lab.settings, "math", 0, 3)[-1]
+    earlier = designs.rounds(lab.settings, "math", 0, 2)[-1]
+    assert lab.trained(last).losses[0] == pytest.approx(min(lab.trained(earlier).losses), abs=1e-5)
+
+
+def test_methods_see_equal_steps_with_equal_parameters(lab: Laboratory) -> None:
+    found = find(methods.STUDY, lab)
+    counts = found.figures["trainable_parameters"]
+    assert max(counts.values()) <= 1.1 * min(counts.values())
+    assert set(found.figures["routed_less_others"]) == {
+        *(methods.BASE, methods.UNGATED, methods.LABELLED, methods.SEQUENTIAL, methods.JOINT),
+        *(methods.LORAS, methods.O_LORA),
+    }
+    sequential = designs.sequence(lab.settings, 0, lab.materials.lora(2))
+    joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2))
+    assert sum(t.steps for t in sequential) == joint.steps
+
+
+def test_o_lora_keeps_a_later_lora_out_of_the_rows_of_an_earlier_one(lab: Laboratory) -> None:
+    lora = lab.materials.lora()
+    overlaps = []
+    for strength in (0.5, 0.0):
+        stacks = designs.curriculum(lab.settings, 0, "all", lora, orthogonality=strength)
+        stacks["math"] = dataclasses.replace(stacks["math"], steps=12, rate=2e-2)
+        chat, math = (lab.trained(t).stack.tensors for t in stacks.values())
+        overlaps.append(sum(float((chat[n] @ math[n].T).square().sum()) for n in chat if n.endswith(".A")))
+    assert overlaps[0] < 0.5 * overlaps[1]
+
+
+@pytest.mark.slow
+def test_earlier_stacks_compares_the_modes_in_every_use(lab: Laboratory) -> None:
+    found = find(earlier_stacks.STUDY, lab)
+    assert set(found.figures["winners"]) == {"ungated", "only own", "routed", "oracle"}
+    first = found.figures["first_records"]
+    for mode in earlier_stacks.MODES:
+        best = first[f"{mode}: oracle"]["mean"]["value"]
+        for use in ("ungated", "only own"):
+            assert best <= first[f"{mode}: {use}"]["mean"]["value"] + 1e-5
+
+
+def test_null_space_reports_what_is_forgotten_and_what_is_given_up(lab: Laboratory) -> None:
+    found = find(null_space.STUDY, lab)
+    rows = found.figures["forgetting"]
+    assert rows["off"]["captured energy"] is None
+    assert 0 < rows["output"]["captured energy"].median <= 1
+    assert rows["off"]["gain given up"].median == 0
+    stacks = designs.curriculum(lab.settings, 0, "all")
+    matrix = null_space.forgetting(lab, stacks)
+    cells = found.figures["validation_nll"]["off: ungated"]["domains"]
+    for domain in stacks:
+        assert matrix.rows[-1][domain].ungated == pytest.approx(cells[domain]["value"], abs=1e-5)
+
+
+def test_quantization_puts_nf4_stacks_on_the_unquantised_base(
+    tiny_directory: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(tiny_directory, quantization="nf4", steps=2)
+    lab = Laboratory(Materials(settings, data, StopRequest()), tmp_path / "kept", lambda line: None)
+    found = find(quantization.STUDY, lab)
+    assert set(found.figures["gains"]) == {
+        f"{case}, {what}" for case in quantization._cases(settings) for what in ("own", "other")
+    }
+    assert found.figures["quantisation_costs"]["value"] != 0.0
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_writes_results_and_a_second_one_trains_nothing(
+    settings: Settings, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    chosen = (STUDIES["rounds"], STUDIES["null_space"])
+    run_studies(chosen, settings, data, tmp_path / "run", tmp_path / "results", told.append)
+    assert any("min" in line and "steps left" in line for line in told)
+    files = sorted((tmp_path / "results").glob("experiment-*.json"))
+    assert [f.name.split("-")[1] for f in files] == ["null_space", "rounds"]
+    first = [json.loads(f.read_text()) for f in files]
+    for file in (*files, *(f.with_suffix(".md") for f in files)):
+        assert str(tmp_path) not in file.read_text()
+    monkeypatch.setattr("benchmarks.experiments.laboratory.train_round", None)
+    run_studies(chosen, settings, data, tmp_path / "run", tmp_path / "results", lambda line: None)
+    again = [json.loads(f.read_text()) for f in files]
+    for one, other in zip(first, again, strict=True):
+        assert {**one, "machine": None} == {**other, "machine": None}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_help_asks_the_question_and_gives_a_quick_example(name: str) -> None:
+    module = {
+        m.STUDY.name: m for m in (earlier_stacks, methods, moe_vs_lora, null_space, quantization, rounds)
+    }
+    result = CliRunner().invoke(module[name].app, ["--help"])
+    assert result.exit_code == 0
+    shown = " ".join(result.output.split())
+    assert STUDIES[name].question in shown
+    assert f"python -m benchmarks.experiments.{name} " in shown
+
+
+def test_options_become_settings(tiny_directory: Path, data: Path, tmp_path: Path) -> None:
+    flags = [*("--data", str(data), "--run", str(tmp_path / "run"), "--output", str(tmp_path / "results"))]
+    flags += [*("--base", str(tiny_directory), "--quantization", "none", "--seeds", "3", "--steps", "2")]
+    flags += [
+        *("--domains", "math,chat", "--long-domains", "chat", "--max-tokens", "96", "--validation", "2")
+    ]
+    result = CliRunner().invoke(rounds.app, flags, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (file,) = (tmp_path / "results").glob("*.json")
+    chosen = json.loads(file.read_text())["settings"]
+    assert (chosen["domains"], chosen["seeds"], chosen["steps"]) == (["math", "chat"], [3], 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"domains": ("math",)}, {"seeds": ()}, {"long_domains": ("law",)}, {"rates": (2.0,)}],
+)
+def test_settings_that_fit_no_study_are_refused(tiny_directory: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        settings_of(tiny_directory, **changes)
+
+
+def test_data_that_does_not_fit_is_refused(tiny_directory: Path, data: Path) -> None:
+    with pytest.raises(ConfigError, match="raise max_tokens"):
+        Materials(settings_of(tiny_directory, max_tokens=16), data, StopRequest())

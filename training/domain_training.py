@@ -1,0 +1,242 @@
+"""Train one domain: its residual rounds, where they may write, and the stack that they freeze into."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brainstacks.config import StackConfig
+from brainstacks.errors import CorruptBlob
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.artifact import StackMetadata
+from brainstacks.stacks.tensors import save_stack
+from training import checkpoint, null_space
+from training.batches import by_length, collate
+from training.data import DomainData
+from training.earlier_stacks import EarlierStacks
+from training.encoding import Example, encode
+from training.frozen_stacks import FrozenStacks
+from training.inner_loop import RoundResult, RoundTask, train_round
+from training.null_space import NullSpace
+from training.objective import mean_nll
+from training.provenance import tool_versions
+from training.recipe import DomainRecipe, Recipe
+from training.run_directory import RunDirectory
+from training.workshop import Workshop
+
+Report = Callable[[str], None]
+
+Made = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""Tensors and JSON state of something that a run makes once."""
+
+
+class DomainTraining:
+    """How every domain of a run is trained.
+
+    Args:
+        frozen: the stacks of earlier domains; grows while the run goes on.
+        records: the data of every domain of the recipe.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        workshop: Workshop,
+        run: RunDirectory,
+        frozen: FrozenStacks,
+        records: Mapping[str, DomainData],
+        report: Report,
+    ) -> None:
+        self._recipe, self._workshop, self._run = recipe, workshop, run
+        self._frozen, self._records, self._report = frozen, records, report
+        self._tokenizer = workshop.base.chat_tokenizer()
+        self._log_position = 0
+
+    def encoded(self, domain: str, split: str) -> list[Example]:
+        """The examples of one split of `domain`: `train`, `selection` or `validation`."""
+        records = getattr(self._records[domain], split)
+        return encode(records, self._tokenizer, self._recipe.data.max_tokens)
+
+    def skip(self, domain: DomainRecipe) -> None:
+        """Leave the log of a domain that an earlier start finished as it is."""
+        for number in range(self._max_rounds(domain)):
+            found = checkpoint.load(self._run.round(domain.name, number))
+            if found is not None:
+                self._log_position = found.state["log_position"]
+
+    def train(self, domain: DomainRecipe, path: Path) -> None:
+        """Train the rounds of `domain` and write its stack to `path`; no file when none of them helped."""
+        train, selection = self.encoded(domain.name, "train"), self.encoded(domain.name, "selection")
+        self._report(f"{domain.name}: {len(train)} examples")
+        mode, seed = self._recipe.earlier_stacks, self._recipe.round.seed
+        earlier = EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed)
+        space = self._null_space(domain.name)
+        rounds: list[RoundResult] = []
+        for number in range(self._max_rounds(domain)):
+            task = RoundTask(
+                domain=domain.name,
+                number=number,
+                stack=self._stack_config(),
+                train=train,
+                selection=selection,
+                data=self._recipe.data,
+                config=self._recipe.round_of(domain, number),
+                earlier=earlier,
+                own=[self._bank_of(domain.name, rounds).bind([{domain.name: 1.0}])] if rounds else [],
+                null_space=space,
+            )
+            result = self._round(task)
+            self._report(
+                f"{domain.name}, round {number + 1}: selection {result.baseline:.4f} -> {result.best:.4f} "
+                f"nats; {result.stopped}"
+            )
+            if result.tensors is None or result.baseline - result.best < self._recipe.min_gain:
+                break
+            rounds.append(result)
+        if rounds:
+            self._on_main(lambda: self._freeze(domain, path, rounds, space))
+
+    # --- made once a run -------------------------------------------------------------------------
+
+    def _round(self, task: RoundTask) -> RoundResult:
+        """Train one round, or read it where it is finished; its checkpoints are not needed after that."""
+        checkpoints = self._run.checkpoints(task.domain) / f"round-{task.number}"
+
+        def train() -> Made:
+            result = train_round(self._workshop, task, checkpoints, self._log_position)
+            dtype = torch.bfloat16 if self._recipe.stack.dtype == "bfloat16" else torch.float32
+            tensors = {name: tensor.to(dtype) for name, tensor in (result.tensors or {}).items()}
+            state = {k: v for k, v in dataclasses.asdict(result).items() if k != "tensors"}
+            return tensors, {**state, "log_position": self._workshop.log.position}
+
+        found = self._kept(self._run.round(task.domain, task.number), train)
+        self._on_main(lambda: checkpoint.prune(checkpoints, keep=0))
+        self._log_position = found.state["log_position"]
+        state = {k: v for k, v in found.state.items() if k != "log_position"}
+        return RoundResult(found.tensors or None, **state)
+
+    def _null_space(self, domain: str) -> NullSpace | None:
+        """Where the earlier domains' stacks write, or what their inputs hold."""
+        config, model = self._recipe.null_space, self._workshop.base.model
+        known = [d for d in self._frozen.domains if d in self._records]
+        if config is None or not known:
+            return None
+
+        def measure() -> Made:
+            share = -(-config.samples // len(known))
+            examples = [e for d in known for e in self.encoded(d, "selection")[:share]]
+            batches = [collate(group) for group in by_length(examples, batch_size=16)]
+            sources = self._frozen.all_on()
+            space = null_space.measure(model, self._workshop.hooks, sources, batches, config, known)
+            return space.to_tensors(), {"facts": space.facts()}
+
+        found = self._kept(self._run.domain(domain) / "null-space", measure)
+        here = {name: tensor.to(self._workshop.base.device) for name, tensor in found.tensors.items()}
+        return NullSpace.from_tensors(here, found.state["facts"])
+
+    def _kept(self, directory: Path, make: Callable[[], Made]) -> checkpoint.Checkpoint:
+        """What `make` gives, made once a run; always as read from disk, so that a resumed run has the same.
+
+        Raises:
+            CorruptBlob: it was written, and cannot be read.
+        """
+        missing = checkpoint.load(directory) is None
+        self._workshop.accelerator.wait_for_everyone()  # all look before one of them writes
+        if missing:
+            tensors, state = make()
+            self._on_main(lambda: checkpoint.save(directory, tensors, state))
+        found = checkpoint.load(directory)
+        if found is None:
+            raise CorruptBlob(f"{directory.name} of the run was written and does not verify; check the disk")
+        return found
+
+    def _on_main(self, write: Callable[[], object]) -> None:
+        """Let the main process write what all of them will read."""
+        if self._workshop.accelerator.is_main_process:
+            write()
+        self._workshop.accelerator.wait_for_everyone()
+
+    # --- the stack -------------------------------------------------------------------------------
+
+    def _freeze(
+        self, domain: DomainRecipe, path: Path, rounds: Sequence[RoundResult], space: NullSpace | None
+    ) -> None:
+        """Write the finished stack. Its validation losses are those with the stacks it was trained with."""
+        model, hooks = self._workshop.base.model, self._workshop.hooks
+        alone = self._recipe.earlier_stacks == "none"
+        earlier = [] if alone else self._frozen.all_on()
+        own = self._bank_of(domain.name, rounds).bind([{domain.name: 1.0}])
+        validation = self.encoded(domain.name, "validation")
+        before = mean_nll(model, hooks, validation, earlier)
+        after = mean_nll(model, hooks, validation, (*earlier, own))
+        self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
+        losses = [_losses(result) for result in rounds]
+        losses[0]["validation_before"], losses[-1]["validation_after"] = before, after
+        identity = self._workshop.base.identity
+        metadata = StackMetadata(
+            domain=domain.name,
+            rounds=len(rounds),
+            config=self._stack_config(),
+            dims=identity.dims,
+            base=identity.ref,
+            null_space=space.facts() if space is not None else None,
+            predecessors=() if alone else tuple(self._frozen.predecessors),
+            data=self._records[domain.name].sources,
+            hyperparameters=self._hyperparameters(domain),
+            seed=self._recipe.round.seed,
+            losses=tuple(losses),
+            tool_versions=tool_versions(),
+            licence=domain.licence,
+            description=domain.description,
+        )
+        save_stack(path, metadata, _named(rounds))
+
+    def _hyperparameters(self, domain: DomainRecipe) -> dict[str, Any]:
+        recipe = self._recipe
+        return {
+            **dataclasses.asdict(recipe.round_of(domain, 0)),
+            "quantization": recipe.quantization,
+            "max_tokens": recipe.data.max_tokens,
+            "packing": recipe.data.packing,
+            "max_rounds": self._max_rounds(domain),
+            "earlier_stacks": recipe.earlier_stacks,
+        }
+
+    def _bank_of(self, domain: str, rounds: Sequence[RoundResult]) -> StackBank:
+        """A bank of the domain's own frozen rounds."""
+        base = self._workshop.base
+        bank = StackBank(base.device, base.dtype)
+        if rounds:
+            bank.add(domain, StackTensors(self._stack_config(), len(rounds), _named(rounds)))
+        return bank
+
+    def _stack_config(self) -> StackConfig:
+        shape, layers = self._recipe.stack, self._workshop.base.identity.layers
+        return StackConfig(shape.rank, shape.alpha, shape.experts, shape.top_k, layers=layers)
+
+    def _max_rounds(self, domain: DomainRecipe) -> int:
+        return domain.max_rounds or self._recipe.max_rounds
+
+
+def _losses(result: RoundResult) -> dict[str, Any]:
+    return {
+        "selection_before": result.baseline,
+        "selection_after": result.best,
+        "stopped": result.stopped,
+        "history": list(result.history),
+    }
+
+
+def _named(rounds: Sequence[RoundResult]) -> dict[str, Tensor]:
+    """The tensors of all rounds, named as a stack file names them."""
+    return {
+        f"rounds.{n}.{name}": tensor
+        for n, result in enumerate(rounds)
+        for name, tensor in (result.tensors or {}).items()
+    }
