@@ -36,7 +36,7 @@ class LowRank:
     def __call__(self, output: Tensor) -> Tensor:
         hidden = self.hidden.view(-1, self.hidden.shape[-1])
         if self.span is None and torch.is_grad_enabled() and (hidden.requires_grad or self.up.requires_grad):
-            corrected: Tensor = _AddLowRank.apply(output, hidden, self.up)
+            corrected: Tensor = _AddLowRank.apply(output, hidden, self.up)  # type: ignore[no-untyped-call]
             return corrected
         rows = output.view(-1, output.shape[-1])
         (rows if self.span is None else rows[self.span]).addmm_(hidden, self.up)
