@@ -41,7 +41,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.residency --domains 20 --requests 32 --rounds 1 --output build/benchmarks
 	$(BIN)/python -m benchmarks.http_load --requests 1 --rounds 1 --output build/benchmarks
 
-# Load, faults and hostile clients against a real server: about half an hour; one kind: `make soak KINDS=kill`.
+# Load, faults and hostile clients against a real server, and a trainer that is killed: about an hour; one kind:
+# `make soak KINDS=kill`.
 soak: setup
 	$(BIN)/python -m tests.soak $(KINDS)
 

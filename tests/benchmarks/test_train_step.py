@@ -23,10 +23,13 @@ def test_parameters_are_those_of_an_active_stack(tiny_base: BaseModel, shape: tu
     rank, experts, top_k = shape
     identity = tiny_base.identity
     found = parameters(StackRecipe(rank=rank, experts=experts, top_k=top_k), identity.dims, identity.layers)
-    active = ActiveStack(stack_config(rank=rank, experts=experts, top_k=top_k), identity.dims)
+    config = stack_config(rank=rank, experts=experts, top_k=top_k)
+    active, silent = (ActiveStack(config, identity.dims, noise=noise) for noise in (True, False))
     idle = sum(d_in for d_in, _ in identity.dims.values()) * identity.layers if experts == 1 else 0
     assert found.total == sum(p.numel() for p in active.parameters()) - idle
-    assert found.noise == sum(p.numel() for p in active.noise.values())
+    assert found.noise == sum(p.numel() for p in active.parameters()) - sum(
+        p.numel() for p in silent.parameters()
+    )
 
 
 def test_the_lora_of_equal_parameters_is_the_nearest(tiny_base: BaseModel) -> None:

@@ -25,6 +25,7 @@ from benchmarks.timing import say
 from tests.soak import hostile, killing, overload, publishing, residency, slow_readers
 from tests.soak.outcome import Outcome, Say
 from tests.soak.server_process import Server, serving
+from tests.soak.training_kills import training_kills
 from tests.soak.world import STEADY_FLAGS, World
 
 Soak = Callable[[Server, int, float, int, Say], Coroutine[Any, Any, Outcome]]
@@ -57,6 +58,10 @@ def _kill(world: World, count: int, seconds: float, seed: int) -> Outcome:
     return asyncio.run(killing.killing(world, count, seconds, seed, say))
 
 
+def _training(world: World, count: int, seconds: float, seed: int) -> Outcome:
+    return training_kills(world.directory, count, seconds, seed, say)
+
+
 KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]] = {
     "overload": (Served(overload.overload, lambda _: overload.FLAGS, overload.publish), 2000, 900),
     "residency": (Served(residency.residency, residency.flags, residency.publish), 2000, 900),
@@ -67,6 +72,7 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
         100,
         900,
     ),
+    "training": (_training, 25, 1800),
     "hostile": (Served(hostile.hostile, lambda _: (*STEADY_FLAGS, *hostile.FLAGS), _nothing), 500, 900),
 }
 """Kind -> the soak, and its count and seconds."""

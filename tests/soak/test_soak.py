@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.soak.residency import residency
 from tests.soak.server_process import Server, serving
 from tests.soak.slow_readers import FLAGS as READER_FLAGS
 from tests.soak.slow_readers import slow_readers
+from tests.soak.training_kills import training_kills
 from tests.soak.world import World
 
 pytestmark = pytest.mark.slow
@@ -82,3 +84,9 @@ def test_a_server_killed_while_it_publishes_comes_back_with_what_it_had_acknowle
 ) -> None:
     world = World(tmp_path_factory.mktemp("killed"))
     assert asyncio.run(killing(world, 2, SECONDS, SEED, print)).shown == []
+
+
+def test_a_training_killed_at_a_write_or_at_any_time_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    outcome = training_kills(tmp_path, 2, SECONDS, SEED, print)
+    assert outcome.failures == []
+    assert outcome.counts["killed at a write"] == 2
