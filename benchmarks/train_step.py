@@ -36,7 +36,7 @@ from training.batches import Batch, collate
 from training.encoding import Example
 from training.objective import response_nll
 from training.optimizer import make_optimizer
-from training.recipe import RoundConfig, StackRecipe
+from training.settings import RoundConfig, StackRecipe
 
 NAME = "train_step"
 

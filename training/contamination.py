@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from training.recipe import Contamination
 from training.records import Record, prompt_key, question_words
+from training.settings import Contamination
 from training.splits import Pool
 
 SHINGLE = 8

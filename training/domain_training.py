@@ -22,11 +22,12 @@ from training.data import DomainData
 from training.earlier_stacks import EarlierStacks
 from training.encoding import Example, encode
 from training.frozen_stacks import FrozenStacks
-from training.inner_loop import RoundResult, RoundTask, train_round
+from training.inner_loop import train_round
 from training.null_space import NullSpace
 from training.objective import mean_nll
 from training.provenance import tool_versions
 from training.recipe import DomainRecipe, Recipe
+from training.round_task import RoundResult, RoundTask
 from training.run_directory import RunDirectory
 from training.workshop import Workshop
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import DeltaSource
-from training.recipe import EarlierMode
+from training.settings import EarlierMode
 
 PRESENCE = 0.5
 """Probability that a sampled composition holds a stack."""

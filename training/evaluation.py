@@ -25,7 +25,7 @@ from training.data import DomainData
 from training.encoding import Example, encode
 from training.intervals import Interval, interval, resampled_nll
 from training.outcomes import measure
-from training.recipe import RouterRecipe
+from training.settings import RouterRecipe
 
 MODES = ("base", "ungated", "routed", "only-own")
 ORACLE = "oracle"

@@ -1,89 +1,19 @@
-"""Train one round of one domain: best snapshot, spike and plateau rules (paper, section 3.3).
-
-The optimiser, its schedule and the processes are torch's, transformers' and accelerate's; what is here is
-what the paper adds. Everything random in a step is drawn from a seed of its own, so that a round's state is
-its weights, the optimiser, and one number: the step.
-"""
+"""Train one round of one domain: best snapshot, spike and plateau rules (paper, section 3.3)."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from brainstacks.config import StackConfig
-from brainstacks.layers.hooks import DeltaSource
 from brainstacks.layers.projections import decoder_layers
 from training import checkpoint
-from training.active_stack import ActiveStack
-from training.batches import Batch, TrainingOrder, collate
-from training.earlier_stacks import EarlierStacks
-from training.encoding import Example
-from training.null_space import NullSpace
-from training.objective import mean_nll, response_nll
-from training.optimizer import make_optimizer, make_schedule
-from training.recipe import DataRecipe, RoundConfig
+from training.round_task import RoundResult, RoundTask
+from training.round_training import RoundTraining
 from training.signals import Interrupted
 from training.workshop import Workshop
-
-Penalty = Callable[[ActiveStack], Tensor]
-"""A further term of the loss, of the weights alone."""
-
-
-@dataclass(frozen=True)
-class RoundTask:
-    """What one round is to learn.
-
-    Attributes:
-        domain, number: which round this is, for the log; `number` counts from 0.
-        stack: shape of the round.
-        train, selection: examples to train on, and to choose the snapshot with.
-        earlier: what the stacks of earlier domains do meanwhile.
-        own: the domain's own frozen rounds, on at 1.0.
-        null_space: where the round must not write, or read.
-        initial: weights to start from, as `ActiveStack.export` gives them; None for zero deltas.
-        penalty: added to the loss of every step.
-    """
-
-    domain: str
-    number: int
-    stack: StackConfig
-    train: Sequence[Example]
-    selection: Sequence[Example]
-    data: DataRecipe
-    config: RoundConfig
-    earlier: EarlierStacks
-    own: Sequence[DeltaSource] = ()
-    null_space: NullSpace | None = None
-    initial: Mapping[str, Tensor] | None = None
-    penalty: Penalty | None = None
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """Outcome of one round.
-
-    Attributes:
-        tensors: the best snapshot as `ActiveStack.export` gives it; None when no evaluation beat the
-            zero-delta baseline, and nothing may be frozen.
-        baseline, best: selection NLL (nats per token) before the round and at the snapshot.
-        stopped: why the round ended.
-        history: one dict per evaluation: step, train_loss, val_loss.
-    """
-
-    tensors: Mapping[str, Tensor] | None
-    baseline: float
-    best: float
-    stopped: str
-    history: Sequence[Mapping[str, float]] = ()
 
 
 def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_start: int = 0) -> RoundResult:
@@ -100,7 +30,7 @@ def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_star
         Interrupted: a stop was asked for; the checkpoint is written.
         StorageFull: a checkpoint could not be written; those before it are whole.
     """
-    training = _RoundTraining(workshop, task)
+    training = RoundTraining(workshop, task)
     found = checkpoint.latest(checkpoints)
     if found is None:
         workshop.log.rewind(log_start)
@@ -109,7 +39,7 @@ def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_star
         training.resume(found)
     with (
         layers_recomputed(workshop.base.model, task.config.gradient_checkpointing),
-        workshop.log.progress(_title(task), task.config.steps, training.state.step) as bar,
+        workshop.log.progress(task.title, task.config.steps, training.state.step) as bar,
     ):
         while training.state.stopped is None:
             started = time.monotonic()
@@ -121,7 +51,7 @@ def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_star
             if training.checkpoint_due or training.stop_asked:
                 training.save(checkpoints)
             if training.stop_asked:
-                raise Interrupted(f"stopped at step {training.state.step} of {_title(task)}")
+                raise Interrupted(f"stopped at step {training.state.step} of {task.title}")
     return training.result()
 
 
@@ -133,229 +63,9 @@ def layers_recomputed(model: Any, enabled: bool) -> Iterator[None]:
         return
     model.activation_checkpointing_enable()
     for layer in decoder_layers(model):
-        layer.training = (
-            True  # what transformers asks; the layer's modules stay in eval mode, without dropout
-        )
+        layer.training = True  # what transformers asks for; its modules stay in eval mode, without dropout
     try:
         yield
     finally:
         model.activation_checkpointing_disable()
         model.eval()
-
-
-def _title(task: RoundTask) -> str:
-    return f"{task.domain}, round {task.number + 1}"
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds besides tensors; `step` is the data cursor too."""
-
-    step: int = 0
-    baseline: float = math.inf
-    best: float = math.inf
-    improved: bool = False
-    stale: int = 0
-    window: list[float] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
-    stopped: str | None = None
-    log_position: int = 0
-
-
-class _Objective(nn.Module):
-    """What accelerate wraps: the sums that a step's loss is made of. The base is not its own to move."""
-
-    def __init__(self, model: Any, active: ActiveStack) -> None:
-        super().__init__()
-        self.active = active
-        self._model = (model,)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.active.begin(batch.segments, batch.examples)
-        nll = response_nll(self._model[0], batch).sum()
-        return nll, self.active.balance_sum()
-
-
-class _RoundTraining:
-    """One round on its way."""
-
-    def __init__(self, workshop: Workshop, task: RoundTask) -> None:
-        self.workshop, self.task, self.config = workshop, task, task.config
-        self.accelerator = workshop.accelerator
-        torch.manual_seed(self.config.seed)
-        self.active = ActiveStack(
-            task.stack, workshop.base.identity.dims, task.null_space, noise=self.config.gate_noise
-        ).to(workshop.base.device)
-        if task.initial is not None:
-            self.active.start_from(task.initial)
-        self.optimizer = make_optimizer(self.active.parameters(), self.config, workshop.base.device)
-        self.schedule = make_schedule(self.optimizer, self.config)
-        self.objective = self.accelerator.prepare(_Objective(workshop.base.model, self.active))
-        self.order = TrainingOrder(
-            task.train, self.config.batch_size, self.config.seed, task.data.packing, task.data.max_tokens
-        )
-        self.state = _State()
-        self.snapshot: dict[str, Tensor] = {}
-        self.stop_asked = False
-
-    # --- start, resume, save ---------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Measure the zero-delta baseline (or, of given weights, theirs)."""
-        value = self._selection_nll()
-        self.state = _State(baseline=value, best=value)
-        self._log("baseline", nll=value)
-
-    def resume(self, found: checkpoint.Checkpoint) -> None:
-        """Go on as if the round had never stopped."""
-        self.state = _State(**found.state["round"])
-        parts: dict[str, dict[str, Tensor]] = {"active": {}, "snapshot": {}, "optimizer": {}, "schedule": {}}
-        for name, tensor in found.tensors.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = tensor
-        self.active.load_state_dict(parts["active"])
-        self.snapshot = parts["snapshot"]
-        self.optimizer.load_state_dict(checkpoint.unflatten(parts["optimizer"], found.state["optimizer"]))
-        self.schedule.load_state_dict(checkpoint.unflatten(parts["schedule"], found.state["schedule"]))
-        self.workshop.log.rewind(self.state.log_position)
-
-    def save(self, checkpoints: Path) -> None:
-        """Write everything that `resume` reads."""
-        self.state.log_position = self.workshop.log.position
-        if not self.accelerator.is_main_process:
-            return
-        optimizer, optimizer_skeleton = checkpoint.flatten(self.optimizer.state_dict())
-        schedule, schedule_skeleton = checkpoint.flatten(self.schedule.state_dict())
-        parts = {
-            "active": self.active.state_dict(),
-            "snapshot": self.snapshot,
-            "optimizer": optimizer,
-            "schedule": schedule,
-        }
-        checkpoint.save(
-            checkpoints / f"step-{self.state.step:06d}",
-            {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()},
-            {
-                "round": dataclasses.asdict(self.state),
-                "optimizer": optimizer_skeleton,
-                "schedule": schedule_skeleton,
-            },
-        )
-        checkpoint.prune(checkpoints, keep=2)
-
-    # --- one step --------------------------------------------------------------------------------
-
-    def step(self) -> tuple[float, int]:
-        """One optimiser step; (mean NLL of its response tokens, tokens in it, over all processes)."""
-        rows = self._rows_of_step()
-        examples = [example for row in rows.values() for packed in row for example in packed]
-        responses = sum(len(e.response) for e in examples)
-        tokens = sum(len(e) for e in examples)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = [i for i in rows if i % processes == rank]
-        total = 0.0
-        self.active.train()
-        for i in mine:
-            torch.manual_seed(_mix(self.config.seed, i))
-            with self._composed(i, rows[i]), self._synchronised(i == mine[-1]):
-                nll, balance = self.objective(collate(rows[i]).to(self.workshop.base.device))
-                loss = nll / responses + self.config.balance_coefficient * balance / tokens
-                if self.task.penalty is not None:
-                    loss = loss + self.task.penalty(self.active) / len(rows)
-                # Processes average their gradients; a step's loss is a sum over all of them.
-                self.accelerator.backward(loss * processes)
-            total += float(nll.detach())
-        self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # A signal reaches one process before the other: they stop after the same step.
-        told = torch.tensor([total, self.workshop.stop.requested], dtype=torch.float64)
-        total, asked = self.accelerator.reduce(told.to(self.accelerator.device)).tolist()
-        self.stop_asked = asked > 0
-        loss_of_step = total / responses
-        self.state.step += 1
-        self.state.window.append(loss_of_step)
-        if not math.isfinite(loss_of_step):
-            self.state.stopped = "the training loss is not finite"
-        return loss_of_step, tokens
-
-    def _rows_of_step(self) -> dict[int, Sequence[Sequence[Example]]]:
-        """Micro-batch number -> its rows, of every process's share of this step."""
-        per_step = self.config.accumulation * self.accelerator.num_processes
-        first = self.state.step * per_step
-        return {i: self.order.batch(i) for i in range(first, first + per_step)}
-
-    def _composed(self, micro_batch: int, rows: Sequence[Sequence[Example]]) -> Any:
-        """Frozen and active deltas, around forward and backward: checkpointed layers run again there."""
-        names = [f"{micro_batch}/{i}" for i in range(len(rows))]
-        return self.workshop.hooks.composed(*self.task.earlier.of(names), *self.task.own, self.active)
-
-    def _synchronised(self, last: bool) -> Any:
-        return nullcontext() if last else self.accelerator.no_sync(self.objective)
-
-    def log_step(self, loss: float, tokens: int, seconds: float) -> None:
-        rate = self.schedule.get_last_lr()[0]
-        timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-        self._log("step", timing, loss=loss, learning_rate=rate, tokens=tokens)
-
-    # --- evaluation ------------------------------------------------------------------------------
-
-    @property
-    def evaluation_due(self) -> bool:
-        return self.state.step % self.config.eval_every == 0 or self.state.step == self.config.steps
-
-    @property
-    def checkpoint_due(self) -> bool:
-        return self.state.step % self.config.checkpoint_every == 0 or self.state.stopped is not None
-
-    def evaluate(self) -> None:
-        """Take a snapshot when the selection NLL improved; stop on a spike, a plateau or at the end."""
-        state, config = self.state, self.config
-        value = self._selection_nll()
-        train_loss = sum(state.window) / len(state.window)
-        state.window = []
-        state.history.append({"step": state.step, "train_loss": train_loss, "val_loss": value})
-        self._log("evaluation", nll=value, train_loss=train_loss)
-        if value < state.best:  # false for NaN
-            state.best, state.stale, state.improved = value, 0, True
-            self.snapshot = {name: tensor.cpu() for name, tensor in self.active.export().items()}
-        else:
-            state.stale += 1
-        if state.stopped is not None:
-            return
-        if not value <= state.best + config.spike:
-            state.stopped = "the selection loss spiked"
-        elif state.stale >= config.patience:
-            state.stopped = f"no improvement in {config.patience} evaluations"
-        elif state.step >= config.steps:
-            state.stopped = "all steps done"
-
-    def _selection_nll(self) -> float:
-        self.active.eval()
-        task, base = self.task, self.workshop.base
-
-        def sources(examples: Sequence[Example]) -> Sequence[DeltaSource]:
-            return (*task.earlier.of([e.id for e in examples]), *task.own, self.active)
-
-        return mean_nll(base.model, self.workshop.hooks, task.selection, sources)
-
-    def result(self) -> RoundResult:
-        state = self.state
-        tensors = self.snapshot if state.improved else None
-        return RoundResult(tensors, state.baseline, state.best, state.stopped or "", state.history)
-
-    def _log(self, kind: str, timing: Mapping[str, float] | None = None, **values: float) -> None:
-        self.workshop.log.record(
-            kind,
-            domain=self.task.domain,
-            round=self.task.number,
-            step=self.state.step,
-            timing=timing or {},
-            **values,
-        )
-
-
-def _mix(seed: int, micro_batch: int) -> int:
-    """A seed for one micro-batch: no two of them, nor two seeds, share a stream."""
-    return (seed * 1_000_003 + micro_batch + 1) % 2**63

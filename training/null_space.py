@@ -27,7 +27,7 @@ from torch import Tensor
 from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks, Correction, DeltaSource, LowRank
 from training.batches import Batch
-from training.recipe import NullSpaceConfig
+from training.settings import NullSpaceConfig
 
 Place = tuple[int, int | str]
 """(layer, projection) on the output side, (layer, index into `INPUT_GROUPS`) on the input side."""

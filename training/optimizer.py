@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from brainstacks.errors import ConfigError
-from training.recipe import RoundConfig
+from training.settings import RoundConfig
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: RoundConfig, device: torch.device) -> Any:

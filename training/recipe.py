@@ -1,7 +1,6 @@
 """A recipe: everything that decides what a training run produces. YAML in, frozen dataclasses out.
 
-Every class here refuses unknown keys and values outside their range by name. Units are in the attributes'
-descriptions; a default is what the paper uses, where it says.
+Its parts are in `settings`, whose rules hold here too.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
@@ -18,32 +17,21 @@ from brainstacks.base_model import Quantization
 from brainstacks.config import from_mapping
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
+from training.settings import (
+    DataRecipe,
+    EarlierMode,
+    NullSpaceConfig,
+    RoundConfig,
+    RouterRecipe,
+    StackRecipe,
+    check_choice,
+    check_least,
+    require,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 
-EarlierMode = Literal["all", "none", "sampled"]
-Contamination = Literal["report", "drop", "reassign"]
 FormatName = Literal["prompt_response", "alpaca", "messages", "sharegpt", "gsm8k", "medqa", "preference"]
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with `message` unless `condition`."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def _check_choice(name: str, value: object, choices: Any) -> None:
-    allowed = get_args(choices)
-    require(value in allowed, f"{name} is {value!r}; it is one of {', '.join(map(str, allowed))}")
-
-
-def _check_least(owner: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        require(
-            isinstance(value, int | float) and not isinstance(value, bool) and value >= least,
-            f"{name} is {value!r}; it is a number of at least {least}",
-        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class SourceRecipe:
             kind in ("hub", "jsonl", "reasoning_gym") and name != "",
             f"source is {self.source!r}; it is hub:<dataset>, jsonl:<file> or reasoning_gym:<generator>",
         )
-        _check_choice("format", self.format, FormatName)
+        check_choice("format", self.format, FormatName)
         require(self.limit is None or self.limit >= 1, f"limit is {self.limit}; it is at least 1")
         require(self.weight > 0, f"weight is {self.weight}; it is positive")
         for name in ("where", "columns", "options"):
@@ -122,185 +110,6 @@ class DomainRecipe:
 
 
 @dataclass(frozen=True)
-class DataRecipe:
-    """How records become examples.
-
-    Attributes:
-        max_tokens: longest training row (tokens); a longer response is cut.
-        packing: put several examples in one row of `max_tokens`, without attention across them.
-        selection: training records per domain set aside to choose snapshots (count).
-        router: training records per domain set aside for the router alone, so that its outcomes are measured
-            on what no stack trained on (count); 0: it borrows selection and training records.
-        validation: records per domain set aside for reporting where a source has no validation split
-            (count). They choose nothing.
-        forgetting: validation records per domain that the forgetting matrix is measured on (count).
-        contamination: what to do with prompts that several domains share: `report` them, `drop` them from
-            every domain but the first, or `reassign` them all to the domain that holds most of them.
-        seed: of the splits.
-    """
-
-    max_tokens: int = 512
-    packing: bool = False
-    selection: int = 64
-    router: int = 0
-    validation: int = 200
-    forgetting: int = 64
-    contamination: Contamination = "report"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_choice("contamination", self.contamination, Contamination)
-        _check_least(self, 16, "max_tokens")
-        _check_least(self, 1, "selection", "validation", "forgetting")
-        _check_least(self, 0, "router")
-
-
-@dataclass(frozen=True)
-class StackRecipe:
-    """Shape of every stack; see `brainstacks.config.StackConfig`.
-
-    Attributes:
-        dtype: of the file's tensors, `float32` or `bfloat16`.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    experts: int = 4
-    top_k: int = 2
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-
-    def __post_init__(self) -> None:
-        require(self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; it is float32 or bfloat16")
-
-
-@dataclass(frozen=True)
-class RoundConfig:
-    """How one round is trained (paper, section 3.3).
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: rows per forward and process.
-        accumulation: forwards per optimiser step; the loss does not depend on how a step is split.
-        learning_rate: peak, after a linear warm-up and before a cosine to a tenth.
-        warmup_steps: steps of the warm-up.
-        weight_decay, clip, betas: AdamW's decoupled decay, gradient-norm cap, moment decays.
-        optimizer: `adamw`; `paged_adamw_8bit` (CUDA only); `auto` takes the latter on CUDA.
-        gate_noise: add the learnt noise to the expert gates in training (paper, eq. 3).
-        balance_coefficient: weight of the balance loss; 0 turns it off.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        eval_every: steps between evaluations on the selection records.
-        patience: evaluations without improvement before stopping.
-        spike: nats above the best evaluation at which the round stops.
-        checkpoint_every: steps between checkpoints.
-        seed: of initialisation, data order, gate noise and sampled earlier stacks.
-    """
-
-    steps: int = 400
-    batch_size: int = 4
-    accumulation: int = 1
-    learning_rate: float = 2e-4
-    warmup_steps: int = 10
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = "auto"
-    gate_noise: bool = True
-    balance_coefficient: float = 0.01
-    gradient_checkpointing: bool = False
-    eval_every: int = 25
-    patience: int = 4
-    spike: float = 0.1
-    checkpoint_every: int = 25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        _check_choice("optimizer", self.optimizer, Literal["auto", "adamw", "paged_adamw_8bit"])
-        _check_least(
-            self, 1, "steps", "batch_size", "accumulation", "eval_every", "patience", "checkpoint_every"
-        )
-        _check_least(self, 0, "warmup_steps", "weight_decay", "balance_coefficient", "spike", "seed")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it is positive")
-        require(self.clip > 0, f"clip is {self.clip}; it is positive")
-
-
-@dataclass(frozen=True)
-class NullSpaceConfig:
-    """The null-space projection (paper, section 3.5; method 5).
-
-    Attributes:
-        side: `output` keeps a new stack from writing where earlier ones write, as in the paper; `input`
-            keeps it from reading what earlier domains' inputs hold (as GPM and InfLoRA do).
-        directions: K, most principal directions per delta.
-        samples: selection records of the earlier domains that directions are measured on (count).
-        oversampling: extra directions of the randomized SVD.
-        iterations: its power iterations.
-        seed: of its sketch.
-    """
-
-    side: Literal["output", "input"] = "output"
-    directions: int = 64
-    samples: int = 400
-    oversampling: int = 16
-    iterations: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_choice("side", self.side, Literal["output", "input"])
-        _check_least(self, 1, "directions", "samples")
-        _check_least(self, 0, "oversampling", "iterations", "seed")
-
-
-@dataclass(frozen=True)
-class RouterRecipe:
-    """How the meta-router is trained (method 6).
-
-    Attributes:
-        prompts: training prompts per domain whose outcomes are measured (count).
-        held_out: prompts per domain, none of them trained on, that choose the checkpoint (count).
-        max_tokens: prompt + answer tokens that an outcome is measured on.
-        soft_levels: the weights that a helping domain is tried at (method 6c).
-        label_prior: share of the domain label in the target; the rest is measured.
-        min_gain: nats per token by which a domain must lower the loss to be added.
-        margin: least distance of a probability from 0.5 that is not penalised.
-        margin_coefficient: weight of that penalty.
-        epochs, batch_size, learning_rate: of AdamW with a cosine.
-        patience: epochs without a lower held-out NLL of the composed model before stopping.
-        sequence_length, floors, gate_threshold, hidden_dim, dropout: travel in the router's file.
-        seed: of initialisation and order.
-    """
-
-    prompts: int = 60
-    held_out: int = 12
-    max_tokens: int = 160
-    soft_levels: tuple[float, ...] = (1.0, 0.7, 0.4)
-    label_prior: float = 0.2
-    min_gain: float = 0.01
-    margin: float = 0.3
-    margin_coefficient: float = 0.05
-    epochs: int = 8
-    batch_size: int = 16
-    learning_rate: float = 8e-4
-    patience: int = 4
-    sequence_length: int = 256
-    hidden_dim: int = 512
-    dropout: float = 0.1
-    floors: Mapping[str, float] = field(default_factory=dict)
-    gate_threshold: float = 0.12
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "soft_levels", tuple(self.soft_levels))
-        _check_least(self, 1, "prompts", "held_out", "epochs", "batch_size", "patience", "hidden_dim")
-        _check_least(self, 16, "max_tokens", "sequence_length")
-        require(0 <= self.label_prior <= 1, f"label_prior is {self.label_prior}; it lies in 0..1")
-        require(
-            len(self.soft_levels) > 0 and all(0 < level <= 1 for level in self.soft_levels),
-            f"soft_levels is {list(self.soft_levels)}; it is one or more weights in 0..1",
-        )
-
-
-@dataclass(frozen=True)
 class Recipe:
     """A whole run.
 
@@ -328,10 +137,10 @@ class Recipe:
     router: RouterRecipe = field(default_factory=RouterRecipe)
 
     def __post_init__(self) -> None:
-        _check_choice("quantization", self.quantization, Quantization)
-        _check_choice("earlier_stacks", self.earlier_stacks, EarlierMode)
-        _check_least(self, 1, "max_rounds")
-        _check_least(self, 0, "min_gain")
+        check_choice("quantization", self.quantization, Quantization)
+        check_choice("earlier_stacks", self.earlier_stacks, EarlierMode)
+        check_least(self, 1, "max_rounds")
+        check_least(self, 0, "min_gain")
         require(len(self.domains) > 0, "the recipe has no domains; list at least one under `domains:`")
         names = [d.name for d in self.domains]
         repeated = sorted({name for name in names if names.count(name) > 1})

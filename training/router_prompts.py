@@ -17,8 +17,8 @@ from training.batches import TOKENS, within_budget
 from training.composition import Composed
 from training.data import DomainData
 from training.encoding import Example, encode
-from training.recipe import RouterRecipe
 from training.records import Record
+from training.settings import RouterRecipe
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from training.composition import Composed
 from training.data import DomainData
 from training.outcomes import Outcome, measure_all
 from training.provenance import tool_versions
-from training.recipe import Recipe, RouterRecipe
+from training.recipe import Recipe
 from training.router_judge import Judge
 from training.router_prompts import prompt_features, router_prompts
+from training.settings import RouterRecipe
 
 Report = Callable[[str], None]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brainstacks.errors import ConfigError
-from training.recipe import DataRecipe
 from training.records import Record, prompt_key
+from training.settings import DataRecipe
 
 
 @dataclass(frozen=True)

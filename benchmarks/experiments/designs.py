@@ -8,7 +8,7 @@ from typing import Literal
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.trainings import Training
 from brainstacks.base_model import Quantization
-from training.recipe import EarlierMode, StackRecipe
+from training.settings import EarlierMode, StackRecipe
 
 
 def alone(

@@ -25,7 +25,7 @@ from benchmarks.experiments.measurements import (
 from benchmarks.experiments.routers import oracle, routed
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
-from training.recipe import EarlierMode
+from training.settings import EarlierMode
 
 MODES: tuple[EarlierMode, ...] = get_args(EarlierMode)
 USES = ("ungated", "only own", "routed")

@@ -24,11 +24,12 @@ from training.batches import by_length, collate
 from training.composition import Composed
 from training.earlier_stacks import EarlierStacks
 from training.encoding import Example
-from training.inner_loop import Penalty, RoundTask, train_round
+from training.inner_loop import train_round
 from training.null_space import NullSpace
-from training.recipe import StackRecipe
+from training.round_task import Penalty, RoundTask
 from training.run_directory import atomic_write
 from training.run_log import TIMING, RunLog
+from training.settings import StackRecipe
 
 FORMAT = 1
 """Of what is kept: raised when what a training computes changes, so that nothing older is taken."""

@@ -19,7 +19,7 @@ from brainstacks.layers.hooks import CompositionHooks
 from training.data import prepare
 from training.encoding import Example, encode
 from training.log import NoLog
-from training.recipe import StackRecipe, require
+from training.settings import StackRecipe, require
 from training.signals import StopRequest
 from training.workshop import Workshop
 

@@ -6,16 +6,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.options import DEFAULT_BASE
 from brainstacks.base_model import Quantization
-from training.recipe import (
-    DataRecipe,
-    DomainRecipe,
-    NullSpaceConfig,
-    Recipe,
-    RoundConfig,
-    RouterRecipe,
-    StackRecipe,
-    require,
-)
+from training.recipe import DomainRecipe, Recipe
+from training.settings import DataRecipe, NullSpaceConfig, RoundConfig, RouterRecipe, StackRecipe, require
 
 NEVER = 1_000_000
 """Evaluations without improvement, or nats, that no round comes to: a round runs to its end."""

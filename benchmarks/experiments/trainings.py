@@ -10,8 +10,8 @@ from torch import Tensor
 
 from brainstacks.base_model import Quantization
 from training.active_stack import ActiveStack
-from training.inner_loop import Penalty
-from training.recipe import EarlierMode, StackRecipe
+from training.round_task import Penalty
+from training.settings import EarlierMode, StackRecipe
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Study, run_studies
 from brainstacks.errors import ConfigError
 from tests.tiny import write_records
-from training.recipe import RouterRecipe, StackRecipe
+from training.settings import RouterRecipe, StackRecipe
 from training.signals import Interrupted, StopRequest
 
 STUDIES = {study.name: study for study in run_all.STUDIES}

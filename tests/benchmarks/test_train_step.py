@@ -15,7 +15,7 @@ from brainstacks.base_model import BaseModel, load_base
 from brainstacks.layers.hooks import CompositionHooks
 from tests.tiny import stack_config
 from training.active_stack import ActiveStack
-from training.recipe import StackRecipe
+from training.settings import StackRecipe
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 2), (3, 2, 2), (5, 1, 1)])

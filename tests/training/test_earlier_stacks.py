@@ -9,7 +9,7 @@ from brainstacks.layers.bank import BoundBank
 from brainstacks.layers.projections import find_sites, projection_dims
 from tests.tiny import bank_of, random_stack, tiny_model
 from training.earlier_stacks import WEIGHTS, EarlierStacks
-from training.recipe import EarlierMode
+from training.settings import EarlierMode
 
 DIMS = projection_dims(find_sites(tiny_model()))
 DOMAINS = ("chat", "code", "math")

@@ -18,8 +18,9 @@ from tests.tiny import bank_of, random_stack
 from tests.training.examples import learnable_examples
 from tests.training.workshop import CONFIG, task_of, train, workshop_of
 from training import checkpoint
-from training.inner_loop import RoundResult, RoundTask, train_round
+from training.inner_loop import train_round
 from training.objective import mean_nll
+from training.round_task import RoundResult, RoundTask
 from training.run_log import RunLog, canonical
 from training.signals import Interrupted
 
@@ -145,7 +146,7 @@ def test_a_spike_stops_the_round_and_the_snapshot_before_it_stays(
     tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([2.0, 1.5, 1.59, 1.61, 1.0])
-    monkeypatch.setattr("training.inner_loop.mean_nll", lambda *_, **__: next(values))
+    monkeypatch.setattr("training.round_training.mean_nll", lambda *_, **__: next(values))
     result = train(tiny_base, tmp_path, eval_every=1)
     assert [h["val_loss"] for h in result.history] == [1.5, 1.59, 1.61]
     assert (result.best, result.baseline, result.stopped) == (1.5, 2.0, "the selection loss spiked")
@@ -156,7 +157,7 @@ def test_nan_in_an_evaluation_loses_to_everything(
     tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([2.0, 1.5, math.nan, 1.0])
-    monkeypatch.setattr("training.inner_loop.mean_nll", lambda *_, **__: next(values))
+    monkeypatch.setattr("training.round_training.mean_nll", lambda *_, **__: next(values))
     result = train(tiny_base, tmp_path, eval_every=1)
     assert result.best == 1.5
     assert len(result.history) == 2

@@ -18,7 +18,7 @@ from tests.tiny import bank_of, plain_delta, plainly_composed, random_stack, sta
 from tests.training.examples import random_examples
 from training.batches import Batch, collate
 from training.null_space import NullSpace, measure
-from training.recipe import NullSpaceConfig
+from training.settings import NullSpaceConfig
 
 DIMS = projection_dims(find_sites(tiny_model()))
 EARLIER = [

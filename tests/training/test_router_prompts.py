@@ -15,9 +15,9 @@ from brainstacks.routing.features import mixed_hidden_states, pad_prompts
 from tests.training.examples import random_examples
 from training.composition import Composed
 from training.data import DomainData
-from training.recipe import RouterRecipe
 from training.records import Message, Record
 from training.router_prompts import RouterPrompts, prompt_features, router_prompts
+from training.settings import RouterRecipe
 
 
 def records(*prompts: str) -> list[Record]:

@@ -25,9 +25,10 @@ from training.composition import Composed, Weights
 from training.data import DomainData, prepare
 from training.encoding import Example
 from training.outcomes import Outcome
-from training.recipe import Recipe, RouterRecipe, recipe_from
+from training.recipe import Recipe, recipe_from
 from training.router_prompts import router_prompts
 from training.router_training import fit, loss, targets, train_router
+from training.settings import RouterRecipe
 
 
 def outcome(i: int, domain: str, weights: dict[str, float]) -> Outcome:

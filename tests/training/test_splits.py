@@ -9,8 +9,8 @@ import pytest
 
 from brainstacks.errors import ConfigError
 from tests.training.examples import record
-from training.recipe import DataRecipe
 from training.records import prompt_key
+from training.settings import DataRecipe
 from training.splits import Pool, Splits, mix, ordered, split
 
 RECORDS = [record(f"question {i // 2}", f"answer {i}", f"r{i:03}") for i in range(60)]

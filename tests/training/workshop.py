@@ -15,9 +15,10 @@ from tests.tiny import bank_of, stack_config
 from tests.training.examples import learnable_examples
 from training.earlier_stacks import EarlierStacks
 from training.encoding import Example
-from training.inner_loop import RoundResult, RoundTask, train_round
+from training.inner_loop import train_round
 from training.log import Log, NoLog
-from training.recipe import DataRecipe, RoundConfig
+from training.round_task import RoundResult, RoundTask
+from training.settings import DataRecipe, RoundConfig
 from training.signals import StopRequest
 from training.workshop import Workshop
 
