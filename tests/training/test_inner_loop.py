@@ -15,11 +15,14 @@ from torch import Tensor
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.packed_stack import StackTensors
 from tests.tiny import bank_of, random_stack
-from tests.training.examples import learnable_examples
+from tests.training.examples import example, learnable_examples
+from tests.training.forty_steps import StopAfter
 from tests.training.workshop import CONFIG, task_of, train, workshop_of
 from training import checkpoint
+from training.encoding import Example
 from training.inner_loop import train_round
 from training.objective import mean_nll
+from training.recipe import DomainRecipe, Recipe
 from training.round_task import RoundResult, RoundTask
 from training.run_log import RunLog, canonical
 from training.signals import Interrupted
@@ -134,6 +137,32 @@ def test_a_round_that_diverges_leaves_nothing_to_freeze_and_stops(
     assert result.stopped in ("the training loss is not finite", "the selection loss spiked")
 
 
+def sampled_from(base: BaseModel, count: int, seed: int) -> list[Example]:
+    """Random prompts, answered by the base itself: what no stack can know better than the base."""
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 256, (count, 8), generator=random)
+    with torch.no_grad():
+        for _ in range(12):
+            probabilities = base.model(ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=random)], dim=1)
+    return [example(row[:8], row[8:], f"{seed}-{i}") for i, row in enumerate(ids.tolist())]
+
+
+@pytest.mark.parametrize("rate", [1e-3, 5e-3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pure_noise_gains_less_than_what_a_round_must_to_be_frozen(
+    tiny_base: BaseModel, tmp_path: Path, rate: float, seed: int
+) -> None:
+    task = dataclasses.replace(
+        task_of(eval_every=4, learning_rate=rate, seed=seed),
+        train=sampled_from(tiny_base, 32, seed),
+        selection=sampled_from(tiny_base, 64, 100 + seed),
+    )
+    result = train_round(workshop_of(tiny_base), task, tmp_path)
+    assert len(result.history) >= 4
+    assert result.baseline - result.best < Recipe("any", (DomainRecipe("noise", "none"),)).min_gain
+
+
 def test_a_round_that_never_helps_leaves_nothing_and_stops_when_its_patience_ends(
     tiny_base: BaseModel, tmp_path: Path
 ) -> None:
@@ -164,19 +193,6 @@ def test_nan_in_an_evaluation_loses_to_everything(
 
 
 # --- stop and go on ------------------------------------------------------------------------------
-
-
-class StopAfter:
-    """A stop that is asked for during the given step: looked at once in each."""
-
-    def __init__(self, step: int | None) -> None:
-        self._left = step
-
-    @property
-    def requested(self) -> bool:
-        if self._left is not None:
-            self._left -= 1
-        return self._left == 0
 
 
 def run(base: BaseModel, directory: Path, task: RoundTask, *, stop_after: int | None = None) -> RoundResult:
