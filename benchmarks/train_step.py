@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, Any, cast
 
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from benchmarks import options
 from benchmarks.experiments.parameters import lora_of, parameters
 from benchmarks.random_stacks import B_STD
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, machine, write_results
+from benchmarks.step_times import AUTOCAST, FROZEN, PEFT, StepTimes, ours_with
 from benchmarks.timing import Progress
 from benchmarks.traffic import random_prompt
 from brainstacks.base_model import BaseModel, Quantization, load_base
@@ -40,89 +40,13 @@ from training.settings import RoundConfig, StackRecipe
 
 NAME = "train_step"
 
-FROZEN = (0, 1, 2, 4)
 SHAPES = (
     StackRecipe(rank=2, experts=4, top_k=2, dtype="float32"),
     StackRecipe(rank=16, experts=4, top_k=2, dtype="float32"),
 )
 """The demo's and the paper's."""
 
-PEFT = "PEFT LoRA"
-AUTOCAST = "PEFT LoRA, autocast"
-LEAST_RATIO, MOST_GROWTH = 1.0, 0.15
-"""Targets: a step costs no more than PEFT's, and each frozen stack adds at most so much of it."""
-
 Step = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """All contestants with one shape of stack.
-
-    Attributes:
-        seconds: contestant -> of one step, per round.
-        counts: contestant -> its trainable parameters.
-    """
-
-    stack: StackRecipe
-    seconds: Mapping[str, Sequence[float]]
-    counts: Mapping[str, int]
-
-    @property
-    def ratios(self) -> dict[str, Spread]:
-        """Each peer -> our step over its, round by round; both without frozen stacks."""
-        ours = self.seconds[ours_with(0)]
-        return {peer: Spread.ratio(ours, self.seconds[peer]) for peer in (PEFT, AUTOCAST)}
-
-    @property
-    def growth(self) -> dict[str, Spread]:
-        """Number of frozen stacks -> (t_k / t_0 - 1) / k."""
-        alone = self.seconds[ours_with(0)]
-        return {
-            str(k): Spread.of(
-                (t / t0 - 1) / k for t, t0 in zip(self.seconds[ours_with(k)], alone, strict=True)
-            )
-            for k in FROZEN
-            if k > 0
-        }
-
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "stack": {"experts": self.stack.experts, "rank": self.stack.rank, "top_k": self.stack.top_k},
-            "trainable_parameters": dict(self.counts),
-            "seconds_per_step": {name: Spread.of(values) for name, values in self.seconds.items()},
-            "over_peers": self.ratios,
-            "growth_per_frozen_stack": self.growth,
-        }
-
-    def tables(self) -> str:
-        steps = [[name, self.counts[name], Spread.of(values)] for name, values in self.seconds.items()]
-        targets: list[list[object]] = [
-            [f"step over that of {peer}", ratio, f"<= {LEAST_RATIO:g}", _verdict(ratio, LEAST_RATIO)]
-            for peer, ratio in self.ratios.items()
-        ]
-        targets += [
-            [
-                f"growth per frozen stack, {k} frozen",
-                found,
-                f"<= {MOST_GROWTH:g}",
-                _verdict(found, MOST_GROWTH),
-            ]
-            for k, found in self.growth.items()
-        ]
-        return (
-            f"## MoE-LoRA {self.stack.experts} x r{self.stack.rank}\n\n"
-            f"{markdown_table(['', 'trainable parameters', 'seconds per step'], steps)}\n\n"
-            f"{markdown_table(['', '', 'target', ''], targets)}"
-        )
-
-
-def _verdict(found: Spread, most: float) -> str:
-    return "met" if found.median <= most else "not met"
-
-
-def ours_with(frozen: int) -> str:
-    return f"MoE-LoRA, {frozen} frozen"
 
 
 class Bench:
@@ -147,7 +71,7 @@ class Bench:
         examples = [Example(str(i), tuple(p[:half]), tuple(p[half:])) for i, p in enumerate(prompts)]
         return collate(examples).to(self._base.device)
 
-    def compare(self, stack: StackRecipe, rounds: int) -> Case:
+    def compare(self, stack: StackRecipe, rounds: int) -> StepTimes:
         """Everything with one shape, interleaved; each contestant steps once before, uncounted."""
         identity = self._base.identity
         count = parameters(stack, identity.dims, identity.layers).total
@@ -162,7 +86,7 @@ class Bench:
             for name, step in steps.items():
                 seconds[name].append(self._timed(step))
                 progress.done(f"round {number + 1}, {name}: {seconds[name][-1]:.3f} s")
-        return Case(stack, seconds, {n: peer_count if n in peers else count for n in steps})
+        return StepTimes(stack, seconds, {n: peer_count if n in peers else count for n in steps})
 
     def _timed(self, step: Step) -> float:
         self._settle()

@@ -25,7 +25,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
         ConfigError: `values` has a key that `cls` has not, or lacks one without a default.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
         raise ConfigError(
             f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; it has {', '.join(fields)}"

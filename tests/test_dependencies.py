@@ -16,6 +16,7 @@ ORDER = {
     "errors": 0,
     "config": 0,
     "fresh_thread": 0,
+    "durable": 0,
     "kernels": 1,
     "layers": 2,
     "tokenizer": 2,
@@ -31,6 +32,7 @@ stacks: what it is checked against is theirs, and the residency keeps them on it
 
 TORCH_FREE = (
     "config",
+    "durable",
     "errors",
     "routing/policy",
     "stacks/artifact",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -126,15 +125,24 @@ def evaluate(
     lm_eval: Annotated[
         list[str] | None, typer.Option("--lm-eval", help="An lm-eval task to run in three modes; repeatable.")
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Put lm-eval's prompts into the base's chat template, which stacks and router were trained "
+            "on, or leave them plain.",
+        ),
+    ] = True,
 ) -> None:
     """Answer NLL per domain: base, ungated, routed, only the own stack, oracle; and what the router chose.
 
-    Writes evaluation.json to the run's directory.
+    With the run's forgetting matrix also average, backward transfer and forgetting. Writes evaluation.json
+    to the run's directory.
     """
     from training.evaluate_run import evaluate_run
 
     plan = load_recipe(recipe)
-    evaluate_run(plan, data, registry, run, Console(), limit, oracle_limit, lm_eval or ())
+    evaluate_run(plan, data, registry, run, Console(), limit, oracle_limit, lm_eval or (), chat)
 
 
 @app.command()
@@ -151,16 +159,18 @@ def report(
 @app.command()
 def card(
     registry: RegistryOption = Path("stacks_registry"),
-    evaluation: Annotated[Path | None, typer.Option(help="evaluation.json, as `evaluate` writes it.")] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="evaluation.json, as `evaluate` writes it."),
+    ] = None,
 ) -> None:
     """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
     from training.card import card as card_of
     from training.evaluation import Evaluation
+    from training.json_file import read_as
 
-    losses = None
-    if evaluation is not None:
-        losses = Evaluation.from_dict(json.loads(evaluation.read_text(encoding="utf-8"))).nll
-    print(card_of(Registry(registry), losses))
+    found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
+    print(card_of(Registry(registry), found.nll if found is not None else None))
 
 
 def _finish(empty: tuple[str, ...]) -> None:

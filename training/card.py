@@ -44,7 +44,7 @@ def card(registry: Registry, evaluation: Mapping[str, Mapping[str, float]] | Non
         router = read_router_metadata(registry.blob_path(current.digest))
         lines += ["## Meta-router", "", router.description + ".", ""]
         lines += [f"- digest `{current.digest}`, {current.bytes:,} bytes, seed {router.seed}"]
-        lines += [f"- {key}: {value}" for key, value in router.metrics.items()]
+        lines += [f"- {key}: {value}" for key, value in router.metrics.items() if key != "history"]
         lines += [f"- {key}: {value}" for key, value in sorted(router.hyperparameters.items())]
         lines += [""]
     if evaluation is not None:

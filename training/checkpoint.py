@@ -3,7 +3,7 @@
     <parent>/<name>/tensors.safetensors   what is large
     <parent>/<name>/state.json            everything else; floats come back bit for bit, NaN too
     <parent>/<name>/manifest.json         format, and bytes and sha256 of the two
-    <parent>/.<name>.tmp-<pid>            being written, or being removed
+    <parent>/.<name>.tmp-<32 hex>         being written, or being removed
     <parent>/.<name>.old                  moved aside while another checkpoint of its name takes its place
 
 Everything is fsynced before the rename that makes it visible, and the parent after it. After a kill or a
@@ -16,15 +16,12 @@ A parent has one writer at a time, and nobody reads while it writes: the run's l
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +31,11 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from brainstacks.errors import StorageFull
+from brainstacks import durable
+from brainstacks.durable import fsync_directory, make_directory, partial, storage_full, write_file
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +63,12 @@ def save(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any
     sweep(directory.parent)
     if directory.exists() and _verified(directory) == contents:
         return
-    temporary = _partial(directory)
+    temporary = partial(directory)
     try:
         with storage_full(f"checkpoint {directory.name}"):
             make_directory(temporary)
             for name, content in {**contents, MANIFEST: _json(_manifest(contents))}.items():
-                write_durably(temporary / name, content)
+                write_file(temporary / name, [content])
             fsync_directory(temporary)
             if directory.exists():
                 os.rename(directory, _aside(directory))
@@ -108,7 +104,7 @@ def prune(parent: Path, keep: int, prefix: str = "step-") -> None:
         kept = verified < keep and _verified(directory) is not None
         verified += kept
         if not kept and verified >= min(keep, 1):
-            os.rename(directory, _partial(directory))
+            os.rename(directory, partial(directory))
     sweep(parent)
 
 
@@ -119,15 +115,7 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(aside)
         else:
             os.rename(aside, _home(aside))
-    for partial in parent.glob(".*.tmp-*"):
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    durable.sweep(parent)
 
 
 def _aside(directory: Path) -> Path:
@@ -175,97 +163,3 @@ def _json(value: Any) -> bytes:
 def _copy(tensor: Tensor) -> Tensor:
     """Row-major, on the CPU, in storage of its own: the container takes nothing else."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-# --- durable files ---------------------------------------------------------------------------------
-
-
-def make_directory(path: Path) -> None:
-    """Create `path` and what is missing above it, and fsync where they were entered."""
-    if not path.is_dir():
-        make_directory(path.parent)
-        path.mkdir()
-        fsync_directory(path.parent)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write the file `path` and fsync it. Raises OSError, and may then leave a part of it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def storage_full(what: str) -> Iterator[None]:
-    """Turn an OSError for want of room (disk, quota, file size) into StorageFull, naming `what`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise StorageFull(
-            f"no room to write {what} ({error.strerror}); what was saved before is intact: "
-            "free some space or raise the quota, and give the same command again"
-        ) from error
-
-
-# --- state dicts -----------------------------------------------------------------------------------
-
-
-def flatten(value: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Take a state dict apart into tensors `<prefix><n>`, in order of appearance, and a JSON skeleton.
-
-    Args:
-        value: dicts with int or str keys, lists, tuples, tensors, None, bool, int, float and str, nested.
-
-    Raises:
-        TypeError: anything else is in it.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def skeleton(value: Any) -> Any:
-        kind = type(value)
-        if isinstance(value, Tensor):
-            name = f"{prefix}{len(tensors)}"
-            tensors[name] = value
-            return {"tensor": name}
-        if kind in (dict, OrderedDict) and all(type(key) in (int, str) for key in value):
-            return {"dict": [[key, skeleton(item)] for key, item in value.items()]}
-        if kind is tuple:
-            return {"tuple": [skeleton(item) for item in value]}
-        if kind is list:
-            return [skeleton(item) for item in value]
-        if value is None or kind in (bool, int, float, str):
-            return value
-        raise TypeError(
-            f"a state dict holds {value!r}, a {kind.__name__}, for which a checkpoint has no form"
-        )
-
-    return tensors, skeleton(value)
-
-
-def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
-    """What `flatten` took apart; tensors without the strides, device and sharing that they had."""
-    if isinstance(skeleton, list):
-        return [unflatten(tensors, item) for item in skeleton]
-    if not isinstance(skeleton, dict):
-        return skeleton
-    ((kind, content),) = skeleton.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "tuple":
-        return tuple(unflatten(tensors, item) for item in content)
-    return {key: unflatten(tensors, item) for key, item in content}

@@ -27,9 +27,10 @@ class DomainData:
         selection: chooses snapshots, and never trains.
         validation: only reports.
         sources: where they come from: name, SHA-256 and count of records.
-        left_out: records that its sources hold besides, by reason (count): `empty` prompt or response; the
-            same record `repeated`; above its source's `share`; `contaminated`, so dropped or given to another
-            domain; a training record whose prompt is `in validation`.
+        left_out: records that its sources hold besides, by reason (count): `unusable`, for the prompt or
+            response is empty or a tool takes part; the same record `repeated`; above its source's `share`;
+            `contaminated`, so dropped or given to another domain; a training record whose prompt is
+            `in validation`.
         received: records that other domains gave it (count).
         overlaps: what it shared with earlier domains, before anything was done about it.
         router: only for the router, of which no stack learns; none where `data.router` is 0.
@@ -106,7 +107,7 @@ def _load(domain: DomainRecipe, data: Path | None, seed: int) -> _Loaded:
     given = [source.validation for source in sources if source.validation is not None]
     validation = _unique([record for part in given for record in part]) if given else None
     left_out = {
-        "empty": sum(source.skipped for source in sources),
+        "unusable": sum(source.skipped for source in sources),
         "share": sum(len(source.records) for source in sources) - len(mixed),
         "repeated": len(mixed) - len(records) + sum(map(len, given)) - len(validation or ()),
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.config import StackConfig
-from brainstacks.errors import CorruptBlob
+from brainstacks.errors import ConfigError, CorruptBlob
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackMetadata
@@ -60,9 +60,19 @@ class DomainTraining:
         self._log_position = 0
 
     def encoded(self, domain: str, split: str) -> list[Example]:
-        """The examples of one split of `domain`: `train`, `selection` or `validation`."""
-        records = getattr(self._records[domain], split)
-        return encode(records, self._tokenizer, self._recipe.data.max_tokens)
+        """The examples of one split of `domain`: `train`, `selection` or `validation`.
+
+        Raises:
+            ConfigError: it has none that fits.
+        """
+        records, tokens = getattr(self._records[domain], split), self._recipe.data.max_tokens
+        found = encode(records, self._tokenizer, tokens)
+        if not found:
+            raise ConfigError(
+                f"none of the {len(records)} {split} records of {domain} fits {tokens} tokens; give more "
+                "data, or raise data.max_tokens"
+            )
+        return found
 
     def skip(self, domain: DomainRecipe) -> None:
         """Leave the log of a domain that an earlier start finished as it is."""
@@ -74,12 +84,14 @@ class DomainTraining:
     def train(self, domain: DomainRecipe, path: Path) -> None:
         """Train the rounds of `domain` and write its stack to `path`; no file when none of them helped."""
         train, selection = self.encoded(domain.name, "train"), self.encoded(domain.name, "selection")
+        validation = self.encoded(domain.name, "validation")
         self._report(f"{domain.name}: {len(train)} examples")
         mode, seed = self._recipe.earlier_stacks, self._recipe.round.seed
         earlier = EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed)
         space = self._null_space(domain.name)
         rounds: list[RoundResult] = []
         for number in range(self._max_rounds(domain)):
+            self._workshop.stop_here_if_asked(f"before {domain.name}, round {number + 1}")
             task = RoundTask(
                 domain=domain.name,
                 number=number,
@@ -101,7 +113,7 @@ class DomainTraining:
                 break
             rounds.append(result)
         if rounds:
-            self._on_main(lambda: self._freeze(domain, path, rounds, space))
+            self._freeze(domain, path, rounds, validation, space)
 
     # --- made once a run -------------------------------------------------------------------------
 
@@ -113,7 +125,7 @@ class DomainTraining:
             result = train_round(self._workshop, task, checkpoints, self._log_position)
             dtype = torch.bfloat16 if self._recipe.stack.dtype == "bfloat16" else torch.float32
             tensors = {name: tensor.to(dtype) for name, tensor in (result.tensors or {}).items()}
-            state = {k: v for k, v in dataclasses.asdict(result).items() if k != "tensors"}
+            state = {k: v for k, v in vars(result).items() if k != "tensors"}
             return tensors, {**state, "log_position": self._workshop.log.position}
 
         found = self._kept(self._run.round(task.domain, task.number), train)
@@ -166,14 +178,18 @@ class DomainTraining:
     # --- the stack -------------------------------------------------------------------------------
 
     def _freeze(
-        self, domain: DomainRecipe, path: Path, rounds: Sequence[RoundResult], space: NullSpace | None
+        self,
+        domain: DomainRecipe,
+        path: Path,
+        rounds: Sequence[RoundResult],
+        validation: Sequence[Example],
+        space: NullSpace | None,
     ) -> None:
         """Write the finished stack. Its validation losses are those with the stacks it was trained with."""
         model, hooks = self._workshop.base.model, self._workshop.hooks
         alone = self._recipe.earlier_stacks == "none"
         earlier = [] if alone else self._frozen.all_on()
         own = self._bank_of(domain.name, rounds).bind([{domain.name: 1.0}])
-        validation = self.encoded(domain.name, "validation")
         before = mean_nll(model, hooks, validation, earlier)
         after = mean_nll(model, hooks, validation, (*earlier, own))
         self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
@@ -196,7 +212,7 @@ class DomainTraining:
             licence=domain.licence,
             description=domain.description,
         )
-        save_stack(path, metadata, _named(rounds))
+        self._on_main(lambda: save_stack(path, metadata, _named(rounds)))
 
     def _hyperparameters(self, domain: DomainRecipe) -> dict[str, Any]:
         recipe = self._recipe

@@ -10,14 +10,18 @@ from typing import Any
 from rich.console import Console
 
 from brainstacks.composed_model import ComposedModel
+from brainstacks.durable import atomic_write
 from brainstacks.stacks.registry import Registry
 from training.allocator import keep_freed_memory
 from training.data import prepare
-from training.evaluation import Evaluation, evaluate, load_served, validation_examples
-from training.expert_use import EXPERT_USE, measure_expert_use, save_expert_use
+from training.evaluation import Evaluation
+from training.expert_use import measure_expert_use, save_expert_use
+from training.forgetting import ForgettingMatrix
+from training.json_file import read_as
 from training.recipe import Recipe
 from training.router_analysis import analyse, measure_transfer
-from training.run_directory import RunDirectory, atomic_write
+from training.run_directory import RunDirectory
+from training.validation import evaluate, load_served, validation_examples
 
 TRANSFER_RECORDS = 32
 """Validation records per domain on which single stacks, and the use of experts, are measured."""
@@ -32,6 +36,7 @@ def evaluate_run(
     limit: int | None = None,
     oracle_limit: int = 16,
     tasks: Sequence[str] = (),
+    chat: bool = True,
 ) -> Evaluation:
     """Measure, show, and write evaluation.json and expert_use.json to the run's directory `path`.
 
@@ -39,46 +44,54 @@ def evaluate_run(
         limit: most validation records per domain; None takes all.
         oracle_limit: records per domain on which the oracle is measured.
         tasks: lm-eval tasks to run as well, in modes base, ungated and routed.
+        chat: put their prompts into the base's chat template.
 
     Raises:
-        ConfigError: the registry has no stacks or no router, or a domain no validation records.
+        ConfigError: the registry has no stacks or no router, or a domain no validation records; the
+            run is going on.
+        StorageFull: no room for what was measured.
     """
     keep_freed_memory()
     records = prepare(recipe, data)
-    run = RunDirectory(path, {})
-    composed, router = load_served(recipe.base, recipe.quantization, Registry(registry))
-    tokens = recipe.data.max_tokens
-    found = evaluate(
-        composed, router, records, limit, oracle_limit, tokens, console.print, search=recipe.router
-    )
-    found.show(console)
-    analysis = analyse(found, list(composed.digests))
-    analysis.show(console)
-    examples = validation_examples(composed, records, TRANSFER_RECORDS, tokens)
-    transfer = measure_transfer(composed, examples)
-    transfer.show(console)
-    document: dict[str, Any] = {
-        **found.to_dict(),
-        "stacks": dict(composed.digests),
-        "router_analysis": analysis.to_dict(),
-        "transfer": transfer.to_dict(),
-    }
-    if tasks:
-        document["lm_eval"] = _harness(recipe, registry, tasks, limit)
-        console.print_json(data=document["lm_eval"])
-    path.mkdir(parents=True, exist_ok=True)
-    atomic_write(run.evaluation, json.dumps(document, indent=2) + "\n")
-    use = measure_expert_use(
-        composed, Registry(registry), {d: e for d, e in examples.items() if d in composed.digests}
-    )
-    save_expert_use(path / EXPERT_USE, use)
+    with RunDirectory(path) as run:
+        forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
+        composed, router = load_served(recipe.base, recipe.quantization, Registry(registry))
+        tokens = recipe.data.max_tokens
+        found = evaluate(
+            composed, router, records, limit, oracle_limit, tokens, console.print, search=recipe.router
+        )
+        found.show(console)
+        analysis = analyse(found, list(composed.digests))
+        analysis.show(console)
+        examples = validation_examples(composed, records, TRANSFER_RECORDS, tokens)
+        transfer = measure_transfer(composed, examples)
+        transfer.show(console)
+        document: dict[str, Any] = {
+            **found.to_dict(),
+            "stacks": dict(composed.digests),
+            "router_analysis": analysis.to_dict(),
+            "transfer": transfer.to_dict(),
+        }
+        if forgetting is not None:
+            forgetting.show(console)
+            document["forgetting"] = forgetting.to_dict()
+        if tasks:
+            document["lm_eval"] = _harness(recipe, registry, tasks, limit, chat)
+            console.print_json(data=document["lm_eval"])
+        atomic_write(run.evaluation, json.dumps(document, indent=2) + "\n")
+        use = measure_expert_use(
+            composed, Registry(registry), {d: e for d, e in examples.items() if d in composed.digests}
+        )
+        save_expert_use(run.expert_use, use)
     return found
 
 
 def _harness(
-    recipe: Recipe, registry: Path, tasks: Sequence[str], limit: int | None
-) -> dict[str, dict[str, dict[str, float]]]:
+    recipe: Recipe, registry: Path, tasks: Sequence[str], limit: int | None, chat: bool
+) -> dict[str, Any]:
+    """What was asked of lm-eval, and `results`: mode -> task -> metric -> value."""
     from training.harness import run_harness
 
     model = ComposedModel.load(recipe.base, registry, quantization=recipe.quantization)
-    return run_harness(model, tasks, limit)
+    results = run_harness(model, tasks, limit, chat=chat)
+    return {"chat_template": chat, "limit": limit, "results": results}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brainstacks.errors import ConfigError
+from brainstacks.durable import atomic_write
 from brainstacks.layers.delta import gate_weights
 from brainstacks.layers.hooks import Correction
 from brainstacks.layers.packed_stack import StackTensors
@@ -23,10 +23,7 @@ from brainstacks.stacks.tensors import load_stack_tensors
 from training.batches import by_length, collate
 from training.composition import Composed
 from training.encoding import Example
-from training.run_directory import atomic_write
-
-EXPERT_USE = "expert_use.json"
-"""Its file in a run's directory."""
+from training.json_file import read_as
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,12 @@ def save_expert_use(path: Path, found: Mapping[str, ExpertUse]) -> None:
 
 
 def load_expert_use(path: Path) -> dict[str, ExpertUse]:
-    """What `save_expert_use` wrote. Raises ConfigError: it is no such file."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return {domain: ExpertUse.from_dict(use) for domain, use in document.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path.name} holds no expert use ({error}); `brainstacks-train evaluate` writes one"
-        ) from error
+    """What `save_expert_use` wrote; {} where there is no file. Raises ConfigError: it is no such file."""
+    return read_as(path, _expert_use_of) or {}
+
+
+def _expert_use_of(document: Mapping[str, Any]) -> dict[str, ExpertUse]:
+    return {domain: ExpertUse.from_dict(use) for domain, use in document.items()}
 
 
 def measure_expert_use(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+from rich.table import Table
 
 from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
@@ -14,6 +17,7 @@ from training.encoding import Example
 from training.objective import mean_nll
 
 Kind = Literal["prefix", "ungated", "isolated"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Losses:
 class ForgettingMatrix:
     """L[t][d], the losses of domain d after domain t >= d, both from 1 in curriculum order.
 
+    No kind is routed: a router is trained after the last domain, so that of routed losses there is but the
+    last row, the evaluation's, and no figure of change.
+
     Attributes:
         domains: that have a stack.
         rows: one per domain t so far; domain d <= t -> its losses.
@@ -50,7 +57,7 @@ class ForgettingMatrix:
             raise ConfigError(
                 f"the row after {domain!r} covers {', '.join(row)}; it must cover {', '.join(domains)}"
             )
-        return ForgettingMatrix(domains, (*self.rows, row))
+        return ForgettingMatrix(domains, (*self.rows, {d: row[d] for d in domains}))
 
     def changed(self) -> tuple[str, ...]:
         """Domains whose prefix loss is not, bit for bit, what it was when they were frozen: none, if all is
@@ -58,6 +65,15 @@ class ForgettingMatrix:
         return tuple(
             d for t, d in enumerate(self.domains) if len({row[d].prefix for row in self.rows[t:]}) > 1
         )
+
+    def verdict(self) -> str:
+        """Whether the zero-forgetting guarantee holds, in a sentence."""
+        changed = ", ".join(self.changed())
+        if changed:
+            return (
+                f"The prefix loss of {changed} has changed: a frozen stack, or the base, is not what it was."
+            )
+        return "No prefix loss has changed by a bit: what was frozen is as it was."
 
     def average(self, kind: Kind = "ungated") -> float:
         """A = 1/T sum_d L[T][d]; the lower, the better."""
@@ -82,10 +98,37 @@ class ForgettingMatrix:
             for first, d in self._earlier()
         )
 
+    def figures(self) -> dict[Kind, dict[str, float]]:
+        """Average, backward transfer and forgetting of each kind."""
+        return {
+            kind: {
+                "average": self.average(kind),
+                "backward_transfer": self.backward_transfer(kind),
+                "forgetting": self.forgetting(kind),
+            }
+            for kind in KINDS
+        }
+
+    def show(self, console: Console) -> None:
+        """Print the ungated losses after each domain; then, of each kind, the last ones and the figures."""
+        table = Table(title="Loss of each domain by the stacks that are on (nats per token)")
+        table.add_column("stacks on")
+        for name in (*self.domains, "average", "backward transfer", "forgetting"):
+            table.add_column(name, justify="right")
+        for after, row in zip(self.domains, self.rows, strict=True):
+            table.add_row(f"all, after {after}", *(f"{losses.ungated:.4f}" for losses in row.values()))
+        table.add_section()
+        for kind, figures in self.figures().items():
+            last = [f"{getattr(losses, kind):.4f}" for losses in self.rows[-1].values()]
+            average, *changes = figures.values()
+            table.add_row(kind, *last, f"{average:.4f}", *(f"{change:+.4f}" for change in changes))
+        console.print(table)
+        console.print(self.verdict())
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Plain JSON: the figures for people, and the losses that they follow from."""
         rows = [{d: asdict(losses) for d, losses in row.items()} for row in self.rows]
-        return {"domains": list(self.domains), "rows": rows}
+        return {"domains": list(self.domains), "rows": rows, "figures": self.figures()}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ForgettingMatrix:

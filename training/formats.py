@@ -1,7 +1,8 @@
 """The formats that public data sets come in: one row becomes records.
 
 Every reader takes a row (column -> value) and returns turns: (messages, response, rejected). A turn without
-messages or without a response is returned as it is; `training.sources` leaves it out, and counts it.
+messages or without a response is returned as it is; `training.sources` leaves it out, and counts it. A row
+that answers nothing, or in which a tool takes part, is one such turn: no stack learns to call tools.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ _ROLES = {
     "gpt": "assistant",
     "model": "assistant",
 }
+_TOOL_ROLES = frozenset({"tool", "function", "function_call", "function_response", "observation"})
+_NOTHING: Turn = ((), "", None)
+_OPTIONAL = frozenset({"input", "system"})
+"""Our names of columns that some rows of a data set may lack."""
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
+
+
+class _ToolTurn(Exception):
+    """A tool takes part in the row's conversation."""
 
 
 def read(format: FormatName, row: Row, id: str, columns: Mapping[str, str]) -> list[Record]:
@@ -40,12 +49,21 @@ def read(format: FormatName, row: Row, id: str, columns: Mapping[str, str]) -> l
         ConfigError: the row lacks a column that `format` needs, or has no sense in it; names the row.
     """
     try:
-        named = {**row, **{ours: _get(row, theirs) for ours, theirs in columns.items()}}
-        turns = FORMATS[format](named)
+        turns = FORMATS[format](_named(row, columns)) or [_NOTHING]
+    except _ToolTurn:
+        turns = [_NOTHING]
     except ConfigError as error:
         raise ConfigError(f"row {id!r} is not in format {format}: {error.message}") from error
     ids = [id] if len(turns) == 1 else [f"{id}/{i}" for i in range(len(turns))]
     return [_record(name, turn) for name, turn in zip(ids, turns, strict=True)]
+
+
+def _named(row: Row, columns: Mapping[str, str]) -> Row:
+    """`row` with our names besides its own."""
+    found = {
+        ours: row.get(theirs) if ours in _OPTIONAL else _get(row, theirs) for ours, theirs in columns.items()
+    }
+    return {**row, **found}
 
 
 def _record(id: str, turn: Turn) -> Record:
@@ -66,7 +84,7 @@ def _prompt_response(row: Row) -> list[Turn]:
 
 
 def _alpaca(row: Row) -> list[Turn]:
-    instruction, context = _text(row, "instruction"), row.get("input") or ""
+    instruction, context = _text(row, "instruction"), _optional_text(row, "input")
     prompt = f"{instruction}\n\n{context}" if context else instruction
     return [(_user(prompt), _text(row, "output"), None)]
 
@@ -77,7 +95,11 @@ def _messages(row: Row) -> list[Turn]:
 
 def _sharegpt(row: Row) -> list[Turn]:
     key = "conversations" if "conversations" in row else "conversation"
-    return _answers(_conversation(_get(row, key), "from", "value"))
+    conversation = _conversation(_get(row, key), "from", "value")
+    system = _optional_text(row, "system")
+    if system.strip() and conversation and conversation[0].role != "system":
+        conversation = [Message("system", system), *conversation]
+    return _answers(conversation)
 
 
 def _gsm8k(row: Row) -> list[Turn]:
@@ -132,6 +154,10 @@ def _text(row: Row, key: str) -> str:
     return value or ""
 
 
+def _optional_text(row: Row, key: str) -> str:
+    return _text(row, key) if key in row else ""
+
+
 def _user(content: str) -> tuple[Message, ...]:
     return (Message("user", content),) if content.strip() else ()
 
@@ -144,10 +170,12 @@ def _conversation(value: Any, role_key: str, content_key: str) -> list[Message]:
         if not isinstance(turn, Mapping):
             raise ConfigError(f"a turn is a {type(turn).__name__}; it has {role_key!r} and {content_key!r}")
         given = _get(turn, role_key)
-        role = _ROLES.get(str(given).lower())
-        if role is None:
+        name = str(given).lower()
+        if name in _TOOL_ROLES:
+            raise _ToolTurn
+        if name not in _ROLES:
             raise ConfigError(f"a turn's {role_key} is {given!r}; it is one of {', '.join(_ROLES)}")
-        messages.append(Message(role, _text(turn, content_key)))
+        messages.append(Message(_ROLES[name], _text(turn, content_key)))
     return messages
 
 

@@ -190,17 +190,22 @@ def run_harness(
     tasks: Sequence[Any],
     limit: int | None = None,
     modes: Sequence[Mode] = MODES,
-    chat: bool = False,
+    chat: bool = True,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Run lm-eval on `model` in each of `modes`.
 
     Args:
         tasks: names of lm-eval tasks, or task configurations as lm-eval takes them.
         limit: most documents per task.
-        chat: put each prompt into the base's chat template.
+        chat: put each prompt into the base's chat template, which is all that stacks and router were trained
+            on; without it figures compare with those that are published of bases, and the router sees
+            prompts of no kind that it knows.
 
     Returns:
         mode -> task -> metric -> value, with lm-eval's names of metrics (`acc,none`, `acc_stderr,none`).
+
+    Raises:
+        InvalidRequest: `chat`, and the base has no chat template.
     """
     # Reading the thousands of task files that lm-eval brings takes longer than a small task.
     known = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))

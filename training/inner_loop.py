@@ -31,6 +31,15 @@ def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_star
         StorageFull: a checkpoint could not be written; those before it are whole.
     """
     training = RoundTraining(workshop, task)
+    try:
+        return _train(workshop, task, training, checkpoints, log_start)
+    finally:
+        workshop.accelerator.free_memory()  # it keeps every module that it ever prepared
+
+
+def _train(
+    workshop: Workshop, task: RoundTask, training: RoundTraining, checkpoints: Path, log_start: int
+) -> RoundResult:
     found = checkpoint.latest(checkpoints)
     if found is None:
         workshop.log.rewind(log_start)

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from brainstacks.durable import make_directory, storage_full
 from brainstacks.errors import ConfigError
 from training.composition import Weights
 from training.encoding import Example
+from training.json_file import read_lines
 
 Losses = Mapping[str, float]
 """Domains of a combination, joined with "+" -> nats per answer token."""
@@ -29,6 +31,7 @@ class OutcomeFile:
 
     Raises:
         ConfigError: the file is of other settings, or a line of it is damaged.
+        StorageFull: no room for the settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> None:
@@ -60,8 +63,12 @@ class OutcomeFile:
         return self._best.get((domain, _tokens(example)))
 
     def append(self, outcomes: Iterable[tuple[str, Example, Losses, Weights, float]]) -> None:
-        """Add (domain, example, losses, weights, loss of the weights), measured with the stacks in use."""
-        with self._path.open("a", encoding="utf-8") as file:
+        """Add (domain, example, losses, weights, loss of the weights), measured with the stacks in use.
+
+        Raises:
+            StorageFull: no room; what was measured before these is kept.
+        """
+        with storage_full(self._path.name), self._path.open("a", encoding="utf-8") as file:
             for domain, example, losses, weights, loss in outcomes:
                 line = {
                     "domain": domain,
@@ -82,24 +89,15 @@ def _tokens(example: Example) -> str:
 
 def _lines(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines after the settings, which are written where there are none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))  # what a kill cut off would become part of the next line
-        if not whole:
-            whole = json.dumps(settings).encode() + b"\n"
-            file.write(whole)
-    lines = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise ConfigError(
-                f"{path.name}, line {number}: not JSON; remove the line, or the file"
-            ) from error
-    measured, *outcomes = lines
+    with storage_full(path.name):
+        make_directory(path.parent)
+        with path.open("a+b") as file:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)  # what a kill cut off would become part of the next line
+            if not whole:
+                file.write(json.dumps(settings).encode() + b"\n")
+    measured, *outcomes = read_lines(path)
     differ = sorted(key for key in {*measured, *settings} if measured.get(key) != settings.get(key))
     if differ:
         raise ConfigError(

@@ -13,26 +13,33 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 from brainstacks.base_model import BaseModel, load_base
+from brainstacks.durable import atomic_write
+from brainstacks.errors import BrainstacksError
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
 from training.allocator import keep_freed_memory
 from training.data import DomainData, prepare
 from training.domain_training import DomainTraining
 from training.forgetting import ForgettingMatrix, measure_row
 from training.frozen_stacks import FrozenStacks
+from training.json_file import read_json
 from training.log import NoLog
 from training.provenance import environment, tool_versions
 from training.recipe import DomainRecipe, Recipe
-from training.run_directory import RunDirectory, atomic_write
+from training.run_directory import RunDirectory
 from training.run_log import RunLog
 from training.signals import StopRequest
-from training.workshop import Workshop
+from training.workshop import Workshop, make_accelerator
 
 Report = Callable[[str], None]
+
+
+class PrefixChanged(BrainstacksError):
+    """The zero-forgetting guarantee does not hold: a frozen prefix computes something else."""
+
+    default_code = "prefix_changed"
 
 
 def run_curriculum(
@@ -69,38 +76,43 @@ def run_stack(
     Arguments, result and errors are those of `run_curriculum`.
     """
     new = recipe.domain(domain)
-    with _open(recipe, path, data, f"stack {domain}", report) as curriculum:
-        for other, history in registry.snapshot().domains.items():
-            if other != domain:
-                curriculum.hold(registry.blob_path(history.current.digest))
+    served = registry.snapshot().domains
+    earlier = {other: history.current.digest for other, history in served.items() if other != domain}
+    with _open(recipe, path, data, {"stack": domain, "on top of": earlier}, report) as curriculum:
+        for digest in earlier.values():
+            curriculum.hold(registry.blob_path(digest))
         return () if curriculum.take_in(new, registry) else (domain,)
 
 
 @contextmanager
 def _open(
-    recipe: Recipe, path: Path, data: Path | None, command: str, report: Report
+    recipe: Recipe, path: Path, data: Path | None, command: Any, report: Report
 ) -> Iterator[_Curriculum]:
-    """Load the base and the data, and hold the run's directory while the `with` lasts."""
+    """Hold the run's directory, and load the base and the data, while the `with` lasts."""
     keep_freed_memory()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    records = prepare(recipe, data)
-    device = str(accelerator.device)
-    base = load_base(recipe.base, quantization=recipe.quantization, device=device, trainable=True)
-    run = RunDirectory(path, _identity(recipe, command, base, records, accelerator.num_processes))
+    accelerator = make_accelerator()
     main = accelerator.is_main_process
-    hooks = CompositionHooks(base.sites)
-    hooks.attach()
+    run = RunDirectory(path)
+    for domain in recipe.domains:
+        run.domain(domain.name)  # refuses a name that the run needs for itself
     with ExitStack() as resources:
-        resources.callback(hooks.detach)
         if main:
-            resources.enter_context(run)
+            resources.enter_context(run)  # before anything large is loaded a second time
+        records = prepare(recipe, data)
+        device = str(accelerator.device)
+        base = load_base(recipe.base, quantization=recipe.quantization, device=device, trainable=True)
+        if main:
+            run.check_identity(_identity(recipe, command, base, records, accelerator.num_processes))
+        hooks = CompositionHooks(base.sites)
+        hooks.attach()
+        resources.callback(hooks.detach)
         log = resources.enter_context(RunLog(path)) if main else NoLog()
         workshop = Workshop(accelerator, base, hooks, log, resources.enter_context(StopRequest()))
         yield _Curriculum(recipe, workshop, run, records, report if main else lambda line: None)
 
 
 def _identity(
-    recipe: Recipe, command: str, base: BaseModel, records: Mapping[str, DomainData], processes: int
+    recipe: Recipe, command: Any, base: BaseModel, records: Mapping[str, DomainData], processes: int
 ) -> dict[str, Any]:
     """What the stacks of a run depend on; the router's settings are not among it."""
     settings = dataclasses.asdict(recipe)
@@ -134,6 +146,7 @@ class _Curriculum:
 
     def take_in(self, domain: DomainRecipe, registry: Registry) -> bool:
         """Train `domain` unless that is done; hold and publish it. False when it learned nothing."""
+        self._workshop.stop_here_if_asked(f"before {domain.name}")
         path = self._run.stack(domain.name)
         if path.is_file():
             self._training.skip(domain)
@@ -142,11 +155,19 @@ class _Curriculum:
         if not path.is_file():
             self._report(f"{domain.name}: no round beat the zero-delta baseline; nothing is frozen")
             return False
-        self.hold(path)
         if self._workshop.accelerator.is_main_process:
-            published = registry.publish(path)
-            self._report(f"{domain.name}: version {published.version}, digest {published.digest[:12]}")
+            self._publish(path, domain.name, registry)
+        self.hold(path)
         return True
+
+    def _publish(self, path: Path, domain: str, registry: Registry) -> None:
+        """Publish the stack once: whoever has since rolled it back, or replaced it, keeps what they have."""
+        digest = sha256_file(path)
+        history = registry.snapshot().domains.get(domain)
+        if history is not None and any(version.digest == digest for version in history.versions):
+            return
+        published = registry.publish(path)
+        self._report(f"{domain}: version {published.version}, digest {digest[:12]}")
 
     def hold(self, path: Path) -> None:
         """Put the frozen stack in the file `path` on the device, and measure what it does to earlier ones."""
@@ -158,8 +179,7 @@ class _Curriculum:
         """Add the row of `domain`, frozen last.
 
         Raises:
-            RuntimeError: an earlier prefix loss is not, bit for bit, what it was: something changed a
-                frozen stack, or the base.
+            PrefixChanged: an earlier prefix loss is not, bit for bit, what it was.
         """
         domains = [d for d in self._frozen.domains if d in self._records]
         limit = self._recipe.data.forgetting
@@ -169,16 +189,18 @@ class _Curriculum:
         self._forgetting = self._forgetting.add(domain, row)
         changed = self._forgetting.changed()
         if changed:
-            raise RuntimeError(f"the prefix loss of {', '.join(changed)} is not what it was when frozen")
+            raise PrefixChanged(
+                f"the prefix loss of {', '.join(changed)} is not, bit for bit, what it was when frozen: the "
+                "frozen stack, the base or the machine has changed; the stacks are published. Remove "
+                f"{self._run.forgetting.name} from the run to measure all of it anew"
+            )
         if self._workshop.accelerator.is_main_process:
             document = {"environment": environment(), **self._forgetting.to_dict()}
             atomic_write(self._run.forgetting, json.dumps(document, indent=2) + "\n")
 
     def _known_forgetting(self) -> ForgettingMatrix:
         """What an earlier start measured; nothing where it computed in another way, and so other bits."""
-        if not self._run.forgetting.is_file():
-            return ForgettingMatrix()
-        document = json.loads(self._run.forgetting.read_text(encoding="utf-8"))
-        if document.pop("environment") != environment():
+        document = read_json(self._run.forgetting)
+        if document is None or document.pop("environment", None) != environment():
             return ForgettingMatrix()
         return ForgettingMatrix.from_dict(document)

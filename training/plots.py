@@ -1,36 +1,22 @@
 """Plots as inline SVG: pure functions of data; equal data give equal bytes.
 
-Colours are CSS variables of the page, with a light theme's as fallback, so that one drawing serves light and
-dark. Text stays text. Series differ in colour and in dashes, cells of a matrix in how much of a colour they
-have, with the number beside it: nothing is told by hue alone.
+Series differ in colour and in dashes, cells of a matrix in how much of a colour they have, with the number
+beside it: nothing is told by hue alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.svg import DASHES, PAPER, QUIET, SERIES, drawing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, QUIET, GRID, PAPER = "#1c1b1a", "#6b6862", "#e4e1db", "#fffffe"
-SERIES = ("#0072b2", "#c44e00", "#00805e", "#b0508a", "#7a6a00", "#5b4fb5")
-"""Told apart by people with any kind of colour vision; in contrast to the paper."""
-DASHES = ("-", "--", "-.", ":")
-VARIABLES = {INK: "ink", QUIET: "quiet", GRID: "grid", PAPER: "panel"} | {
-    colour: f"series-{i}" for i, colour in enumerate(SERIES)
-}
-"""Colour that is drawn with -> the page's CSS variable."""
 
 STRENGTH = 0.55
 """Opacity of the fullest cell of a matrix; ink on it stays readable."""
@@ -77,8 +63,8 @@ def lines(
     """
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    with _drawing(title, 3.3 * max(columns, 2), 2.3 * rows + 0.3) as drawing:
-        axes = drawing.figure.subplots(rows, columns, squeeze=False).flat
+    with drawing(title, 3.3 * max(columns, 2), 2.3 * rows + 0.3) as drawn:
+        axes = drawn.figure.subplots(rows, columns, squeeze=False).flat
         legend: dict[str, Any] = {}
         for ax, (name, series) in zip(axes, panels.items(), strict=False):
             for line in series:
@@ -91,10 +77,10 @@ def lines(
                 ax.yaxis.set_minor_formatter("")
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
-        drawing.figure.supxlabel(x)
-        drawing.figure.supylabel(y)
-        drawing.figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=5)
-    return drawing.svg
+        drawn.figure.supxlabel(x)
+        drawn.figure.supylabel(y)
+        drawn.figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=5)
+    return drawn.svg
 
 
 def _style(line: Line) -> dict[str, Any]:
@@ -111,8 +97,8 @@ def estimates(title: str, rows: Sequence[Estimate], x: str, *, zero: bool = Fals
     Args:
         zero: draw the line at which there is no effect.
     """
-    with _drawing(title, 6 + _room([row.label for row in rows]), 0.32 * len(rows) + 0.7) as drawing:
-        ax = drawing.figure.subplots()
+    with drawing(title, 6 + _room([row.label for row in rows]), 0.32 * len(rows) + 0.7) as drawn:
+        ax = drawn.figure.subplots()
         if zero:
             ax.axvline(0, color=QUIET, linewidth=1)
         for i, row in enumerate(rows):
@@ -120,21 +106,21 @@ def estimates(title: str, rows: Sequence[Estimate], x: str, *, zero: bool = Fals
             ax.plot([row.value], [i], "o", color=SERIES[0], markersize=6)
         _rows(ax, [row.label for row in rows])
         ax.set_xlabel(x)
-    return drawing.svg
+    return drawn.svg
 
 
 def changes(title: str, rows: Sequence[tuple[str, float, float]], x: str) -> str:
     """(label, before, after) per row: a hollow dot, a line, a full dot; the first row at the top."""
-    with _drawing(title, 6 + _room([label for label, _, _ in rows]), 0.32 * len(rows) + 1.0) as drawing:
-        ax = drawing.figure.subplots()
+    with drawing(title, 6 + _room([label for label, _, _ in rows]), 0.32 * len(rows) + 1.0) as drawn:
+        ax = drawn.figure.subplots()
         for i, (_, before, after) in enumerate(rows):
             ax.plot([before, after], [i, i], color=SERIES[0], linewidth=1.7, zorder=1)
             ax.plot([before], [i], "o", color=SERIES[0], markerfacecolor=PAPER, label=_once("before", i))
             ax.plot([after], [i], "o", color=SERIES[0], label=_once("after", i))
         _rows(ax, [label for label, _, _ in rows])
         ax.set_xlabel(x)
-        drawing.figure.legend(loc="outside upper left", ncols=2)
-    return drawing.svg
+        drawn.figure.legend(loc="outside upper left", ncols=2)
+    return drawn.svg
 
 
 def _room(labels: Sequence[str]) -> float:
@@ -170,8 +156,8 @@ def matrix(
         full: the value of the fullest colour; None takes the largest that there is.
     """
     width = 1.2 + _room(rows) + max(0.75, _room(columns)) * len(columns)
-    with _drawing(title, width, 0.36 * len(rows) + 1.1) as drawing:
-        ax = drawing.figure.subplots()
+    with drawing(title, width, 0.36 * len(rows) + 1.1) as drawn:
+        ax = drawn.figure.subplots()
         cells = np.asarray(values, np.float64)
         full = np.nanmax(np.abs(cells), initial=0.0) if full is None else full
         _cells(ax, STRENGTH * cells / (full or 1.0))
@@ -181,7 +167,7 @@ def matrix(
         ax.set_yticks(range(len(rows)), rows)
         ax.set_xlabel(x)
         ax.set_ylabel(y)
-    return drawing.svg
+    return drawn.svg
 
 
 def expert_shares(title: str, projections: Sequence[str], shares: Sequence[Any]) -> str:
@@ -192,16 +178,16 @@ def expert_shares(title: str, projections: Sequence[str], shares: Sequence[Any])
     """
     values = np.asarray(shares, np.float64)
     layers, _, experts = values.shape
-    with _drawing(title, 1.25 * len(projections) + 0.8, 0.09 * layers + 1.1) as drawing:
-        axes = drawing.figure.subplots(1, len(projections), sharey=True, squeeze=False)[0]
+    with drawing(title, 1.25 * len(projections) + 0.8, 0.09 * layers + 1.1) as drawn:
+        axes = drawn.figure.subplots(1, len(projections), sharey=True, squeeze=False)[0]
         for i, (ax, name) in enumerate(zip(axes, projections, strict=True)):
             _cells(ax, values[:, i] / values.max())
             ax.set_title(name)
             ax.set_xticks(range(experts), [str(e + 1) for e in range(experts)])
         axes[0].yaxis.get_major_locator().set_params(integer=True)
         axes[0].set_ylabel("layer")
-        drawing.figure.supxlabel("expert")
-    return drawing.svg
+        drawn.figure.supxlabel("expert")
+    return drawn.svg
 
 
 def _cells(ax: Axes, fills: NDArray[np.float64]) -> None:
@@ -215,64 +201,3 @@ def _cells(ax: Axes, fills: NDArray[np.float64]) -> None:
     ax.set_xlim(-0.5, columns - 0.5)
     ax.set_ylim(rows - 0.5, -0.5)
     ax.grid(visible=False)
-
-
-# --- SVG -----------------------------------------------------------------------------------------
-
-
-class _Drawing:
-    """A figure, and its SVG once it is finished."""
-
-    def __init__(self, figure: Figure) -> None:
-        self.figure = figure
-        self.svg = ""
-
-
-@contextmanager
-def _drawing(title: str, width: float, height: float) -> Iterator[_Drawing]:
-    """Draw within the block (inches); no state of matplotlib outlives it."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with style.context(_settings(title), after_reset=True):
-        drawing = _Drawing(Figure(figsize=(width, height), layout="constrained"))
-        yield drawing
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        drawing.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-        drawing.svg = _inline(title, file.getvalue())
-
-
-def _settings(salt: str) -> dict[str, Any]:
-    inks = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    return {
-        **dict.fromkeys(inks, INK),
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "text.parse_math": False,
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.edgecolor": QUIET,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "legend.frameon": False,
-        "figure.labelsize": 9,
-    }
-
-
-def _inline(title: str, document: str) -> str:
-    """The `svg` element alone: named, in the page's colours, its ids like no other plot's."""
-    prefix = "p" + hashlib.sha256(title.encode()).hexdigest()[:8]
-    svg = document[document.index("<svg") :]
-    svg = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub("#[0-9a-f]{6}", lambda found: _themed(found[0]), svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
-
-
-def _themed(colour: str) -> str:
-    return f"var(--{VARIABLES[colour]}, {colour})" if colour in VARIABLES else colour

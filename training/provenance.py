@@ -19,4 +19,4 @@ def environment() -> dict[str, Any]:
     """What rounds a sum, beside its terms."""
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads()}
+    return {**tool_versions(), "device": device, "threads": torch.get_num_threads()}

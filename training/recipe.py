@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -17,6 +17,7 @@ from brainstacks.base_model import Quantization
 from brainstacks.config import from_mapping
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
+from training.fields import check_fields
 from training.settings import (
     DataRecipe,
     EarlierMode,
@@ -24,10 +25,12 @@ from training.settings import (
     RoundConfig,
     RouterRecipe,
     StackRecipe,
-    check_choice,
     check_least,
+    check_positive,
     require,
 )
+
+T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -43,6 +46,7 @@ class SourceRecipe:
         format: how a row is read; see `training.formats`.
         split: of a hub dataset; ignored by nothing: other sources refuse it.
         subset: configuration name of a hub dataset, or None.
+        revision: commit, tag or branch of a hub dataset; None takes what is newest.
         validation_split: split of a hub dataset that holds validation records, or None to set some aside.
         limit: most rows taken from this source, in its own order; None takes all. A dataset of the hub is
             then streamed, and not downloaded whole.
@@ -58,6 +62,7 @@ class SourceRecipe:
     format: FormatName = "prompt_response"
     split: str | None = None
     subset: str | None = None
+    revision: str | None = None
     validation_split: str | None = None
     limit: int | None = None
     weight: float = 1.0
@@ -66,18 +71,16 @@ class SourceRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         kind, _, name = self.source.partition(":")
         require(
             kind in ("hub", "jsonl", "reasoning_gym") and name != "",
             f"source is {self.source!r}; it is hub:<dataset>, jsonl:<file> or reasoning_gym:<generator>",
         )
-        check_choice("format", self.format, FormatName)
-        require(self.limit is None or self.limit >= 1, f"limit is {self.limit}; it is at least 1")
-        require(self.weight > 0, f"weight is {self.weight}; it is positive")
-        for name in ("where", "columns", "options"):
-            _mapping(getattr(self, name), name)
-        for name, owners in (("split", "hub"), ("subset", "hub"), ("validation_split", "hub")):
-            require(getattr(self, name) is None or kind == owners, f"{name} is for hub: sources, not {kind}:")
+        check_least(self, 1, "limit")
+        check_positive(self, "weight")
+        for name in ("split", "subset", "revision", "validation_split"):
+            require(getattr(self, name) is None or kind == "hub", f"{name} is for hub: sources, not {kind}:")
         require(not self.options or kind == "reasoning_gym", f"options is for reasoning_gym:, not {kind}:")
 
 
@@ -102,11 +105,10 @@ class DomainRecipe:
     max_rounds: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_domain_name(self.name)
         object.__setattr__(self, "sources", tuple(self.sources))
-        for name in ("steps", "max_rounds"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} of {self.name!r} is {value}; it is at least 1")
+        check_least(self, 1, "steps", "max_rounds")
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,18 @@ class Recipe:
     router: RouterRecipe = field(default_factory=RouterRecipe)
 
     def __post_init__(self) -> None:
-        check_choice("quantization", self.quantization, Quantization)
-        check_choice("earlier_stacks", self.earlier_stacks, EarlierMode)
+        check_fields(self)
+        object.__setattr__(self, "domains", tuple(self.domains))
         check_least(self, 1, "max_rounds")
         check_least(self, 0, "min_gain")
         require(len(self.domains) > 0, "the recipe has no domains; list at least one under `domains:`")
         names = [d.name for d in self.domains]
         repeated = sorted({name for name in names if names.count(name) > 1})
         require(not repeated, f"the recipe has two domains named {', '.join(repeated)}")
+        for name in self.router.floors:
+            require(
+                name in names, f"router.floors names {name!r}; the recipe's domains are {', '.join(names)}"
+            )
 
     def domain(self, name: str) -> DomainRecipe:
         """Raises ConfigError: the recipe has no such domain."""
@@ -191,22 +197,34 @@ _NESTED: Mapping[str, type[Any]] = {
 
 def recipe_from(document: Mapping[str, Any]) -> Recipe:
     """A recipe from plain YAML values. Raises ConfigError as `load_recipe` does."""
-    values = dict(_mapping(document, "a recipe"))
+    values = _mapping(document, "a recipe")
     for key, cls in _NESTED.items():
         if values.get(key) is not None:
-            values[key] = from_mapping(cls, _mapping(values[key], key))
-    values["domains"] = tuple(_domain(d) for d in _sequence(values.get("domains", ()), "domains"))
+            values[key] = _part(cls, values[key], key)
+    domains = _sequence(values.get("domains", ()), "domains")
+    values["domains"] = tuple(_domain(d, f"domain {i}") for i, d in enumerate(domains, 1))
     return from_mapping(Recipe, values)
 
 
-def _domain(document: Any) -> DomainRecipe:
-    values = dict(_mapping(document, "an entry of domains"))
-    sources = _sequence(values.get("sources", ()), "sources")
-    values["sources"] = tuple(from_mapping(SourceRecipe, _mapping(s, "an entry of sources")) for s in sources)
-    return from_mapping(DomainRecipe, values)
+def _domain(document: Any, where: str) -> DomainRecipe:
+    values = _mapping(document, where)
+    sources = _sequence(values.get("sources", ()), f"sources of {where}")
+    values["sources"] = tuple(
+        _part(SourceRecipe, s, f"{where}, source {i}") for i, s in enumerate(sources, 1)
+    )
+    return _part(DomainRecipe, values, where)
 
 
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+def _part(cls: type[T], document: Any, where: str) -> T:
+    """The `cls` that `document` describes; an error says `where` it stands, for names recur in a recipe."""
+    values = _mapping(document, where)
+    try:
+        return from_mapping(cls, values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}") from error
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
     require(isinstance(value, Mapping), f"{what} is {value!r}; it is a mapping of names to values")
     return dict(value)
 

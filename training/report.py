@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from brainstacks.durable import atomic_write
 from brainstacks.stacks.registry import Registry
 from training.page import render
-from training.report_serving import evaluation, routing
+from training.report_routing import router_training, routing
+from training.report_serving import evaluation, lm_eval, transfer
 from training.report_stacks import expert_use, null_space, spectra, subspaces
 from training.report_training import facts, forgetting, loss_curves, residual_rounds
-from training.run_directory import RunDirectory, atomic_write
+from training.run_paths import RunPaths
 from training.run_records import RunRecords
 
 SECTIONS = (
@@ -21,6 +23,9 @@ SECTIONS = (
     residual_rounds,
     forgetting,
     evaluation,
+    lm_eval,
+    transfer,
+    router_training,
     routing,
     expert_use,
     subspaces,
@@ -41,7 +46,7 @@ def write_report(path: Path, registry: Registry) -> Path:
         ConfigError: there is no run in `path`, or one of its files is damaged.
         StorageFull: no room for the page.
     """
-    records = RunRecords(RunDirectory(path, {}), registry)
+    records = RunRecords(RunPaths(path), registry)
     sections = [section(records) for section in SECTIONS]
     atomic_write(records.run.report, render(f"Run {path.resolve().name}", sections))
     return records.run.report

@@ -1,15 +1,14 @@
-"""The report's sections on what is served: losses by mode, and who is routed where."""
+"""The report's sections on what is served: losses by mode, lm-eval's tasks, what single stacks do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from training import plots
 from training.evaluation import Evaluation
-from training.intervals import Interval, Share
+from training.intervals import Interval
 from training.page import NATS, Figure, Section, Table, nats
 from training.plots import Estimate
-from training.router_analysis import Choices, analyse
 from training.run_records import RunRecords
 
 MAKER = "brainstacks-train evaluate"
@@ -58,39 +57,45 @@ def _difference(value: float, bounds: Interval) -> str:
     return f"{value:+.4f} ({bounds[0]:+.4f} .. {bounds[1]:+.4f})"
 
 
-def routing(records: RunRecords) -> Section:
-    title = "Routing"
-    if records.evaluation is None:
+def transfer(records: RunRecords) -> Section:
+    title, found = "Transfer", records.transfer
+    if found is None:
         return Section(title, command=MAKER)
-    found = analyse(records.evaluation, list(records.registry.snapshot().domains))
-    columns = ("prompts of", "combinations", "use others", "without their own", "router takes the oracle's")
-    figures, tables = [], []
-    for who, chosen in (("the router", found.routed), ("the measured oracle", found.oracle)):
-        if chosen:
-            caption = (
-                f"Mean weight that {who} gives each stack (column) on validation prompts of a domain (row): "
-                "a bare diagonal means that prompts take their own domain's stack and no other."
-            )
-            figures.append(Figure(_weights(f"{title}, {who}", chosen, found.stacks), caption))
-            rows = _combinations(chosen, found.agreement)
-            tables.append(Table(f"Combinations that {who} takes (95% intervals)", columns, rows))
-    return Section(title, figures, tables)
-
-
-def _weights(title: str, chosen: Mapping[str, Choices], stacks: Sequence[str]) -> str:
-    values = [[choices.mean_weights[stack] for stack in stacks] for choices in chosen.values()]
-    numbers = [[f"{value:.2f}" for value in row] for row in values]
-    return plots.matrix(title, list(chosen), stacks, values, numbers, "stack", "prompts of", full=1.0)
-
-
-def _combinations(chosen: Mapping[str, Choices], agreement: Mapping[str, Share]) -> list[tuple[str, ...]]:
-    return [
-        (
-            domain,
-            "; ".join(f"{name or 'base alone'} {share}" for name, share in choices.combinations.items()),
-            str(choices.uses_others),
-            str(choices.without_own),
-            str(agreement.get(domain, "-")),
-        )
-        for domain, choices in chosen.items()
+    domains, stacks = list(found.base), list(next(iter(found.nll.values()), {}))
+    gains = [[found.gain(domain, stack) for stack in stacks] for domain in domains]
+    numbers = [[f"{gain:+.3f}" for gain in row] for row in gains]
+    caption = (
+        f"What each stack alone (column) gains over the base on a domain's answers (row), in {NATS}: blue "
+        "helps, orange harms, and what is off the diagonal goes to other domains."
+    )
+    svg = plots.matrix(title, domains, stacks, gains, numbers, "stack", "prompts of")
+    rows = [
+        (domain, stack, nats(found.base[domain]), nats(loss), _difference(found.gain(domain, stack), bounds))
+        for domain, losses in found.nll.items()
+        for (stack, loss), bounds in zip(losses.items(), found.gain_intervals[domain].values(), strict=True)
     ]
+    columns = ("prompts of", "stack", "base", "with the stack", "gain (95%)")
+    return Section(title, [Figure(svg, caption)], [Table("Losses", columns, rows)])
+
+
+def lm_eval(records: RunRecords) -> Section:
+    title, found = "lm-eval", records.lm_eval
+    if found is None:
+        return Section(title, command=f"{MAKER} --lm-eval TASK")
+    results: Mapping[str, Mapping[str, Mapping[str, float]]] = found["results"]
+    rows = [
+        (task, metric, *(_with_error(tasks[task], metric) for tasks in results.values()))
+        for task, metrics in next(iter(results.values())).items()
+        for metric in metrics
+        if "," in metric and "_stderr," not in metric
+    ]
+    documents = f"the first {found['limit']} documents" if found["limit"] else "all documents"
+    prompts = "in the base's chat template" if found["chat_template"] else "as plain text"
+    text = f"Tasks of lm-eval, on {documents} of each, prompts {prompts}; standard errors after the figures."
+    return Section(title, tables=[Table("Figures", ("task", "metric", *results), rows, True)], text=[text])
+
+
+def _with_error(metrics: Mapping[str, float], metric: str) -> str:
+    """A figure of lm-eval, which names its standard error like it: `acc,none`, `acc_stderr,none`."""
+    error = metrics.get(metric.replace(",", "_stderr,", 1))
+    return f"{metrics[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")

@@ -140,21 +140,10 @@ def forgetting(records: RunRecords) -> Section:
     title, found = "Forgetting", records.forgetting
     if found is None:
         return Section(title, command=MAKER)
-    changed = ", ".join(found.changed())
-    verdict = (
-        f"The prefix loss of {changed} has changed: a frozen stack, or the base, is not what it was."
-        if changed
-        else "No prefix loss has changed by a bit: what was frozen is as it was."
-    )
     figures = [Figure(_triangle(f"{title}, {kind}", found, kind), text) for kind, text in KINDS.items()]
     sums = [
-        (
-            kind,
-            nats(found.average(kind)),
-            f"{found.backward_transfer(kind):+.4f}",
-            f"{found.forgetting(kind):+.4f}",
-        )
-        for kind in KINDS
+        (kind, nats(sum_["average"]), f"{sum_['backward_transfer']:+.4f}", f"{sum_['forgetting']:+.4f}")
+        for kind, sum_ in found.figures().items()
     ]
     rows = [
         (after, domain, *(nats(getattr(losses, kind)) for kind in KINDS))
@@ -166,7 +155,7 @@ def forgetting(records: RunRecords) -> Section:
         Table("Sums", ("stacks on", "average", transfer, "forgetting (above 0: nats lost)"), sums, True),
         Table("Losses", ("after", "domain", *KINDS), rows),
     )
-    return Section(title, figures, tables, [verdict])
+    return Section(title, figures, tables, [found.verdict()])
 
 
 def _triangle(title: str, found: ForgettingMatrix, kind: Kind) -> str:

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from brainstacks.layers.hooks import DeltaSource
 from training import checkpoint
 from training.active_stack import ActiveStack
+from training.allocator import return_freed_memory
 from training.batches import Batch, TrainingOrder, collate
 from training.encoding import Example
 from training.objective import mean_nll, response_nll
 from training.optimizer import make_optimizer, make_schedule
 from training.round_task import RoundResult, RoundTask
+from training.state_dict import flatten, unflatten
 from training.workshop import Workshop
 
 
@@ -79,6 +81,7 @@ class RoundTraining:
         self.state = _State()
         self.snapshot: dict[str, Tensor] = {}
         self.stop_asked = False
+        self.learning_rate = 0.0
 
     # --- start, resume, save ---------------------------------------------------------------------
 
@@ -97,8 +100,8 @@ class RoundTraining:
             parts[part][rest] = tensor
         self.active.load_state_dict(parts["active"])
         self.snapshot = parts["snapshot"]
-        self.optimizer.load_state_dict(checkpoint.unflatten(parts["optimizer"], found.state["optimizer"]))
-        self.schedule.load_state_dict(checkpoint.unflatten(parts["schedule"], found.state["schedule"]))
+        self.optimizer.load_state_dict(unflatten(parts["optimizer"], found.state["optimizer"]))
+        self.schedule.load_state_dict(unflatten(parts["schedule"], found.state["schedule"]))
         self.workshop.log.rewind(self.state.log_position)
 
     def save(self, checkpoints: Path) -> None:
@@ -106,8 +109,8 @@ class RoundTraining:
         self.state.log_position = self.workshop.log.position
         if not self.accelerator.is_main_process:
             return
-        optimizer, optimizer_skeleton = checkpoint.flatten(self.optimizer.state_dict())
-        schedule, schedule_skeleton = checkpoint.flatten(self.schedule.state_dict())
+        optimizer, optimizer_skeleton = flatten(self.optimizer.state_dict())
+        schedule, schedule_skeleton = flatten(self.schedule.state_dict())
         parts = {
             "active": self.active.state_dict(),
             "snapshot": self.snapshot,
@@ -148,14 +151,12 @@ class RoundTraining:
                 self.accelerator.backward(loss * processes)
             total += float(nll.detach())
         self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
+        self.learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # A signal reaches one process before the other: they stop after the same step.
-        told = torch.tensor([total, self.workshop.stop.requested], dtype=torch.float64)
-        total, asked = self.accelerator.reduce(told.to(self.accelerator.device)).tolist()
-        self.stop_asked = asked > 0
-        loss_of_step = total / responses
+        self.stop_asked = self.workshop.asked_to_stop()
+        loss_of_step = self.workshop.summed(total) / responses
         self.state.step += 1
         self.state.window.append(loss_of_step)
         if not math.isfinite(loss_of_step):
@@ -170,16 +171,15 @@ class RoundTraining:
 
     def _composed(self, micro_batch: int, rows: Sequence[Sequence[Example]]) -> Any:
         """Frozen and active deltas, around forward and backward: checkpointed layers run again there."""
-        names = [f"{micro_batch}/{i}" for i in range(len(rows))]
+        names = [f"{self.config.seed}/{micro_batch}/{i}" for i in range(len(rows))]
         return self.workshop.hooks.composed(*self.task.earlier.of(names), *self.task.own, self.active)
 
     def _synchronised(self, last: bool) -> Any:
         return nullcontext() if last else self.accelerator.no_sync(self.objective)
 
     def log_step(self, loss: float, tokens: int, seconds: float) -> None:
-        rate = self.schedule.get_last_lr()[0]
         timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-        self._log("step", timing, loss=loss, learning_rate=rate, tokens=tokens)
+        self._log("step", timing, loss=loss, learning_rate=self.learning_rate, tokens=tokens)
 
     # --- evaluation ------------------------------------------------------------------------------
 
@@ -195,6 +195,7 @@ class RoundTraining:
         """Take a snapshot when the selection NLL improved; stop on a spike, a plateau or at the end."""
         state, config = self.state, self.config
         value = self._selection_nll()
+        return_freed_memory()
         train_loss = sum(state.window) / len(state.window)
         state.window = []
         state.history.append({"step": state.step, "train_loss": train_loss, "val_loss": value})
@@ -220,7 +221,8 @@ class RoundTraining:
         def sources(examples: Sequence[Example]) -> Sequence[DeltaSource]:
             return (*task.earlier.of([e.id for e in examples]), *task.own, self.active)
 
-        return mean_nll(base.model, self.workshop.hooks, task.selection, sources)
+        # Devices may round differently: all processes decide by what the first one measured.
+        return self.workshop.of_first(mean_nll(base.model, self.workshop.hooks, task.selection, sources))
 
     def result(self) -> RoundResult:
         state = self.state

@@ -38,6 +38,10 @@ class Epoch:
     bce: float
     routed: float
 
+    def point(self) -> dict[str, float]:
+        """For the history of the training."""
+        return {"epoch": self.number, "held_out_bce": self.bce, "held_out_nll_routed": self.routed}
+
 
 class Judge:
     """Held-out outcomes and the yardsticks that they give: token-weighted mean NLL (nats) of the base, of all

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,22 +27,46 @@ from training.outcomes import Outcome, measure_all
 from training.provenance import tool_versions
 from training.recipe import Recipe
 from training.router_judge import Judge
-from training.router_prompts import prompt_features, router_prompts
+from training.router_prompts import RouterPrompts, prompt_features, router_prompts
+from training.run_directory import RunDirectory
+from training.run_paths import RunPaths
 from training.settings import RouterRecipe
 
 Report = Callable[[str], None]
 
 
 def train_router(
-    recipe: Recipe, data: Mapping[str, DomainData], registry: Registry, run: Path, report: Report = print
+    recipe: Recipe, data: Mapping[str, DomainData], registry: Registry, path: Path, report: Report = print
 ) -> None:
-    """Measure outcomes, train, and publish the router; outcomes that `run` holds are not measured again.
+    """Measure outcomes, train, and publish the router.
+
+    Args:
+        path: the run's directory; outcomes that it holds are not measured again.
 
     Raises:
         ConfigError: the registry has no stacks, or one of a domain without data; a domain has too few
-            prompts; a loss is not finite; `run` holds outcomes of other settings.
+            prompts; a loss is not finite; the run is going on, or holds outcomes of other settings.
+        StorageFull: no room; what was measured is kept, and the same command goes on.
     """
-    composed = Composed.load(recipe.base, recipe.quantization, registry)
+    with RunDirectory(path) as run:
+        composed = Composed.load(recipe.base, recipe.quantization, registry)
+        prompts = _prompts(recipe, data, composed, report)
+        train, held_out = _measured(recipe, composed, prompts, run, report)
+        metadata = _metadata(recipe, composed, data)
+        dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
+        network, metrics = fit(metadata, composed, train, held_out, recipe.router, dtype, report)
+        metrics["train_prompts_unseen"] = sum(found.unseen for found in prompts.values())
+        metrics["left_out_prompts"] = sum(found.left_out for found in prompts.values())
+        tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+        save_router(run.router, dataclasses.replace(metadata, metrics=metrics), tensors)
+        published = registry.publish_router(run.router)
+        report(f"router: version {published.version}, digest {published.digest[:12]}")
+
+
+def _prompts(
+    recipe: Recipe, data: Mapping[str, DomainData], composed: Composed, report: Report
+) -> dict[str, RouterPrompts]:
+    """Of every domain that has a stack."""
     domains = tuple(composed.digests)
     if not domains or not set(domains) <= set(data):
         raise ConfigError(
@@ -54,23 +79,20 @@ def train_router(
             f"{domain}: {len(found.train)} prompts ({found.unseen} of them no stack trained on), "
             f"{len(found.held_out)} held out; {found.left_out} left out, with no room for an answer"
         )
+    return prompts
+
+
+def _measured(
+    recipe: Recipe, composed: Composed, prompts: Mapping[str, RouterPrompts], run: RunPaths, report: Report
+) -> tuple[list[Outcome], list[Outcome]]:
+    """The outcomes of the prompts that train, and of those held out."""
     pairs = [(d, e) for d, found in prompts.items() for e in (*found.train, *found.held_out)]
     random.Random(recipe.router.seed).shuffle(pairs)  # a partial run is balanced over the domains
     levels, min_gain = recipe.router.soft_levels, recipe.router.min_gain
-    outcomes = measure_all(composed, pairs, run / "outcomes.jsonl", levels, min_gain, report=report)
+    outcomes = measure_all(composed, pairs, run.outcomes, levels, min_gain, report=report)
     held = {(d, e) for d, found in prompts.items() for e in found.held_out}
     train = [o for o in outcomes if (o.domain, o.example) not in held]
-    held_out = [o for o in outcomes if (o.domain, o.example) in held]
-    metadata = _metadata(recipe, composed, data)
-    dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
-    network, metrics = fit(metadata, composed, train, held_out, recipe.router, dtype, report)
-    metrics["train_prompts_unseen"] = sum(found.unseen for found in prompts.values())
-    metrics["left_out_prompts"] = sum(found.left_out for found in prompts.values())
-    path = run / "router.safetensors"
-    tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
-    save_router(path, dataclasses.replace(metadata, metrics=metrics), tensors)
-    published = registry.publish_router(path)
-    report(f"router: version {published.version}, digest {published.digest[:12]}")
+    return train, [o for o in outcomes if (o.domain, o.example) in held]
 
 
 def _metadata(recipe: Recipe, composed: Composed, data: Mapping[str, DomainData]) -> RouterMetadata:
@@ -121,14 +143,15 @@ def fit(
     recipe: RouterRecipe,
     dtype: torch.dtype = torch.float32,
     report: Report = print,
-) -> tuple[MetaRouter, dict[str, float]]:
+) -> tuple[MetaRouter, dict[str, Any]]:
     """Train on `train`, on the CPU; keep the epoch whose routing composes the lowest held-out NLL.
 
     Args:
         dtype: of the router's file; an epoch is judged as it would be read from there.
 
     Returns:
-        The network of that epoch, in eval mode, and the metrics for the router's file.
+        The network of that epoch, in eval mode, and the metrics for the router's file; `history` among
+        them has every epoch's.
 
     Raises:
         ConfigError: the training diverged.
@@ -139,8 +162,10 @@ def fit(
     epochs = (judge.judged(n, network) for n in _epochs(network, composed, train, recipe))
     best = next(epochs)
     report(judge.told(best))
+    history = [best.point()]
     for epoch in epochs:
         report(judge.told(epoch))
+        history.append(epoch.point())
         if epoch.routed < best.routed:
             best = epoch
         elif epoch.number - best.number >= recipe.patience:
@@ -152,6 +177,7 @@ def fit(
         "greedy_cost": fmean(o.losses[o.greedy] - o.losses[o.exhaustive] for o in measured),
         "train_prompts": len(train),
         "held_out_prompts": len(held_out),
+        "history": history,
     }
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from brainstacks.durable import storage_full
 from brainstacks.errors import ConfigError
-from training.checkpoint import storage_full
-from training.run_directory import METRICS, TENSORBOARD
+from training.run_paths import METRICS, TENSORBOARD
 
 TIMING = "timing"
 """The one key of a line that two runs of the same recipe differ in."""

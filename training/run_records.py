@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from brainstacks.errors import ConfigError
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import RouterMetadata, read_router_metadata
 from training.checkpoint import STATE
 from training.evaluation import Evaluation
-from training.expert_use import EXPERT_USE, ExpertUse, load_expert_use, stack_of
+from training.expert_use import ExpertUse, load_expert_use, stack_of
 from training.forgetting import ForgettingMatrix
-from training.run_directory import IDENTITY, RunDirectory
+from training.json_file import read_as, read_json, read_lines
+from training.router_analysis import Transfer
+from training.run_paths import RunPaths
 
 Line = Mapping[str, Any]
 """Of the log."""
@@ -27,20 +28,19 @@ Line = Mapping[str, Any]
 class RunRecords:
     """Each part is read once, when it is asked for; None where it does not exist yet.
 
-    Attributes:
-        run: not entered: a run may be going on there.
+    A run may be going on there.
 
     Raises, on every access:
         ConfigError: a file is damaged.
     """
 
-    run: RunDirectory
+    run: RunPaths
     registry: Registry
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Raises ConfigError: there is no run."""
-        document: dict[str, Any] | None = _json(self.run.path / IDENTITY)
+        document: dict[str, Any] | None = read_json(self.run.identity)
         if document is None:
             raise ConfigError(
                 f"{self.run.path.name!r} holds no run; give the --run of `brainstacks-train curriculum`"
@@ -51,7 +51,7 @@ class RunRecords:
     def logged(self) -> dict[str, list[list[Line]]]:
         """Domain -> rounds -> lines of the log, in the order they were written."""
         found: dict[str, dict[int, list[Line]]] = {}
-        for line in _lines(self.run.metrics):
+        for line in read_lines(self.run.metrics):
             if "round" in line:
                 found.setdefault(line["domain"], {}).setdefault(line["round"], []).append(line)
         return {domain: list(rounds.values()) for domain, rounds in found.items()}
@@ -65,7 +65,7 @@ class RunRecords:
 
     def _finished(self, domain: str) -> list[dict[str, Any]]:
         states: list[dict[str, Any]] = []
-        while (state := _json(self.run.round(domain, len(states)) / STATE)) is not None:
+        while (state := read_json(self.run.round(domain, len(states)) / STATE)) is not None:
             states.append(state)
         return states
 
@@ -82,34 +82,30 @@ class RunRecords:
 
     @cached_property
     def forgetting(self) -> ForgettingMatrix | None:
-        document = _json(self.run.forgetting)
-        return None if document is None else ForgettingMatrix.from_dict(document)
+        return read_as(self.run.forgetting, ForgettingMatrix.from_dict)
 
     @cached_property
     def expert_use(self) -> dict[str, ExpertUse] | None:
-        path = self.run.path / EXPERT_USE
-        return load_expert_use(path) if path.is_file() else None
+        return load_expert_use(self.run.expert_use) or None
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
-        document = _json(self.run.evaluation)
-        return None if document is None else Evaluation.from_dict(document)
+        return read_as(self.run.evaluation, Evaluation.from_dict)
 
+    @cached_property
+    def transfer(self) -> Transfer | None:
+        return read_as(self.run.evaluation, lambda document: Transfer.from_dict(document["transfer"]))
 
-def _json(path: Path) -> Any:
-    """None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path.name} is no JSON ({error}); make it again, or remove it") from error
+    @cached_property
+    def lm_eval(self) -> dict[str, Any] | None:
+        """What was asked of lm-eval, and `results`: mode -> task -> metric -> value."""
+        return read_as(self.run.evaluation, lambda document: document.get("lm_eval"))
 
-
-def _lines(path: Path) -> list[Line]:
-    """The whole lines of a JSONL file: a run that is going on may be writing one more."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise ConfigError(f"{path.name} has a line that is no JSON ({error}); remove that line") from error
+    @cached_property
+    def router(self) -> RouterMetadata | None:
+        """What the registry serves on the run's base."""
+        history = self.registry.snapshot().router
+        if history is None:
+            return None
+        metadata = read_router_metadata(self.registry.blob_path(history.current.digest))
+        return metadata if metadata.base.fingerprint == self.identity["base"] else None

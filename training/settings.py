@@ -1,16 +1,19 @@
 """The parts of a recipe: how data, stacks, rounds, the null space and the router are made.
 
-Every class refuses unknown keys (`config.from_mapping`) and values outside their range by name. Units are in
-the attributes' descriptions; a default is what the paper uses, where it says.
+Every class refuses unknown keys (`config.from_mapping`), values of another kind (`fields.check_fields`) and
+values outside their range, by name. Units are in the attributes' descriptions; a default is what the paper
+uses, where it says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from brainstacks.config import StackConfig
 from brainstacks.errors import ConfigError
+from training.fields import check_fields
 
 EarlierMode = Literal["all", "none", "sampled"]
 Contamination = Literal["report", "drop", "reassign"]
@@ -22,18 +25,17 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def check_choice(name: str, value: object, choices: Any) -> None:
-    allowed = get_args(choices)
-    require(value in allowed, f"{name} is {value!r}; it is one of {', '.join(map(str, allowed))}")
-
-
 def check_least(owner: object, least: float, *names: str) -> None:
+    """None is not checked: where a field may be None, it has a meaning of its own."""
     for name in names:
         value = getattr(owner, name)
-        require(
-            isinstance(value, int | float) and not isinstance(value, bool) and value >= least,
-            f"{name} is {value!r}; it is a number of at least {least}",
-        )
+        require(value is None or value >= least, f"{name} is {value}; it is at least {least}")
+
+
+def check_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        require(value > 0, f"{name} is {value}; it is positive")
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class DataRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("contamination", self.contamination, Contamination)
+        check_fields(self)
         check_least(self, 16, "max_tokens")
         check_least(self, 1, "selection", "validation", "forgetting")
-        check_least(self, 0, "router")
+        check_least(self, 0, "router", "seed")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class StackRecipe:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        require(self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; it is float32 or bfloat16")
+        check_fields(self)
+        StackConfig(self.rank, self.alpha, self.experts, self.top_k, layers=1)  # it knows their ranges
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,17 @@ class RoundConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "betas", tuple(self.betas))
-        check_choice("optimizer", self.optimizer, Literal["auto", "adamw", "paged_adamw_8bit"])
         check_least(
             self, 1, "steps", "batch_size", "accumulation", "eval_every", "patience", "checkpoint_every"
         )
         check_least(self, 0, "warmup_steps", "weight_decay", "balance_coefficient", "spike", "seed")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it is positive")
-        require(self.clip > 0, f"clip is {self.clip}; it is positive")
+        check_positive(self, "learning_rate", "clip")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"betas is {list(self.betas)}; both are at least 0 and less than 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class NullSpaceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("side", self.side, Literal["output", "input"])
+        check_fields(self)
         check_least(self, 1, "directions", "samples")
         check_least(self, 0, "oversampling", "iterations", "seed")
 
@@ -205,11 +211,20 @@ class RouterRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "soft_levels", tuple(self.soft_levels))
         check_least(self, 1, "prompts", "held_out", "epochs", "batch_size", "patience", "hidden_dim")
         check_least(self, 16, "max_tokens", "sequence_length")
+        check_least(self, 0, "min_gain", "margin_coefficient", "seed")
+        check_positive(self, "learning_rate")
         require(0 <= self.label_prior <= 1, f"label_prior is {self.label_prior}; it lies in 0..1")
+        require(0 <= self.margin <= 0.5, f"margin is {self.margin}; it lies in 0..0.5")
+        for name in ("dropout", "gate_threshold"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} is {value}; it is at least 0 and less than 1")
+        for domain, floor in self.floors.items():
+            require(0 <= floor <= 1, f"floors.{domain} is {floor}; it lies in 0..1")
         require(
             len(self.soft_levels) > 0 and all(0 < level <= 1 for level in self.soft_levels),
-            f"soft_levels is {list(self.soft_levels)}; it is one or more weights in 0..1",
+            f"soft_levels is {list(self.soft_levels)}; it is one or more weights, above 0 and at most 1",
         )

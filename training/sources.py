@@ -25,7 +25,8 @@ class SourceRecords:
     Attributes:
         records: in the source's own order.
         validation: records of its validation split; None where it has none.
-        skipped: records left out because their prompt or response is empty (count).
+        skipped: records left out because their prompt or response is empty, and rows in which a tool takes
+            part (count).
         sources: name, SHA-256 and count of what was read: the records, then the validation split.
     """
 
@@ -55,8 +56,8 @@ def load_source(source: SourceRecipe) -> SourceRecords:
     """Records of `source`, from the first `limit` rows that its `where` selects.
 
     Raises:
-        ConfigError: it cannot be read, has no column that `where` names, or a row is not in its format;
-            names the row.
+        ConfigError: it cannot be read, has no column that `where` or `columns` names, or a row is not in its
+            format; names the row.
     """
     kind, _, name = source.source.partition(":")
     if kind == "jsonl":
@@ -81,6 +82,7 @@ def load_directory(directory: Path) -> SourceRecords:
 
 
 def _read(source: SourceRecipe, train: _Rows, validation: _Rows | None = None) -> SourceRecords:
+    _check_columns(source, train)
     records, skipped = _usable(_records(source, train))
     if not records:
         selected = f" among the rows where {dict(source.where)}" if source.where else ""
@@ -91,6 +93,16 @@ def _read(source: SourceRecipe, train: _Rows, validation: _Rows | None = None) -
     held_out, also_skipped = _usable(_records(source, validation))
     reported = DataSource(validation.name, validation.digest, len(held_out))
     return SourceRecords(records, held_out, skipped + also_skipped, (origin, reported))
+
+
+def _check_columns(source: SourceRecipe, rows: _Rows) -> None:
+    """Some rows may lack an optional column; one that all of them lack is misspelt in the recipe."""
+    known = dict.fromkeys(str(column) for row in rows.rows.values() for column in row)
+    for column in source.columns.values():
+        if known and column not in known:
+            raise ConfigError(
+                f"{rows.name} has no column {column!r}, which `columns:` names; it has {', '.join(known)}"
+            )
 
 
 def _records(source: SourceRecipe, rows: _Rows) -> Iterator[Record]:
@@ -135,11 +147,14 @@ def _object(line: bytes, where: str) -> Mapping[str, Any]:
 
 def _hub_split(source: SourceRecipe, name: str, split: str, limit: int | None) -> _Rows:
     datasets = _package("datasets")
-    label = "/".join(part for part in (name, source.subset, split) if part)
+    pinned = name if source.revision is None else f"{name}@{source.revision}"
+    label = "/".join(part for part in (pinned, source.subset, split) if part)
     # A stream ends with the last row that is wanted, before the rest is downloaded; a slice cannot be one.
     streaming = limit is not None and "[" not in split
     try:
-        found = datasets.load_dataset(name, source.subset, split=split, streaming=streaming)
+        found = datasets.load_dataset(
+            name, source.subset, split=split, revision=source.revision, streaming=streaming
+        )
         rows = _selected(found, source.where, limit, label)
     except (OSError, ValueError) as error:  # no such data set, subset or split; no connection
         raise ConfigError(f"{label} cannot be loaded from the hub: {error}") from error

@@ -1,15 +1,25 @@
-"""What every round of a run trains with."""
+"""What every round of a run trains with, in one process or in several that keep step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, broadcast
 
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.hooks import CompositionHooks
 from training.log import Log
-from training.signals import StopRequest
+from training.signals import Interrupted, StopRequest
+
+
+def make_accelerator() -> Accelerator:
+    """An accelerator for this process; what a launcher's environment asks of precision or accumulation is
+    not its to decide: the recipe does."""
+    once = GradientAccumulationPlugin(num_steps=1)
+    cpu = not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=once)
 
 
 @dataclass(frozen=True)
@@ -17,7 +27,7 @@ class Workshop:
     """Attributes:
     base: open to gradients.
     hooks: attached to it.
-    stop: asked once in every step.
+    stop: looked at once in every step.
     """
 
     accelerator: Accelerator
@@ -25,3 +35,23 @@ class Workshop:
     hooks: CompositionHooks
     log: Log
     stop: StopRequest
+
+    def summed(self, value: float) -> float:
+        """The sum of `value` over all processes."""
+        return float(self.accelerator.reduce(self._told(value)))
+
+    def of_first(self, value: float) -> float:
+        """The first process's `value`."""
+        return float(broadcast(self._told(value)))
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process was: a signal reaches one before the other, and they stop together."""
+        return self.summed(float(self.stop.requested)) > 0
+
+    def stop_here_if_asked(self, where: str) -> None:
+        """Raises Interrupted: a stop was asked for, and `where` is a place to go on from."""
+        if self.asked_to_stop():
+            raise Interrupted(f"stopped {where}")
+
+    def _told(self, value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)

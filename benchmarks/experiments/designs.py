@@ -43,10 +43,15 @@ def independent(
     settings: Settings,
     seed: int,
     stack: StackRecipe | None = None,
+    *,
+    faster: float = 1.0,
     quantization: Quantization | None = None,
 ) -> dict[str, Training]:
     """Domain -> its stack, each trained alone."""
-    return {d: alone(settings, [d], seed, stack, quantization=quantization) for d in settings.domains}
+    return {
+        d: alone(settings, [d], seed, stack, faster=faster, quantization=quantization)
+        for d in settings.domains
+    }
 
 
 def curriculum(
@@ -55,6 +60,7 @@ def curriculum(
     mode: EarlierMode,
     stack: StackRecipe | None = None,
     *,
+    faster: float = 1.0,
     null_space: Literal["output", "input"] | None = None,
     orthogonality: float = 0.0,
 ) -> dict[str, Training]:
@@ -65,7 +71,7 @@ def curriculum(
             domains=(domain,),
             stack=stack or settings.stack,
             steps=settings.steps,
-            rate=settings.learning_rate,
+            rate=settings.learning_rate * faster,
             seed=seed,
             quantization=settings.quantization,
             earlier=tuple(found.values()),
@@ -76,7 +82,7 @@ def curriculum(
     return found
 
 
-def sequence(settings: Settings, seed: int, stack: StackRecipe) -> list[Training]:
+def sequence(settings: Settings, seed: int, stack: StackRecipe, faster: float = 1.0) -> list[Training]:
     """One adapter that goes from domain to domain, each training starting where the last one ended."""
     found: list[Training] = []
     for domain in settings.domains:

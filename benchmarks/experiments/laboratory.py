@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.experiments.materials import Materials, digest
-from benchmarks.experiments.trainings import Training, factors, orthogonal_to
+from benchmarks.experiments.trained import Trained, spent
+from benchmarks.experiments.trainings import Training, factors, in_order, orthogonal_to
 from benchmarks.timing import Report, say
 from brainstacks.base_model import Quantization
+from brainstacks.durable import atomic_write, make_directory
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from training import checkpoint, null_space
@@ -27,8 +29,7 @@ from training.encoding import Example
 from training.inner_loop import train_round
 from training.null_space import NullSpace
 from training.round_task import Penalty, RoundTask
-from training.run_directory import atomic_write
-from training.run_log import TIMING, RunLog
+from training.run_log import RunLog
 from training.settings import StackRecipe
 
 FORMAT = 1
@@ -36,35 +37,6 @@ FORMAT = 1
 
 Weights = dict[str, Tensor]
 """As `ActiveStack.export` gives them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a training gave.
-
-    Attributes:
-        stack: the best snapshot; what it started from, where no evaluation improved on that.
-        history: step, train_loss and val_loss (selection NLL, nats per token), the start first.
-        seconds: of its steps, without evaluations.
-        tokens: that its steps saw (count).
-        directions: the facts of its null space; None without one.
-    """
-
-    stack: StackTensors
-    history: Sequence[Mapping[str, float]]
-    seconds: float
-    tokens: int
-    directions: Mapping[str, Any] | None
-
-    @property
-    def losses(self) -> list[float]:
-        """Selection NLL at each evaluation, the start first."""
-        return [point["val_loss"] for point in self.history]
-
-    @property
-    def gain(self) -> float:
-        """Nats by which it lowered the selection NLL, in the composition that it trained in."""
-        return self.losses[0] - min(self.losses)
 
 
 class Laboratory:
@@ -84,7 +56,7 @@ class Laboratory:
 
     def train_all(self, trainings: Iterable[Training]) -> None:
         """Train what is missing, and tell how long the rest takes."""
-        missing = [t for t in _in_order(trainings) if not self._result(t).is_dir()]
+        missing = [t for t in in_order(trainings) if not self._result(t).is_dir()]
         left, spent, done = sum(t.steps for t in missing), 0.0, 0
         self.report(f"{len(missing)} trainings to do, {left} steps")
         for training in missing:
@@ -110,31 +82,31 @@ class Laboratory:
 
     def _train(self, training: Training) -> None:
         workshop = self.materials.workshop(training.quantization)
-        bank = self.bank({_name(t): t for t in training.earlier}, training.quantization)
+        bank = self.bank({t.name: t for t in training.earlier}, training.quantization)
         space = self._null_space(training, bank)
         task = RoundTask(
-            domain=_name(training),
+            domain=training.name,
             number=len(training.own),
             stack=self.materials.config(training.stack),
             train=self._examples(training.domains, "train"),
             selection=self._examples(training.domains, "selection"),
             data=self.settings.recipe().data,
             config=self.settings.round(training.steps, training.rate, training.seed),
-            earlier=EarlierStacks(bank, [_name(t) for t in training.earlier], training.mode, training.seed),
+            earlier=EarlierStacks(bank, [t.name for t in training.earlier], training.mode, training.seed),
             own=[self.bank({"own": t}, training.quantization).bind([{"own": 1.0}]) for t in training.own],
             null_space=space,
             initial=self._weights(training.initial) if training.initial is not None else None,
             penalty=self._penalty(training),
         )
         place = self._result(training).parent
-        checkpoint.make_directory(place)
+        make_directory(place)
         with RunLog(place) as log:
             result = train_round(dataclasses.replace(workshop, log=log), task, place / "checkpoints")
         weights = result.tensors or task.initial or self._zero_deltas(training)
         state = {
             "history": [{"step": 0, "val_loss": result.baseline}, *result.history],
             "directions": space.facts() if space is not None else None,
-            **_spent(place / "metrics.jsonl"),
+            **spent(place / "metrics.jsonl"),
         }
         tensors = {f"rounds.0.{name}": tensor for name, tensor in weights.items()}
         checkpoint.save(self._result(training), tensors, state)
@@ -174,7 +146,7 @@ class Laboratory:
         domains = [d for t in training.earlier for d in t.domains]
         examples = [e for d in domains for e in self.materials.examples[d, "selection"]]
         batches = [collate(group) for group in by_length(examples, batch_size=16)]
-        sources = [bank.bind([{_name(t): 1.0 for t in training.earlier}])]
+        sources = [bank.bind([{t.name: 1.0 for t in training.earlier}])]
         config = self.settings.null_space(training.null_space)
         return null_space.measure(workshop.base.model, workshop.hooks, sources, batches, config, domains)
 
@@ -231,25 +203,3 @@ class Laboratory:
         if isinstance(value, tuple):
             return [self._fact(item) for item in value]
         return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-
-
-def _in_order(trainings: Iterable[Training]) -> list[Training]:
-    """Each once, after all that it builds on."""
-    found: dict[Training, None] = {}
-    for training in trainings:
-        found |= dict.fromkeys((*_in_order(training.builds_on), training))
-    return list(found)
-
-
-def _name(training: Training) -> str:
-    return "+".join(training.domains)
-
-
-def _spent(metrics: Path) -> dict[str, float]:
-    """Seconds and tokens of all steps of a training, those before it was resumed included."""
-    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-    steps = [line for line in lines if line["kind"] == "step"]
-    return {
-        "seconds": sum(line[TIMING]["seconds"] for line in steps),
-        "tokens": sum(line["tokens"] for line in steps),
-    }

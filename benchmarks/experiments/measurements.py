@@ -147,11 +147,13 @@ class Measurements:
         }
 
 
-def nats_under(materials: Materials, composed: Composed, weights: Mapping[str, Weights]) -> Nats:
-    """The validation records of each domain in `weights` under its composition there."""
+def nats_under(
+    materials: Materials, composed: Composed, weights: Mapping[str, Weights], split: str = "validation"
+) -> Nats:
+    """The records of each domain in `weights`, of one split, under its composition there."""
     found = {}
     for domain, composition in weights.items():
-        examples = materials.validation(domain)
+        examples = materials.examples[domain, split]
         found[domain] = composed.losses(examples, [composition] * len(examples))
     return found
 
@@ -166,6 +168,8 @@ def nats_of_base(lab: Laboratory, domains: Sequence[str]) -> Nats:
     return nats_under(lab.materials, lab.composed({}, lab.settings.quantization), throughout(domains, {}))
 
 
-def answer_tokens(materials: Materials, domains: Sequence[str]) -> dict[str, list[int]]:
-    """Domain -> answer tokens of each of its validation records."""
-    return {d: [len(e.response) for e in materials.validation(d)] for d in domains}
+def answer_tokens(
+    materials: Materials, domains: Sequence[str], split: str = "validation"
+) -> dict[str, list[int]]:
+    """Domain -> answer tokens of each of its records of one split."""
+    return {d: [len(e.response) for e in materials.examples[d, split]] for d in domains}

@@ -3,16 +3,22 @@
     python -m benchmarks.experiments.methods --data DIR
 
 All methods see each domain for equally many steps. Joint training sees all domains at once, which a growing
-set of domains does not allow: it is the upper bound. A perfect domain label is not to be had either.
+set of domains does not allow: it is the upper bound. A perfect domain label is not to be had either. One
+learning rate does not suit them all, least of all the LoRAs of a multiple of the rank: each method trains at
+all `rates` of the settings, which multiplies the study's cost by their number, and selection records choose.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 from benchmarks.experiments import designs
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.experiments.measurements import (
     HOW_SURE,
+    Estimate,
     Measurements,
     Nats,
     answer_tokens,
@@ -24,6 +30,7 @@ from benchmarks.experiments.routers import routed
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import markdown_table
+from training.composition import Weights
 
 BASE = "base"
 ROUTED = "ours, routed"
@@ -35,40 +42,74 @@ LORAS = "LoRA per domain, perfect domain label"
 O_LORA = "O-LoRA, summed"
 
 
-def _designs(materials: Materials, seed: int) -> dict[str, dict[str, Training]]:
-    """Name -> the stacks that the method ends with, by name."""
+Stacks = Mapping[str, Training]
+"""What a method ends with, by name."""
+
+
+def _designs(materials: Materials, seed: int, faster: float) -> dict[str, Stacks]:
+    """Method -> its stacks, trained at a multiple of the learning rate."""
     settings = materials.settings
     small, large = materials.lora(), materials.lora(len(settings.domains))
-    penalised = designs.curriculum(settings, seed, "all", small, orthogonality=settings.orthogonality)
+    penalty = settings.orthogonality
     return {
-        ROUTED: designs.independent(settings, seed),
-        LORAS: designs.independent(settings, seed, small),
-        SEQUENTIAL: {"all": designs.sequence(settings, seed, large)[-1]},
-        JOINT: {"all": designs.alone(settings, settings.domains, seed, large)},
-        O_LORA: penalised,
+        ROUTED: designs.independent(settings, seed, faster=faster),
+        LORAS: designs.independent(settings, seed, small, faster=faster),
+        SEQUENTIAL: {"all": designs.sequence(settings, seed, large, faster)[-1]},
+        JOINT: {"all": designs.alone(settings, settings.domains, seed, large, faster=faster)},
+        O_LORA: designs.curriculum(settings, seed, "all", small, faster=faster, orthogonality=penalty),
     }
 
 
 def _trainings(materials: Materials) -> list[Training]:
+    settings = materials.settings
     return [
         training
-        for seed in materials.settings.seeds
-        for stacks in _designs(materials, seed).values()
+        for seed, faster in product(settings.seeds, settings.rates)
+        for stacks in _designs(materials, seed, faster).values()
         for training in stacks.values()
     ]
 
 
-def _measure(lab: Laboratory, seed: int) -> dict[str, Nats]:
+def _own(domains: Sequence[str]) -> dict[str, Weights]:
+    return {d: {d: 1.0} for d in domains}
+
+
+def _all_on(domains: Sequence[str], stacks: Stacks) -> dict[str, Weights]:
+    return throughout(domains, dict.fromkeys(stacks, 1.0))
+
+
+def _selection_nll(lab: Laboratory) -> dict[str, dict[float, float]]:
+    """Method -> multiple of the learning rate -> NLL of the selection records, mean over domains and seeds.
+
+    Ours with the domain's own stack: a router is trained for the chosen stacks alone.
+    """
     materials, settings = lab.materials, lab.settings
-    stacks = _designs(materials, seed)
+    tokens = answer_tokens(materials, settings.domains, "selection")
+    losses: dict[str, dict[float, float]] = {}
+    for faster in settings.rates:
+        nats: dict[str, list[Nats]] = {}
+        for seed in settings.seeds:
+            for name, stacks in _designs(materials, seed, faster).items():
+                own = name in (ROUTED, LORAS)
+                weights = _own(settings.domains) if own else _all_on(settings.domains, stacks)
+                composed = lab.composed(stacks, settings.quantization)
+                nats.setdefault(name, []).append(nats_under(materials, composed, weights, "selection"))
+        measured = Measurements(tokens, nats)
+        for name in nats:
+            losses.setdefault(name, {})[faster] = measured.mean(name).value
+    return losses
+
+
+def _measure(lab: Laboratory, stacks: Mapping[str, Stacks]) -> dict[str, Nats]:
+    """The validation records under each method's `stacks`."""
+    materials, settings = lab.materials, lab.settings
     composed = {name: lab.composed(found, settings.quantization) for name, found in stacks.items()}
 
     def everything(name: str) -> Nats:
-        weights = throughout(settings.domains, dict.fromkeys(stacks[name], 1.0))
-        return nats_under(materials, composed[name], weights)
+        return nats_under(materials, composed[name], _all_on(settings.domains, stacks[name]))
 
     def labelled(name: str) -> Nats:
-        return nats_under(materials, composed[name], {d: {d: 1.0} for d in settings.domains})
+        return nats_under(materials, composed[name], _own(settings.domains))
 
     return {
         ROUTED: routed(lab, stacks[ROUTED]),
@@ -83,42 +124,52 @@ def _measure(lab: Laboratory, seed: int) -> dict[str, Nats]:
 
 def _find(lab: Laboratory) -> Findings:
     materials, settings = lab.materials, lab.settings
+    selection = _selection_nll(lab)
+    chosen = {name: min(losses, key=losses.__getitem__) for name, losses in selection.items()}
     nats = {BASE: [nats_of_base(lab, settings.domains)]}
     for seed in settings.seeds:
-        for name, found in _measure(lab, seed).items():
+        stacks = {name: _designs(materials, seed, faster)[name] for name, faster in chosen.items()}
+        for name, found in _measure(lab, stacks).items():
             nats.setdefault(name, []).append(found)
     measured = Measurements(answer_tokens(materials, settings.domains), nats)
     less = {name: measured.difference(ROUTED, name) for name in nats if name != ROUTED}
-    better = [name for name, found in less.items() if found.sign < 0]
-    worse = [name for name, found in less.items() if found.sign > 0]
-    open_ = [name for name in less if name not in better and name not in worse]
-    verdict = "; ".join(
-        f"ours, routed, {how} {', '.join(names)}"
-        for how, names in (
-            ("is better than", better),
-            ("is worse than", worse),
-            ("cannot be told from", open_),
-        )
-        if names
-    )
     counts = {
         name: sum(materials.parameters(t.stack) for t in stacks.values())
-        for name, stacks in _designs(materials, settings.seeds[0]).items()
+        for name, stacks in _designs(materials, settings.seeds[0], 1.0).items()
     }
+    rates = {name: settings.learning_rate * faster for name, faster in chosen.items()}
+    tried = [f"{settings.learning_rate * faster:g}" for faster in settings.rates]
+    rows = [
+        [name, n, *(f"{loss:.3f}" for loss in selection[name].values()), f"{rates[name]:g}"]
+        for name, n in counts.items()
+    ]
+    columns = ["", "trainable parameters", *(f"selection NLL at {rate}" for rate in tried), "rate taken"]
     text = "\n\n".join(
         (
             measured.table(ROUTED),
-            markdown_table(["", "trainable parameters"], [[name, n] for name, n in counts.items()]),
-            f"{HOW_SURE} The router's parameters come on top of ours. "
-            f"O-LoRA: lambda {settings.orthogonality:g}.",
+            markdown_table(columns, rows),
+            f"{HOW_SURE} Of each method, the learning rate with the lowest selection NLL (mean over "
+            "domains and seeds) is measured; ours is chosen with the domain's own stack. The router's "
+            f"parameters come on top of ours. O-LoRA: lambda {settings.orthogonality:g}.",
         )
     )
     figures = {
         "validation_nll": measured.to_dict(),
         "routed_less_others": {name: found.to_dict() for name, found in less.items()},
+        "selection_nll": {
+            name: dict(zip(tried, losses.values(), strict=True)) for name, losses in selection.items()
+        },
+        "learning_rates": rates,
         "trainable_parameters": counts,
     }
-    return Findings(f"{verdict}.", text, figures)
+    return Findings(_verdict(less), text, figures)
+
+
+def _verdict(less: Mapping[str, Estimate]) -> str:
+    """What the intervals of ours, routed, less each other method allow to say."""
+    signs = {-1: "is better than", 1: "is worse than", 0: "cannot be told from"}
+    told = {how: [name for name, found in less.items() if found.sign == sign] for sign, how in signs.items()}
+    return "; ".join(f"ours, routed, {how} {', '.join(names)}" for how, names in told.items() if names) + "."
 
 
 STUDY = Study(

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from benchmarks.experiments import designs
-from benchmarks.experiments.laboratory import Laboratory, Trained
+from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.experiments.measurements import (
     HOW_SURE,
@@ -24,6 +24,7 @@ from benchmarks.experiments.measurements import (
     throughout,
 )
 from benchmarks.experiments.study import Findings, Study, command
+from benchmarks.experiments.trained import Trained
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import Spread, markdown_table
 from training.forgetting import ForgettingMatrix, measure_row

@@ -12,10 +12,10 @@ from brainstacks.config import MetaRouterConfig
 from brainstacks.routing.router import Router
 from brainstacks.stacks.router_artifact import RouterMetadata
 from training.composition import Composed
-from training.evaluation import route
 from training.outcomes import measure, measure_all
 from training.router_prompts import router_prompts
 from training.router_training import fit
+from training.validation import route
 
 
 def routed(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:

@@ -73,7 +73,8 @@ def run_studies(
     keep_freed_memory()
     facts = machine()
     stop = StopRequest()
-    with RunDirectory(run / "cache", {"kept": "trainings and measurements"}):
+    with RunDirectory(run / "cache") as cache:
+        cache.check_identity({"kept": "trainings and measurements"})
         materials = Materials(settings, data, stop)
         laboratory = Laboratory(materials, run / "cache", report)
         with stop:  # measuring needs none: it keeps what is costly, and a signal ends it at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import Quantization
+from brainstacks.layers.projections import INPUT_GROUPS
 from training.active_stack import ActiveStack
 from training.round_task import Penalty
 from training.settings import EarlierMode, StackRecipe
@@ -62,11 +64,16 @@ class Training:
         """What must be trained before."""
         return (*self.earlier, *self.own, *([self.initial] if self.initial is not None else []))
 
+    @property
+    def name(self) -> str:
+        """Of its domains; what trains on top of others tells them apart by it."""
+        return "+".join(self.domains)
+
     def __str__(self) -> str:
         kind = f"LoRA r{self.stack.rank}"
         if self.stack.experts > 1:
             kind = f"MoE-LoRA {self.stack.experts} x r{self.stack.rank}"
-        parts = [kind, "+".join(self.domains), self.quantization, f"{self.steps} steps", f"seed {self.seed}"]
+        parts = [kind, self.name, self.quantization, f"{self.steps} steps", f"seed {self.seed}"]
         if self.earlier:
             parts.append(f"earlier {self.mode}")
         if self.own:
@@ -78,6 +85,14 @@ class Training:
         if self.null_space:
             parts.append(f"null space {self.null_space}")
         return ", ".join(parts)
+
+
+def in_order(trainings: Iterable[Training]) -> list[Training]:
+    """Each once, after all that it builds on."""
+    found: dict[Training, None] = {}
+    for training in trainings:
+        found |= dict.fromkeys((*in_order(training.builds_on), training))
+    return list(found)
 
 
 def orthogonal_to(earlier: list[dict[str, Tensor]], strength: float) -> Penalty:
@@ -105,6 +120,7 @@ def factors(active: ActiveStack) -> dict[str, Tensor]:
     columns = config.experts * config.rank
     found = {}
     for key, down in active.down.items():
-        projections = down.shape[0] // (columns + config.experts)
+        group = INPUT_GROUPS[int(key.rpartition("_")[2])]
+        projections = sum(name in config.projections for name in group)
         found[key] = down[: projections * columns].unflatten(0, (projections, columns))
     return found

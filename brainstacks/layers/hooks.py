@@ -35,16 +35,18 @@ class LowRank:
 
     def __call__(self, output: Tensor) -> Tensor:
         hidden = self.hidden.view(-1, self.hidden.shape[-1])
-        if self.span is None and torch.is_grad_enabled() and (hidden.requires_grad or self.up.requires_grad):
+        rows = output.view(-1, output.shape[-1])
+        if self.span is None and torch.is_grad_enabled():
+            if output._is_view():  # of a quantised linear's own output, which autograd keeps to itself
+                return torch.addmm(rows, hidden, self.up).view(output.shape)
             corrected: Tensor = _AddLowRank.apply(output, hidden, self.up)  # type: ignore[no-untyped-call]
             return corrected
-        rows = output.view(-1, output.shape[-1])
         (rows if self.span is None else rows[self.span]).addmm_(hidden, self.up)
         return output
 
 
 class _AddLowRank(torch.autograd.Function):
-    """output + hidden @ up, in place: no projection needs its own output for its gradient.
+    """output + hidden @ up, in place: no linear needs its own output for its gradient.
 
     Autograd's own `addmm` would copy every output, and its in-place form every gradient.
     """

@@ -11,7 +11,6 @@ directory fsynced: a reader, and a restart after a crash, sees the old or the ne
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -21,12 +20,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from brainstacks.errors import Conflict, StorageFull
+from brainstacks.durable import make_directory, replacing, storage_full, write_file
+from brainstacks.errors import Conflict
 from brainstacks.stacks.artifact import check_digest, is_digest, sha256_file
 
 CHUNK_BYTES = 2**20
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = "the registry's store has no room for {what}; free some with `brainstacks prune` or enlarge it"
 
 
 class Store(Protocol):
@@ -80,19 +80,14 @@ class LocalStore:
         descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with _full_as_storage_full():
-                self._make_directories()
+            with storage_full("this", _FULL):
+                make_directory(self._blobs)
+                make_directory(self._temporary)
             for stray in self._temporary.iterdir():  # only the lock's holder writes here: its writer is dead
                 stray.unlink()
             yield
         finally:
             os.close(descriptor)  # releases the lock
-
-    def _make_directories(self) -> None:
-        for directory in (self._blobs.parent, self._blobs, self._temporary):
-            if not directory.is_dir():
-                directory.mkdir()
-                _fsync_directory(directory.parent)
 
     def read_manifest(self) -> bytes | None:
         try:
@@ -121,21 +116,8 @@ class LocalStore:
 
     def _write(self, target: Path, chunks: Iterable[bytes], mode: int) -> None:
         temporary = self._temporary / uuid.uuid4().hex
-        try:
-            with _full_as_storage_full():
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-                try:
-                    for chunk in chunks:
-                        view = memoryview(chunk)
-                        while view:
-                            view = view[os.write(descriptor, view) :]
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-                os.replace(temporary, target)
-                _fsync_directory(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with storage_full("this", _FULL), replacing(target, temporary):
+            write_file(temporary, chunks, mode)
 
     def path(self, digest: str) -> Path:
         check_digest(digest)
@@ -155,23 +137,3 @@ class LocalStore:
 
     def total_bytes(self) -> int:
         return sum(self.path(digest).stat().st_size for digest in self.digests())
-
-
-@contextmanager
-def _full_as_storage_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise StorageFull(
-            "the registry's store has no room for this; free some with `brainstacks prune` or enlarge it"
-        ) from error
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,32 +5,31 @@ Tensors are named and shaped as in `artifact.py` and `router_artifact.py`.
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from brainstacks.durable import replacing, storage_full, write_file
 from brainstacks.stacks.artifact import StackFile, StackMetadata, inspect_stack
 from brainstacks.stacks.envelope import METADATA_KEY
 from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata, inspect_router
+
+File = TypeVar("File")
 
 
 def save_stack(path: Path, metadata: StackMetadata, tensors: Mapping[str, torch.Tensor]) -> StackFile:
     """Write a stack file and check it as an upload is checked. `path` appears whole or not at all.
 
+    Holds two copies of the tensors in memory meanwhile.
+
     Raises:
         InvalidArtifact: tensors and metadata do not make a sound stack; nothing is written.
+        StorageFull: no room; nothing is written.
     """
-    temporary = _save(path, metadata.to_json(), tensors)
-    try:
-        file = inspect_stack(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file
+    return _save(path, metadata.to_json(), tensors, inspect_stack)
 
 
 def save_router(path: Path, metadata: RouterMetadata, tensors: Mapping[str, torch.Tensor]) -> RouterFile:
@@ -38,28 +37,23 @@ def save_router(path: Path, metadata: RouterMetadata, tensors: Mapping[str, torc
 
     Raises:
         InvalidArtifact: tensors and metadata do not make a sound router; nothing is written.
+        StorageFull: no room; nothing is written.
     """
-    temporary = _save(path, metadata.to_json(), tensors)
-    try:
-        file = inspect_router(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file
+    return _save(path, metadata.to_json(), tensors, inspect_router)
 
 
-def _save(path: Path, document: str, tensors: Mapping[str, torch.Tensor]) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _save(
+    path: Path, document: str, tensors: Mapping[str, torch.Tensor], inspect: Callable[[Path], File]
+) -> File:
     # Copies: slices of one parameter share storage, which the library refuses to write.
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())
     }
-    try:
-        save_file(copies, temporary, metadata={METADATA_KEY: document})
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+    content = save(copies, metadata={METADATA_KEY: document})
+    with storage_full(path.name), replacing(path) as temporary:
+        write_file(temporary, [content])
+        file = inspect(temporary)
+    return file
 
 
 def load_stack_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from benchmarks.experiments import (
 )
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
+from benchmarks.experiments.measurements import answer_tokens, nats_under, throughout
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Study, run_studies
+from benchmarks.experiments.trainings import factors
 from brainstacks.errors import ConfigError
+from brainstacks.layers.projections import INPUT_GROUPS
 from tests.tiny import write_records
+from training.active_stack import ActiveStack
 from training.settings import RouterRecipe, StackRecipe
 from training.signals import Interrupted, StopRequest
 
@@ -217,17 +222,32 @@ def test_rounds_stack_up_and_the_others_get_their_steps_or_parameters(lab: Labor
     assert lab.trained(last).losses[0] == pytest.approx(min(lab.trained(earlier).losses), abs=1e-5)
 
 
-def test_methods_see_equal_steps_with_equal_parameters(lab: Laboratory) -> None:
-    found = find(methods.STUDY, lab)
-    counts = found.figures["trainable_parameters"]
+def test_methods_see_equal_steps_with_equal_parameters_at_the_rate_that_selection_records_choose(
+    lab: Laboratory,
+) -> None:
+    found = find(methods.STUDY, lab).figures
+    counts = found["trainable_parameters"]
     assert max(counts.values()) <= 1.1 * min(counts.values())
-    assert set(found.figures["routed_less_others"]) == {
+    assert set(found["routed_less_others"]) == {
         *(methods.BASE, methods.UNGATED, methods.LABELLED, methods.SEQUENTIAL, methods.JOINT),
         *(methods.LORAS, methods.O_LORA),
     }
     sequential = designs.sequence(lab.settings, 0, lab.materials.lora(2))
     joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2))
     assert sum(t.steps for t in sequential) == joint.steps
+    assert set(found["learning_rates"]) == set(found["trainable_parameters"])
+    for name, rate in found["learning_rates"].items():
+        losses = found["selection_nll"][name]
+        assert list(losses) == ["0.005", "0.01"]
+        assert losses[f"{rate:g}"] == min(losses.values())
+    taken = found["learning_rates"][methods.JOINT] / lab.settings.learning_rate
+    joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2), faster=taken)
+    composed = lab.composed({"all": joint}, "none")
+    nats = nats_under(lab.materials, composed, throughout(lab.settings.domains, {"all": 1.0}))
+    for domain, values in nats.items():
+        nll = sum(values) / sum(answer_tokens(lab.materials, [domain])[domain])
+        figures = found["validation_nll"][methods.JOINT]["domains"][domain]
+        assert figures["value"] == pytest.approx(nll, abs=1e-5)
 
 
 def test_o_lora_keeps_a_later_lora_out_of_the_rows_of_an_earlier_one(lab: Laboratory) -> None:
@@ -239,6 +259,18 @@ def test_o_lora_keeps_a_later_lora_out_of_the_rows_of_an_earlier_one(lab: Labora
         chat, math = (lab.trained(t).stack.tensors for t in stacks.values())
         overlaps.append(sum(float((chat[n] @ math[n].T).square().sum()) for n in chat if n.endswith(".A")))
     assert overlaps[0] < 0.5 * overlaps[1]
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (3, 3), (3, 2)])
+def test_factors_are_the_a_of_every_projection_whatever_rows_its_gate_has(
+    lab: Laboratory, experts: int, top_k: int
+) -> None:
+    config = lab.materials.config(StackRecipe(rank=2, experts=experts, top_k=top_k))
+    active = ActiveStack(config, lab.materials.identity.dims)
+    exported, found = active.export(), factors(active)
+    for layer, (group, names) in product(range(config.layers), enumerate(INPUT_GROUPS)):
+        for name, A in zip(names, found[f"{layer}_{group}"], strict=True):
+            assert torch.equal(A, exported[f"layers.{layer}.{name}.A"])
 
 
 @pytest.mark.slow

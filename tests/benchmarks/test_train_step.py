@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks import train_step
 from benchmarks.experiments.parameters import lora_of, parameters
+from benchmarks.step_times import AUTOCAST, PEFT
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.layers.hooks import CompositionHooks
 from tests.tiny import stack_config
@@ -85,7 +86,7 @@ def test_every_contestant_steps_at_both_shapes(tiny_directory: Path, tmp_path: P
         counts = case["trainable_parameters"]
         assert set(counts) == set(case["seconds_per_step"])
         assert max(counts.values()) <= 1.1 * min(counts.values())
-        assert set(case["over_peers"]) == {train_step.PEFT, train_step.AUTOCAST}
+        assert set(case["over_peers"]) == {PEFT, AUTOCAST}
         assert list(case["growth_per_frozen_stack"]) == ["1", "2", "4"]
     assert "growth per frozen stack" in result.output
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from brainstacks.errors import InvalidArtifact
+from brainstacks.errors import InvalidArtifact, StorageFull
 from brainstacks.stacks.artifact import (
     DataSource,
     Predecessor,
@@ -72,6 +75,54 @@ def test_an_unsound_stack_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match="NaN"):
         save_stack(tmp_path / "f", FULL, tensors)
     assert list(tmp_path.iterdir()) == []
+
+
+def full_stack(path: Path) -> None:
+    save_stack(path, FULL, {name: torch.ones(shape) for name, shape in stack_shapes(FULL)})
+
+
+def full_router(path: Path) -> None:
+    metadata = router_metadata(STACKS)
+    save_router(path, metadata, {name: torch.ones(shape) for name, shape in router_shapes(metadata.config)})
+
+
+@pytest.mark.parametrize("save", [full_stack, full_router])
+@pytest.mark.parametrize("function", ["open", "write", "fsync", "replace"])
+def test_no_room_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path], None], function: str
+) -> None:
+    (tmp_path / "f").write_text("old")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, full)
+        with pytest.raises(StorageFull, match=r"no room to write f \(injected\)"):
+            save(tmp_path / "f")
+    assert os.listdir(tmp_path) == ["f"]
+    assert (tmp_path / "f").read_text() == "old"
+
+
+@pytest.mark.parametrize("save", [full_stack, full_router])
+def test_a_file_is_on_disk_before_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path], None]
+) -> None:
+    events: list[object] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def replaced(old: Path, new: Path) -> None:
+        events.append("renamed")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    save(tmp_path / "f")
+    assert events == [(tmp_path / "f").stat().st_ino, "renamed", tmp_path.stat().st_ino]
 
 
 def test_router_tensors_are_loaded_unchanged(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(base: Path, directory: Path, stop_after: int | None) -> dict[str, str]:
     if found is None:
         raise SystemExit(f"no checkpoint of step {STEPS}")
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in found.tensors.items():
+    for name, tensor in sorted(found.tensors.items()):
         parts.setdefault(name.partition("/")[0], {})[name] = tensor
     state = {k: v for k, v in found.state["round"].items() if k != "log_position"}
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

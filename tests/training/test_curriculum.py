@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from training.data import prepare
 from training.evaluate_run import evaluate_run
 from training.evaluation import Evaluation
 from training.expert_use import load_expert_use
-from training.outer_loop import run_curriculum, run_stack
+from training.outer_loop import PrefixChanged, run_curriculum, run_stack
 from training.recipe import Recipe, recipe_from
 from training.router_training import train_router
 
@@ -151,10 +152,9 @@ def test_a_run_without_its_later_half_ends_with_the_very_same_stacks(
     plan = recipe(tiny_directory, earlier_stacks="sampled", max_rounds=2)
     run_curriculum(plan, registry, tmp_path / "run", data, quiet)
     other, again = Registry(tmp_path / "other", create=True), tmp_path / "again"
-    shorter = dataclasses.replace(plan, domains=plan.domains)
-    run_curriculum(shorter, other, again, data, quiet)
-    (again / "math" / "stack.safetensors").unlink()
-    run_curriculum(shorter, other, again, data, quiet)
+    run_curriculum(plan, other, again, data, quiet)
+    shutil.rmtree(again / "math")
+    run_curriculum(plan, other, again, data, quiet)
     assert digests(other) == digests(registry)
 
 
@@ -193,7 +193,7 @@ def test_a_run_driven_to_nan_freezes_nothing(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
     plan = recipe(tiny_directory)
-    wild = dataclasses.replace(plan.round, learning_rate=float("inf"), warmup_steps=0)
+    wild = dataclasses.replace(plan.round, learning_rate=1e30, warmup_steps=0)
     plan = dataclasses.replace(plan, round=wild)
     assert run_curriculum(plan, registry, tmp_path / "run", data, quiet) == ("chat", "math")
     assert digests(registry) == {}
@@ -268,8 +268,49 @@ def test_missing_data_names_the_file(tiny_directory: Path, registry: Registry, t
         run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", tmp_path, quiet)
 
 
-def test_nothing_of_a_run_is_left_on_the_base(
+def test_a_finished_run_leaves_a_later_version_and_a_rollback_alone(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "run", data, quiet)
-    assert torch.is_grad_enabled()
+    plan, run = recipe(tiny_directory, "chat"), tmp_path / "run"
+    run_curriculum(plan, registry, run, data, quiet)
+    other = dataclasses.replace(plan, round=dataclasses.replace(plan.round, seed=5))
+    run_curriculum(other, registry, tmp_path / "other", data, quiet)
+    newer = digests(registry)
+    run_curriculum(plan, registry, run, data, quiet)
+    assert digests(registry) == newer
+
+
+def test_a_stack_trained_on_one_version_does_not_go_on_on_another(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan = recipe(tiny_directory)
+    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "first", data, quiet)
+    run_stack(plan, "math", registry, tmp_path / "math", data, quiet)
+    changed = recipe(tiny_directory, "chat", steps=4)
+    run_curriculum(changed, registry, tmp_path / "second", data, quiet)
+    with pytest.raises(ConfigError, match=r"on top of\.chat"):
+        run_stack(plan, "math", registry, tmp_path / "math", data, quiet)
+
+
+def test_a_prefix_that_computes_something_else_is_told_and_keeps_nothing_from_being_published(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan, run = recipe(tiny_directory), tmp_path / "run"
+    run_curriculum(plan, registry, run, data, quiet)
+    document = json.loads((run / "forgetting.json").read_text())
+    del document["domains"][1], document["rows"][1]
+    document["rows"][0]["chat"]["prefix"] += 1e-9
+    (run / "forgetting.json").write_text(json.dumps(document))
+    again = Registry(tmp_path / "again", create=True)
+    with pytest.raises(PrefixChanged, match=r"chat is not, bit for bit.*Remove forgetting\.json"):
+        run_curriculum(plan, again, run, data, quiet)
+    assert digests(again) == digests(registry)
+
+
+def test_a_domain_without_a_record_that_fits_is_refused_before_anything_is_trained(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    write_records(data / "chat" / "validation.jsonl", [("x" * 200, "y")])
+    with pytest.raises(ConfigError, match="none of the 1 validation records of chat fits 96 tokens"):
+        run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", data, quiet)
+    assert not (tmp_path / "run" / "chat").exists()

@@ -65,7 +65,7 @@ def test_no_prompt_is_in_two_splits(directory: Path) -> None:
 
 def test_what_is_left_out_is_counted(directory: Path) -> None:
     chat, math = prepare(recipe(CHAT, MATH, contamination="drop"), directory).values()
-    nothing = {"empty": 0, "share": 0, "repeated": 0}
+    nothing = {"unusable": 0, "share": 0, "repeated": 0}
     assert chat.left_out == {**nothing, "contaminated": 0, "in validation": 1}
     assert math.left_out == {**nothing, "contaminated": 1, "in validation": 0}
     assert chat.overlaps == ()
@@ -118,6 +118,13 @@ def test_repeated_records_are_left_out_and_repeated_ids_completed(tmp_path: Path
     assert len(ids) == 8
     assert all(id.startswith("x-") for id in ids)
     assert chat.left_out["repeated"] == 2
+
+
+def test_what_gives_nothing_to_learn_is_counted(tmp_path: Path) -> None:
+    answers = [f"{i}" for i in range(8)] + [""] * 3
+    path = write_records(tmp_path / "a.jsonl", [(f"p{i}", answer) for i, answer in enumerate(answers)])
+    (chat,) = prepare(recipe({"name": "chat", "sources": [{"source": f"jsonl:{path}"}]})).values()
+    assert chat.left_out["unusable"] == 3
 
 
 def test_a_domain_without_sources_or_data_is_refused() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
@@ -55,6 +57,21 @@ def test_backward_transfer_is_positive_where_later_stacks_help() -> None:
 def test_a_single_domain_forgets_nothing() -> None:
     found = matrix([2.0])
     assert (found.average(), found.backward_transfer(), found.forgetting()) == (2.0, 0.0, 0.0)
+
+
+def test_it_shows_every_ungated_loss_and_of_each_kind_the_last_ones_and_the_figures() -> None:
+    found = matrix([2.0], [1.8, 3.0], [2.5, 3.4, 1.0])
+    console = Console(width=160, file=io.StringIO(), record=True)
+    found.show(console)
+    text = console.export_text()
+    rows = [line.split() for line in text.replace("│", " ").splitlines()]
+    assert "No prefix loss has changed by a bit" in text
+    assert ["all,", "after", "code", "1.8000", "3.0000"] in rows
+    assert ["ungated", "2.5000", "3.4000", "1.0000", "2.3000", "-0.4500", "+0.5500"] in rows
+    assert ["prefix", *["1.0000"] * 4, "+0.0000", "+0.0000"] in rows
+    assert ["isolated", *["9.0000"] * 4, "+0.0000", "+0.0000"] in rows
+    assert found.figures()["ungated"]["average"] == found.average("ungated")
+    assert found.to_dict()["figures"] == found.figures()
 
 
 def test_a_row_covers_the_domains_so_far_and_no_other() -> None:

@@ -46,6 +46,13 @@ def test_alpaca_with_an_input_has_it_below_the_instruction() -> None:
     assert made == Record("r", user("Sum.\n\n1 2"), "3")
 
 
+def test_alpaca_s_input_may_have_another_name_and_be_missing_from_a_row() -> None:
+    columns = {"input": "context"}
+    row = {"instruction": "Sum.", "output": "3", "input": "not this"}
+    assert only("alpaca", {**row, "context": "1 2"}, columns) == Record("r", user("Sum.\n\n1 2"), "3")
+    assert only("alpaca", row, columns) == Record("r", user("Sum."), "3")
+
+
 def test_every_answer_of_a_conversation_is_a_record_with_what_precedes_it() -> None:
     turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [Message(*turn) for turn in turns]
@@ -55,6 +62,39 @@ def test_every_answer_of_a_conversation_is_a_record_with_what_precedes_it() -> N
     shared = [{"from": names[r], "value": c} for r, c in turns]
     assert read("sharegpt", {"conversations": shared}, "r", {}) == wanted
     assert read("sharegpt", {"conversation": shared}, "r", {}) == wanted
+
+
+@pytest.mark.parametrize("name", ["system", "instructions"])
+def test_sharegpt_s_system_column_opens_the_conversation(name: str) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    row, columns = {"conversations": turns, name: "Think."}, {"system": name}
+    assert only("sharegpt", row, columns) == Record("r", (Message("system", "Think."), *user("a")), "b")
+    for empty in ("", " ", None):
+        assert only("sharegpt", {**row, name: empty}, columns) == Record("r", user("a"), "b")
+
+
+def test_a_system_turn_stands_before_the_system_column() -> None:
+    turns = [{"from": f, "value": v} for f, v in (("system", "Own."), ("human", "a"), ("gpt", "b"))]
+    made = only("sharegpt", {"conversations": turns, "system": "Think."})
+    assert made.messages == (Message("system", "Own."), *user("a"))
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "Tool", "function_call", "observation"])
+def test_a_row_in_which_a_tool_takes_part_is_one_record_with_nothing_to_learn(role: str) -> None:
+    turns = [("user", "a"), ("assistant", "calls"), (role, "3"), ("assistant", "b")]
+    messages = [{"role": r, "content": c} for r, c in turns]
+    assert read("messages", {"messages": messages}, "r", {}) == [Record("r", (), "")]
+    assert read("messages", {"messages": messages[:3]}, "r", {}) == [Record("r", (), "")]
+    shared = [{"from": r, "value": c} for r, c in turns]
+    assert read("sharegpt", {"conversations": shared}, "r", {}) == [Record("r", (), "")]
+    pair = {"chosen": messages, "rejected": [messages[0], messages[3]]}
+    assert read("preference", pair, "r", {}) == [Record("r", (), "")]
+
+
+def test_a_conversation_without_an_answer_is_one_record_with_nothing_to_learn() -> None:
+    assert read("messages", {"messages": [{"role": "user", "content": "a"}]}, "r", {}) == [
+        Record("r", (), "")
+    ]
 
 
 @pytest.mark.parametrize("names", [("user", "assistant"), ("User", "Assistant"), ("HUMAN", "GPT")])
@@ -132,9 +172,11 @@ def test_an_empty_text_is_read_as_it_is() -> None:
         ("prompt_response", {"prompt": 3, "response": "a"}, "'prompt' is a int"),
         ("messages", {"messages": "hi"}, "conversation is a str"),
         ("messages", {"messages": ["hi"]}, "turn is a str"),
-        ("messages", {"messages": [{"role": "Tool", "content": "a"}]}, "role is 'Tool'"),
+        ("messages", {"messages": [{"role": "Author", "content": "a"}]}, "role is 'Author'"),
         ("messages", {"messages": [{"role": None, "content": "a"}]}, "role is None"),
         ("sharegpt", {"conversations": [{"role": "user"}]}, "no 'from'; it has role"),
+        ("sharegpt", {"conversations": [], "system": 3}, "'system' is a int"),
+        ("alpaca", {"instruction": "a", "input": 3, "output": "b"}, "'input' is a int"),
         ("gsm8k", {"question": "a", "answer": "72"}, "####"),
         ("medqa", {"question": "a", "options": ["x", "y"], "answer": "z"}, "names one of its options"),
         ("medqa", {"question": "a", "options": "xy", "answer": "x"}, "'options' is a str"),

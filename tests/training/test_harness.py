@@ -246,7 +246,7 @@ def task() -> dict[str, Any]:
 
 
 def test_a_task_runs_offline_in_all_modes(model: ComposedModel, stacks: dict[str, StackTensors]) -> None:
-    found = run_harness(model, [task()], limit=3)
+    found = run_harness(model, [task()], limit=3, chat=False)
     assert tuple(found) == MODES
     for mode in MODES:
         right = 0
@@ -264,7 +264,7 @@ def test_a_task_in_the_chat_template_asks_the_chat(
     asked: list[torch.Tensor] = []
     logits = model.logits
     monkeypatch.setattr(model, "logits", lambda ids, *a: asked.append(ids) or logits(ids, *a))  # type: ignore[func-returns-value]
-    run_harness(model, [task()], limit=1, modes=("base",), chat=True)
+    run_harness(model, [task()], limit=1, modes=("base",))
     prompt = model.base.chat_tokenizer().encode_chat([{"role": "user", "content": "Q: 0 + 0 ="}])
     assert all(row[: len(prompt)].tolist() == prompt for ids in asked for row in ids)
 

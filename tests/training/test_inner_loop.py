@@ -126,7 +126,7 @@ def test_gradient_checkpointing_changes_no_step(tiny_base: BaseModel, tmp_path: 
 # --- what is not kept ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [float("inf"), 1e30])
+@pytest.mark.parametrize("rate", [1e8, 1e30])
 def test_a_round_that_diverges_leaves_nothing_to_freeze_and_stops(
     tiny_base: BaseModel, tmp_path: Path, rate: float
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
-from brainstacks.errors import ConfigError
+from brainstacks.errors import ConfigError, StorageFull
 from tests.training.examples import example
 from training.outcome_file import OutcomeFile
 
@@ -81,6 +82,22 @@ def test_a_kill_at_any_byte_loses_the_cut_line_alone(path: Path) -> None:
         again = OutcomeFile(path, SETTINGS, OLD)
         assert again.best("math", TWO) == ({"a": 0.0, "b": 1.0}, 2.5), cut
         assert (again.best("math", ONE) is None) == (cut < first), cut
+
+
+def test_a_full_disk_loses_the_new_lines_alone(path: Path) -> None:
+    before = path.stat().st_size
+    file = OutcomeFile(path, SETTINGS, OLD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + 20, hard))
+    try:
+        with pytest.raises(StorageFull, match=r"no room to write outcomes\.jsonl \(File too large\)"):
+            file.append([("code", ONE, LOSSES, {"a": 1.0, "b": 0.5}, 1.25)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = OutcomeFile(path, SETTINGS, OLD)
+    assert path.stat().st_size == before
+    assert again.best("math", ONE) == ({"a": 1.0, "b": 0.5}, 1.25)
+    assert again.best("code", ONE) is None
 
 
 def test_other_settings_are_refused_by_name(path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from training import plots
 from training.page import TEMPLATES
-from training.plots import SERIES, STRENGTH, VARIABLES, Estimate, Line
+from training.plots import STRENGTH, Estimate, Line
+from training.svg import SERIES, VARIABLES
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "</text><script>alert('$x$')</script> & \"quoted\""

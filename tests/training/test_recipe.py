@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from brainstacks.errors import ConfigError
 from training.formats import read
 from training.recipe import RECIPES, Recipe, SourceRecipe, load_recipe, recipe_from
+from training.records import Message
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"base": "b", "domains": [{"name": "chat", "licence": "MIT"}]}
@@ -137,7 +139,7 @@ ANSWERS = {
 def shipped_sources() -> list[SourceRecipe]:
     recipes = [load_recipe(name) for name in SHIPPED]
     found = [source for recipe in recipes for domain in recipe.domains for source in domain.sources]
-    return list({(source.source, source.subset): source for source in found}.values())
+    return list({(s.source, s.subset, s.format, str(s.columns)): s for s in found}.values())
 
 
 def row_of(source: SourceRecipe) -> dict[str, Any]:
@@ -156,9 +158,9 @@ def test_every_source_of_a_shipped_recipe_is_read_in_its_own_columns(source: Sou
     row = row_of(source)
     assert source.where.items() <= row.items()
     (record,) = read(source.format, row, "row", source.columns)
-    asked = [(message.role, message.content) for message in record.messages]
     prompt, response = ANSWERS.get(source.source, ("Q", "A"))
-    assert asked == [("user", prompt)]
+    system = [Message("system", row["system"])] if row.get("system") and source.format == "sharegpt" else []
+    assert record.messages == (*system, Message("user", prompt))
     assert record.response == response
 
 
@@ -220,19 +222,51 @@ def test_a_domain_has_its_own_steps_and_every_round_a_seed_of_its_own() -> None:
         ({"stack": 3}, "stack is 3; it is a mapping"),
         ({"earlier_stacks": "some"}, "'some'; it is one of all, none, sampled"),
         ({"quantization": "nf3"}, "'nf3'; it is one of nf4, int8, none"),
-        ({"max_rounds": 0}, "max_rounds is 0; it is a number of at least 1"),
+        ({"max_rounds": 0}, "max_rounds is 0; it is at least 1"),
         ({"data": {"contamination": "hide"}}, "contamination is 'hide'"),
-        ({"data": {"max_tokens": 8}}, "max_tokens is 8; it is a number of at least 16"),
-        ({"data": {"router": -1}}, "router is -1; it is a number of at least 0"),
+        ({"data": {"max_tokens": 8}}, "max_tokens is 8; it is at least 16"),
+        ({"data": {"router": -1}}, "router is -1; it is at least 0"),
         ({"round": {"optimizer": "sgd"}}, "optimizer is 'sgd'"),
         ({"round": {"learning_rate": 0}}, "learning_rate is 0; it is positive"),
         ({"null_space": {"side": "both"}}, "side is 'both'"),
         ({"router": {"soft_levels": []}}, "soft_levels is"),
+        ({"router": {"floors": {"chta": 0.2}}}, "router.floors names 'chta'; the recipe's domains are chat"),
+        ({"round": None}, "round is None; it is a mapping"),
+        ({1: "x", "a": "y"}, "Recipe has no field 1, 'a'"),
     ],
 )
 def test_a_key_that_is_unknown_missing_or_impossible_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         recipe_from({**MINIMAL, **change})
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("round: {learning_rate: 2e-4}", "round: learning_rate is '2e-4'; .*: write 2.0e-4$"),
+        ("router: {learning_rate: 1e-3}", "router: learning_rate is '1e-3'; .*: write 1.0e-3$"),
+        ("round: {learning_rate: .inf}", "round: learning_rate is inf; it is a finite number"),
+        ("round: {clip: x}", "round: clip is 'x'; it is a finite number"),
+        ("round: {betas: 0.9}", "round: betas is 0.9; it is a list"),
+        ("round: {steps: 2.5}", "round: steps is 2.5; it is a whole number"),
+        ("round: {gate_noise: 'no'}", "round: gate_noise is 'no'; it is true or false"),
+        ("data: {packing: 'false'}", "data: packing is 'false'; it is true or false"),
+        ("stack: {rank: 2.5}", "stack: rank is 2.5; it is a whole number"),
+        ("router: {floors: [1]}", r"router: floors is \[1\]; it is a mapping of names to values"),
+        ("domains: [{name: chat, licence: MIT, steps: '5'}]", "domain 1: steps is '5'; it is a whole number"),
+        (
+            "domains: [{name: a, licence: MIT, sources: [{source: 'hub:x'}, {source: 'hub:y', limit: 1e3}]}]",
+            "domain 1, source 2: limit is '1e3'; it is a whole number",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_place_in_the_file(
+    tmp_path: Path, written: str, named: str
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | yaml.safe_load(written)))
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        load_recipe(str(path))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +279,7 @@ def test_a_key_that_is_unknown_missing_or_impossible_is_named(change: dict[str, 
         ({"source": "hub:x", "weight": 0}, "weight is 0; it is positive"),
         ({"source": "hub:x", "where": "open_qa"}, "where is 'open_qa'; it is a mapping"),
         ({"source": "jsonl:x", "split": "train"}, "split is for hub: sources, not jsonl:"),
+        ({"source": "jsonl:x", "revision": "v1"}, "revision is for hub: sources, not jsonl:"),
         ({"source": "hub:x", "options": {"size": 3}}, "options is for reasoning_gym:, not hub:"),
     ],
 )

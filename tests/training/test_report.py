@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import random
@@ -14,18 +15,23 @@ from typing import Any
 import pytest
 import torch
 
+from brainstacks.base_model import identify_base
 from brainstacks.stacks.registry import Registry
-from tests.tiny import write_records
+from brainstacks.stacks.router_artifact import read_router_metadata
+from brainstacks.stacks.tensors import load_router_tensors, save_router
+from tests.tiny import write_records, write_router
 from tests.training.test_page import NASTY, Parsed
 from training.evaluation import Evaluation, RecordResult
-from training.expert_use import EXPERT_USE, ExpertUse, save_expert_use
+from training.expert_use import ExpertUse, save_expert_use
 from training.outer_loop import run_curriculum
 from training.page import render
 from training.recipe import recipe_from
 from training.report import SECTIONS, write_report
-from training.report_serving import evaluation, routing
+from training.report_routing import YARDSTICKS, routing
+from training.report_serving import evaluation, lm_eval
 from training.report_training import facts, forgetting, loss_curves
-from training.run_directory import RunDirectory
+from training.router_analysis import Transfer
+from training.run_paths import EXPERT_USE, RunPaths
 from training.run_records import RunRecords
 
 DOMAINS = ("chat", "math")
@@ -34,6 +40,8 @@ PLOTS = {
     "Residual rounds": 1,
     "Forgetting": 3,
     "Evaluation": 3,
+    "Transfer": 1,
+    "Router training": 1,
     "Routing": 2,
     "Expert use": 2,
     "Subspaces": 2,
@@ -63,8 +71,21 @@ def finished(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     registry = Registry(root / "registry", create=True)
     assert run_curriculum(recipe, registry, root / "run", root / "data", lambda line: None) == ()
+    publish_router(registry, tiny_directory, root / "router.safetensors")
     evaluate(root / "run")
     return root
+
+
+def publish_router(registry: Registry, base: Path, path: Path) -> None:
+    """A random router with the history of a training; the figures are made up."""
+    write_router(path, registry, identify_base(base))
+    yardsticks = {f"held_out_nll_{name}": nll for name, nll in zip(YARDSTICKS, (3, 2.9, 2.5, 2), strict=True)}
+    history = [{"epoch": n, "held_out_bce": 0.7 / n, "held_out_nll_routed": 2.5 - n / 10} for n in (1, 2)]
+    metadata = dataclasses.replace(
+        read_router_metadata(path), metrics={**yardsticks, "epoch": 2, "history": history}
+    )
+    save_router(path, metadata, load_router_tensors(path))
+    registry.publish_router(path)
 
 
 def evaluate(run: Path) -> None:
@@ -82,7 +103,22 @@ def evaluate(run: Path) -> None:
         for domain in DOMAINS
         for i in range(4)
     ]
-    (run / "evaluation.json").write_text(json.dumps(Evaluation(tuple(records)).to_dict()))
+    alone = {d: {other: 2.0 if d == other else 3.5 for other in DOMAINS} for d in DOMAINS}
+    gains = {
+        d: {other: (3.0 - nll - 0.1, 3.0 - nll + 0.1) for other, nll in row.items()}
+        for d, row in alone.items()
+    }
+    task = {"acc,none": 0.5, "acc_stderr,none": 0.25, "sample_len": 4}
+    document = {
+        **Evaluation(tuple(records)).to_dict(),
+        "transfer": Transfer(dict.fromkeys(DOMAINS, 3.0), alone, gains).to_dict(),
+        "lm_eval": {
+            "chat_template": True,
+            "limit": 4,
+            "results": {mode: {"sums": task, NASTY: {"f1,strict": 1.0}} for mode in ("base", "routed")},
+        },
+    }
+    (run / "evaluation.json").write_text(json.dumps(document))
     projections = ("q_proj", "v_proj")
     shares = torch.tensor([[[[0.25, 0.75]] * 2] * 2], dtype=torch.float64)
     save_expert_use(run / EXPERT_USE, {d: ExpertUse("d" * 64, 123, projections, shares) for d in DOMAINS})
@@ -97,7 +133,7 @@ def page(finished: Path) -> str:
 def records(finished: Path, tmp_path: Path) -> RunRecords:
     """Of a copy of the run, to be changed."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
-    return RunRecords(RunDirectory(run, {}), Registry(finished / "registry"))
+    return RunRecords(RunPaths(run), Registry(finished / "registry"))
 
 
 def sections(page: str) -> dict[str, str]:
@@ -143,6 +179,12 @@ def test_it_tells_the_figures_of_the_files(page: str, finished: Path) -> None:
     cells = "".join(f"<td>{last[kind]:.4f}</td>" for kind in ("ungated", "isolated", "prefix"))
     assert f"<td>math</td><td>chat</td>{cells}" in found["Forgetting"]
     assert "<td>chat</td><td>3.1500</td><td>2.8000</td><td>2.1500</td><td>2.1000</td>" in found["Evaluation"]
+    assert "<td>chat</td><td>math</td><td>3.0000</td><td>3.5000</td><td>-0.5000 (-0.6000" in found["Transfer"]
+    assert "<td>sums</td><td>acc,none</td><td>0.5000 ± 0.2500</td>" in found["lm-eval"]
+    assert "f1,strict</td><td>1.0000</td>" in found["lm-eval"]
+    assert "the first 4 documents of each, prompts in the base&#39;s chat template" in found["lm-eval"]
+    assert "<td>2</td><td>2.3000</td><td>0.3500</td>" in found["Router training"]
+    assert "Epoch 2 was kept" in found["Router training"]
     assert "chat 100% (51%..100%)" in found["Routing"]
     assert "<td>0</td><td>25% 75%</td><td>25% 75%</td>" in found["Expert use"]
     assert "<td>math</td><td>output</td><td>min 2, mean 2, max 2</td>" in found["Null space"]
@@ -154,10 +196,13 @@ def test_a_run_that_has_only_begun_says_what_makes_the_rest(finished: Path, tmp_
     path = write_report(tmp_path / "run", Registry(tmp_path / "empty", create=True))
     found = sections(path.read_text(encoding="utf-8"))
     missing = {title: text for title, text in found.items() if "nothing to show" in text}
-    assert set(missing) == set(PLOTS)
+    assert set(missing) == {*PLOTS, "lm-eval"}
     for title, command in (
         ("Loss curves", "curriculum"),
         ("Evaluation", "evaluate"),
+        ("lm-eval", "evaluate --lm-eval TASK"),
+        ("Transfer", "evaluate"),
+        ("Router training", "router"),
         ("Routing", "evaluate"),
     ):
         assert f"<code>brainstacks-train {command}</code> makes it" in missing[title]
@@ -185,7 +230,7 @@ def test_what_files_say_never_becomes_markup(records: RunRecords) -> None:
     edit(records.run.evaluation, lambda d: [record.update(domain=NASTY) for record in d["records"]])
     text = records.run.metrics.read_text().replace('"chat"', json.dumps(NASTY))
     records.run.metrics.write_text(text)
-    chosen = (facts, loss_curves, evaluation, routing)
+    chosen = (facts, loss_curves, evaluation, lm_eval, routing)
     page = Parsed(render(NASTY, [section(records) for section in chosen]))
     assert "script" not in page.tags()
     assert page.texts.count(NASTY) >= 10

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from training.outcomes import Outcome
 from training.recipe import Recipe, recipe_from
 from training.router_prompts import router_prompts
 from training.router_training import fit, loss, targets, train_router
+from training.run_directory import RunDirectory
 from training.settings import RouterRecipe
 
 
@@ -109,7 +111,7 @@ def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
 # --- which epoch is kept -------------------------------------------------------------------------
 
 
-def run(base: BaseModel, price: float, epochs: int, patience: int) -> tuple[dict[str, float], list[str]]:
+def run(base: BaseModel, price: float, epochs: int, patience: int) -> tuple[dict[str, Any], list[str]]:
     """Both stacks are always wanted, and cost `price`."""
     metadata, composed = priced(base, price)
     wanted = [outcome(i, "ab"[i % 2], {"a": 1.0, "b": 1.0}) for i in range(24)]
@@ -132,6 +134,8 @@ def test_the_epoch_kept_has_the_lowest_routed_loss_and_not_the_lowest_bce(tiny_b
     assert routed == sorted(routed), "and the worse it composes"
     assert metrics["epoch"] == 1
     assert metrics["held_out_nll_routed"] == pytest.approx(routed[0], abs=1e-4)
+    for name, values in (("held_out_bce", bce), ("held_out_nll_routed", routed)):
+        assert [point[name] for point in metrics["history"]] == pytest.approx(values, abs=1e-4)
     assert metrics["held_out_bce"] == pytest.approx(bce[0], abs=1e-4)
 
 
@@ -236,6 +240,11 @@ def test_a_domain_more_reuses_what_was_measured_without_it(
     assert told.startswith("outcomes: 0 of 21 examples are measured already")
     assert told.endswith(f"of the others' {21 * 8} combinations, {14 * 4} are")
     assert "router: version 2" in lines[-1]
+
+
+def test_two_starts_do_not_write_to_one_run(tiny_directory: Path, registry: Registry, tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run"), pytest.raises(ConfigError, match="'run' is being worked on"):
+        train_router(recipe(tiny_directory, "chat"), {}, registry, tmp_path / "run")
 
 
 def test_a_registry_without_stacks_or_with_one_of_an_unknown_domain_is_refused(

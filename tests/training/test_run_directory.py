@@ -1,8 +1,7 @@
-"""`training.run_directory`: one process at a time, always the same run, and no torn file."""
+"""`training.run_directory`: one process at a time, always the same run, nothing left of a dead one."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -14,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from brainstacks.errors import ConfigError, StorageFull
-from training.run_directory import RunDirectory, atomic_write, differences
+from brainstacks.errors import ConfigError
+from training.run_directory import RunDirectory, differences
 
 IDENTITY: dict[str, Any] = {
     "recipe": {"round": {"learning_rate": 0.0002, "betas": (0.9, 0.95)}, "null_space": None},
@@ -39,8 +38,14 @@ def changed(path: str, value: object) -> dict[str, Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The directory of a run that was started and has ended."""
-    with RunDirectory(tmp_path / "runs" / "demo", IDENTITY) as run:
-        return run.path
+    path = tmp_path / "runs" / "demo"
+    start(path, IDENTITY)
+    return path
+
+
+def start(path: Path, identity: dict[str, Any]) -> None:
+    with RunDirectory(path) as run:
+        run.check_identity(identity)
 
 
 # --- one process at a time -----------------------------------------------------------------------
@@ -48,36 +53,35 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_second_start_is_refused_and_names_the_process_that_holds_the_run(run: Path) -> None:
     with (
-        RunDirectory(run, IDENTITY),
+        RunDirectory(run),
         pytest.raises(ConfigError, match=rf"'demo' is being worked on by process {os.getpid()};.*--run"),
-        RunDirectory(run, IDENTITY),
+        RunDirectory(run),
     ):
         pass
-    with RunDirectory(run, IDENTITY):
+    with RunDirectory(run):
         assert (run / "lock").read_text() == str(os.getpid())
 
 
 def test_a_refused_start_holds_no_lock(run: Path) -> None:
     for _ in range(2):
-        with pytest.raises(ConfigError, match="other settings"), RunDirectory(run, changed("base", "c" * 64)):
-            pass
-    with RunDirectory(run, IDENTITY):
-        pass
+        with pytest.raises(ConfigError, match="other settings"):
+            start(run, changed("base", "c" * 64))
+    start(run, IDENTITY)
 
 
 HOLDER = """
-import json, os, signal, sys
+import os, signal, sys
 from pathlib import Path
 from training.run_directory import RunDirectory
 
-with RunDirectory(Path(sys.argv[1]), json.loads(sys.argv[2])):
+with RunDirectory(Path(sys.argv[1])):
     print(os.getpid(), flush=True)
     signal.pause()
 """
 
 
 def test_the_lock_of_a_killed_process_is_free_at_once(run: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(run), json.dumps(IDENTITY)]
+    command = [sys.executable, "-c", HOLDER, str(run)]
     with subprocess.Popen(
         command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -85,11 +89,11 @@ def test_the_lock_of_a_killed_process_is_free_at_once(run: Path) -> None:
         assert process.stdout.readline() == f"{process.pid}\n"
         with (
             pytest.raises(ConfigError, match=f"by process {process.pid};"),
-            RunDirectory(run, IDENTITY),
+            RunDirectory(run),
         ):
             pass
         process.send_signal(signal.SIGKILL)
-    with RunDirectory(run, IDENTITY):
+    with RunDirectory(run):
         pass
 
 
@@ -98,8 +102,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(run: Path) -> None:
 
 def test_the_same_identity_goes_on_and_run_json_stays_as_it_was(run: Path) -> None:
     before = (run / "run.json").read_bytes()
-    with RunDirectory(run, IDENTITY):
-        pass
+    start(run, IDENTITY)
     assert (run / "run.json").read_bytes() == before
     assert json.loads(before) == json.loads(json.dumps(IDENTITY))
 
@@ -108,8 +111,8 @@ def test_another_identity_is_refused_with_what_differs_and_the_way_out(run: Path
     other = changed("recipe.round.learning_rate", 0.0001)
     other["data"]["math"]["train"] = "c" * 64
     other["recipe"]["null_space"] = {"side": "output"}
-    with pytest.raises(ConfigError) as refused, RunDirectory(run, other):
-        pass
+    with pytest.raises(ConfigError) as refused:
+        start(run, other)
     head, *lines = refused.value.message.split("\n")
     assert "'demo'" in head
     assert "give another --run, remove it, or undo" in head
@@ -122,8 +125,7 @@ def test_another_identity_is_refused_with_what_differs_and_the_way_out(run: Path
 
 
 def test_other_tools_only_warn(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with RunDirectory(run, changed("tools.torch", "2.14.0")):
-        pass
+    start(run, changed("tools.torch", "2.14.0"))
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert 'torch: "2.13.0" -> "2.14.0"' in caplog.text
 
@@ -145,76 +147,28 @@ def test_differences_are_those_of_the_leaves(old: Any, new: Any, lines: list[str
 
 def test_a_directory_that_holds_something_else_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match=r"holds thesis\.tex and no run\.json"), RunDirectory(tmp_path, {}):
-        pass
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex and no run\.json"):
+        start(tmp_path, {})
+    assert sorted(os.listdir(tmp_path)) == ["lock", "thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["{", "3"])
+def test_a_damaged_run_json_is_named(run: Path, text: str) -> None:
+    (run / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        start(run, IDENTITY)
 
 
 def test_a_start_that_was_killed_before_run_json_can_be_repeated(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("1")
-    (tmp_path / ".run.json.tmp-1").write_text("{")
-    with RunDirectory(tmp_path, IDENTITY):
-        assert sorted(os.listdir(tmp_path)) == ["lock", "run.json"]
+    (tmp_path / f".run.json.tmp-{'0' * 32}").write_text("{")
+    start(tmp_path, IDENTITY)
+    assert sorted(os.listdir(tmp_path)) == ["lock", "run.json"]
 
 
-# --- where things are ----------------------------------------------------------------------------
-
-
-def test_every_artefact_has_its_place(run: Path) -> None:
-    directory = RunDirectory(run, IDENTITY)
-    places = [
-        directory.domain("math"),
-        directory.checkpoints("math"),
-        directory.round("math", 2),
-        directory.stack("math"),
-        directory.metrics,
-        directory.forgetting,
-        directory.outcomes,
-        directory.router,
-        directory.evaluation,
-        directory.report,
-    ]
-    assert [place.relative_to(run).as_posix() for place in places] == [
-        "math",
-        "math/checkpoints",
-        "math/round-2",
-        "math/stack.safetensors",
-        "metrics.jsonl",
-        "forgetting.json",
-        "outcomes.jsonl",
-        "router.safetensors",
-        "evaluation.json",
-        "report.html",
-    ]
-
-
-@pytest.mark.parametrize("name", ["lock", "tensorboard", "run.json"])
-def test_a_domain_named_as_a_part_of_the_run_is_refused(run: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="another name"):
-        RunDirectory(run, IDENTITY).stack(name)
-
-
-# --- no torn file --------------------------------------------------------------------------------
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    for text in ("old", "näw\n"):
-        atomic_write(tmp_path / "results.json", text)
-        assert (tmp_path / "results.json").read_text(encoding="utf-8") == text
-    assert os.listdir(tmp_path) == ["results.json"]
-
-
-@pytest.mark.parametrize("function", ["open", "write", "fsync", "replace"])
-def test_no_room_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
-    atomic_write(tmp_path / "results.json", "old")
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "no room")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, function, full)
-        with pytest.raises(StorageFull, match=r"results\.json"):
-            atomic_write(tmp_path / "results.json", "new")
-    assert os.listdir(tmp_path) == ["results.json"]
-    assert (tmp_path / "results.json").read_text() == "old"
+def test_what_a_killed_start_left_of_a_stack_is_gone_and_what_others_keep_there_is_not(run: Path) -> None:
+    (run / "math").mkdir()
+    (run / "math" / f".stack.safetensors.tmp-{'0' * 32}").touch()
+    (run / "math" / ".notes.tmp-1").touch()
+    with RunDirectory(run):
+        assert os.listdir(run / "math") == [".notes.tmp-1"]

@@ -14,8 +14,7 @@ from brainstacks.layers.projections import find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, tiny_model
-from training.expert_use import EXPERT_USE
-from training.run_directory import RunDirectory
+from training.run_paths import EXPERT_USE, RunPaths
 from training.run_records import RunRecords
 
 DIMS = projection_dims(find_sites(tiny_model()))
@@ -27,7 +26,7 @@ IDENTITY = {"base": BASE.fingerprint, "recipe": {"domains": [{"name": "math"}, {
 def records(tmp_path: Path, registry: Registry) -> RunRecords:
     """Of a run that has begun."""
     write(tmp_path / "run" / "run.json", IDENTITY)
-    return RunRecords(RunDirectory(tmp_path / "run", {}), registry)
+    return RunRecords(RunPaths(tmp_path / "run"), registry)
 
 
 def write(path: Path, document: Any) -> None:
@@ -42,7 +41,7 @@ def test_what_does_not_exist_yet_is_nothing(records: RunRecords) -> None:
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
-        _ = RunRecords(RunDirectory(tmp_path, {}), registry).identity
+        _ = RunRecords(RunPaths(tmp_path), registry).identity
 
 
 def test_the_log_is_sorted_by_domain_and_round_up_to_its_last_whole_line(records: RunRecords) -> None:

@@ -99,6 +99,29 @@ def test_records_that_ask_or_answer_nothing_are_counted_and_left_out(tmp_path: P
     assert loaded.skipped == 3
 
 
+def test_rows_in_which_a_tool_takes_part_are_counted_and_left_out(tmp_path: Path) -> None:
+    turns = [("user", "a"), ("assistant", "calls"), ("tool", "3"), ("assistant", "b")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rows = [{"messages": messages}, {"messages": messages[:2]}, {"messages": messages[:1]}]
+    path = write_rows(tmp_path / "a.jsonl", *rows)
+    loaded = load_source(SourceRecipe(f"jsonl:{path}", format="messages"))
+    assert [record.response for record in loaded.records] == ["calls"]
+    assert loaded.skipped == 2
+
+
+def test_an_optional_column_is_missing_from_some_rows_and_misspelt_if_from_all(tmp_path: Path) -> None:
+    rows = [{"instruction": f"{i}", "output": "r"} for i in range(2)]
+    path = write_rows(tmp_path / "a.jsonl", *rows, {**rows[0], "context": "c"})
+
+    def prompts(column: str) -> list[str]:
+        source = SourceRecipe(f"jsonl:{path}", format="alpaca", columns={"input": column})
+        return [record.messages[0].content for record in load_source(source).records]
+
+    assert prompts("context") == ["0", "1", "0\n\nc"]
+    with pytest.raises(ConfigError, match=r"no column 'contxt', .*; it has instruction, output, context"):
+        prompts("contxt")
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "3", "null", '{"prompt": "p"}', "\x00", ""])
 def test_a_line_that_is_no_record_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path = write_rows(tmp_path / "a.jsonl", row("p", "r"))
@@ -143,8 +166,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
         yield from SPLITS[split]
         asked.append(("downloaded", None, split))
 
-    def load_dataset(name: str, subset: str | None, *, split: str, streaming: bool) -> Any:
-        asked.append((name, subset, split))
+    def load_dataset(
+        name: str, subset: str | None, *, split: str, revision: str | None, streaming: bool
+    ) -> Any:
+        asked.append((name if revision is None else f"{name} of {revision}", subset, split))
         if split.partition("[")[0] not in SPLITS:
             raise ValueError(f"Unknown split {split!r}")
         if streaming:
@@ -168,6 +193,15 @@ def test_the_hub_gives_the_splits_that_the_recipe_names(hub: list[tuple[str, str
     names = [source.name for source in loaded.sources]
     assert names == ["openai/gsm8k/main/train", "openai/gsm8k/main/test"]
     assert [source.examples for source in loaded.sources] == [3, 1]
+
+
+def test_a_revision_is_asked_for_and_named_and_changes_no_record(
+    hub: list[tuple[str, str | None, str]],
+) -> None:
+    pinned = load_source(gsm8k(revision="v1.0", validation_split="test"))
+    assert hub == [("openai/gsm8k of v1.0", "main", "train"), ("openai/gsm8k of v1.0", "main", "test")]
+    assert [s.name for s in pinned.sources] == ["openai/gsm8k@v1.0/main/train", "openai/gsm8k@v1.0/main/test"]
+    assert pinned.records == load_source(gsm8k()).records
 
 
 def test_the_digest_is_of_the_rows_that_were_read(hub: list[tuple[str, str | None, str]]) -> None:

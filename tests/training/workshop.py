@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
@@ -20,7 +18,7 @@ from training.log import Log, NoLog
 from training.round_task import RoundResult, RoundTask
 from training.settings import DataRecipe, RoundConfig
 from training.signals import StopRequest
-from training.workshop import Workshop
+from training.workshop import Workshop, make_accelerator
 
 CONFIG = stack_config(rank=2, experts=2, top_k=1)
 
@@ -28,7 +26,7 @@ CONFIG = stack_config(rank=2, experts=2, top_k=1)
 def workshop_of(base: BaseModel, log: Log | None = None) -> Workshop:
     hooks = CompositionHooks(base.sites)
     hooks.attach()
-    return Workshop(Accelerator(cpu=True), base, hooks, log or NoLog(), StopRequest())
+    return Workshop(make_accelerator(), base, hooks, log or NoLog(), StopRequest())
 
 
 def round_config(**options: Any) -> RoundConfig:

@@ -1,0 +1,102 @@
+"""What `evaluate` writes: of the registry, of the run's forgetting matrix, and how lm-eval was asked."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from brainstacks.base_model import identify_base
+from brainstacks.errors import ConfigError
+from brainstacks.stacks.registry import Registry
+from tests.tiny import publish_stack, random_stack, write_records, write_router
+from training.evaluate_run import evaluate_run
+from training.forgetting import ForgettingMatrix, Losses
+from training.recipe import Recipe, recipe_from
+
+DOMAINS = ("chat", "math")
+
+
+@pytest.fixture
+def recipe(tiny_directory: Path) -> Recipe:
+    return recipe_from(
+        {
+            "base": str(tiny_directory),
+            "quantization": "none",
+            "data": {"max_tokens": 64, "selection": 2},
+            "domains": [{"name": name, "licence": "CC0"} for name in DOMAINS],
+        }
+    )
+
+
+@pytest.fixture
+def root(tiny_directory: Path, tmp_path: Path) -> Path:
+    """A directory with `data`, `registry` and a `run` that has begun."""
+    identity, registry = identify_base(tiny_directory), Registry(tmp_path / "registry", create=True)
+    for i, domain in enumerate(DOMAINS):
+        rows = [(f"{domain} {n}", "yes it is") for n in range(6)]
+        write_records(tmp_path / "data" / domain / "train.jsonl", rows[:4])
+        write_records(tmp_path / "data" / domain / "validation.jsonl", rows[4:])
+        publish_stack(registry, identity, domain, random_stack(identity.dims, i, size=0.3), tmp_path)
+    registry.publish_router(write_router(tmp_path / "router.safetensors", registry, identity))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}\n")
+    return tmp_path
+
+
+def evaluated(recipe: Recipe, root: Path, **options: Any) -> tuple[dict[str, Any], str]:
+    """The document that was written, and what was printed."""
+    console = Console(width=200, file=io.StringIO(), record=True)
+    run = root / "run"
+    evaluate_run(recipe, root / "data", root / "registry", run, console, oracle_limit=0, **options)
+    return json.loads((run / "evaluation.json").read_text(encoding="utf-8")), console.export_text()
+
+
+def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Recipe, root: Path) -> None:
+    chat, math = Losses(2.0, 2.5, 2.25), Losses(1.0, 1.0, 1.5)
+    matrix = ForgettingMatrix().add("chat", {"chat": Losses(2.0, 2.0, 2.0)})
+    matrix = matrix.add("math", {"chat": chat, "math": math})
+    (root / "run" / "forgetting.json").write_text(json.dumps(matrix.to_dict()))
+    document, shown = evaluated(recipe, root)
+    assert ForgettingMatrix.from_dict(document["forgetting"]) == matrix
+    assert document["forgetting"]["figures"]["ungated"] == {
+        "average": 1.75,
+        "backward_transfer": -0.5,
+        "forgetting": 0.5,
+    }
+    assert "No prefix loss has changed" in shown
+
+
+def test_a_run_without_a_matrix_is_evaluated_all_the_same(recipe: Recipe, root: Path) -> None:
+    document, shown = evaluated(recipe, root)
+    assert "forgetting" not in document
+    assert "lm_eval" not in document
+    assert "prefix" not in shown
+
+
+def test_a_damaged_matrix_is_named(recipe: Recipe, root: Path) -> None:
+    (root / "run" / "forgetting.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"forgetting\.json"):
+        evaluated(recipe, root)
+
+
+@pytest.mark.parametrize(("options", "chat"), [({}, True), ({"chat": False}, False)])
+def test_lm_eval_asks_in_the_chat_template_unless_told_otherwise(
+    recipe: Recipe, root: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], chat: bool
+) -> None:
+    pytest.importorskip("lm_eval")
+    results = {"base": {"sums": {"acc,none": 0.5}}}
+    asked: list[Any] = []
+
+    def run_harness(model: Any, tasks: Any, limit: Any, *, chat: bool) -> Any:
+        asked.append((tuple(tasks), limit, chat))
+        return results
+
+    monkeypatch.setattr("training.harness.run_harness", run_harness)
+    document, _ = evaluated(recipe, root, tasks=("sums",), limit=1, **options)
+    assert asked == [(("sums",), 1, chat)]
+    assert document["lm_eval"] == {"chat_template": chat, "limit": 1, "results": results}

@@ -1,0 +1,131 @@
+"""The validation records under what a registry serves: their losses in every mode.
+
+The oracle is measured on the first records of each domain alone, because it costs all 2^D combinations;
+every other mode is told for those records too, so that like is compared with like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from brainstacks.errors import ConfigError
+from brainstacks.routing.router import Router
+from brainstacks.stacks.registry import Registry
+from training.batches import TOKENS, within_budget
+from training.composition import Composed, Weights, routed_weights
+from training.data import DomainData
+from training.encoding import Example, encode
+from training.evaluation import MODES, ORACLE, Evaluation, RecordResult
+from training.outcomes import measure
+from training.settings import RouterRecipe
+
+
+def load_served(base: str, quantization: str, registry: Registry) -> tuple[Composed, Router]:
+    """The base with the active stacks of `registry`, and its router.
+
+    Raises:
+        ConfigError: the registry has no stacks or no router.
+    """
+    composed = Composed.load(base, quantization, registry)
+    history = registry.snapshot().router
+    if history is None or not composed.digests:
+        raise ConfigError(
+            "the registry has no router or no stacks; run `brainstacks-train curriculum` and `router`"
+        )
+    return composed, Router.load(registry.blob_path(history.current.digest), composed.base)
+
+
+def evaluate(
+    composed: Composed,
+    router: Router,
+    data: Mapping[str, DomainData],
+    limit: int | None = None,
+    oracle_limit: int = 16,
+    max_tokens: int = 512,
+    report: Callable[[str], None] = print,
+    search: RouterRecipe | None = None,
+) -> Evaluation:
+    """Measure the validation records of every domain of `data`; one without a stack is its own base.
+
+    Args:
+        limit: most records per domain; None takes all.
+        oracle_limit: the oracle is measured on the first so many of them.
+        max_tokens: of prompt and answer; a longer answer is cut.
+        search: whose `soft_levels` and `min_gain` the oracle's search takes; None takes the defaults.
+
+    Raises:
+        ConfigError: a domain has no validation record that fits `max_tokens`.
+    """
+    records: list[RecordResult] = []
+    for domain, examples in validation_examples(composed, data, limit, max_tokens).items():
+        oracles = _oracles(composed, domain, examples[:oracle_limit], search or RouterRecipe())
+        found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)))
+        report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
+        records += found.records
+    return Evaluation(tuple(records))
+
+
+def validation_examples(
+    composed: Composed, data: Mapping[str, DomainData], limit: int | None, max_tokens: int
+) -> dict[str, list[Example]]:
+    """Domain -> its first `limit` validation records. Raises ConfigError: a domain has none that fits."""
+    found = {
+        domain: encode(split.validation[:limit], composed.tokenizer, max_tokens)
+        for domain, split in data.items()
+    }
+    empty = [domain for domain, examples in found.items() if not examples]
+    if empty:
+        raise ConfigError(
+            f"no validation record of {', '.join(empty)} fits {max_tokens} tokens; give more data, or tokens"
+        )
+    return found
+
+
+def route(composed: Composed, router: Router, examples: Sequence[Example]) -> list[Weights]:
+    """What serving applies to each prompt."""
+    found: list[Mapping[str, float]] = [{}] * len(examples)
+    for rows in within_budget([len(e.prompt) for e in examples], TOKENS):
+        given = router.probabilities(composed.base, [examples[i].prompt for i in rows])
+        for i, probabilities in zip(rows, given, strict=True):
+            found[i] = probabilities
+    return routed_weights(composed, router, found)
+
+
+def _records(
+    composed: Composed,
+    router: Router,
+    domain: str,
+    examples: Sequence[Example],
+    oracles: Sequence[tuple[float, Weights]],
+) -> list[RecordResult]:
+    routed = route(composed, router, examples)
+    rows: dict[str, Sequence[Weights]] = {
+        "base": [{}] * len(examples),
+        "ungated": [dict.fromkeys(composed.digests, 1.0)] * len(examples),
+        "routed": routed,
+        "only-own": [{domain: 1.0} if domain in composed.digests else {}] * len(examples),
+    }
+    losses = {mode: composed.losses(examples, weights) for mode, weights in rows.items()}
+    results = []
+    for i, example in enumerate(examples):
+        nats = {mode: losses[mode][i] for mode in MODES}
+        best, weights = oracles[i] if i < len(oracles) else (None, None)
+        nats |= {ORACLE: best} if best is not None else {}
+        results.append(
+            RecordResult(example.id, domain, len(example.response), nats, dict(routed[i]), weights)
+        )
+    return results
+
+
+def _oracles(
+    composed: Composed, domain: str, examples: Sequence[Example], search: RouterRecipe
+) -> list[tuple[float, Weights]]:
+    """(lowest NLL that was measured, summed over the answer; the weights found) of each example."""
+    outcomes = measure(composed, [(domain, e) for e in examples], search.soft_levels, search.min_gain)
+    return [
+        (
+            outcome.oracle * len(outcome.example.response),
+            {d: w for d, w in outcome.weights.items() if w != 0.0},
+        )
+        for outcome in outcomes
+    ]
