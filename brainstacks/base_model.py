@@ -341,11 +341,16 @@ def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging as hf
 
     verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    # bitsandbytes, which is imported here, advises a package that fetches kernels from a hub.
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    level = bitsandbytes.level
+    bitsandbytes.setLevel(logging.ERROR)
     hf.set_verbosity_error()
     hf.disable_progress_bar()
     try:
         yield
     finally:
+        bitsandbytes.setLevel(level)
         hf.set_verbosity(verbosity)
         if bars:
             hf.enable_progress_bar()

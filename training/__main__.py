@@ -15,7 +15,7 @@ from brainstacks.stacks.registry import Registry
 from training.recipe import load_recipe
 from training.signals import Interrupted
 
-EXIT_STATUS = """Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 3 done, but a domain
+EXIT_STATUS = """Exit status: 0 done; 1 refused, and stderr says why; 2 wrong usage; 3 done, but a domain
 learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on."""
 
 app = typer.Typer(

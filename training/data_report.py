@@ -86,18 +86,12 @@ class DataReport:
         _table(console, "Records left out", ("domain", *reasons), left_out)
 
     def _show_lengths(self, console: Console) -> None:
-        header = (
-            "domain",
-            *(f"prompt p{p}" for p in PERCENTILES),
-            *(f"response p{p}" for p in PERCENTILES),
-            f"cut at {self.max_tokens}",
-            "no room",
-        )
-        rows = [
-            (d.name, *d.prompt_tokens, *d.response_tokens, f"{d.cut:.1%}", f"{d.without_room:.1%}")
-            for d in self.domains
-        ]
-        _table(console, "Tokens of the training records", header, rows)
+        percentiles = tuple(f"p{p}" for p in PERCENTILES)
+        prompts = [(d.name, *d.prompt_tokens, f"{d.without_room:.1%}") for d in self.domains]
+        _table(console, "Tokens of the training prompts", ("domain", *percentiles, "no room"), prompts)
+        responses = [(d.name, *d.response_tokens, f"{d.cut:.1%}") for d in self.domains]
+        cut = f"cut at {self.max_tokens}"
+        _table(console, "Tokens of their responses", ("domain", *percentiles, cut), responses)
 
     def _show_leaks(self, console: Console) -> None:
         names = tuple(self.leaks)

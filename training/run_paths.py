@@ -3,7 +3,8 @@
 RUN/run.json                       the identity: what the results depend on
 RUN/lock                           held (flock) by the running process; its pid is inside
 RUN/metrics.jsonl, tensorboard/    the log
-RUN/<domain>/checkpoints/          the round in progress
+RUN/<domain>/null-space/           where it must not write, or read
+RUN/<domain>/checkpoints/round-<n>/step-<s>/       the round in progress
 RUN/<domain>/round-<n>             finished rounds
 RUN/<domain>/stack.safetensors     the finished stack
 RUN/forgetting.json                losses of each domain after each domain

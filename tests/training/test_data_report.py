@@ -72,7 +72,8 @@ def test_it_shows_every_table_and_the_shared_prompts(made: DataReport) -> None:
     for text in (
         "router",
         "in validation",
-        "prompt p50",
+        "Tokens of the training prompts",
+        "p50",
         f"cut at {AROUND + 70}",
         "25.0%",
         "chat and math share 2",
