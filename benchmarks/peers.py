@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.shuttle_baseline import ShuttleModel
 from benchmarks.timing import Contestant, OnStep
-from brainstacks.base_model import PACKAGED, BaseModel
+from brainstacks.base_files import PACKAGED
+from brainstacks.base_model import BaseModel
 
 SHUTTLE_TOKENS = 8
 """Its rate is the same from token to token, and each takes a large part of a second."""

@@ -14,11 +14,9 @@ from torch import nn
 
 from brainstacks.base_model import (
     BaseModel,
-    base_name,
     identify_base,
     load_base,
     parse_dtype,
-    resolve,
     resolve_device,
 )
 from brainstacks.config import PROJECTIONS
@@ -214,29 +212,6 @@ def test_cuda_without_a_device_is_refused_and_auto_takes_the_cpu() -> None:
     assert resolve_device("auto") == torch.device("cpu")
 
 
-def test_what_is_no_base_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UnsupportedModel, match=r"'empty' has no config\.json"):
-        resolve(tmp_path / "empty")
-    with pytest.raises(UnsupportedModel, match=r"no file 'gone\.gguf'"):
-        resolve(tmp_path / "gone.gguf")
-    with pytest.raises(UnsupportedModel, match="no packaged base is named 'packaged:other'"):
-        resolve("packaged:other")
-
-
-def test_a_hub_id_that_cannot_be_fetched_is_refused_with_what_else_there_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import huggingface_hub
-
-    def offline(*args: object, **kwargs: object) -> str:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UnsupportedModel, match=r"'nobody/nothing' is no local directory.*packaged:smollm2"):
-        resolve("nobody/nothing")
-
-
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     directory = save_base(tmp_path / "base", tokenizer=False)
     (directory / "model.safetensors").unlink()
@@ -255,13 +230,6 @@ def test_a_base_without_the_seven_projections_is_refused_by_name(tmp_path: Path)
         load(tmp_path / "gpt2")
     with pytest.raises(UnsupportedModel, match="GPT2LMHeadModel"):
         identify_base(tmp_path / "gpt2")
-
-
-def test_names_are_short() -> None:
-    assert base_name("packaged:smollm2-135m-instruct") == "smollm2-135m-instruct"
-    assert base_name("organisation/model") == "model"
-    assert base_name("/somewhere/model.gguf") == "model"
-    assert base_name("/somewhere/model/") == "model"
 
 
 def test_loading_twice_gives_the_same_logits(tmp_path: Path) -> None:

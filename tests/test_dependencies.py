@@ -17,6 +17,7 @@ ORDER = {
     "config": 0,
     "fresh_thread": 0,
     "durable": 0,
+    "base_files": 1,
     "kernels": 1,
     "layers": 2,
     "tokenizer": 2,
@@ -31,6 +32,7 @@ ORDER = {
 stacks: what it is checked against is theirs, and the residency keeps them on its device."""
 
 TORCH_FREE = (
+    "base_files",
     "config",
     "durable",
     "errors",

@@ -12,7 +12,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from torch import nn
 
-from brainstacks.base_model import resolve, resolve_device
+from brainstacks.base_files import resolve
+from brainstacks.base_model import resolve_device
 from brainstacks.errors import ConfigError
 from training.estimate import MemoryEstimate, RunSize, estimate, run_size
 from training.recipe import Recipe

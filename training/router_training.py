@@ -23,7 +23,7 @@ from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router
 from training.composition import Composed
 from training.data import DomainData
-from training.outcomes import Outcome, measure_all
+from training.outcomes import Outcome, combinations, measure_all
 from training.provenance import tool_versions
 from training.recipe import Recipe
 from training.router_judge import Judge
@@ -129,10 +129,38 @@ def targets(outcomes: Sequence[Outcome], config: MetaRouterConfig, recipe: Route
     )
 
 
-def loss(logits: Tensor, wanted: Tensor, recipe: RouterRecipe) -> Tensor:
-    """BCE + c * mean (m - |p - 0.5|)+, both [B, D] -> a scalar."""
-    margin = (recipe.margin - (logits.sigmoid() - 0.5).abs()).clamp(min=0).mean()
-    return F.binary_cross_entropy_with_logits(logits, wanted) + recipe.margin_coefficient * margin
+def corner_losses(outcomes: Sequence[Outcome], config: MetaRouterConfig) -> Tensor:
+    """What was measured with each domain off (0) or on (1) -> [N, 2, ..., 2] float32, an axis per domain."""
+    names = combinations(config.domains)
+    corners = torch.empty(len(outcomes), *[2] * len(config.domains))
+    for name in names:
+        on = tuple(int(d in name) for d in config.domains)
+        corners[(slice(None), *on)] = torch.tensor([o.losses["+".join(name)] for o in outcomes])
+    return corners
+
+
+def expected_nll(probabilities: Tensor, corners: Tensor) -> Tensor:
+    """E[NLL] when each domain is on with its probability, independently: [B, D], [B, 2, ..., 2] -> [B].
+
+    Multilinear in the probabilities. The NLL is close to convex in a stack's weight, so that this bounds what
+    the probabilities compose as weights, and it costs no forward.
+    """
+    for p in probabilities.unbind(-1):
+        p = p.reshape(-1, *[1] * (corners.ndim - 2))
+        corners = (1 - p) * corners[:, 0] + p * corners[:, 1]
+    return corners
+
+
+def loss(logits: Tensor, wanted: Tensor, corners: Tensor, recipe: RouterRecipe) -> Tensor:
+    """BCE + c * mean (m - |p - 0.5|)+ + n * mean E[NLL]; [B, D] twice and [B, 2, ..., 2] -> a scalar.
+
+    BCE asks for the best weight of every domain alike; the last term tells what missing it costs.
+    """
+    p = logits.sigmoid()
+    margin = (recipe.margin - (p - 0.5).abs()).clamp(min=0).mean()
+    bce = F.binary_cross_entropy_with_logits(logits, wanted)
+    nll = expected_nll(p, corners).mean()
+    return bce + recipe.margin_coefficient * margin + recipe.nll_coefficient * nll
 
 
 def fit(
@@ -187,7 +215,7 @@ def _epochs(
     """Train `network` epoch by epoch; yields the number of each when it is done, from 1."""
     config = network.config
     features = prompt_features(config, composed, [o.example.prompt for o in train])
-    wanted = targets(train, config, recipe)
+    wanted, corners = targets(train, config, recipe), corner_losses(train, config)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -200,7 +228,7 @@ def _epochs(
             padded = pad_sequence([features[i] for i in rows], batch_first=True)
             lengths = torch.tensor([len(features[i]) for i in rows])
             mask = torch.arange(padded.shape[1]) < lengths[:, None]
-            loss(network(padded, mask), wanted[rows], recipe).backward()
+            loss(network(padded, mask), wanted[rows], corners[rows], recipe).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -185,6 +185,7 @@ class RouterRecipe:
         min_gain: nats per token by which a domain must lower the loss to be added.
         margin: least distance of a probability from 0.5 that is not penalised.
         margin_coefficient: weight of that penalty.
+        nll_coefficient: weight of the NLL (nats per token) that the probabilities are expected to compose.
         epochs, batch_size, learning_rate: of AdamW with a cosine.
         patience: epochs without a lower held-out NLL of the composed model before stopping.
         sequence_length, floors, gate_threshold, hidden_dim, dropout: travel in the router's file.
@@ -199,6 +200,7 @@ class RouterRecipe:
     min_gain: float = 0.01
     margin: float = 0.3
     margin_coefficient: float = 0.05
+    nll_coefficient: float = 0.0
     epochs: int = 8
     batch_size: int = 16
     learning_rate: float = 8e-4
@@ -215,7 +217,7 @@ class RouterRecipe:
         object.__setattr__(self, "soft_levels", tuple(self.soft_levels))
         check_least(self, 1, "prompts", "held_out", "epochs", "batch_size", "patience", "hidden_dim")
         check_least(self, 16, "max_tokens", "sequence_length")
-        check_least(self, 0, "min_gain", "margin_coefficient", "seed")
+        check_least(self, 0, "min_gain", "margin_coefficient", "nll_coefficient", "seed")
         check_positive(self, "learning_rate")
         require(0 <= self.label_prior <= 1, f"label_prior is {self.label_prior}; it lies in 0..1")
         require(0 <= self.margin <= 0.5, f"margin is {self.margin}; it lies in 0..0.5")

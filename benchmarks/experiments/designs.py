@@ -18,7 +18,7 @@ def alone(
     stack: StackRecipe | None = None,
     *,
     times: int = 1,
-    faster: float = 1.0,
+    scale: float = 1.0,
     quantization: Quantization | None = None,
 ) -> Training:
     """One stack on the base, without any other: what every comparison starts from.
@@ -27,13 +27,13 @@ def alone(
         domains: trained on together, for `settings.steps` each.
         stack: None for the MoE-LoRA of `settings`.
         times: so many times the steps.
-        faster: a multiple of the learning rate.
+        scale: of the learning rate.
     """
     return Training(
         domains=tuple(domains),
         stack=stack or settings.stack,
         steps=settings.steps * len(domains) * times,
-        rate=settings.learning_rate * faster,
+        rate=settings.learning_rate * scale,
         seed=seed,
         quantization=quantization or settings.quantization,
     )
@@ -44,13 +44,12 @@ def independent(
     seed: int,
     stack: StackRecipe | None = None,
     *,
-    faster: float = 1.0,
+    scale: float = 1.0,
     quantization: Quantization | None = None,
 ) -> dict[str, Training]:
     """Domain -> its stack, each trained alone."""
     return {
-        d: alone(settings, [d], seed, stack, faster=faster, quantization=quantization)
-        for d in settings.domains
+        d: alone(settings, [d], seed, stack, scale=scale, quantization=quantization) for d in settings.domains
     }
 
 
@@ -60,7 +59,7 @@ def curriculum(
     mode: EarlierMode,
     stack: StackRecipe | None = None,
     *,
-    faster: float = 1.0,
+    scale: float = 1.0,
     null_space: Literal["output", "input"] | None = None,
     orthogonality: float = 0.0,
 ) -> dict[str, Training]:
@@ -71,7 +70,7 @@ def curriculum(
             domains=(domain,),
             stack=stack or settings.stack,
             steps=settings.steps,
-            rate=settings.learning_rate * faster,
+            rate=settings.learning_rate * scale,
             seed=seed,
             quantization=settings.quantization,
             earlier=tuple(found.values()),
@@ -82,7 +81,7 @@ def curriculum(
     return found
 
 
-def sequence(settings: Settings, seed: int, stack: StackRecipe, faster: float = 1.0) -> list[Training]:
+def sequence(settings: Settings, seed: int, stack: StackRecipe, scale: float = 1.0) -> list[Training]:
     """One adapter that goes from domain to domain, each training starting where the last one ended."""
     found: list[Training] = []
     for domain in settings.domains:
@@ -91,7 +90,7 @@ def sequence(settings: Settings, seed: int, stack: StackRecipe, faster: float = 
                 domains=(domain,),
                 stack=stack,
                 steps=settings.steps,
-                rate=settings.learning_rate,
+                rate=settings.learning_rate * scale,
                 seed=seed,
                 quantization=settings.quantization,
                 initial=found[-1] if found else None,

@@ -46,17 +46,17 @@ Stacks = Mapping[str, Training]
 """What a method ends with, by name."""
 
 
-def _designs(materials: Materials, seed: int, faster: float) -> dict[str, Stacks]:
+def _designs(materials: Materials, seed: int, scale: float) -> dict[str, Stacks]:
     """Method -> its stacks, trained at a multiple of the learning rate."""
     settings = materials.settings
     small, large = materials.lora(), materials.lora(len(settings.domains))
     penalty = settings.orthogonality
     return {
-        ROUTED: designs.independent(settings, seed, faster=faster),
-        LORAS: designs.independent(settings, seed, small, faster=faster),
-        SEQUENTIAL: {"all": designs.sequence(settings, seed, large, faster)[-1]},
-        JOINT: {"all": designs.alone(settings, settings.domains, seed, large, faster=faster)},
-        O_LORA: designs.curriculum(settings, seed, "all", small, faster=faster, orthogonality=penalty),
+        ROUTED: designs.independent(settings, seed, scale=scale),
+        LORAS: designs.independent(settings, seed, small, scale=scale),
+        SEQUENTIAL: {"all": designs.sequence(settings, seed, large, scale)[-1]},
+        JOINT: {"all": designs.alone(settings, settings.domains, seed, large, scale=scale)},
+        O_LORA: designs.curriculum(settings, seed, "all", small, scale=scale, orthogonality=penalty),
     }
 
 
@@ -64,8 +64,8 @@ def _trainings(materials: Materials) -> list[Training]:
     settings = materials.settings
     return [
         training
-        for seed, faster in product(settings.seeds, settings.rates)
-        for stacks in _designs(materials, seed, faster).values()
+        for seed, scale in product(settings.seeds, settings.rates)
+        for stacks in _designs(materials, seed, scale).values()
         for training in stacks.values()
     ]
 
@@ -86,17 +86,17 @@ def _selection_nll(lab: Laboratory) -> dict[str, dict[float, float]]:
     materials, settings = lab.materials, lab.settings
     tokens = answer_tokens(materials, settings.domains, "selection")
     losses: dict[str, dict[float, float]] = {}
-    for faster in settings.rates:
+    for scale in settings.rates:
         nats: dict[str, list[Nats]] = {}
         for seed in settings.seeds:
-            for name, stacks in _designs(materials, seed, faster).items():
+            for name, stacks in _designs(materials, seed, scale).items():
                 own = name in (ROUTED, LORAS)
                 weights = _own(settings.domains) if own else _all_on(settings.domains, stacks)
                 composed = lab.composed(stacks, settings.quantization)
                 nats.setdefault(name, []).append(nats_under(materials, composed, weights, "selection"))
         measured = Measurements(tokens, nats)
         for name in nats:
-            losses.setdefault(name, {})[faster] = measured.mean(name).value
+            losses.setdefault(name, {})[scale] = measured.mean(name).value
     return losses
 
 
@@ -128,7 +128,7 @@ def _find(lab: Laboratory) -> Findings:
     chosen = {name: min(losses, key=losses.__getitem__) for name, losses in selection.items()}
     nats = {BASE: [nats_of_base(lab, settings.domains)]}
     for seed in settings.seeds:
-        stacks = {name: _designs(materials, seed, faster)[name] for name, faster in chosen.items()}
+        stacks = {name: _designs(materials, seed, scale)[name] for name, scale in chosen.items()}
         for name, found in _measure(lab, stacks).items():
             nats.setdefault(name, []).append(found)
     measured = Measurements(answer_tokens(materials, settings.domains), nats)
@@ -137,8 +137,8 @@ def _find(lab: Laboratory) -> Findings:
         name: sum(materials.parameters(t.stack) for t in stacks.values())
         for name, stacks in _designs(materials, settings.seeds[0], 1.0).items()
     }
-    rates = {name: settings.learning_rate * faster for name, faster in chosen.items()}
-    tried = [f"{settings.learning_rate * faster:g}" for faster in settings.rates]
+    rates = {name: settings.learning_rate * scale for name, scale in chosen.items()}
+    tried = [f"{settings.learning_rate * scale:g}" for scale in settings.rates]
     rows = [
         [name, n, *(f"{loss:.3f}" for loss in selection[name].values()), f"{rates[name]:g}"]
         for name, n in counts.items()

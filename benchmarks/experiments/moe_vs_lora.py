@@ -50,11 +50,11 @@ def _contestants(materials: Materials) -> dict[str, list[dict[str, Training]]]:
     """Name -> for each seed, domain -> training."""
     settings = materials.settings
     return {
-        f"{kind} at {settings.learning_rate * faster:g}": [
-            {d: designs.alone(settings, [d], seed, stack, faster=faster) for d in settings.domains}
+        f"{kind} at {settings.learning_rate * scale:g}": [
+            {d: designs.alone(settings, [d], seed, stack, scale=scale) for d in settings.domains}
             for seed in settings.seeds
         ]
-        for faster in settings.rates
+        for scale in settings.rates
         for kind, stack in zip(KINDS, (settings.stack, materials.lora()), strict=True)
     }
 

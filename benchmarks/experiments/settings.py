@@ -47,8 +47,8 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1)
     steps: int = 40
     batch_size: int = 8
-    learning_rate: float = 4e-4
-    rates: tuple[float, ...] = (1.0, 2.0)
+    learning_rate: float = 8e-4
+    rates: tuple[float, ...] = (1.0, 0.5)
     warmup_steps: int = 5
     eval_every: int = 10
     max_tokens: int = 160

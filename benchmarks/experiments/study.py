@@ -16,7 +16,8 @@ from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import RESULTS, machine, write_results
 from benchmarks.timing import Report, say
-from brainstacks.base_model import Quantization, base_name
+from brainstacks.base_files import base_name
+from brainstacks.base_model import Quantization
 from training.allocator import keep_freed_memory
 from training.run_directory import RunDirectory
 from training.signals import StopRequest

@@ -122,7 +122,7 @@ def test_the_key_tells_apart_whatever_decides_the_result(lab: Laboratory, data: 
         designs.alone(settings, ["chat"], 0),
         designs.alone(settings, ["math"], 1),
         designs.alone(settings, ["math"], 0, times=2),
-        designs.alone(settings, ["math"], 0, faster=2.0),
+        designs.alone(settings, ["math"], 0, scale=2.0),
         designs.alone(settings, ["math"], 0, lab.materials.lora()),
         designs.alone(settings, ["math"], 0, quantization="nf4"),
         *(designs.curriculum(settings, 0, mode)["math"] for mode in earlier_stacks.MODES if mode != "none"),
@@ -140,6 +140,17 @@ def test_the_key_tells_apart_whatever_decides_the_result(lab: Laboratory, data: 
         changed = Materials(changed_settings, data, stop)
         keys.add(Laboratory(changed, tmp_path).key(training))
     assert len(keys) == 1 + len(others) + 3
+
+
+def test_every_design_scales_its_learning_rate(lab: Laboratory) -> None:
+    settings, stack = lab.settings, lab.settings.stack
+    half = [
+        designs.alone(settings, ["math"], 0, scale=0.5),
+        *designs.independent(settings, 0, scale=0.5).values(),
+        *designs.curriculum(settings, 0, "all", scale=0.5).values(),
+        *designs.sequence(settings, 0, stack, 0.5),
+    ]
+    assert {training.rate for training in half} == {settings.learning_rate / 2}
 
 
 def test_what_does_not_bear_on_a_training_leaves_its_key(lab: Laboratory, data: Path, tmp_path: Path) -> None:
@@ -241,7 +252,7 @@ def test_methods_see_equal_steps_with_equal_parameters_at_the_rate_that_selectio
         assert list(losses) == ["0.005", "0.01"]
         assert losses[f"{rate:g}"] == min(losses.values())
     taken = found["learning_rates"][methods.JOINT] / lab.settings.learning_rate
-    joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2), faster=taken)
+    joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2), scale=taken)
     composed = lab.composed({"all": joint}, "none")
     nats = nats_under(lab.materials, composed, throughout(lab.settings.domains, {"all": 1.0}))
     for domain, values in nats.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from training.encoding import Example
 from training.outcomes import Outcome
 from training.recipe import Recipe, recipe_from
 from training.router_prompts import router_prompts
-from training.router_training import fit, loss, targets, train_router
+from training.router_training import corner_losses, expected_nll, fit, loss, targets, train_router
 from training.run_directory import RunDirectory
 from training.settings import RouterRecipe
 
@@ -91,7 +92,28 @@ def test_the_loss_is_bce_and_a_penalty_on_indecision() -> None:
     wanted = torch.tensor([[1.0, 1.0]])
     recipe = RouterRecipe(margin=0.3, margin_coefficient=0.05)
     bce = (math.log(2) + math.log1p(math.exp(-5))) / 2
-    assert float(loss(logits, wanted, recipe)) == pytest.approx(bce + 0.05 * (0.3 + 0.0) / 2, abs=1e-6)
+    free = torch.zeros(1, 2, 2)
+    assert float(loss(logits, wanted, free, recipe)) == pytest.approx(bce + 0.05 * (0.3 + 0.0) / 2, abs=1e-6)
+
+
+def test_the_loss_charges_what_the_probabilities_are_expected_to_compose() -> None:
+    domains = ("b", "a", "c")
+    names = [()] + [c for n in (1, 2, 3) for c in itertools.combinations(domains, n)]
+    losses = {"+".join(name): 1.0 + i / 7 for i, name in enumerate(names)}
+    one = Outcome("a", Example("o", (1,), (2,)), losses, dict.fromkeys(domains, 0.0), 0.5, "a", "a")
+    corners = corner_losses([one, one], MetaRouterConfig(domains=domains, token_dim=32))
+    p = torch.tensor([[0.3, 0.9, 0.0], [1.0, 0.0, 1.0]])
+    chance = [
+        math.prod(q if d in name else 1 - q for d, q in zip(domains, p[0].tolist(), strict=True))
+        for name in names
+    ]
+    by_hand = sum(c * x for c, x in zip(chance, losses.values(), strict=True))
+    expected = expected_nll(p, corners)
+    assert expected.tolist() == pytest.approx([by_hand, losses["b+c"]])
+    logits = p.logit(eps=1e-6)
+    bare, charged = RouterRecipe(), RouterRecipe(nll_coefficient=3.0)
+    more = loss(logits, p, corners, charged) - loss(logits, p, corners, bare)
+    assert float(more) == pytest.approx(3 * float(expected.mean()), abs=1e-4)
 
 
 def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
