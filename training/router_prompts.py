@@ -27,12 +27,15 @@ class RouterPrompts:
 
     Attributes:
         train: those that no stack trained on come first: a stack is flattered by its own training data.
+        unmeasured: more to train on, with their domain's mean outcome: to know what a domain looks like takes
+            more prompts than to know what helps it, and a measurement costs 2^D answers.
         held_out: neither a stack nor the router trains on them or on their prompts.
         unseen: how many of `train` no stack trained on (count).
         left_out: records looked at whose prompt leaves no room for an answer (count).
     """
 
     train: list[Example]
+    unmeasured: list[Example]
     held_out: list[Example]
     unseen: int
     left_out: int
@@ -48,13 +51,15 @@ def router_prompts(data: DomainData, recipe: RouterRecipe, tokenizer: ChatTokeni
     """
     # Encoding is slow and most training records are not needed; some more are, in place of those too long.
     untrained = [*_shuffled(data.router, recipe), *_shuffled(data.selection, recipe)]
-    trained_on = _shuffled(data.train, recipe)[: 4 * recipe.prompts]
+    wanted = recipe.prompts + recipe.unmeasured
+    trained_on = _shuffled(data.train, recipe)[: 4 * wanted]
     unseen = encode(untrained, tokenizer, recipe.max_tokens)
     seen = encode(trained_on, tokenizer, recipe.max_tokens)
     held_out = unseen[: recipe.held_out]
     asked = {e.prompt for e in held_out}
-    fresh = [e for e in unseen[recipe.held_out :] if e.prompt not in asked][: recipe.prompts]
-    train = [*fresh, *(e for e in seen if e.prompt not in asked)][: recipe.prompts]
+    fresh = [e for e in unseen[recipe.held_out :] if e.prompt not in asked]
+    pool = [*fresh, *(e for e in seen if e.prompt not in asked)]
+    train, unmeasured = pool[: recipe.prompts], pool[recipe.prompts : wanted]
     if not held_out or not train:
         raise ConfigError(
             f"{data.name} gives the router {len(train)} prompts to train on and {len(held_out)} to hold out; "
@@ -62,7 +67,7 @@ def router_prompts(data: DomainData, recipe: RouterRecipe, tokenizer: ChatTokeni
             "which a prompt must leave some for its answer"
         )
     left_out = len(untrained) + len(trained_on) - len(unseen) - len(seen)
-    return RouterPrompts(train, held_out, len(fresh), left_out)
+    return RouterPrompts(train, unmeasured, held_out, min(len(fresh), len(train)), left_out)
 
 
 def _shuffled(records: Sequence[Record], recipe: RouterRecipe) -> list[Record]:

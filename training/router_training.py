@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,7 @@ from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router
 from training.composition import Composed
 from training.data import DomainData
+from training.encoding import Example
 from training.outcomes import Outcome, combinations, measure_all
 from training.provenance import tool_versions
 from training.recipe import Recipe
@@ -54,7 +56,8 @@ def train_router(
         train, held_out = _measured(recipe, composed, prompts, run, report)
         metadata = _metadata(recipe, composed, data)
         dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
-        network, metrics = fit(metadata, composed, train, held_out, recipe.router, dtype, report)
+        unmeasured = {d: found.unmeasured for d, found in prompts.items()}
+        network, metrics = fit(metadata, composed, train, unmeasured, held_out, recipe.router, dtype, report)
         metrics["train_prompts_unseen"] = sum(found.unseen for found in prompts.values())
         metrics["left_out_prompts"] = sum(found.left_out for found in prompts.values())
         tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
@@ -167,6 +170,7 @@ def fit(
     metadata: RouterMetadata,
     composed: Composed,
     train: Sequence[Outcome],
+    unmeasured: Mapping[str, Sequence[Example]],
     held_out: Sequence[Outcome],
     recipe: RouterRecipe,
     dtype: torch.dtype = torch.float32,
@@ -175,6 +179,7 @@ def fit(
     """Train on `train`, on the CPU; keep the epoch whose routing composes the lowest held-out NLL.
 
     Args:
+        unmeasured: domain -> further examples, for which the mean of its outcomes in `train` stands.
         dtype: of the router's file; an epoch is judged as it would be read from there.
 
     Returns:
@@ -187,7 +192,8 @@ def fit(
     torch.manual_seed(recipe.seed)
     network = MetaRouter(metadata.config)
     judge = Judge(metadata, composed, held_out, targets(held_out, metadata.config, recipe), dtype)
-    epochs = (judge.judged(n, network) for n in _epochs(network, composed, train, recipe))
+    lessons = _lessons(metadata.config, composed, train, unmeasured, recipe)
+    epochs = (judge.judged(n, network) for n in _epochs(network, lessons, recipe))
     best = next(epochs)
     report(judge.told(best))
     history = [best.point()]
@@ -204,31 +210,63 @@ def fit(
         "greedy_equals_exhaustive": fmean(o.greedy == o.exhaustive for o in measured),
         "greedy_cost": fmean(o.losses[o.greedy] - o.losses[o.exhaustive] for o in measured),
         "train_prompts": len(train),
+        "unmeasured_prompts": sum(map(len, unmeasured.values())),
         "held_out_prompts": len(held_out),
         "history": history,
     }
 
 
-def _epochs(
-    network: MetaRouter, composed: Composed, train: Sequence[Outcome], recipe: RouterRecipe
-) -> Iterator[int]:
+@dataclass(frozen=True)
+class _Lessons:
+    """What a router is trained on: N prompts.
+
+    Attributes:
+        features: N of [T, d] float32.
+        wanted: [N, D] float32.
+        corners: [N, 2, ..., 2] float32.
+    """
+
+    features: list[Tensor]
+    wanted: Tensor
+    corners: Tensor
+
+
+def _lessons(
+    config: MetaRouterConfig,
+    composed: Composed,
+    train: Sequence[Outcome],
+    unmeasured: Mapping[str, Sequence[Example]],
+    recipe: RouterRecipe,
+) -> _Lessons:
+    """Of the measured prompts, and of further ones with the mean of their domain's."""
+    wanted, corners = [targets(train, config, recipe)], [corner_losses(train, config)]
+    prompts = [o.example.prompt for o in train]
+    for domain, examples in unmeasured.items():
+        own = [o.domain == domain for o in train]
+        prompts += [e.prompt for e in examples]
+        for rows in (wanted, corners):
+            mean = rows[0][own].mean(dim=0, keepdim=True)
+            rows.append(mean.expand(len(examples), *mean.shape[1:]))
+    return _Lessons(prompt_features(config, composed, prompts), torch.cat(wanted), torch.cat(corners))
+
+
+def _epochs(network: MetaRouter, lessons: _Lessons, recipe: RouterRecipe) -> Iterator[int]:
     """Train `network` epoch by epoch; yields the number of each when it is done, from 1."""
-    config = network.config
-    features = prompt_features(config, composed, [o.example.prompt for o in train])
-    wanted, corners = targets(train, config, recipe), corner_losses(train, config)
+    count = len(lessons.features)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
+    steps = recipe.epochs * math.ceil(count / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = random.Random(recipe.seed)
     for number in range(1, recipe.epochs + 1):
         network.train()
-        order = rng.sample(range(len(train)), len(train))
+        order = rng.sample(range(count), count)
         for start in range(0, len(order), recipe.batch_size):
             rows = order[start : start + recipe.batch_size]
-            padded = pad_sequence([features[i] for i in rows], batch_first=True)
-            lengths = torch.tensor([len(features[i]) for i in rows])
+            features = [lessons.features[i] for i in rows]
+            padded = pad_sequence(features, batch_first=True)
+            lengths = torch.tensor([len(x) for x in features])
             mask = torch.arange(padded.shape[1]) < lengths[:, None]
-            loss(network(padded, mask), wanted[rows], corners[rows], recipe).backward()
+            loss(network(padded, mask), lessons.wanted[rows], lessons.corners[rows], recipe).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

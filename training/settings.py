@@ -178,6 +178,7 @@ class RouterRecipe:
 
     Attributes:
         prompts: training prompts per domain whose outcomes are measured (count).
+        unmeasured: further training prompts per domain, with the mean outcome of its measured ones (count).
         held_out: prompts per domain, none of them trained on, that choose the checkpoint (count).
         max_tokens: prompt + answer tokens that an outcome is measured on.
         soft_levels: the weights that a helping domain is tried at (method 6c).
@@ -193,6 +194,7 @@ class RouterRecipe:
     """
 
     prompts: int = 60
+    unmeasured: int = 200
     held_out: int = 12
     max_tokens: int = 160
     soft_levels: tuple[float, ...] = (1.0, 0.7, 0.4)
@@ -200,7 +202,7 @@ class RouterRecipe:
     min_gain: float = 0.01
     margin: float = 0.3
     margin_coefficient: float = 0.05
-    nll_coefficient: float = 0.0
+    nll_coefficient: float = 3.0
     epochs: int = 8
     batch_size: int = 16
     learning_rate: float = 8e-4
@@ -217,7 +219,7 @@ class RouterRecipe:
         object.__setattr__(self, "soft_levels", tuple(self.soft_levels))
         check_least(self, 1, "prompts", "held_out", "epochs", "batch_size", "patience", "hidden_dim")
         check_least(self, 16, "max_tokens", "sequence_length")
-        check_least(self, 0, "min_gain", "margin_coefficient", "nll_coefficient", "seed")
+        check_least(self, 0, "unmeasured", "min_gain", "margin_coefficient", "nll_coefficient", "seed")
         check_positive(self, "learning_rate")
         require(0 <= self.label_prior <= 1, f"label_prior is {self.label_prior}; it lies in 0..1")
         require(0 <= self.margin <= 0.5, f"margin is {self.margin}; it lies in 0..0.5")

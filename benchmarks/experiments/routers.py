@@ -83,7 +83,8 @@ def _trained(lab: Laboratory, composed: Composed) -> Router:
     )
     metadata = RouterMetadata(config, dict(composed.digests), composed.base.identity.ref)
     train, held_out = outcomes[: len(pairs)], outcomes[len(pairs) :]
-    network, _ = fit(metadata, composed, train, held_out, settings, report=lab.report)
+    unmeasured = {d: found.unmeasured for d, found in prompts}
+    network, _ = fit(metadata, composed, train, unmeasured, held_out, settings, report=lab.report)
     return Router(metadata, network)
 
 

@@ -53,6 +53,14 @@ def test_with_selection_records_enough_nothing_that_a_stack_trained_on_is_used(t
     assert "t" not in {e.id for e in found.train}
 
 
+def test_prompts_that_are_not_measured_are_none_of_the_others(tiny_base: BaseModel) -> None:
+    train, selection = [f"t{i}" for i in range(9)], [f"s{i}" for i in range(5)]
+    found = prompts_of(tiny_base, train, selection, RouterRecipe(prompts=2, unmeasured=4, held_out=2))
+    assert {e.id for e in (*found.held_out, *found.train, *found.unmeasured[:1])} == set(selection)
+    assert {e.id for e in found.unmeasured[1:]} <= set(train)
+    assert (len(found.unmeasured), found.unseen) == (4, 2)
+
+
 def test_the_router_s_own_records_come_first_in_both(tiny_base: BaseModel) -> None:
     own, selection = [f"r{i}" for i in range(6)], [f"s{i}" for i in range(3)]
     found = prompts_of(tiny_base, ["t", "u"], selection, RouterRecipe(prompts=8, held_out=2), own)

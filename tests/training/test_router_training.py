@@ -90,7 +90,7 @@ def test_the_target_mixes_the_measured_weight_with_the_label() -> None:
 def test_the_loss_is_bce_and_a_penalty_on_indecision() -> None:
     logits = torch.tensor([[0.0, 5.0]])
     wanted = torch.tensor([[1.0, 1.0]])
-    recipe = RouterRecipe(margin=0.3, margin_coefficient=0.05)
+    recipe = RouterRecipe(margin=0.3, margin_coefficient=0.05, nll_coefficient=0.0)
     bce = (math.log(2) + math.log1p(math.exp(-5))) / 2
     free = torch.zeros(1, 2, 2)
     assert float(loss(logits, wanted, free, recipe)) == pytest.approx(bce + 0.05 * (0.3 + 0.0) / 2, abs=1e-6)
@@ -111,7 +111,7 @@ def test_the_loss_charges_what_the_probabilities_are_expected_to_compose() -> No
     expected = expected_nll(p, corners)
     assert expected.tolist() == pytest.approx([by_hand, losses["b+c"]])
     logits = p.logit(eps=1e-6)
-    bare, charged = RouterRecipe(), RouterRecipe(nll_coefficient=3.0)
+    bare, charged = RouterRecipe(nll_coefficient=0.0), RouterRecipe(nll_coefficient=3.0)
     more = loss(logits, p, corners, charged) - loss(logits, p, corners, bare)
     assert float(more) == pytest.approx(3 * float(expected.mean()), abs=1e-4)
 
@@ -120,7 +120,7 @@ def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
     metadata, composed = priced(tiny_base, -0.5)
     recipe = RouterRecipe(epochs=12, patience=12, batch_size=8, learning_rate=1e-2, seed=1)
     network, metrics = fit(
-        metadata, composed, outcomes(0, 48), outcomes(48, 16), recipe, report=lambda _: None
+        metadata, composed, outcomes(0, 48), {}, outcomes(48, 16), recipe, report=lambda _: None
     )
     assert metrics["held_out_bce"] < 0.4, "a constant answer has ln 2"
     assert metrics["calibration_error"] < 0.25
@@ -128,6 +128,20 @@ def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
     assert (metrics["train_prompts"], metrics["held_out_prompts"]) == (48, 16)
     assert metrics["greedy_equals_exhaustive"] == 0.75
     assert metrics["greedy_cost"] == pytest.approx(0.25 * 0.25), "a quarter lose 0.75 - 0.5 nats"
+
+
+def test_prompts_without_outcomes_teach_what_a_domain_looks_like(tiny_base: BaseModel) -> None:
+    metadata, composed = priced(tiny_base, 0.0)
+    measured, held_out = outcomes(0, 2), outcomes(100, 16)
+    more = {d: [o.example for o in outcomes(4, 80) if o.domain == d] for d in "ab"}
+    recipe = RouterRecipe(epochs=12, patience=12, batch_size=8, learning_rate=1e-2, seed=1)
+    known: list[float] = []
+    for unmeasured in ({}, more):
+        lines: list[str] = []
+        _, metrics = fit(metadata, composed, measured, unmeasured, held_out, recipe, report=lines.append)
+        assert metrics["unmeasured_prompts"] == sum(map(len, unmeasured.values()))
+        known.append(min(told(lines, "held-out BCE")))
+    assert known[1] < 0.5 < known[0]
 
 
 # --- which epoch is kept -------------------------------------------------------------------------
@@ -141,7 +155,7 @@ def run(base: BaseModel, price: float, epochs: int, patience: int) -> tuple[dict
         epochs=epochs, patience=patience, batch_size=8, learning_rate=5e-3, label_prior=0.0, dropout=0.0
     )
     lines: list[str] = []
-    _, metrics = fit(metadata, composed, wanted[:16], wanted[16:], recipe, report=lines.append)
+    _, metrics = fit(metadata, composed, wanted[:16], {}, wanted[16:], recipe, report=lines.append)
     return metrics, lines
 
 
@@ -176,7 +190,7 @@ def test_a_learning_rate_that_diverges_is_refused(tiny_base: BaseModel) -> None:
     metadata, composed = priced(tiny_base, 0.0)
     recipe = RouterRecipe(learning_rate=1e30)
     with pytest.raises(ConfigError, match=r"lower router\.learning_rate"):
-        fit(metadata, composed, outcomes(0, 8), outcomes(8, 4), recipe, report=lambda _: None)
+        fit(metadata, composed, outcomes(0, 8), {}, outcomes(8, 4), recipe, report=lambda _: None)
 
 
 # --- from data to a published router -------------------------------------------------------------
