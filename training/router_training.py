@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from brainstacks.stacks.tensors import save_router
 from training.composition import Composed
 from training.data import DomainData
 from training.encoding import Example
-from training.outcomes import Outcome, combinations, measure_all
+from training.outcomes import Outcome, measure_all
 from training.provenance import tool_versions
 from training.recipe import Recipe
 from training.router_judge import Judge
@@ -134,12 +135,10 @@ def targets(outcomes: Sequence[Outcome], config: MetaRouterConfig, recipe: Route
 
 def corner_losses(outcomes: Sequence[Outcome], config: MetaRouterConfig) -> Tensor:
     """What was measured with each domain off (0) or on (1) -> [N, 2, ..., 2] float32, an axis per domain."""
-    names = combinations(config.domains)
-    corners = torch.empty(len(outcomes), *[2] * len(config.domains))
-    for name in names:
-        on = tuple(int(d in name) for d in config.domains)
-        corners[(slice(None), *on)] = torch.tensor([o.losses["+".join(name)] for o in outcomes])
-    return corners
+    chosen = itertools.product((False, True), repeat=len(config.domains))
+    names = ["+".join(itertools.compress(config.domains, on)) for on in chosen]
+    losses = torch.tensor([[o.losses[name] for name in names] for o in outcomes])
+    return losses.reshape(len(outcomes), *[2] * len(config.domains))
 
 
 def expected_nll(probabilities: Tensor, corners: Tensor) -> Tensor:

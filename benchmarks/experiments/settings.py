@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from benchmarks.options import DEFAULT_BASE
 from brainstacks.base_model import Quantization
 from training.recipe import DomainRecipe, Recipe
-from training.settings import DataRecipe, NullSpaceConfig, RoundConfig, RouterRecipe, StackRecipe, require
+from training.settings import (
+    DataRecipe,
+    EarlierMode,
+    NullSpaceConfig,
+    RoundConfig,
+    RouterRecipe,
+    StackRecipe,
+    require,
+)
 
 NEVER = 1_000_000
 """Evaluations without improvement, or nats, that no round comes to: a round runs to its end."""
@@ -34,6 +42,7 @@ class Settings:
         records: most training records per domain, the same for all domains (count).
         selection, validation: records per domain that choose snapshots, and that figures are of (count).
         oracle: validation records per domain on which all combinations are measured (count).
+        earlier: what the earlier stacks do in the curriculum that `methods` compares with others.
         stack: shape of a MoE-LoRA stack; LoRAs get the rank that gives equal trainable parameters.
         orthogonality: lambda of the O-LoRA penalty.
         directions: K of the null space.
@@ -56,6 +65,7 @@ class Settings:
     selection: int = 32
     validation: int = 48
     oracle: int = 12
+    earlier: EarlierMode = "all"
     stack: StackRecipe = field(
         default_factory=lambda: StackRecipe(rank=2, experts=4, top_k=2, dtype="float32")
     )
