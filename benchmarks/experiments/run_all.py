@@ -1,4 +1,4 @@
-"""All six studies, the cheapest first; what one has trained the others find.
+"""The six studies of the method, the cheapest first; what one has trained the others find.
 
 python -m benchmarks.experiments.run_all --data DIR
 """
