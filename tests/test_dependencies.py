@@ -32,7 +32,6 @@ ORDER = {
 stacks: what it is checked against is theirs, and the residency keeps them on its device."""
 
 TORCH_FREE = (
-    "base_files",
     "config",
     "durable",
     "errors",
