@@ -21,7 +21,6 @@ from benchmarks.experiments import (
     quantization,
     rounds,
     run_all,
-    shipped,
 )
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
@@ -29,27 +28,13 @@ from benchmarks.experiments.measurements import answer_tokens, nats_under, throu
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Study, run_studies
 from benchmarks.experiments.trainings import factors
-from brainstacks.base_model import identify_base
 from brainstacks.errors import ConfigError
 from brainstacks.layers.projections import INPUT_GROUPS
-from brainstacks.stacks.registry import Registry
-from tests.tiny import publish_stack, random_stack, write_records, write_router
 from training.active_stack import ActiveStack
 from training.settings import RouterRecipe, StackRecipe
 from training.signals import Interrupted, StopRequest
 
 STUDIES = {study.name: study for study in run_all.STUDIES}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two domains, each with one answer to learn."""
-    directory = tmp_path_factory.mktemp("data")
-    for domain, answer in (("chat", "yes it is"), ("math", "it is four")):
-        for split, count in (("train", 40), ("validation", 4)):
-            rows = [(f"{domain} {split} {i}", f"{answer} {i % 2}") for i in range(count)]
-            write_records(directory / domain / f"{split}.jsonl", rows)
-    return directory
 
 
 def settings_of(base: Path, **changes: Any) -> Settings:
@@ -262,39 +247,6 @@ def test_methods_see_equal_steps_with_equal_parameters_at_the_rate_that_selectio
         nll = sum(values) / sum(answer_tokens(lab.materials, [domain])[domain])
         figures = found["validation_nll"][methods.JOINT]["domains"][domain]
         assert figures["value"] == pytest.approx(nll, abs=1e-5)
-
-
-def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(
-    tiny_directory: Path, data: Path, tmp_path: Path
-) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        json.dumps(
-            {
-                "base": str(tiny_directory),
-                "quantization": "none",
-                "data": {"max_tokens": 96, "selection": 4},
-                "stack": {"rank": 2, "experts": 3, "top_k": 2},
-                "round": {"steps": 3, "batch_size": 2, "learning_rate": 5e-3, "warmup_steps": 1},
-                "domains": [{"name": name, "licence": "CC0"} for name in ("chat", "math")],
-            }
-        )
-    )
-    identity, registry = identify_base(tiny_directory), Registry(tmp_path / "registry", create=True)
-    for seed, domain in enumerate(("chat", "math")):
-        publish_stack(registry, identity, domain, random_stack(identity.dims, seed, size=0.3), tmp_path)
-    registry.publish_router(write_router(tmp_path / "router.safetensors", registry, identity))
-    flags = [*("--data", str(data), "--recipe", str(recipe), "--registry", str(tmp_path / "registry"))]
-    flags += [*("--run", str(tmp_path / "run"), "--output", str(tmp_path / "results"))]
-    result = CliRunner().invoke(shipped.app, flags, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    (file,) = (tmp_path / "results").glob("*.json")
-    found = json.loads(file.read_text())
-    assert set(found["validation_nll"]) == {"base", "shipped, ungated", shipped.ROUTED, shipped.LORA}
-    assert found["settings"]["steps"] == 3
-    counts = found["trainable_parameters"].values()
-    assert max(counts) <= 1.1 * min(counts)
-    assert str(tmp_path) not in file.with_suffix(".md").read_text()
 
 
 def test_o_lora_keeps_a_later_lora_out_of_the_rows_of_an_earlier_one(lab: Laboratory) -> None:

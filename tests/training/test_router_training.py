@@ -67,7 +67,7 @@ class Priced(Composed):
 
 @dataclass(frozen=True)
 class OwnHelps(Priced):
-    """No model runs: a row's loss falls by the weight of its prompt's own domain, and grows by the other's."""
+    """No model runs: a row's loss falls by the weight of its prompt's own domain, and grows by the other."""
 
     def losses(
         self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS
@@ -77,9 +77,7 @@ class OwnHelps(Priced):
         return [(1.0 + sum(s[d] * x for d, x in w.items())) * len(e.response) for e, w, s in rows]
 
 
-def priced(
-    base: BaseModel, price: float = 0.0, kind: type[Priced] = Priced
-) -> tuple[RouterMetadata, Priced]:
+def priced(base: BaseModel, price: float = 0.0, kind: type[Priced] = Priced) -> tuple[RouterMetadata, Priced]:
     digests = {"a": "1" * 64, "b": "2" * 64}
     bank = StackBank(base.device, base.dtype)
     composed = kind(base, base.chat_tokenizer(), CompositionHooks(base.sites), bank, digests, price)
