@@ -8,7 +8,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from brainstacks.base_files import base_name
-from brainstacks.base_model import BaseModel, Quantization, load_base
+from brainstacks.base_model import BaseModel, load_base
+from brainstacks.config import Quantization
 
 DEMO_REGISTRY = Path(__file__).parents[1] / "stacks_registry"
 DEFAULT_BASE = "packaged:smollm2-135m-instruct"

@@ -25,8 +25,8 @@ from benchmarks.results import RESULTS, machine, write_results
 from benchmarks.step_times import AUTOCAST, FROZEN, PEFT, StepTimes, ours_with
 from benchmarks.timing import Progress
 from benchmarks.traffic import random_prompt
-from brainstacks.base_model import BaseModel, Quantization, load_base
-from brainstacks.config import StackConfig
+from brainstacks.base_model import BaseModel, load_base
+from brainstacks.config import Quantization, StackConfig
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
@@ -101,7 +101,7 @@ class Bench:
 
     def _ours(self, stack: StackRecipe, frozen: int) -> Step:
         """A step as in `training.inner_loop`, on top of random frozen stacks."""
-        base, config = self._base, self._config(stack)
+        base, config = self._base, stack.config(self._base.identity.layers)
         torch.manual_seed(self._seed)
         bank = StackBank(base.device, base.dtype)
         for number in range(frozen):
@@ -136,10 +136,6 @@ class Bench:
             return torch.autocast(base.device.type, torch.bfloat16)
 
         return {PEFT: step(nullcontext), AUTOCAST: step(autocast)}, count
-
-    def _config(self, stack: StackRecipe) -> StackConfig:
-        shape = {name: getattr(stack, name) for name in ("rank", "alpha", "experts", "top_k")}
-        return StackConfig(**shape, layers=self._base.identity.layers)
 
 
 def peft_lora(base: BaseModel, lora: StackRecipe) -> nn.Module:

@@ -8,20 +8,18 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
 from brainstacks.base_files import base_name, quiet_transformers, resolve
-from brainstacks.config import PROJECTIONS
+from brainstacks.config import PROJECTIONS, Quantization
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.tokenizer import ChatTokenizer
-
-Quantization = Literal["nf4", "int8", "none"]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from brainstacks.base_model import BaseModel, Quantization, load_base, parse_dtype
-from brainstacks.config import EngineConfig, from_mapping
+from brainstacks.base_model import BaseModel, load_base, parse_dtype
+from brainstacks.config import EngineConfig, Quantization, from_mapping
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import (
     CompositionRequest,

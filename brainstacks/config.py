@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from brainstacks.errors import ConfigError
 
@@ -14,6 +14,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 RESERVED_DOMAINS = frozenset({"base", "ungated", "routed", "fixed"})
 """Names with a meaning of their own in `<base>:<name>` or `routing.mode`; no domain may take one."""
+
+Quantization = Literal["nf4", "int8", "none"]
+"""Of the base's linears."""
 
 T = TypeVar("T")
 

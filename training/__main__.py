@@ -12,6 +12,7 @@ from rich.console import Console
 
 from brainstacks.errors import BrainstacksError, StorageFull
 from brainstacks.stacks.registry import Registry
+from training.allocator import keep_freed_memory
 from training.recipe import load_recipe
 from training.signals import Interrupted
 
@@ -43,6 +44,7 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="Most validation re
 
 @app.callback()
 def _commands() -> None:
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
@@ -170,7 +172,7 @@ def card(
     from training.json_file import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
-    print(card_of(Registry(registry), found.nll if found is not None else None))
+    print(card_of(Registry(registry), found))
 
 
 def _finish(empty: tuple[str, ...]) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
-from training.evaluation import MODES
+from training.evaluation import MODES, Evaluation
 
 
-def card(registry: Registry, evaluation: Mapping[str, Mapping[str, float]] | None = None) -> str:
+def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
     """Recipe, seed, data, losses and licences of every active version.
 
-    Args:
-        evaluation: domain -> mode -> NLL, as `Evaluation.nll` has it.
+    Raises:
+        ConfigError: `evaluation` is of other stacks.
     """
     manifest = registry.snapshot()
+    served = {domain: history.current.digest for domain, history in manifest.domains.items()}
+    if evaluation is not None and dict(evaluation.stacks) != served:
+        raise ConfigError(
+            "the evaluation is of other stacks than the registry has; make a new one with "
+            "`brainstacks-train evaluate`"
+        )
     stacks = {
         domain: (history.current, read_stack_metadata(registry.blob_path(history.current.digest)))
         for domain, history in manifest.domains.items()
@@ -48,7 +55,7 @@ def card(registry: Registry, evaluation: Mapping[str, Mapping[str, float]] | Non
         lines += [f"- {key}: {value}" for key, value in sorted(router.hyperparameters.items())]
         lines += [""]
     if evaluation is not None:
-        lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation), ""]
+        lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation.nll), ""]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel, load_base
+from brainstacks.config import Quantization
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
@@ -41,9 +42,9 @@ class Composed:
     digests: Mapping[str, str]
 
     @classmethod
-    def load(cls, base_name: str, quantization: str, registry: Registry) -> Composed:
+    def load(cls, base_name: str, quantization: Quantization, registry: Registry) -> Composed:
         """Raises IncompatibleArtifact: a stack was made for another base."""
-        base = load_base(base_name, quantization=quantization)  # type: ignore[arg-type]
+        base = load_base(base_name, quantization=quantization)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         bank = StackBank(base.device, base.dtype)

@@ -14,6 +14,7 @@ from brainstacks.stacks.artifact import DataSource
 from training.contamination import Overlap, resolve, shared_prompts
 from training.recipe import DomainRecipe, Recipe
 from training.records import Record
+from training.settings import require
 from training.sources import load_directory, load_source
 from training.splits import Pool, mix, split
 
@@ -105,6 +106,11 @@ def _load(domain: DomainRecipe, data: Path | None, seed: int) -> _Loaded:
     mixed = mix([(source.records, weight) for source, weight in loaded], seed)
     records = _unique(mixed)
     given = [source.validation for source in sources if source.validation is not None]
+    require(
+        len(given) in (0, len(sources)),
+        f"of the {len(sources)} sources of domain {domain.name!r} {len(given)} have a validation split, so "
+        "that its validation would be of these alone; name a validation_split for all of them, or for none",
+    )
     validation = _unique([record for part in given for record in part]) if given else None
     left_out = {
         "unusable": sum(source.skipped for source in sources),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -58,10 +57,6 @@ class DataReport:
     max_tokens: int
     domains: tuple[DomainReport, ...]
     leaks: Mapping[str, Mapping[str, int]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
     def show(self, console: Console) -> None:
         """Print the tables."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class DomainTraining:
 
     def skip(self, domain: DomainRecipe) -> None:
         """Leave the log of a domain that an earlier start finished as it is."""
-        for number in range(self._max_rounds(domain)):
+        for number in range(self._recipe.rounds_of(domain)):
             found = checkpoint.load(self._run.round(domain.name, number))
             if found is not None:
                 self._log_position = found.state["log_position"]
@@ -90,7 +91,7 @@ class DomainTraining:
         earlier = EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed)
         space = self._null_space(domain.name)
         rounds: list[RoundResult] = []
-        for number in range(self._max_rounds(domain)):
+        for number in range(self._recipe.rounds_of(domain)):
             self._workshop.stop_here_if_asked(f"before {domain.name}, round {number + 1}")
             task = RoundTask(
                 domain=domain.name,
@@ -194,7 +195,7 @@ class DomainTraining:
         after = mean_nll(model, hooks, validation, (*earlier, own))
         self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
         losses = [_losses(result) for result in rounds]
-        losses[0]["validation_before"], losses[-1]["validation_after"] = before, after
+        losses[0]["validation_before"], losses[-1]["validation_after"] = _finite(before), _finite(after)
         identity = self._workshop.base.identity
         metadata = StackMetadata(
             domain=domain.name,
@@ -221,7 +222,7 @@ class DomainTraining:
             "quantization": recipe.quantization,
             "max_tokens": recipe.data.max_tokens,
             "packing": recipe.data.packing,
-            "max_rounds": self._max_rounds(domain),
+            "max_rounds": self._recipe.rounds_of(domain),
             "earlier_stacks": recipe.earlier_stacks,
         }
 
@@ -234,11 +235,7 @@ class DomainTraining:
         return bank
 
     def _stack_config(self) -> StackConfig:
-        shape, layers = self._recipe.stack, self._workshop.base.identity.layers
-        return StackConfig(shape.rank, shape.alpha, shape.experts, shape.top_k, layers=layers)
-
-    def _max_rounds(self, domain: DomainRecipe) -> int:
-        return domain.max_rounds or self._recipe.max_rounds
+        return self._recipe.stack.config(self._workshop.base.identity.layers)
 
 
 def _losses(result: RoundResult) -> dict[str, Any]:
@@ -246,8 +243,13 @@ def _losses(result: RoundResult) -> dict[str, Any]:
         "selection_before": result.baseline,
         "selection_after": result.best,
         "stopped": result.stopped,
-        "history": list(result.history),
+        "history": [{name: _finite(value) for name, value in point.items()} for point in result.history],
     }
+
+
+def _finite(value: Any) -> Any:
+    """`value`, or None: a round that diverged after its best snapshot has losses that have no JSON form."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _named(rounds: Sequence[RoundResult]) -> dict[str, Tensor]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from brainstacks.base_model import Quantization
-from brainstacks.config import PROJECTIONS, StackConfig
+from brainstacks.config import PROJECTIONS, Quantization
 from brainstacks.layers.projections import INPUT_GROUPS, decoder_layers, find_sites, projection_dims
 from training.active_stack import ActiveStack
 from training.batches import LABEL_COST, TOKENS
@@ -81,19 +80,16 @@ def run_size(recipe: Recipe, model: nn.Module) -> RunSize:
     Raises:
         UnsupportedModel: the base lacks a projection.
     """
-    shape = recipe.stack
-    config = StackConfig(
-        shape.rank, shape.alpha, shape.experts, shape.top_k, layers=len(decoder_layers(model))
-    )
+    config = recipe.stack.config(len(decoder_layers(model)))
     with torch.device("meta"):
         active = ActiveStack(config, projection_dims(find_sites(model)), noise=recipe.round.gate_noise)
     stored = sum(tensor.numel() for tensor in active.export().values())
-    rounds = _rounds(recipe)
-    steps = sum(n * (d.steps or recipe.round.steps) for n, d in zip(rounds, recipe.domains, strict=True))
+    rounds = [recipe.rounds_of(domain) for domain in recipe.domains]
+    steps = sum(n * recipe.round_of(d, 0).steps for n, d in zip(rounds, recipe.domains, strict=True))
     return RunSize(
         trained=sum(parameter.numel() for parameter in active.parameters()),
         stored=stored,
-        round_file=stored * (2 if shape.dtype == "bfloat16" else 4),
+        round_file=stored * (2 if recipe.stack.dtype == "bfloat16" else 4),
         rounds=sum(rounds),
         steps=steps,
         tokens=steps * recipe.round.accumulation * _micro_batch(recipe),
@@ -110,7 +106,8 @@ def estimate(recipe: Recipe, model: nn.Module, device: torch.device) -> MemoryEs
     kind = recipe.round.optimizer
     eight_bit = kind == "paged_adamw_8bit" or (kind == "auto" and device.type == "cuda")
     hidden = projection_dims(find_sites(model))["q_proj"][0]
-    prompts = len(recipe.domains) * (recipe.router.prompts + recipe.router.held_out)
+    router = recipe.router
+    prompts = len(recipe.domains) * (router.prompts + router.unmeasured + router.held_out)
     return MemoryEstimate(
         base=base_bytes(model, recipe.quantization, dtype),
         frozen=(size.rounds - 1) * size.stored * dtype.itemsize,
@@ -118,7 +115,7 @@ def estimate(recipe: Recipe, model: nn.Module, device: torch.device) -> MemoryEs
         null_space=_null_space_bytes(recipe, model),
         activations=activation_bytes(recipe, model),
         logits=_logit_bytes(recipe, model),
-        router_features=prompts * recipe.router.sequence_length * hidden * 4,
+        router_features=prompts * router.sequence_length * hidden * 4,
     )
 
 
@@ -197,14 +194,9 @@ def _logit_bytes(recipe: Recipe, model: nn.Module) -> int:
     return int(vocabulary) * max(training, evaluation)
 
 
-def _rounds(recipe: Recipe) -> list[int]:
-    """Most rounds of each domain."""
-    return [domain.max_rounds or recipe.max_rounds for domain in recipe.domains]
-
-
 def _frozen_rounds_on(recipe: Recipe) -> int:
     """Most frozen rounds that a training forward computes: the domain's own, and those of earlier domains."""
-    return (max if recipe.earlier_stacks == "none" else sum)(_rounds(recipe)) - 1
+    return (max if recipe.earlier_stacks == "none" else sum)(map(recipe.rounds_of, recipe.domains)) - 1
 
 
 def _micro_batch(recipe: Recipe) -> int:

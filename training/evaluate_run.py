@@ -12,7 +12,6 @@ from rich.console import Console
 from brainstacks.composed_model import ComposedModel
 from brainstacks.durable import atomic_write
 from brainstacks.stacks.registry import Registry
-from training.allocator import keep_freed_memory
 from training.data import prepare
 from training.evaluation import Evaluation
 from training.expert_use import measure_expert_use, save_expert_use
@@ -48,42 +47,56 @@ def evaluate_run(
 
     Raises:
         ConfigError: the registry has no stacks or no router, or a domain no validation records; the
-            run is going on.
+            run is going on, or it trained on other splits.
         StorageFull: no room for what was measured.
     """
-    keep_freed_memory()
+    if tasks:
+        import training.harness  # noqa: F401  # where it is not installed, nothing is measured for nothing
     records = prepare(recipe, data)
     with RunDirectory(path) as run:
+        run.check_splits(recipe.data, records)
         forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
         composed, router = load_served(recipe.base, recipe.quantization, Registry(registry))
         tokens = recipe.data.max_tokens
         found = evaluate(
-            composed, router, records, limit, oracle_limit, tokens, console.print, search=recipe.router
+            composed,
+            router,
+            records,
+            limit,
+            oracle_limit,
+            max_tokens=tokens,
+            search=recipe.router,
+            report=console.print,
         )
         found.show(console)
-        analysis = analyse(found, list(composed.digests))
+        analysis = analyse(found)
         analysis.show(console)
-        examples = validation_examples(composed, records, TRANSFER_RECORDS, tokens)
+        few = TRANSFER_RECORDS if limit is None else min(limit, TRANSFER_RECORDS)
+        examples = validation_examples(composed, records, few, tokens)
         transfer = measure_transfer(composed, examples)
         transfer.show(console)
         document: dict[str, Any] = {
             **found.to_dict(),
-            "stacks": dict(composed.digests),
             "router_analysis": analysis.to_dict(),
             "transfer": transfer.to_dict(),
         }
         if forgetting is not None:
             forgetting.show(console)
             document["forgetting"] = forgetting.to_dict()
-        if tasks:
-            document["lm_eval"] = _harness(recipe, registry, tasks, limit, chat)
-            console.print_json(data=document["lm_eval"])
-        atomic_write(run.evaluation, json.dumps(document, indent=2) + "\n")
+        _write(run, document)
         use = measure_expert_use(
             composed, Registry(registry), {d: e for d, e in examples.items() if d in composed.digests}
         )
         save_expert_use(run.expert_use, use)
+        if tasks:  # these take long, and may fail: what is measured is written
+            document["lm_eval"] = _harness(recipe, registry, tasks, limit, chat)
+            console.print_json(data=document["lm_eval"])
+            _write(run, document)
     return found
+
+
+def _write(run: RunDirectory, document: dict[str, Any]) -> None:
+    atomic_write(run.evaluation, json.dumps(document, indent=2) + "\n")
 
 
 def _harness(

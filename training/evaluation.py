@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from brainstacks.errors import ConfigError
 from training.composition import Weights
 from training.intervals import Interval, interval, resampled_nll
 
@@ -49,9 +48,13 @@ class Evaluation:
 
     A domain's NLL is the token-weighted mean of its records; `mean` is the plain mean over domains.
     Intervals are 95%, by a bootstrap over records, paired between modes, with fixed seeds.
+
+    Attributes:
+        stacks: domain -> digest of what was served, in the registry's order.
     """
 
     records: tuple[RecordResult, ...]
+    stacks: Mapping[str, str]
 
     @cached_property
     def by_domain(self) -> dict[str, list[RecordResult]]:
@@ -63,7 +66,8 @@ class Evaluation:
     @cached_property
     def compared(self) -> Evaluation:
         """The records on which the oracle was measured."""
-        return Evaluation(tuple(record for record in self.records if record.oracle is not None))
+        measured = tuple(record for record in self.records if record.oracle is not None)
+        return Evaluation(measured, self.stacks)
 
     @cached_property
     def modes(self) -> tuple[str, ...]:
@@ -98,7 +102,7 @@ class Evaluation:
         return {name: (nll[name]["routed"] - nll[name]["base"], interval(spread[name])) for name in nll}
 
     @property
-    def regret(self) -> float | None:
+    def relative_regret(self) -> float | None:
         """(mean NLL routed - mean NLL of the oracle) / the latter; None where it was not measured."""
         mean = self.compared.mean if self.compared.records else {}
         return mean["routed"] / mean[ORACLE] - 1 if mean else None
@@ -112,27 +116,23 @@ class Evaluation:
             "mean_intervals": self.mean_intervals,
             "routed_less_base": self.routed_less_base,
             "compared": {"nll": compared.nll, "mean": compared.mean} if compared.records else None,
-            "regret": self.regret,
+            "relative_regret": self.relative_regret,
+            "stacks": dict(self.stacks),
             "records": [asdict(record) for record in self.records],
         }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
-        """What `to_dict` wrote. Raises ConfigError: it is no such document."""
-        try:
-            return cls(tuple(RecordResult(**record) for record in document["records"]))
-        except (KeyError, TypeError) as error:
-            raise ConfigError(
-                f"this is no evaluation ({error}); make one with `brainstacks-train evaluate`"
-            ) from error
+        """What `to_dict` wrote."""
+        return cls(tuple(RecordResult(**record) for record in document["records"]), document["stacks"])
 
     def show(self, console: Console) -> None:
         """Print the tables; gains are against the base."""
         console.print(_table("Answer NLL on the validation split", self))
-        if self.compared.records and self.regret is not None:
+        if self.compared.records and self.relative_regret is not None:
             count = len(self.compared.records)
             console.print(_table(f"The {count} records on which the oracle was measured", self.compared))
-            console.print(f"routed is {self.regret:+.1%} off the oracle")
+            console.print(f"routed is {self.relative_regret:+.1%} off the oracle")
 
     @cached_property
     def _resampled(self) -> dict[str, NDArray[np.float64]]:

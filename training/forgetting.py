@@ -25,9 +25,10 @@ class Losses:
     """Token-weighted NLL (nats) of one domain's answers, after t domains.
 
     Attributes:
-        prefix: with the stacks that it was frozen with, 1..d; never changes, not by a bit.
+        prefix: with the stacks 1..d, as they are held; never changes, not by a bit. What d trained on top of,
+            where `earlier_stacks` is `all`.
         ungated: with all stacks there are, 1..t.
-        isolated: with its own stack alone, which trained on top of 1..d-1.
+        isolated: with its own stack alone.
     """
 
     prefix: float

@@ -19,6 +19,7 @@ from brainstacks.errors import ConfigError
 from training.composition import Composed, Weights
 from training.encoding import Example
 from training.outcome_file import OutcomeFile
+from training.signals import Interrupted, StopRequest
 
 SEARCHES = 2
 """Rounds of the search over softer weights; each changes the weight of one domain."""
@@ -38,8 +39,7 @@ class Outcome:
         losses: of each combination, by its domains joined with "+"; "" is the base.
         weights: the best weights found, domain -> weight (0 for domains that do not help).
         loss: under `weights`.
-        exhaustive: the fewest domains whose loss is within the least gain of the lowest.
-        greedy: the combination that adding one domain at a time ends at, under the same least gain.
+        greedy: the combination that adding one domain at a time ends at.
     """
 
     domain: str
@@ -47,13 +47,17 @@ class Outcome:
     losses: Mapping[str, float]
     weights: Weights
     loss: float
-    exhaustive: str
     greedy: str
 
     @property
     def oracle(self) -> float:
         """The lowest loss that was measured."""
         return min(self.loss, *self.losses.values())
+
+    @property
+    def greedy_cost(self) -> float:
+        """What the greedy choice loses to the best combination: nats per token, not below 0."""
+        return self.losses[self.greedy] - min(self.losses.values())
 
 
 def combinations(domains: Sequence[str]) -> list[tuple[str, ...]]:
@@ -85,10 +89,9 @@ def measure(
     pairs: Sequence[tuple[str, Example]],
     levels: Sequence[float],
     min_gain: float,
-    searches: int = SEARCHES,
     known: Sequence[Mapping[str, float]] | None = None,
 ) -> list[Outcome]:
-    """Measure (domain, example) pairs: every combination, then `searches` single changes of weight.
+    """Measure (domain, example) pairs: every combination, then `SEARCHES` single changes of weight.
 
     Args:
         levels: weights that a search tries for a domain, besides 0.
@@ -105,7 +108,7 @@ def measure(
     _fill(composed, examples, tables, [corners.values()] * len(pairs))
     losses = [{name: table[point] for name, point in corners.items()} for table in tables]
     best = [corners[fewest_within(found, min_gain)] for found in losses]
-    for _ in range(searches):
+    for _ in range(SEARCHES):
         nearby = [_neighbours(point, levels) for point in best]
         _fill(composed, examples, tables, nearby)
         for i, table in enumerate(tables):
@@ -164,9 +167,8 @@ def _neighbours(point: Point, levels: Sequence[float]) -> list[Point]:
 def _outcome(
     domain: str, example: Example, losses: Mapping[str, float], weights: Weights, loss: float, min_gain: float
 ) -> Outcome:
-    exhaustive = fewest_within(losses, min_gain)
     greedy = greedy_choice(losses, list(weights), min_gain)
-    return Outcome(domain, example, losses, weights, loss, exhaustive, greedy)
+    return Outcome(domain, example, losses, weights, loss, greedy)
 
 
 def measure_all(
@@ -175,8 +177,8 @@ def measure_all(
     path: Path,
     levels: Sequence[float],
     min_gain: float,
-    searches: int = SEARCHES,
     report: Callable[[str], None] = print,
+    stop: StopRequest | None = None,
 ) -> list[Outcome]:
     """`measure`, keeping what is found in the file `path`; what it holds already is not measured again.
 
@@ -185,13 +187,14 @@ def measure_all(
 
     Raises:
         ConfigError: `path` is of another base or other settings, or damaged; a loss is not finite.
+        Interrupted: `stop` was asked for.
     """
     settings = {
         "base": composed.base.identity.fingerprint,
         "quantization": composed.base.quantization,
         "levels": list(levels),
         "min_gain": min_gain,
-        "searches": searches,
+        "searches": SEARCHES,
     }
     file = OutcomeFile(path, settings, composed.digests)
     found: dict[int, Outcome] = {}
@@ -207,9 +210,7 @@ def measure_all(
     started = time.monotonic()
     for start in range(0, len(todo), AT_ONCE):
         group = todo[start : start + AT_ONCE]
-        made = measure(
-            composed, [pairs[i] for i in group], levels, min_gain, searches, [known[i] for i in group]
-        )
+        made = measure(composed, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
         file.append([(o.domain, o.example, o.losses, o.weights, o.loss) for o in made])
         found.update(zip(group, made, strict=True))
         done = start + len(group)
@@ -217,4 +218,6 @@ def measure_all(
         report(
             f"outcomes {done}/{len(todo)}: {each:.1f} s each, {each * (len(todo) - done) / 60:.1f} min left"
         )
+        if stop is not None and stop.requested and done < len(todo):
+            raise Interrupted(f"stopped after {len(found)} of {len(pairs)} outcomes")
     return [found[i] for i in range(len(pairs))]

@@ -19,14 +19,13 @@ from brainstacks.errors import BrainstacksError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
-from training.allocator import keep_freed_memory
 from training.data import DomainData, prepare
 from training.domain_training import DomainTraining
 from training.forgetting import ForgettingMatrix, measure_row
 from training.frozen_stacks import FrozenStacks
 from training.json_file import read_json
 from training.log import NoLog
-from training.provenance import environment, tool_versions
+from training.provenance import data_identity, environment, tool_versions
 from training.recipe import DomainRecipe, Recipe
 from training.run_directory import RunDirectory
 from training.run_log import RunLog
@@ -89,13 +88,13 @@ def _open(
     recipe: Recipe, path: Path, data: Path | None, command: Any, report: Report
 ) -> Iterator[_Curriculum]:
     """Hold the run's directory, and load the base and the data, while the `with` lasts."""
-    keep_freed_memory()
     accelerator = make_accelerator()
     main = accelerator.is_main_process
     run = RunDirectory(path)
     for domain in recipe.domains:
         run.domain(domain.name)  # refuses a name that the run needs for itself
     with ExitStack() as resources:
+        stop = resources.enter_context(StopRequest())
         if main:
             resources.enter_context(run)  # before anything large is loaded a second time
         records = prepare(recipe, data)
@@ -107,7 +106,7 @@ def _open(
         hooks.attach()
         resources.callback(hooks.detach)
         log = resources.enter_context(RunLog(path)) if main else NoLog()
-        workshop = Workshop(accelerator, base, hooks, log, resources.enter_context(StopRequest()))
+        workshop = Workshop(accelerator, base, hooks, log, stop)
         yield _Curriculum(recipe, workshop, run, records, report if main else lambda line: None)
 
 
@@ -121,7 +120,7 @@ def _identity(
         "command": command,
         "recipe": settings,
         "base": base.identity.fingerprint,
-        "data": {name: [[s.name, s.digest] for s in d.sources] for name, d in records.items()},
+        "data": data_identity(records),
         "processes": processes,
         "tools": tool_versions(),
     }
@@ -153,7 +152,9 @@ class _Curriculum:
         else:
             self._training.train(domain, path)
         if not path.is_file():
-            self._report(f"{domain.name}: no round beat the zero-delta baseline; nothing is frozen")
+            self._report(
+                f"{domain.name}: no round gained min_gain ({self._recipe.min_gain:g} nats); nothing is frozen"
+            )
             return False
         if self._workshop.accelerator.is_main_process:
             self._publish(path, domain.name, registry)

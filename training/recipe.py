@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from brainstacks.base_model import Quantization
-from brainstacks.config import from_mapping
+from brainstacks.config import Quantization, from_mapping
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
 from training.fields import check_fields
@@ -160,6 +159,10 @@ class Recipe:
         raise ConfigError(
             f"the recipe has no domain {name!r}; it has {', '.join(d.name for d in self.domains)}"
         )
+
+    def rounds_of(self, domain: DomainRecipe) -> int:
+        """Most rounds of `domain`."""
+        return domain.max_rounds or self.max_rounds
 
     def round_of(self, domain: DomainRecipe, number: int) -> RoundConfig:
         """The settings of one round of `domain`: its own steps, and a seed of its own."""

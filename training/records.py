@@ -59,6 +59,12 @@ def prompt_key(record: Record) -> str:
     return _normalised(message.content for message in record.messages)
 
 
+def opening_key(record: Record) -> str:
+    """`prompt_key` up to the first message of the user: the same for all turns of a conversation."""
+    first = [message.role for message in record.messages].index("user")
+    return _normalised(message.content for message in record.messages[: first + 1])
+
+
 def question_words(record: Record) -> list[str]:
     """Words of the normalised conversation without its system turns, which whole data sets have in common."""
     return _normalised(m.content for m in record.messages if m.role != "system").split()

@@ -53,7 +53,7 @@ def routing(records: RunRecords) -> Section:
     title = "Routing"
     if records.evaluation is None:
         return Section(title, command="brainstacks-train evaluate")
-    found = analyse(records.evaluation, list(records.registry.snapshot().domains))
+    found = analyse(records.evaluation)
     columns = ("prompts of", "combinations", "use others", "without their own", "router takes the oracle's")
     figures, tables = [], []
     for who, chosen in (("the router", found.routed), ("the measured oracle", found.oracle)):

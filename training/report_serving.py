@@ -28,12 +28,14 @@ def evaluation(records: RunRecords) -> Section:
         ),
     ]
     tables, text = [_modes("Loss by mode", found)], []
-    if found.compared.records and found.regret is not None:
+    if found.compared.records and found.relative_regret is not None:
         count = len(found.compared.records)
         those = f"the {count} records that the best composition was searched for (oracle)"
         figures.append(_means("Mean loss by mode, with the oracle", those, found.compared))
         tables.append(_modes(f"Loss by mode, on {those}", found.compared))
-        text.append(f"Routed loss against that of the best compositions searched for: {found.regret:+.1%}.")
+        text.append(
+            f"Routed loss against that of the best compositions searched for: {found.relative_regret:+.1%}."
+        )
     return Section(title, figures, tables, text)
 
 

@@ -6,7 +6,6 @@ the stacks were trained on. Here it is asked on validation records, of the route
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -111,15 +110,12 @@ class RouterAnalysis:
             console.print(f"{domain} prompts that take {' + '.join(stacks)}: {who} {share}; paper {said:.0%}")
 
 
-def analyse(evaluation: Evaluation, stacks: Sequence[str]) -> RouterAnalysis:
-    """The choices in `evaluation`.
-
-    Args:
-        stacks: those of the registry, in the curriculum's order.
-    """
+def analyse(evaluation: Evaluation) -> RouterAnalysis:
+    """The choices in `evaluation`, among the stacks that were served then."""
+    stacks = tuple(evaluation.stacks)
     everything, compared = evaluation.by_domain, evaluation.compared.by_domain
     return RouterAnalysis(
-        tuple(stacks),
+        stacks,
         {d: choices(d, [r.routed for r in found], stacks) for d, found in everything.items()},
         {d: choices(d, [r.oracle or {} for r in found], stacks) for d, found in compared.items()},
         {
@@ -159,11 +155,6 @@ class Transfer:
     def gain(self, domain: str, stack: str) -> float:
         """Nats by which `stack` lowers the loss of `domain`."""
         return self.base[domain] - self.nll[domain][stack]
-
-    def share_of_own(self, domain: str, stack: str) -> float:
-        """Gain of `stack` over that of the domain's own; NaN where that has none, or does not help."""
-        own = self.gain(domain, domain) if domain in self.nll[domain] else 0.0
-        return self.gain(domain, stack) / own if own > 0 else math.nan
 
     def show(self, console: Console) -> None:
         """A row per domain's prompts, a column per stack: nats gained over the base."""

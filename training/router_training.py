@@ -34,6 +34,7 @@ from training.router_prompts import RouterPrompts, prompt_features, router_promp
 from training.run_directory import RunDirectory
 from training.run_paths import RunPaths
 from training.settings import RouterRecipe
+from training.signals import StopRequest
 
 Report = Callable[[str], None]
 
@@ -48,10 +49,13 @@ def train_router(
 
     Raises:
         ConfigError: the registry has no stacks, or one of a domain without data; a domain has too few
-            prompts; a loss is not finite; the run is going on, or holds outcomes of other settings.
+            prompts; a loss is not finite; the run is going on, trained on other splits, or holds outcomes of
+            other settings.
+        Interrupted: a signal came while outcomes were measured; the same command goes on.
         StorageFull: no room; what was measured is kept, and the same command goes on.
     """
     with RunDirectory(path) as run:
+        run.check_splits(recipe.data, data)
         composed = Composed.load(recipe.base, recipe.quantization, registry)
         prompts = _prompts(recipe, data, composed, report)
         train, held_out = _measured(recipe, composed, prompts, run, report)
@@ -77,7 +81,7 @@ def _prompts(
             f"the registry has stacks of {', '.join(domains) or 'no domain'}, the recipe data of "
             f"{', '.join(data)}; a router needs stacks, and data of each one's domain"
         )
-    prompts = {d: router_prompts(data[d], recipe.router, composed.tokenizer) for d in domains}
+    prompts = router_prompts({d: data[d] for d in domains}, recipe.router, composed.tokenizer)
     for domain, found in prompts.items():
         report(
             f"{domain}: {len(found.train)} prompts ({found.unseen} of them no stack trained on), "
@@ -93,7 +97,8 @@ def _measured(
     pairs = [(d, e) for d, found in prompts.items() for e in (*found.train, *found.held_out)]
     random.Random(recipe.router.seed).shuffle(pairs)  # a partial run is balanced over the domains
     levels, min_gain = recipe.router.soft_levels, recipe.router.min_gain
-    outcomes = measure_all(composed, pairs, run.outcomes, levels, min_gain, report=report)
+    with StopRequest() as stop:
+        outcomes = measure_all(composed, pairs, run.outcomes, levels, min_gain, report, stop)
     held = {(d, e) for d, found in prompts.items() for e in found.held_out}
     train = [o for o in outcomes if (o.domain, o.example) not in held]
     return train, [o for o in outcomes if (o.domain, o.example) in held]
@@ -101,17 +106,8 @@ def _measured(
 
 def _metadata(recipe: Recipe, composed: Composed, data: Mapping[str, DomainData]) -> RouterMetadata:
     settings, domains = recipe.router, tuple(composed.digests)
-    config = MetaRouterConfig(
-        domains=domains,
-        token_dim=composed.base.identity.hidden_size,
-        hidden_dim=settings.hidden_dim,
-        sequence_length=settings.sequence_length,
-        floors=settings.floors,
-        gate_threshold=settings.gate_threshold,
-        dropout=settings.dropout,
-    )
     return RouterMetadata(
-        config=config,
+        config=settings.config(domains, composed.base.identity.hidden_size),
         stacks=dict(composed.digests),
         base=composed.base.identity.ref,
         hyperparameters={**dataclasses.asdict(settings), "quantization": recipe.quantization},
@@ -206,8 +202,8 @@ def fit(
     measured = (*train, *held_out)
     return best.router.network, {
         **judge.metrics(best),
-        "greedy_equals_exhaustive": fmean(o.greedy == o.exhaustive for o in measured),
-        "greedy_cost": fmean(o.losses[o.greedy] - o.losses[o.exhaustive] for o in measured),
+        "greedy_as_good": fmean(o.greedy_cost <= recipe.min_gain for o in measured),
+        "greedy_cost": fmean(o.greedy_cost for o in measured),
         "train_prompts": len(train),
         "unmeasured_prompts": sum(map(len, unmeasured.values())),
         "held_out_prompts": len(held_out),

@@ -14,11 +14,17 @@ from typing import Any, Self
 from brainstacks.durable import atomic_write, make_directory, storage_full, sweep
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import is_digest
+from training.data import DomainData
 from training.json_file import read_as
+from training.provenance import data_identity
 from training.run_paths import IDENTITY, LOCK, RunPaths
+from training.settings import DataRecipe
 
 TOOLS = "tools"
 """The part of an identity that may change between starts: versions of what computes."""
+
+SPLITTING = ("selection", "router", "validation", "contamination", "seed")
+"""The settings of the data that decide which record is in which split."""
 
 _ABSENT = object()
 
@@ -26,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunDirectory(RunPaths):
-    """Holds the lock of one run while the `with` lasts; whoever writes there holds it.
+    """Holds the lock of one run while the `with` lasts; whoever writes there, but for the report, holds it.
 
     Args:
         path: made when it is not there.
@@ -95,6 +101,29 @@ class RunDirectory(RunPaths):
             raise ConfigError(
                 f"the run {self.path.name!r} was started with other settings, and its results would be of "
                 "neither; give another --run, remove it, or undo:\n  " + "\n  ".join(changed)
+            )
+
+    def check_splits(self, settings: DataRecipe, records: Mapping[str, DomainData]) -> None:
+        """See that the run, if any, made the same splits of the same data: else what its stacks trained on
+        would be held out from the router, or validate them. Domains may have been added since.
+
+        Raises:
+            ConfigError: it did not; run.json is damaged.
+        """
+        begun = read_as(self.identity, lambda document: (document["recipe"]["data"], document["data"]))
+        if begun is None:
+            return
+        data = {name: sources for name, sources in data_identity(records).items() if name in begun[1]}
+        new = {"data": data, "recipe": {"data": {name: getattr(settings, name) for name in SPLITTING}}}
+        old = {
+            "data": {name: begun[1][name] for name in data},
+            "recipe": {"data": {name: begun[0].get(name) for name in SPLITTING}},
+        }
+        changed = differences(old, new)
+        if changed:
+            raise ConfigError(
+                f"the run {self.path.name!r} trained on other splits, so that its stacks may know what is "
+                "held out here; give another --run, or undo:\n  " + "\n  ".join(changed)
             )
 
     def _begin(self, identity: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from brainstacks.config import StackConfig
+from brainstacks.config import MetaRouterConfig, StackConfig
 from brainstacks.errors import ConfigError
 from training.fields import check_fields
 
@@ -88,7 +88,11 @@ class StackRecipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        StackConfig(self.rank, self.alpha, self.experts, self.top_k, layers=1)  # it knows their ranges
+        self.config(layers=1)  # it knows their ranges
+
+    def config(self, layers: int) -> StackConfig:
+        """The shape on a base of so many decoder layers."""
+        return StackConfig(self.rank, self.alpha, self.experts, self.top_k, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class RoundConfig:
         optimizer: `adamw`; `paged_adamw_8bit` (CUDA only); `auto` takes the latter on CUDA.
         gate_noise: add the learnt noise to the expert gates in training (paper, eq. 3).
         balance_coefficient: weight of the balance loss; 0 turns it off.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         eval_every: steps between evaluations on the selection records.
         patience: evaluations without improvement before stopping.
         spike: nats above the best evaluation at which the round stops.
@@ -182,8 +186,10 @@ class RouterRecipe:
         held_out: prompts per domain, none of them trained on, that choose the checkpoint (count).
         max_tokens: prompt + answer tokens that an outcome is measured on.
         soft_levels: the weights that a helping domain is tried at (method 6c).
-        label_prior: share of the domain label in the target; the rest is measured.
-        min_gain: nats per token by which a domain must lower the loss to be added.
+        label_prior: share of the domain label in the target; the rest is measured. Above `gate_threshold` no
+            prompt is taught to leave its own domain's stack out.
+        min_gain: nats per token by which a change of weight must lower the loss; of the combinations that are
+            no further than that from the best, the one with the fewest stacks is taken.
         margin: least distance of a probability from 0.5 that is not penalised.
         margin_coefficient: weight of that penalty.
         nll_coefficient: weight of the NLL (nats per token) that the probabilities are expected to compose.
@@ -198,7 +204,7 @@ class RouterRecipe:
     held_out: int = 12
     max_tokens: int = 160
     soft_levels: tuple[float, ...] = (1.0, 0.7, 0.4)
-    label_prior: float = 0.2
+    label_prior: float = 0.1
     min_gain: float = 0.01
     margin: float = 0.3
     margin_coefficient: float = 0.05
@@ -227,8 +233,25 @@ class RouterRecipe:
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} is {value}; it is at least 0 and less than 1")
         for domain, floor in self.floors.items():
-            require(0 <= floor <= 1, f"floors.{domain} is {floor}; it lies in 0..1")
+            require(
+                self.gate_threshold < floor <= 1,
+                f"floors.{domain} is {floor}; it lies above gate_threshold ({self.gate_threshold}), for a "
+                "weight up to that is not applied, and is at most 1",
+            )
         require(
-            len(self.soft_levels) > 0 and all(0 < level <= 1 for level in self.soft_levels),
-            f"soft_levels is {list(self.soft_levels)}; it is one or more weights, above 0 and at most 1",
+            len(self.soft_levels) > 0 and all(self.gate_threshold < level <= 1 for level in self.soft_levels),
+            f"soft_levels is {list(self.soft_levels)}; it is one or more weights above gate_threshold "
+            f"({self.gate_threshold}), up to which none is applied, and at most 1",
+        )
+
+    def config(self, domains: tuple[str, ...], token_dim: int) -> MetaRouterConfig:
+        """The network for `domains`, on a base whose hidden states have `token_dim` entries."""
+        return MetaRouterConfig(
+            domains=domains,
+            token_dim=token_dim,
+            hidden_dim=self.hidden_dim,
+            sequence_length=self.sequence_length,
+            floors=self.floors,
+            gate_threshold=self.gate_threshold,
+            dropout=self.dropout,
         )

@@ -1,7 +1,7 @@
 """Which records train, choose snapshots, teach the router, only report: by prompt, never by file order.
 
-Records come in the order of a hash of seed and prompt. All records of one prompt are neighbours in it, and
-stay together: what is set aside was never trained on under another answer.
+Records come in the order of a hash of seed and first question. All records with the same are neighbours in
+it, and stay together: what is set aside was never trained on under another answer, or as an earlier turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brainstacks.errors import ConfigError
-from training.records import Record, prompt_key
+from training.records import Record, opening_key
 from training.settings import DataRecipe
 
 
@@ -41,7 +41,7 @@ class Splits:
         selection: set aside from training to choose snapshots.
         router: set aside from training for the router alone.
         validation: only reports.
-        left_out: training records that share a prompt with a given validation record (count).
+        left_out: training records that share their first question with a given validation record (count).
     """
 
     train: list[Record]
@@ -57,8 +57,8 @@ def split(domain: str, pool: Pool, settings: DataRecipe) -> Splits:
     Raises:
         ConfigError: too few prompts to leave one for training.
     """
-    held_out = {prompt_key(record) for record in pool.validation or ()}
-    by_prompt = [g for g in _prompts(pool.records, settings.seed) if prompt_key(g[0]) not in held_out]
+    held_out = {opening_key(record) for record in pool.validation or ()}
+    by_prompt = [g for g in _prompts(pool.records, settings.seed) if opening_key(g[0]) not in held_out]
     kept = sum(map(len, by_prompt))
     if pool.validation is None:
         validation, by_prompt = _set_aside(by_prompt, settings.validation)
@@ -95,15 +95,15 @@ def mix(sources: Sequence[tuple[Sequence[Record], float]], seed: int) -> list[Re
 
 
 def ordered(records: Sequence[Record], seed: int) -> list[Record]:
-    """`records` in the order of a hash of seed and prompt."""
+    """`records` in the order of a hash of seed and first question."""
     return [record for group in _prompts(records, seed) for record in group]
 
 
 def _prompts(records: Sequence[Record], seed: int) -> list[list[Record]]:
-    """Records by prompt, in the order of the prompts' hashes; those of one prompt by their text."""
+    """Records by first question, in the order of the questions' hashes; those of one by their text."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(prompt_key(record), []).append(record)
+        groups.setdefault(opening_key(record), []).append(record)
     places = {key: hashlib.sha256(f"{seed}/{key}".encode()).digest() for key in groups}
     return [
         sorted(groups[key], key=lambda record: (record.response, record.id))

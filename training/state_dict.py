@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 
-def flatten(value: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Take a state dict apart into tensors `<prefix><n>`, in order of appearance, and a JSON skeleton.
+def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
+    """Take a state dict apart into tensors `<n>`, in order of appearance, and a JSON skeleton.
 
     Args:
         value: dicts with int or str keys, lists, tuples, tensors, None, bool, int, float and str, nested.
@@ -23,7 +23,7 @@ def flatten(value: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
     def skeleton(value: Any) -> Any:
         kind = type(value)
         if isinstance(value, Tensor):
-            name = f"{prefix}{len(tensors)}"
+            name = str(len(tensors))
             tensors[name] = value
             return {"tensor": name}
         if kind in (dict, OrderedDict) and all(type(key) in (int, str) for key in value):

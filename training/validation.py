@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from brainstacks.config import Quantization
 from brainstacks.errors import ConfigError
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
@@ -20,7 +21,7 @@ from training.outcomes import measure
 from training.settings import RouterRecipe
 
 
-def load_served(base: str, quantization: str, registry: Registry) -> tuple[Composed, Router]:
+def load_served(base: str, quantization: Quantization, registry: Registry) -> tuple[Composed, Router]:
     """The base with the active stacks of `registry`, and its router.
 
     Raises:
@@ -41,9 +42,10 @@ def evaluate(
     data: Mapping[str, DomainData],
     limit: int | None = None,
     oracle_limit: int = 16,
-    max_tokens: int = 512,
+    *,
+    max_tokens: int,
+    search: RouterRecipe,
     report: Callable[[str], None] = print,
-    search: RouterRecipe | None = None,
 ) -> Evaluation:
     """Measure the validation records of every domain of `data`; one without a stack is its own base.
 
@@ -51,18 +53,18 @@ def evaluate(
         limit: most records per domain; None takes all.
         oracle_limit: the oracle is measured on the first so many of them.
         max_tokens: of prompt and answer; a longer answer is cut.
-        search: whose `soft_levels` and `min_gain` the oracle's search takes; None takes the defaults.
+        search: whose `soft_levels` and `min_gain` the oracle's search takes.
 
     Raises:
         ConfigError: a domain has no validation record that fits `max_tokens`.
     """
     records: list[RecordResult] = []
     for domain, examples in validation_examples(composed, data, limit, max_tokens).items():
-        oracles = _oracles(composed, domain, examples[:oracle_limit], search or RouterRecipe())
-        found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)))
+        oracles = _oracles(composed, domain, examples[:oracle_limit], search)
+        found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)), composed.digests)
         report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
         records += found.records
-    return Evaluation(tuple(records))
+    return Evaluation(tuple(records), dict(composed.digests))
 
 
 def validation_examples(

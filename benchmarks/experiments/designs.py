@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.trainings import Training
-from brainstacks.base_model import Quantization
+from brainstacks.config import Quantization
 from training.settings import EarlierMode, StackRecipe
 
 

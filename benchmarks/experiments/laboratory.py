@@ -16,7 +16,7 @@ from benchmarks.experiments.materials import Materials, digest
 from benchmarks.experiments.trained import Trained, spent
 from benchmarks.experiments.trainings import Training, factors, in_order, orthogonal_to
 from benchmarks.timing import Report, say
-from brainstacks.base_model import Quantization
+from brainstacks.config import Quantization
 from brainstacks.durable import atomic_write, make_directory
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
@@ -35,7 +35,7 @@ from training.settings import StackRecipe
 FORMAT = 1
 """Of what is kept: raised when what a training computes changes, so that nothing older is taken."""
 
-Weights = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 """As `ActiveStack.export` gives them."""
 
 
@@ -117,11 +117,11 @@ class Laboratory:
         found = [self.materials.examples[d, split] for d in domains]
         return [example for examples in zip(*found, strict=False) for example in examples]
 
-    def _weights(self, training: Training) -> Weights:
+    def _weights(self, training: Training) -> Tensors:
         tensors = self.trained(training).stack.tensors
         return {name.removeprefix("rounds.0."): tensor for name, tensor in tensors.items()}
 
-    def _zero_deltas(self, training: Training) -> Weights:
+    def _zero_deltas(self, training: Training) -> Tensors:
         torch.manual_seed(training.seed)
         return self._stack(training.stack).export()
 

@@ -9,25 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from benchmarks.experiments.parameters import lora_of, parameters
 from benchmarks.experiments.settings import Settings
-from brainstacks.base_model import Quantization, identify_base, load_base
-from brainstacks.config import StackConfig
+from brainstacks.base_model import identify_base, load_base
+from brainstacks.config import Quantization, StackConfig
 from brainstacks.layers.hooks import CompositionHooks
 from training.data import prepare
 from training.encoding import Example, encode
 from training.log import NoLog
 from training.settings import StackRecipe, require
 from training.signals import StopRequest
-from training.workshop import Workshop
+from training.workshop import Workshop, make_accelerator
 
 SPLITS = ("train", "selection", "validation")
 
 
 class Materials:
-    """The base, loaded when it is first used, and the examples of every domain.
+    """The base, loaded once in each quantisation that is asked for, and the examples of every domain.
 
     Args:
         data: directory with `<domain>/{train,validation}.jsonl`.
@@ -42,7 +40,7 @@ class Materials:
         self.identity = identify_base(settings.base)
         self.data = prepare(settings.recipe(), data)
         self._stop = stop
-        self._accelerator = Accelerator()
+        self._accelerator = make_accelerator()
         self.workshop = cache(self._workshop)
         self.tokenizer = self.workshop(settings.quantization).base.chat_tokenizer()
         self.examples = {(d, split): self._examples(d, split) for d in settings.domains for split in SPLITS}
@@ -71,8 +69,7 @@ class Materials:
 
     def config(self, stack: StackRecipe) -> StackConfig:
         """The shape on this base."""
-        shape = {name: getattr(stack, name) for name in ("rank", "alpha", "experts", "top_k")}
-        return StackConfig(**shape, layers=self.identity.layers)
+        return stack.config(self.identity.layers)
 
     def lora(self, stacks: int = 1) -> StackRecipe:
         """The LoRA with as many trainable parameters as so many stacks, gates and noise weights included."""

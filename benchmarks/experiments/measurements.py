@@ -23,7 +23,8 @@ Terms = Sequence[tuple[str, str, float]]
 """(contestant, domain, coefficient): a sum of domains' NLLs, such as the difference of two contestants."""
 
 HOW_SURE = (
-    "Brackets: 95% intervals by a bootstrap over validation records and seeds, paired between contestants. "
+    "Brackets: 95% intervals by a bootstrap over validation records and seeds, paired between contestants; "
+    "from one seed they know nothing of what another would have given. "
     "NLL in nats per answer token, token-weighted within a domain; `mean` is the plain mean over domains."
 )
 
@@ -117,7 +118,9 @@ class Measurements:
             for name, of_seeds in self.nats.items():
                 one = table[:, first : first + len(of_seeds)]
                 first += len(of_seeds)
-                found[name, domain] = np.take_along_axis(one, drawn % len(of_seeds), 1).mean(1)
+                mean = np.take_along_axis(one, drawn % len(of_seeds), 1).mean(1)
+                centre = one.mean(1)
+                found[name, domain] = centre + _small_sample(len(of_seeds)) * (mean - centre)
         return found
 
     def _resampled_sum(self, terms: Terms) -> NDArray[np.float64]:
@@ -145,6 +148,11 @@ class Measurements:
             }
             for name, of_seeds in self.nats.items()
         }
+
+
+def _small_sample(seeds: int) -> float:
+    """What makes the spread of S resampled seeds that of the S: drawn anew they have (S - 1) / S of it."""
+    return float(np.sqrt(seeds / (seeds - 1))) if seeds > 1 else 1.0
 
 
 def nats_under(

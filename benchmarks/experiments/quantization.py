@@ -29,7 +29,7 @@ from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import markdown_table
-from brainstacks.base_model import Quantization
+from brainstacks.config import Quantization
 
 PLAIN: Quantization = "none"
 

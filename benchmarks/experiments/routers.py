@@ -8,7 +8,6 @@ from dataclasses import asdict
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.measurements import Nats
 from benchmarks.experiments.trainings import Training
-from brainstacks.config import MetaRouterConfig
 from brainstacks.routing.router import Router
 from brainstacks.stacks.router_artifact import RouterMetadata
 from training.composition import Composed
@@ -22,7 +21,12 @@ def routed(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
     """NLL of the validation records under what a router, trained for these stacks, applies to each."""
     settings, materials = lab.settings, lab.materials
     composed = lab.composed(stacks, settings.quantization)
-    facts = {"stacks": dict(composed.digests), "router": asdict(settings.router), "data": _data(lab)}
+    facts = {
+        "stacks": list(composed.digests.items()),  # their order is that of the router's domains
+        "router": asdict(settings.router),
+        "prompts": {d: [s.digest for s in lab.materials.data[d].sources] for d in settings.domains},
+        "data": _data(lab),
+    }
 
     def found() -> dict[str, list[float]]:
         router = _trained(lab, composed)
@@ -62,28 +66,19 @@ def oracle(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
 def _trained(lab: Laboratory, composed: Composed) -> Router:
     """A router for the stacks of `composed`; outcomes that were measured before are not measured again."""
     settings = lab.settings.router
-    prompts = [
-        (d, router_prompts(lab.materials.data[d], settings, composed.tokenizer)) for d in composed.digests
-    ]
-    held = [(d, example) for d, found in prompts for example in found.held_out]
-    pairs = [(d, example) for d, found in prompts for example in found.train]
+    data = {d: lab.materials.data[d] for d in composed.digests}
+    prompts = router_prompts(data, settings, composed.tokenizer)
+    held = [(d, example) for d, found in prompts.items() for example in found.held_out]
+    pairs = [(d, example) for d, found in prompts.items() for example in found.train]
     facts = {"stacks": dict(composed.digests), "levels": settings.soft_levels, "min_gain": settings.min_gain}
     file = lab.file("outcomes", facts, "jsonl")
     outcomes = measure_all(
-        composed, [*pairs, *held], file, settings.soft_levels, settings.min_gain, report=lab.report
+        composed, [*pairs, *held], file, settings.soft_levels, settings.min_gain, lab.report
     )
-    config = MetaRouterConfig(
-        domains=tuple(composed.digests),
-        token_dim=composed.base.identity.hidden_size,
-        hidden_dim=settings.hidden_dim,
-        sequence_length=settings.sequence_length,
-        floors=settings.floors,
-        gate_threshold=settings.gate_threshold,
-        dropout=settings.dropout,
-    )
+    config = settings.config(tuple(composed.digests), composed.base.identity.hidden_size)
     metadata = RouterMetadata(config, dict(composed.digests), composed.base.identity.ref)
     train, held_out = outcomes[: len(pairs)], outcomes[len(pairs) :]
-    unmeasured = {d: found.unmeasured for d, found in prompts}
+    unmeasured = {d: found.unmeasured for d, found in prompts.items()}
     network, _ = fit(metadata, composed, train, unmeasured, held_out, settings, report=lab.report)
     return Router(metadata, network)
 

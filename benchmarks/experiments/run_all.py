@@ -1,4 +1,4 @@
-"""The six studies of the method, the cheapest first; what one has trained the others find.
+"""The six studies of the method; what one has trained the others find.
 
 python -m benchmarks.experiments.run_all --data DIR
 """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from benchmarks.options import DEFAULT_BASE
-from brainstacks.base_model import Quantization
+from brainstacks.config import Quantization
 from training.recipe import DomainRecipe, Recipe
 from training.settings import (
     DataRecipe,
@@ -119,9 +120,8 @@ class Settings:
             seed=seed,
         )
 
-    def null_space(self, side: str) -> NullSpaceConfig:
+    def null_space(self, side: Literal["output", "input"]) -> NullSpaceConfig:
+        """Measured on all selection records of the earlier domains."""
         return NullSpaceConfig(
-            side=side,  # type: ignore[arg-type]
-            directions=self.directions,
-            samples=self.selection * len(self.domains),
+            side=side, directions=self.directions, samples=self.selection * len(self.domains)
         )

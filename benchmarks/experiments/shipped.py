@@ -3,12 +3,12 @@
     python -m benchmarks.experiments.shipped --data DIR
 
 The LoRA trains on the records that the registry's recipe gives, for as many steps of each domain, at the rank
-whose parameters come nearest to those of all stacks together.
+whose parameters come nearest to those of all stacks together, and is measured on the same base.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,7 @@ from benchmarks.experiments.trainings import Training
 from benchmarks.results import RESULTS, markdown_table
 from brainstacks.stacks.registry import Registry
 from training.recipe import Recipe, load_recipe
+from training.settings import RoundConfig, require
 from training.validation import load_served, route
 
 ROUTED, LORA = "shipped, routed", "sequential LoRA"
@@ -50,10 +51,26 @@ class ShippedSettings(Settings):
     def recipe(self) -> Recipe:
         return self.plan
 
+    def round(self, steps: int, learning_rate: float, seed: int) -> RoundConfig:
+        """As a stack is trained, but to its end."""
+        shared = super().round(steps, learning_rate, seed)
+        own = ("steps", "learning_rate", "patience", "spike", "checkpoint_every", "seed")
+        return replace(self.plan.round, **{name: getattr(shared, name) for name in own})
+
 
 def settings_of(plan: Recipe, learning_rate: float) -> ShippedSettings:
-    """What trains the LoRA as `plan` trains a stack, at a learning rate of its own."""
+    """What trains the LoRA as `plan` trains a stack, at a learning rate of its own.
+
+    Raises:
+        ConfigError: the domains of `plan` differ in steps, or have several rounds.
+    """
     domains = tuple(domain.name for domain in plan.domains)
+    uneven = [d.name for d in plan.domains if d.steps is not None or plan.rounds_of(d) > 1]
+    require(
+        not uneven,
+        f"{', '.join(uneven)}: with steps of its own, or several rounds, a domain has another share of the "
+        "LoRA than of the registry; give a recipe of one round and equal steps",
+    )
     return ShippedSettings(
         plan=plan,
         base=plan.base,
@@ -86,8 +103,9 @@ def _sequence(materials: Materials) -> list[Training]:
 def _find(registry: Path, lab: Laboratory) -> Findings:
     materials, settings = lab.materials, lab.settings
     last = _sequence(materials)[-1]
-    lora = lab.composed({"all": last}, settings.quantization)
     served, router = load_served(settings.base, settings.quantization, Registry(registry))
+    bank = lab.bank({"all": last}, settings.quantization)
+    lora = replace(served, bank=bank, digests={"all": lab.key(last)})  # on the same base: it rounds alike
     routed: Nats = {
         d: served.losses(materials.validation(d), route(served, router, materials.validation(d)))
         for d in settings.domains

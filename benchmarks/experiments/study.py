@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,7 +17,7 @@ from benchmarks.experiments.trainings import Training
 from benchmarks.results import RESULTS, machine, write_results
 from benchmarks.timing import Report, say
 from brainstacks.base_files import base_name
-from brainstacks.base_model import Quantization
+from brainstacks.config import Quantization
 from training.allocator import keep_freed_memory
 from training.run_directory import RunDirectory
 from training.signals import StopRequest
@@ -65,7 +65,7 @@ def run_studies(
     output: Path = RESULTS,
     report: Report = say,
 ) -> None:
-    """Train what the studies need, all of it first, then measure and write each.
+    """Train what each study needs and no earlier one has trained, measure it, and write it.
 
     Raises:
         ConfigError: the data does not fit the settings, or another process works in `run`.
@@ -78,13 +78,13 @@ def run_studies(
         cache.check_identity({"kept": "trainings and measurements"})
         materials = Materials(settings, data, stop)
         laboratory = Laboratory(materials, run / "cache", report)
-        with stop:  # measuring needs none: it keeps what is costly, and a signal ends it at once
-            laboratory.train_all([t for study in studies for t in study.trainings(materials)])
-        chosen = {**asdict(settings), "base": base_name(settings.base)}
+        chosen = {**_facts(settings), "base": base_name(settings.base)}
         counts = {
             d: {s: len(materials.examples[d, s]) for s in ("train", "validation")} for d in settings.domains
         }
         for study in studies:
+            with stop:  # measuring needs none: it keeps what is costly, and a signal ends it at once
+                laboratory.train_all(study.trainings(materials))
             report(f"{study.name}: measuring")
             found = study.find(laboratory)
             document = {
@@ -97,6 +97,13 @@ def run_studies(
             }
             text = f"{study.question}\n\n**{found.verdict}**\n\n{found.tables}\n\n{_told(settings)}"
             write_results(f"experiment-{study.name}", document, text, output, report=report)
+
+
+def _facts(settings: Settings) -> dict[str, Any]:
+    """Those that all studies share, as JSON values."""
+    return {f.name: getattr(settings, f.name) for f in fields(Settings)} | {
+        name: asdict(getattr(settings, name)) for name in ("stack", "router")
+    }
 
 
 def _told(settings: Settings) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from brainstacks.base_model import Quantization
+from brainstacks.config import Quantization
 from brainstacks.layers.projections import INPUT_GROUPS
 from training.active_stack import ActiveStack
 from training.round_task import Penalty

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from brainstacks import fresh_thread
-from brainstacks.base_model import Quantization, load_base, parse_dtype
-from brainstacks.config import EngineConfig
+from brainstacks.base_model import load_base, parse_dtype
+from brainstacks.config import EngineConfig, Quantization
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
 from brainstacks.engine.replies import Replies, Reply

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 
 import pytest
@@ -36,6 +38,16 @@ def test_seeds_are_averaged_and_widen_the_interval() -> None:
     two, alike = measured.mean("two"), measured.mean("alike")
     assert two.value == pytest.approx(alike.value)
     assert two.interval[1] - two.interval[0] > 1.5 > alike.interval[1] - alike.interval[0]
+
+
+def test_the_spread_that_seeds_add_is_that_of_a_sample_not_of_a_population() -> None:
+    levels = (1.9, 2.1, 2.0)
+    measured = Measurements(TOKENS, {"zero": [nats(0.0)], "three": [nats(level) for level in levels]})
+    low, high = measured.difference("three", "zero").interval
+    # A resampled mean of three has the values of 27 draws; 1.96 standard errors are 0.113.
+    draws = sorted(sum(draw) / 3 for draw in itertools.product(levels, repeat=3))
+    assert low == pytest.approx(2.0 + math.sqrt(3 / 2) * (draws[0] - 2.0), abs=0.01)
+    assert high == pytest.approx(2.0 + math.sqrt(3 / 2) * (draws[-1] - 2.0), abs=0.01)
 
 
 def test_differences_are_paired_so_that_what_contestants_share_cancels() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from benchmarks.experiments import shipped
 from brainstacks.base_model import identify_base
+from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, write_router
+from training.recipe import load_recipe
 
 
 def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(
@@ -43,4 +47,22 @@ def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(
     assert found["settings"]["steps"] == 3
     counts = found["trainable_parameters"].values()
     assert max(counts) <= 1.1 * min(counts)
-    assert str(tmp_path) not in file.with_suffix(".md").read_text()
+    for text in (file.read_text(), file.with_suffix(".md").read_text()):
+        assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("change", [{"steps": 9}, {"max_rounds": 2}])
+def test_a_recipe_in_which_domains_do_not_weigh_alike_is_refused(change: dict[str, int]) -> None:
+    plan = load_recipe("demo")
+    first = dataclasses.replace(plan.domains[0], **change)
+    with pytest.raises(ConfigError, match="chat: with steps of its own, or several rounds"):
+        shipped.settings_of(dataclasses.replace(plan, domains=(first, *plan.domains[1:])), 1e-3)
+
+
+def test_the_lora_trains_as_the_recipe_says_a_stack_does() -> None:
+    plan = load_recipe("demo")
+    careful = dataclasses.replace(plan, round=dataclasses.replace(plan.round, accumulation=2, clip=0.5))
+    taken = shipped.settings_of(careful, 1e-3).round(plan.round.steps, 1e-3, seed=17)
+    assert (taken.accumulation, taken.clip, taken.learning_rate) == (2, 0.5, 1e-3)
+    same = ("steps", "batch_size", "warmup_steps", "weight_decay", "betas", "eval_every", "seed")
+    assert all(getattr(taken, name) == getattr(plan.round, name) for name in same)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from brainstacks.base_model import Quantization, load_base
+from brainstacks.base_model import load_base
+from brainstacks.config import Quantization
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks, Correction, DeltaSource, LowRank
 from brainstacks.layers.packed_stack import StackTensors

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from brainstacks.base_model import identify_base
+from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import BaseIdentity, DataSource, StackMetadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import save_stack
 from tests.tiny import random_stack, write_router
 from training.card import card, table
-from training.evaluation import MODES
+from training.evaluation import MODES, Evaluation, RecordResult
 
 ROWS = {
     "chat": dict(zip(MODES, (4.0, 3.0, 2.0, 1.0), strict=True)),
@@ -52,12 +53,20 @@ def filled(registry: Registry, tiny_directory: Path, tmp_path: Path) -> Registry
 
 
 def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> None:
-    text = card(filled, ROWS)
+    served = {domain: history.current.digest for domain, history in filled.snapshot().domains.items()}
+    records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
+    text = card(filled, Evaluation(records, served))
     for said in ("2.500 -> 1.250", "CC0-1.0", "chat/train.jsonl (28 records", "steps 40", "Small talk."):
         assert said in text
     assert f"- digest `{filled.snapshot().domain('chat').current.digest}`" in text
     assert "## Meta-router" in text
     assert "| chat | 4.000 | 3.000 | 2.000 | 1.000 |" in text
+
+
+def test_an_evaluation_of_other_stacks_is_refused(filled: Registry) -> None:
+    records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
+    with pytest.raises(ConfigError, match="of other stacks"):
+        card(filled, Evaluation(records, {"chat": "1" * 64}))
 
 
 @pytest.mark.parametrize(("domain", "losses"), [("code", "3.000 -> 2.000"), ("math", "-")])

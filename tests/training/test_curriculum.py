@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +26,10 @@ from training.data import prepare
 from training.evaluate_run import evaluate_run
 from training.evaluation import Evaluation
 from training.expert_use import load_expert_use
+from training.inner_loop import train_round
 from training.outer_loop import PrefixChanged, run_curriculum, run_stack
 from training.recipe import Recipe, recipe_from
+from training.round_task import RoundResult
 from training.router_training import train_router
 
 ANSWERS = {"chat": "well hello", "math": "12345678", "noise": ""}
@@ -197,6 +201,21 @@ def test_a_run_driven_to_nan_freezes_nothing(
     plan = dataclasses.replace(plan, round=wild)
     assert run_curriculum(plan, registry, tmp_path / "run", data, quiet) == ("chat", "math")
     assert digests(registry) == {}
+
+
+def test_a_round_that_diverged_after_its_best_snapshot_is_frozen_with_that(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(*arguments: Any) -> RoundResult:
+        result = train_round(*arguments)
+        broken = {**result.history[-1], "val_loss": math.nan, "train_loss": math.inf}
+        return dataclasses.replace(result, history=[*result.history, broken])
+
+    monkeypatch.setattr("training.domain_training.train_round", diverging)
+    assert run_curriculum(recipe(tiny_directory, steps=12), registry, tmp_path / "run", data, quiet) == ()
+    stack = read_stack_metadata(registry.blob_path(digests(registry)["chat"]))
+    assert stack.losses[0]["history"][-1]["val_loss"] is None
+    assert stack.losses[0]["history"][-2]["val_loss"] is not None
 
 
 @pytest.mark.parametrize("side", ["output", "input"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from brainstacks.errors import ConfigError
 from tests.tiny import write_records
 from training.data import DomainData, prepare
-from training.recipe import Recipe, recipe_from
+from training.recipe import Recipe, SourceRecipe, recipe_from
 from training.records import prompt_key
+from training.sources import SourceRecords, load_source
 
 
 def recipe(*domains: dict[str, Any], **data: Any) -> Recipe:
@@ -125,6 +127,16 @@ def test_what_gives_nothing_to_learn_is_counted(tmp_path: Path) -> None:
     path = write_records(tmp_path / "a.jsonl", [(f"p{i}", answer) for i, answer in enumerate(answers)])
     (chat,) = prepare(recipe({"name": "chat", "sources": [{"source": f"jsonl:{path}"}]})).values()
     assert chat.left_out["unusable"] == 3
+
+
+def test_validation_of_some_sources_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_validation(source: SourceRecipe) -> SourceRecords:
+        found = load_source(source)
+        return replace(found, validation=found.records[:1]) if "many" in source.source else found
+
+    monkeypatch.setattr("training.data.load_source", with_validation)
+    with pytest.raises(ConfigError, match="of the 2 sources of domain 'chat' 1 have a validation split"):
+        prepare(recipe(sources(tmp_path)))
 
 
 def test_a_domain_without_sources_or_data_is_refused() -> None:

@@ -186,6 +186,12 @@ def test_the_total_is_what_lies_on_the_device_in_training() -> None:
     assert found.total == sum(parts.values()) - found.router_features
 
 
+def test_the_router_keeps_the_features_of_all_its_prompts() -> None:
+    router = {"prompts": 5, "unmeasured": 7, "held_out": 2, "sequence_length": 16}
+    one = recipe(router=router)
+    assert estimate(one, tiny_model(), CPU).router_features == len(one.domains) * (5 + 7 + 2) * 16 * 32 * 4
+
+
 def test_an_unquantised_base_takes_its_own_bytes() -> None:
     model = tiny_model("gemma3_text", tie_word_embeddings=True)
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -14,8 +15,10 @@ from brainstacks.base_model import identify_base
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, write_records, write_router
+from training.data import prepare
 from training.evaluate_run import evaluate_run
 from training.forgetting import ForgettingMatrix, Losses
+from training.provenance import data_identity
 from training.recipe import Recipe, recipe_from
 
 DOMAINS = ("chat", "math")
@@ -35,7 +38,7 @@ def recipe(tiny_directory: Path) -> Recipe:
 
 @pytest.fixture
 def root(tiny_directory: Path, tmp_path: Path) -> Path:
-    """A directory with `data`, `registry` and a `run` that has begun."""
+    """A directory with `data`, `registry` and an empty `run`."""
     identity, registry = identify_base(tiny_directory), Registry(tmp_path / "registry", create=True)
     for i, domain in enumerate(DOMAINS):
         rows = [(f"{domain} {n}", "yes it is") for n in range(6)]
@@ -44,7 +47,6 @@ def root(tiny_directory: Path, tmp_path: Path) -> Path:
         publish_stack(registry, identity, domain, random_stack(identity.dims, i, size=0.3), tmp_path)
     registry.publish_router(write_router(tmp_path / "router.safetensors", registry, identity))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("{}\n")
     return tmp_path
 
 
@@ -100,3 +102,32 @@ def test_lm_eval_asks_in_the_chat_template_unless_told_otherwise(
     document, _ = evaluated(recipe, root, tasks=("sums",), limit=1, **options)
     assert asked == [(("sums",), 1, chat)]
     assert document["lm_eval"] == {"chat_template": chat, "limit": 1, "results": results}
+
+
+def test_what_was_measured_is_written_before_lm_eval_can_fail(
+    recipe: Recipe, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+
+    def run_harness(*arguments: Any, **options: Any) -> Any:
+        raise ConfigError("no such task")
+
+    monkeypatch.setattr("training.harness.run_harness", run_harness)
+    with pytest.raises(ConfigError, match="no such task"):
+        evaluated(recipe, root, tasks=("smus",))
+    document = json.loads((root / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert set(document["nll"]) == set(DOMAINS)
+    assert (root / "run" / "expert_use.json").is_file()
+
+
+def test_a_run_that_split_its_data_otherwise_is_refused(recipe: Recipe, root: Path) -> None:
+    sources = data_identity(prepare(recipe, root / "data"))
+    begun = {"recipe": {"data": dataclasses.asdict(recipe.data)}, "data": sources}
+    (root / "run" / "run.json").write_text(json.dumps(begun))
+    evaluated(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, max_tokens=63)), root)
+    other = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seed=1))
+    with pytest.raises(ConfigError, match=r"(?s)other splits.*recipe\.data\.seed: 0 -> 1"):
+        evaluated(other, root)
+    write_records(root / "data" / "math" / "train.jsonl", [(f"math {n}", "no") for n in range(4)])
+    with pytest.raises(ConfigError, match=r"(?s)other splits.*data\.math"):
+        evaluated(recipe, root)

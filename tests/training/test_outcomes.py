@@ -19,6 +19,7 @@ from training.batches import TOKENS
 from training.composition import Composed, Weights
 from training.encoding import Example
 from training.outcomes import AT_ONCE, combinations, fewest_within, greedy_choice, measure, measure_all
+from training.signals import Interrupted, StopRequest
 
 DOMAINS = ("a", "b", "c")
 LEVELS = (1.0, 0.7, 0.4)
@@ -120,7 +121,7 @@ def test_many_examples_at_once_end_where_a_slow_search_of_each_ends(composed: Co
         assert outcome.weights == weights
         assert outcome.loss == pytest.approx(loss, abs=1e-4)
         assert (outcome.domain, outcome.example) == ("b", one)
-        assert outcome.exhaustive == fewest_within(outcome.losses, 0.01)
+        assert outcome.greedy_cost == outcome.losses[outcome.greedy] - min(outcome.losses.values())
         assert outcome.greedy == greedy_choice(outcome.losses, DOMAINS, 0.01)
         assert outcome.oracle == min(outcome.loss, *outcome.losses.values())
 
@@ -177,6 +178,17 @@ def test_a_run_that_is_killed_keeps_all_but_the_last_group(
     composed.rows.clear()
     last = {f"e{AT_ONCE}", f"e{AT_ONCE + 1}"}
     assert {name for name, _ in run(composed, path, AT_ONCE + 2)} == last
+
+
+def test_asked_to_stop_it_keeps_the_group_that_it_measured(composed: Counting, tmp_path: Path) -> None:
+    path, pairs = tmp_path / "outcomes.jsonl", [("a", e) for e in random_examples(AT_ONCE + 2)]
+    stop = StopRequest()
+    stop.requested = True
+    with pytest.raises(Interrupted, match=f"stopped after {AT_ONCE} of {AT_ONCE + 2} outcomes"):
+        measure_all(composed, pairs, path, LEVELS, 0.01, lambda _: None, stop)
+    composed.rows.clear()
+    measure_all(composed, pairs, path, LEVELS, 0.01, lambda _: None, StopRequest())
+    assert {name for name, _ in composed.rows} == {f"e{AT_ONCE}", f"e{AT_ONCE + 1}"}
 
 
 def test_a_domain_more_measures_only_the_combinations_with_it(tiny_base: BaseModel, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def evaluate(run: Path) -> None:
     }
     task = {"acc,none": 0.5, "acc_stderr,none": 0.25, "sample_len": 4}
     document = {
-        **Evaluation(tuple(records)).to_dict(),
+        **Evaluation(tuple(records), dict.fromkeys(DOMAINS, "1" * 64)).to_dict(),
         "transfer": Transfer(dict.fromkeys(DOMAINS, 3.0), alone, gains).to_dict(),
         "lm_eval": {
             "chat_template": True,

@@ -34,7 +34,7 @@ def prompts_of(
     data = DomainData(
         "math", records(*train), records(*selection), [], (), {}, 0, (), router=records(*router)
     )
-    return router_prompts(data, recipe, base.chat_tokenizer())
+    return router_prompts({"math": data}, recipe, base.chat_tokenizer())["math"]
 
 
 def test_held_out_prompts_are_selection_records_and_so_are_the_first_that_train(tiny_base: BaseModel) -> None:
@@ -71,10 +71,29 @@ def test_the_router_s_own_records_come_first_in_both(tiny_base: BaseModel) -> No
     assert ({e.id for e in (*enough.held_out, *enough.train)}, enough.unseen) == (set(own), 4)
 
 
-def test_a_held_out_prompt_is_not_trained_on_in_another_record(tiny_base: BaseModel) -> None:
-    found = prompts_of(tiny_base, ["same", "other"], ["same"], RouterRecipe(prompts=4, held_out=1))
-    assert [e.id for e in found.held_out] == ["same"]
-    assert [e.id for e in found.train] == ["other"]
+def test_what_one_domain_holds_out_no_domain_trains_on_however_it_is_spelt(tiny_base: BaseModel) -> None:
+    asked = {
+        "math": DomainData("math", records("a"), records("Same?"), [], (), {}, 0, ()),
+        "chat": DomainData("chat", records("b"), records("same?", "c"), [], (), {}, 0, ()),
+        "code": DomainData("code", records("d", "e"), records("f"), [], (), {}, 0, ()),
+    }
+    for seed in range(4):
+        recipe = RouterRecipe(prompts=1, unmeasured=9, held_out=1, seed=seed)
+        found = router_prompts(asked, recipe, tiny_base.chat_tokenizer())
+        assert [e.id for e in found["math"].held_out] == ["Same?"]
+        assert "same?" not in {e.id for e in (*found["chat"].train, *found["chat"].unmeasured)}
+
+
+def test_what_some_stack_trains_on_no_domain_holds_out(tiny_base: BaseModel) -> None:
+    asked = {
+        "math": DomainData("math", records("Same?"), records("a"), [], (), {}, 0, ()),
+        "chat": DomainData("chat", records("b"), records("same?", "c"), [], (), {}, 0, ()),
+    }
+    for seed in range(4):
+        recipe = RouterRecipe(prompts=9, held_out=9, seed=seed)
+        found = router_prompts(asked, recipe, tiny_base.chat_tokenizer())
+        assert [e.id for e in found["chat"].held_out] == ["c"]
+        assert "same?" in {e.id for e in found["chat"].train}
 
 
 def test_prompts_as_long_as_the_window_are_left_out_and_counted(tiny_base: BaseModel) -> None:

@@ -28,6 +28,8 @@ FIELDS = [
     for field in dataclasses.fields(settings)
 ]
 
+NOT_APPLIED = ", for a weight up to that is not applied, and is at most 1"
+
 
 @pytest.mark.parametrize(("settings", "name", "kind"), FIELDS)
 def test_every_field_refuses_what_is_not_of_its_kind_by_name(settings: Any, name: str, kind: str) -> None:
@@ -61,11 +63,21 @@ def test_no_number_may_be_negative(settings: Any, name: str, kind: str) -> None:
         (RouterRecipe, {"margin": 0.6}, "margin is 0.6; it lies in 0..0.5"),
         (RouterRecipe, {"dropout": 1.0}, "dropout is 1.0; it is at least 0 and less than 1"),
         (RouterRecipe, {"gate_threshold": 1}, "gate_threshold is 1; it is at least 0 and less than 1"),
-        (RouterRecipe, {"floors": {"chat": 1.5}}, "floors.chat is 1.5; it lies in 0..1"),
+        (
+            RouterRecipe,
+            {"floors": {"chat": 1.5}},
+            "floors.chat is 1.5; it lies above gate_threshold (0.12)" + NOT_APPLIED,
+        ),
+        (
+            RouterRecipe,
+            {"floors": {"chat": 0.1}},
+            "floors.chat is 0.1; it lies above gate_threshold (0.12)" + NOT_APPLIED,
+        ),
         (
             RouterRecipe,
             {"soft_levels": [0.0]},
-            "soft_levels is [0.0]; it is one or more weights, above 0 and at most 1",
+            "soft_levels is [0.0]; it is one or more weights above gate_threshold (0.12), up to which none "
+            "is applied, and at most 1",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from brainstacks.errors import ConfigError
 from tests.training.examples import record
-from training.records import prompt_key
+from training.records import Message, Record, prompt_key
 from training.settings import DataRecipe
 from training.splits import Pool, Splits, mix, ordered, split
 
@@ -72,6 +72,20 @@ def test_training_records_with_a_prompt_of_the_given_validation_are_left_out() -
     assert splits.left_out == 2
     assert "question 3" not in {prompt_key(r) for r in (*splits.train, *splits.selection)}
     assert len(splits.train) + len(splits.selection) == 58
+
+
+def test_all_turns_of_a_conversation_are_in_one_split() -> None:
+    records = []
+    for i in range(12):
+        asked = (Message("system", "be brief"), Message("user", f"question {i}"))
+        later = (*asked, Message("assistant", "a"), Message("user", "and why?"))
+        records += [Record(f"{i}/0", asked, "a"), Record(f"{i}/1", later, "b")]
+    for ids in parts(split("d", Pool(records, None), settings(selection=3, validation=3, router=3))):
+        assert {id.split("/")[0] for id in ids if id.endswith("/0")} == {
+            id.split("/")[0] for id in ids if id.endswith("/1")
+        }
+    given = split("d", Pool(records, [Record("v", records[2].messages, "c")]), settings())
+    assert given.left_out == 2
 
 
 def test_too_few_prompts_say_what_to_lower() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from training.encoding import Example
 from training.evaluation import MODES, ORACLE, Evaluation
 from training.records import Message, Record
 from training.router_analysis import measure_transfer
+from training.settings import RouterRecipe
 from training.validation import evaluate, load_served, validation_examples
 
 STACKS = ("chat", "math")
@@ -61,7 +63,8 @@ def quiet(line: str) -> None:
 
 
 def run(served: Served, *domains: str, **options: int | None) -> Evaluation:
-    return evaluate(served[0], served[1], data(*domains), report=quiet, **options)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"max_tokens": 512, "search": RouterRecipe(), **options}
+    return evaluate(served[0], served[1], data(*domains), report=quiet, **settings)
 
 
 def test_each_modes_loss_is_that_of_its_composition(served: Served) -> None:
