@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -52,7 +53,7 @@ def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(
 
 
 @pytest.mark.parametrize("change", [{"steps": 9}, {"max_rounds": 2}])
-def test_a_recipe_in_which_domains_do_not_weigh_alike_is_refused(change: dict[str, int]) -> None:
+def test_a_recipe_in_which_domains_do_not_weigh_alike_is_refused(change: dict[str, Any]) -> None:
     plan = load_recipe("demo")
     first = dataclasses.replace(plan.domains[0], **change)
     with pytest.raises(ConfigError, match="chat: with steps of its own, or several rounds"):
