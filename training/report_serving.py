@@ -28,13 +28,15 @@ def evaluation(records: RunRecords) -> Section:
         ),
     ]
     tables, text = [_modes("Loss by mode", found)], []
-    if found.compared.records and found.relative_regret is not None:
+    if found.compared.records:
         count = len(found.compared.records)
         those = f"the {count} records that the best composition was searched for (oracle)"
         figures.append(_means("Mean loss by mode, with the oracle", those, found.compared))
         tables.append(_modes(f"Loss by mode, on {those}", found.compared))
+        regret = ", ".join(f"{off:+.1%} off the {mode}" for mode, off in found.relative_regret.items())
         text.append(
-            f"Routed loss against that of the best compositions searched for: {found.relative_regret:+.1%}."
+            "For each record by itself, `combination` is the best choice of stacks at 1.0, and `oracle` the "
+            f"best of all that was measured, softer weights too. Routed is {regret}."
         )
     return Section(title, figures, tables, text)
 

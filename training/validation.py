@@ -16,8 +16,8 @@ from training.batches import TOKENS, within_budget
 from training.composition import Composed, Weights, routed_weights
 from training.data import DomainData
 from training.encoding import Example, encode
-from training.evaluation import MODES, ORACLE, Evaluation, RecordResult
-from training.outcomes import measure
+from training.evaluation import COMBINATION, MODES, ORACLE, Evaluation, RecordResult
+from training.outcomes import Outcome, measure
 from training.settings import RouterRecipe
 
 
@@ -60,7 +60,8 @@ def evaluate(
     """
     records: list[RecordResult] = []
     for domain, examples in validation_examples(composed, data, limit, max_tokens).items():
-        oracles = _oracles(composed, domain, examples[:oracle_limit], search)
+        pairs = [(domain, e) for e in examples[:oracle_limit]]
+        oracles = measure(composed, pairs, search.soft_levels, search.min_gain)
         found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)), composed.digests)
         report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
         records += found.records
@@ -98,7 +99,7 @@ def _records(
     router: Router,
     domain: str,
     examples: Sequence[Example],
-    oracles: Sequence[tuple[float, Weights]],
+    oracles: Sequence[Outcome],
 ) -> list[RecordResult]:
     routed = route(composed, router, examples)
     rows: dict[str, Sequence[Weights]] = {
@@ -111,23 +112,10 @@ def _records(
     results = []
     for i, example in enumerate(examples):
         nats = {mode: losses[mode][i] for mode in MODES}
-        best, weights = oracles[i] if i < len(oracles) else (None, None)
-        nats |= {ORACLE: best} if best is not None else {}
-        results.append(
-            RecordResult(example.id, domain, len(example.response), nats, dict(routed[i]), weights)
-        )
+        tokens, weights = len(example.response), None
+        if i < len(oracles):
+            best = oracles[i]
+            nats |= {COMBINATION: min(best.losses.values()) * tokens, ORACLE: best.oracle * tokens}
+            weights = {d: w for d, w in best.weights.items() if w != 0.0}
+        results.append(RecordResult(example.id, domain, tokens, nats, dict(routed[i]), weights))
     return results
-
-
-def _oracles(
-    composed: Composed, domain: str, examples: Sequence[Example], search: RouterRecipe
-) -> list[tuple[float, Weights]]:
-    """(lowest NLL that was measured, summed over the answer; the weights found) of each example."""
-    outcomes = measure(composed, [(domain, e) for e in examples], search.soft_levels, search.min_gain)
-    return [
-        (
-            outcome.oracle * len(outcome.example.response),
-            {d: w for d, w in outcome.weights.items() if w != 0.0},
-        )
-        for outcome in outcomes
-    ]

@@ -9,21 +9,21 @@ import pytest
 from rich.console import Console
 
 from training.composition import Weights
-from training.evaluation import MODES, ORACLE, Evaluation, RecordResult
+from training.evaluation import COMBINATION, MODES, ORACLE, SEARCHED, Evaluation, RecordResult
 
 
 def result(domain: str, tokens: int, *nats: float) -> RecordResult:
-    """A record with the losses of `MODES`, then the oracle's where it is given."""
-    names = (*MODES, ORACLE)[: len(nats)]
+    """A record with the losses of `MODES`, then of `SEARCHED` where they are given."""
+    names = (*MODES, *SEARCHED)[: len(nats)]
     oracle: Weights | None = {"chat": 0.7} if len(nats) > len(MODES) else None
     return RecordResult("r", domain, tokens, dict(zip(names, nats, strict=True)), {"math": 1.0}, oracle)
 
 
 FOUND = Evaluation(
     (
-        result("chat", 1, 4.0, 3.0, 2.0, 1.0, 0.5),
+        result("chat", 1, 4.0, 3.0, 2.0, 1.0, 0.75, 0.5),
         result("chat", 3, 4.0, 4.0, 3.0, 2.0),
-        result("math", 2, 8.0, 6.0, 5.0, 4.0, 4.0),
+        result("math", 2, 8.0, 6.0, 5.0, 4.0, 4.0, 4.0),
     ),
     {"math": "1" * 64},
 )
@@ -37,10 +37,16 @@ def test_domains_weigh_by_tokens_and_the_mean_by_domains() -> None:
 
 def test_the_oracle_is_compared_with_the_other_modes_on_its_own_records() -> None:
     compared = FOUND.compared
-    assert compared.nll["chat"] == {"base": 4.0, "ungated": 3.0, "routed": 2.0, "only-own": 1.0, ORACLE: 0.5}
+    assert compared.nll["chat"] == {"base": 4.0, "ungated": 3.0, "routed": 2.0, "only-own": 1.0} | {
+        COMBINATION: 0.75,
+        ORACLE: 0.5,
+    }
     assert compared.mean[ORACLE] == (0.5 + 2.0) / 2
-    assert FOUND.relative_regret == pytest.approx((2.0 + 2.5) / (0.5 + 2.0) - 1)
-    assert Evaluation(FOUND.records[1:2], FOUND.stacks).relative_regret is None
+    assert FOUND.relative_regret == {
+        COMBINATION: pytest.approx((2.0 + 2.5) / (0.75 + 2.0) - 1),
+        ORACLE: pytest.approx((2.0 + 2.5) / (0.5 + 2.0) - 1),
+    }
+    assert Evaluation(FOUND.records[1:2], FOUND.stacks).relative_regret == {}
 
 
 def test_intervals_hold_their_figures_and_are_paired() -> None:

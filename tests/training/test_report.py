@@ -96,7 +96,7 @@ def evaluate(run: Path) -> None:
             domain,
             10,
             {"base": 30.0 + i, "ungated": 28.0, "routed": 20.0 + i, "only-own": 21.0}
-            | ({"oracle": 19.0} if i < 2 else {}),
+            | ({"combination": 19.5, "oracle": 19.0} if i < 2 else {}),
             {domain: 0.75},
             {domain: 1.0} if i < 2 else None,
         )

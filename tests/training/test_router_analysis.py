@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from training.composition import Weights
-from training.evaluation import MODES, ORACLE, Evaluation, RecordResult
+from training.evaluation import MODES, SEARCHED, Evaluation, RecordResult
 from training.intervals import Share
 from training.router_analysis import Transfer, analyse, choices
 
@@ -17,7 +17,7 @@ STACKS = ("chat", "math", "medical")
 
 
 def result(domain: str, routed: Weights, oracle: Weights | None = None) -> RecordResult:
-    nats = dict.fromkeys((*MODES, ORACLE) if oracle is not None else MODES, 1.0)
+    nats = dict.fromkeys((*MODES, *SEARCHED) if oracle is not None else MODES, 1.0)
     return RecordResult("r", domain, 1, nats, routed, oracle)
 
 
