@@ -43,6 +43,11 @@ def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
         lines += [
             _row(domain, shape, f"{version.bytes:,}", _losses(metadata), str(metadata.seed), metadata.licence)
         ]
+    if any(metadata.predecessors for _, metadata in stacks.values()):
+        lines += [
+            "",
+            "A stack's losses, before and after, are with the stacks that it was trained on top of.",
+        ]
     lines += ["", "## How they were trained", ""]
     for domain, (version, metadata) in stacks.items():
         lines += _provenance(domain, version.digest, metadata)
@@ -77,7 +82,7 @@ def _losses(metadata: StackMetadata) -> str:
         return "-"
     first, last = metadata.losses[0], metadata.losses[-1]
     before, after = ("before", "after") if "before" in first else ("validation_before", "validation_after")
-    return f"{first[before]:.3f} -> {last[after]:.3f}"
+    return " -> ".join("-" if loss is None else f"{loss:.3f}" for loss in (first[before], last[after]))
 
 
 def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
@@ -92,6 +97,11 @@ def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
         f"{metadata.description}.",
         "",
         f"- digest `{digest}`",
+        *(
+            [f"- on top of: {', '.join(p.domain for p in earlier)}"]
+            if (earlier := metadata.predecessors)
+            else []
+        ),
         f"- data: {data}",
         f"- settings: {settings}",
         f"- made with: {tools}",
