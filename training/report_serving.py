@@ -35,8 +35,8 @@ def evaluation(records: RunRecords) -> Section:
         tables.append(_modes(f"Loss by mode, on {those}", found.compared))
         regret = ", ".join(f"{off:+.1%} off the {mode}" for mode, off in found.relative_regret.items())
         text.append(
-            "For each record by itself, `combination` is the best choice of stacks at 1.0, and `oracle` the "
-            f"best of all that was measured, softer weights too. Routed is {regret}."
+            f"On the records where that was searched for, routed is {regret}. For each record by itself, the "
+            "combination is the best choice of stacks at 1.0, and the oracle softens weights too."
         )
     return Section(title, figures, tables, text)
 

@@ -129,10 +129,10 @@ def _round(state: Mapping[str, Any]) -> tuple[str, ...]:
 KINDS: Mapping[Kind, str] = {
     "ungated": "Loss of each domain (column) after each domain was added (row), with all stacks on: orange "
     "is worse than when the domain was new, blue is better.",
-    "isolated": "The same with the domain's own stack alone: orange is worse than with those that it was "
-    "frozen with, blue is better.",
-    "prefix": "The same with the stacks that the domain was frozen with: a column is constant, to the bit, "
-    "and without colour.",
+    "isolated": "The same with the domain's own stack alone: orange is worse than with those up to its own, "
+    "blue is better.",
+    "prefix": "The same with the stacks up to the domain's own: a column is constant, to the bit, and "
+    "without colour.",
 }
 
 
