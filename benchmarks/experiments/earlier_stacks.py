@@ -18,6 +18,7 @@ from benchmarks.experiments.measurements import (
     Measurements,
     Nats,
     answer_tokens,
+    each_own,
     nats_of_base,
     nats_under,
     throughout,
@@ -46,7 +47,7 @@ def _measure(lab: Laboratory, mode: EarlierMode, seed: int) -> dict[str, Nats]:
     stacks = designs.curriculum(settings, seed, mode)
     composed = lab.composed(stacks, settings.quantization)
     everything = throughout(settings.domains, dict.fromkeys(stacks, 1.0))
-    own = {d: {d: 1.0} for d in settings.domains}
+    own = each_own(settings.domains)
     return {
         f"{mode}: ungated": nats_under(materials, composed, everything),
         f"{mode}: only own": nats_under(materials, composed, own),

@@ -171,6 +171,11 @@ def throughout(domains: Sequence[str], composition: Weights) -> dict[str, Weight
     return dict.fromkeys(domains, composition)
 
 
+def each_own(domains: Sequence[str]) -> dict[str, Weights]:
+    """Each domain's own stack alone: what a perfect domain label chooses."""
+    return {d: {d: 1.0} for d in domains}
+
+
 def nats_of_base(lab: Laboratory, domains: Sequence[str]) -> Nats:
     """The validation records of `domains` without any stack."""
     return nats_under(lab.materials, lab.composed({}, lab.settings.quantization), throughout(domains, {}))

@@ -22,6 +22,7 @@ from benchmarks.experiments.measurements import (
     Measurements,
     Nats,
     answer_tokens,
+    each_own,
     nats_of_base,
     nats_under,
     throughout,
@@ -72,14 +73,10 @@ def _trainings(materials: Materials) -> list[Training]:
     ]
 
 
-def _own(domains: Sequence[str]) -> dict[str, Weights]:
-    return {d: {d: 1.0} for d in domains}
-
-
 def _as_trained(settings: Settings) -> dict[str, Weights]:
     """Of our curriculum: the composition that each domain's stack was trained in."""
     if settings.earlier == "none":
-        return _own(settings.domains)
+        return each_own(settings.domains)
     return {d: dict.fromkeys(settings.domains[: i + 1], 1.0) for i, d in enumerate(settings.domains)}
 
 
@@ -99,7 +96,7 @@ def _selection_nll(lab: Laboratory) -> dict[str, dict[float, float]]:
         nats: dict[str, list[Nats]] = {}
         for seed in settings.seeds:
             for name, stacks in _designs(materials, seed, scale).items():
-                composition = {ROUTED: _as_trained(settings), LORAS: _own(settings.domains)}
+                composition = {ROUTED: _as_trained(settings), LORAS: each_own(settings.domains)}
                 weights = composition.get(name) or _all_on(settings.domains, stacks)
                 composed = lab.composed(stacks, settings.quantization)
                 nats.setdefault(name, []).append(nats_under(materials, composed, weights, "selection"))
@@ -123,7 +120,7 @@ def _measure(lab: Laboratory, stacks: Mapping[str, Stacks]) -> dict[str, Nats]:
         LABELLED: nats_under(materials, composed[ROUTED], _as_trained(settings)),
         SEQUENTIAL: everything(SEQUENTIAL),
         JOINT: everything(JOINT),
-        LORAS: nats_under(materials, composed[LORAS], _own(settings.domains)),
+        LORAS: nats_under(materials, composed[LORAS], each_own(settings.domains)),
         O_LORA: everything(O_LORA),
     }
 

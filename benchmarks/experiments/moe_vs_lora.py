@@ -21,6 +21,7 @@ from benchmarks.experiments.measurements import (
     HOW_SURE,
     Measurements,
     answer_tokens,
+    each_own,
     nats_of_base,
     nats_under,
 )
@@ -113,7 +114,7 @@ def _find(lab: Laboratory) -> Findings:
 def _measured(lab: Laboratory, contestants: dict[str, list[dict[str, Training]]]) -> Measurements:
     """Each domain under its own stack."""
     materials, settings = lab.materials, lab.settings
-    own = {d: {d: 1.0} for d in settings.domains}
+    own = each_own(settings.domains)
     nats = {"base": [nats_of_base(lab, settings.domains)]}
     for name, seeds in contestants.items():
         composed = [lab.composed(stacks, settings.quantization) for stacks in seeds]

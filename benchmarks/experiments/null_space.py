@@ -19,6 +19,7 @@ from benchmarks.experiments.measurements import (
     HOW_SURE,
     Measurements,
     answer_tokens,
+    each_own,
     nats_of_base,
     nats_under,
     throughout,
@@ -109,7 +110,7 @@ def _find(lab: Laboratory) -> Findings:
 def _measured(lab: Laboratory, curricula: Mapping[str, list[dict[str, Training]]]) -> Measurements:
     materials, settings = lab.materials, lab.settings
     everything = throughout(settings.domains, dict.fromkeys(settings.domains, 1.0))
-    own = {d: {d: 1.0} for d in settings.domains}
+    own = each_own(settings.domains)
     nats = {"base": [nats_of_base(lab, settings.domains)]}
     for name, seeds in curricula.items():
         composed = [lab.composed(stacks, settings.quantization) for stacks in seeds]

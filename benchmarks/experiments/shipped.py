@@ -28,7 +28,7 @@ from benchmarks.experiments.measurements import (
     throughout,
 )
 from benchmarks.experiments.settings import Settings
-from benchmarks.experiments.study import Findings, Study, run_studies
+from benchmarks.experiments.study import KEPT, Data, Findings, Run, Study, run_studies
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import RESULTS, markdown_table
 from brainstacks.stacks.registry import Registry
@@ -152,12 +152,10 @@ def study(registry: Path) -> Study:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Directory with <domain>/{train,validation}.jsonl.")],
+    data: Data,
     recipe: Annotated[str, typer.Option(help="That the registry was trained by.")] = "demo",
     registry: Annotated[Path, typer.Option(help="With all the recipe's domains, and a router.")] = REGISTRY,
-    run: Annotated[Path, typer.Option(help="Where trainings are kept; give it again to go on.")] = Path(
-        "runs/experiments"
-    ),
+    run: Run = KEPT,
     learning_rate: Annotated[float, typer.Option(help="Of the LoRA, at its peak.")] = 4e-4,
     output: options.Output = RESULTS,
 ) -> None:

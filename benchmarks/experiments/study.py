@@ -24,6 +24,10 @@ from training.signals import StopRequest
 
 DEFAULTS = Settings()
 
+Data = Annotated[Path, typer.Option(help="Directory with <domain>/{train,validation}.jsonl.")]
+Run = Annotated[Path, typer.Option(help="Where trainings are kept; give it again to go on.")]
+KEPT = Path("runs/experiments")
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -121,10 +125,8 @@ def command(*studies: Study) -> typer.Typer:
     """A program that runs `studies` in order."""
 
     def main(
-        data: Annotated[Path, typer.Option(help="Directory with <domain>/{train,validation}.jsonl.")],
-        run: Annotated[Path, typer.Option(help="Where trainings are kept; give it again to go on.")] = Path(
-            "runs/experiments"
-        ),
+        data: Data,
+        run: Run = KEPT,
         seeds: Annotated[str, typer.Option(help="Separated by commas.")] = _joined(DEFAULTS.seeds),
         steps: Annotated[
             int, typer.Option(min=1, help="Optimiser steps per domain and round.")
