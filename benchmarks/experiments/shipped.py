@@ -138,8 +138,8 @@ def _find(registry: Path, lab: Laboratory) -> Findings:
         "trainable_parameters": counts,
         "stacks": dict(served.digests),
     }
-    verdict = ", ".join(f"{found} less than {name}" for name, found in less.items())
-    return Findings(f"routed, the shipped registry is {verdict}.", text, figures)
+    verdict = ", ".join(f"{found} against {name}" for name, found in less.items())
+    return Findings(f"Mean NLL of the shipped registry, routed: {verdict}.", text, figures)
 
 
 def study(registry: Path) -> Study:
