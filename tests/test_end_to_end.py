@@ -34,7 +34,7 @@ PROMPTS = {
     "code": "Write a Python function to find the maximum of two numbers.",
     "math": "Tom has 3 boxes with 12 pencils each. He gives away 7 pencils. How many pencils are left?",
     "medical": "What are the symptoms of Asthma ?",
-    "reasoning": "Facts: Spiders have eight legs. Insects have six legs. Question: Is a spider an insect?",
+    "reasoning": "Could a penguin survive in the Sahara desert?",
 }
 
 
