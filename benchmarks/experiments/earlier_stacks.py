@@ -74,11 +74,11 @@ def _find(lab: Laboratory) -> Findings:
         for mode in MODES
         if mode != winners["routed"]
     }
-    margins = ", ".join(f"{found} less than {mode}" for mode, found in routed_less.items())
+    margins = ", ".join(f"{found} against {mode}" for mode, found in routed_less.items())
     verdict = (
-        "lowest mean NLL: "
+        "Lowest mean NLL: "
         + ", ".join(f"`{mode}` {use}" for use, mode in winners.items())
-        + f"; routed, `{winners['routed']}` is {margins}."
+        + f". `{winners['routed']}`, routed: {margins}."
     )
     text = (
         f"{measured.table('base')}\n\nThe first {settings.oracle} records of each domain, on which all "
