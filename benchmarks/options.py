@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -10,6 +12,8 @@ import typer
 from brainstacks.base_files import base_name
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import Quantization
+from brainstacks.errors import BrainstacksError
+from training.signals import exit_status
 
 DEMO_REGISTRY = Path(__file__).parents[1] / "stacks_registry"
 DEFAULT_BASE = "packaged:smollm2-135m-instruct"
@@ -51,8 +55,17 @@ def positive_list(text: str, what: str) -> list[int]:
     return found
 
 
-def application(command: Any) -> typer.Typer:
-    """A program of one command."""
+def application(command: Callable[..., None]) -> typer.Typer:
+    """A program of one command; what it refuses, and where it was stopped, is a line on stderr."""
+
+    @wraps(command)
+    def one_line(**options: Any) -> None:
+        try:
+            command(**options)
+        except BrainstacksError as error:
+            typer.echo(error.message, err=True)
+            raise typer.Exit(exit_status(error)) from error
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    app.command()(command)
+    app.command()(one_line)
     return app

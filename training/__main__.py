@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from brainstacks.errors import BrainstacksError, StorageFull
+from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.registry import Registry
 from training.allocator import keep_freed_memory
 from training.recipe import load_recipe
-from training.signals import Interrupted
+from training.signals import exit_status
 
 EXIT_STATUS = """Exit status: 0 done; 1 refused, and stderr says why; 2 wrong usage; 3 done, but a domain
 learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on."""
@@ -186,8 +186,7 @@ def main() -> None:
         app()
     except BrainstacksError as error:
         print(f"brainstacks-train: {error.message}", file=sys.stderr)
-        again = isinstance(error, Interrupted | StorageFull)
-        raise SystemExit(75 if again else 1) from error
+        raise SystemExit(exit_status(error)) from error
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from brainstacks import durable
 from brainstacks.durable import fsync_directory, make_directory, partial, storage_full, write_file
 
 FORMAT = 1
+PREFIX = "step-"
+"""Of the names of a run's checkpoints; the step follows, in decimals."""
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 _log = logging.getLogger(__name__)
@@ -87,20 +89,20 @@ def load(directory: Path) -> Checkpoint | None:
     return Checkpoint(tensors_of(contents[TENSORS]), json.loads(contents[STATE]))
 
 
-def latest(parent: Path, prefix: str = "step-") -> Checkpoint | None:
-    """Of the checkpoints `<prefix><number>` in `parent`, the one of the highest number that verifies."""
-    found = (load(directory) for directory in _numbered(parent, prefix))
+def latest(parent: Path) -> Checkpoint | None:
+    """Of the checkpoints `step-<number>` in `parent`, the one of the highest number that verifies."""
+    found = (load(directory) for directory in _numbered(parent))
     return next((checkpoint for checkpoint in found if checkpoint is not None), None)
 
 
-def prune(parent: Path, keep: int, prefix: str = "step-") -> None:
-    """Remove all but the `keep` newest verified checkpoints `<prefix><number>`; all of them if it is 0.
+def prune(parent: Path, keep: int) -> None:
+    """Remove all but the `keep` newest verified checkpoints `step-<number>`; all of them if it is 0.
 
     An unverified one stays while no verified one is newer.
     """
     sweep(parent)
     verified = 0
-    for directory in _numbered(parent, prefix):
+    for directory in _numbered(parent):
         kept = verified < keep and _verified(directory) is not None
         verified += kept
         if not kept and verified >= min(keep, 1):
@@ -126,10 +128,10 @@ def _home(aside: Path) -> Path:
     return aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
 
 
-def _numbered(parent: Path, prefix: str) -> list[Path]:
-    """The directories `<prefix><number>` in `parent`, highest number first."""
-    paths = {*parent.glob(f"{prefix}*"), *map(_home, parent.glob(f".{prefix}*.old"))}
-    numbers = {path: path.name.removeprefix(prefix) for path in paths}
+def _numbered(parent: Path) -> list[Path]:
+    """The directories `step-<number>` in `parent`, highest number first."""
+    paths = {*parent.glob(f"{PREFIX}*"), *map(_home, parent.glob(f".{PREFIX}*.old"))}
+    numbers = {path: path.name.removeprefix(PREFIX) for path in paths}
     return sorted((p for p in paths if numbers[p].isdecimal()), key=lambda p: -int(numbers[p]))
 
 

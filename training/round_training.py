@@ -118,7 +118,7 @@ class RoundTraining:
             "schedule": schedule,
         }
         checkpoint.save(
-            checkpoints / f"step-{self.state.step:06d}",
+            checkpoints / f"{checkpoint.PREFIX}{self.state.step:06d}",
             {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()},
             {
                 "round": dataclasses.asdict(self.state),

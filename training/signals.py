@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from brainstacks.errors import BrainstacksError
+from brainstacks.errors import BrainstacksError, StorageFull
 
 
 class Interrupted(BrainstacksError):
@@ -21,6 +21,11 @@ class Interrupted(BrainstacksError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; its checkpoint is saved: give the same command and --run again to go on")
+
+
+def exit_status(error: BrainstacksError) -> int:
+    """Of a command that ends in `error`: 75 where the same command goes on, 1 where it was refused."""
+    return 75 if isinstance(error, Interrupted | StorageFull) else 1
 
 
 class StopRequest:

@@ -79,8 +79,8 @@ def _find(lab: Laboratory) -> Findings:
     measured = _measured(lab, contestants)
     curves = {name: [_curve(lab, stacks) for stacks in seeds] for name, seeds in contestants.items()}
     speed = {rate: _speed(curves, f"at {settings.learning_rate * rate:g}") for rate in settings.rates}
-    seconds = {
-        name: Spread.of(lab.trained(t).seconds / t.steps for stacks in seeds for t in stacks.values())
+    tokens = {
+        name: sum(lab.trained(t).tokens for stacks in seeds for t in stacks.values())
         for name, seeds in contestants.items()
     }
     moe, lora = list(contestants)[:2]
@@ -95,8 +95,8 @@ def _find(lab: Laboratory) -> Findings:
         (
             measured.table(lora),
             _parameter_table(lab.materials),
-            _curve_table(curves, seconds),
-            f"{HOW_SURE} Curves: selection NLL, mean over domains and seeds.",
+            _curve_table(curves, tokens),
+            f"{HOW_SURE} Curves: selection NLL by step, mean over domains and seeds.",
         )
     )
     figures = {
@@ -106,7 +106,7 @@ def _find(lab: Laboratory) -> Findings:
         "lora_steps_over_moe_steps_to_its_final_loss": {str(rate): found for rate, found in speed.items()},
         "selection_curves": {name: [list(map(list, c)) for c in found] for name, found in curves.items()},
         "trainable_parameters": {kind: asdict(count) for kind, count in _counts(lab.materials).items()},
-        "seconds_per_step": seconds,
+        "tokens": tokens,
     }
     return Findings(verdict, text, figures)
 
@@ -158,13 +158,13 @@ def _parameter_table(materials: Materials) -> str:
     )
 
 
-def _curve_table(curves: dict[str, list[Curve]], seconds: dict[str, Spread]) -> str:
+def _curve_table(curves: dict[str, list[Curve]], tokens: dict[str, int]) -> str:
     steps = [step for step, _ in next(iter(curves.values()))[0]]
     rows = [
-        [name, *(f"{fmean(c[i][1] for c in found):.3f}" for i in range(len(steps))), seconds[name]]
+        [name, *(f"{fmean(c[i][1] for c in found):.3f}" for i in range(len(steps))), tokens[name]]
         for name, found in curves.items()
     ]
-    return markdown_table(["step", *map(str, steps), "seconds per step"], rows)
+    return markdown_table(["step", *map(str, steps), "tokens trained on"], rows)
 
 
 STUDY = Study(

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from benchmarks import decode, deterministic, hot_load, http_load, options, peers, prefill, residency
 from brainstacks.base_model import identify_base
+from brainstacks.errors import BrainstacksError, ConfigError
 from tests.benchmarks.trained import trained_registry
+from training.signals import Interrupted
 
 BENCHMARKS = {
     "decode": decode.app,
@@ -143,6 +145,19 @@ def test_residency_serves_the_same_requests_with_and_without_room(run: Any) -> N
     assert set(found[residency.DISK]["load_ms"]) == {"disk"}
     assert document["device_stack_bytes"] > 0
     assert "room for 2" in output
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Interrupted("stopped at step 4"), 75), (ConfigError("seeds is empty"), 1)]
+)
+def test_a_command_that_is_stopped_or_refused_says_so_in_one_line(
+    error: BrainstacksError, status: int
+) -> None:
+    def command(rounds: options.Rounds = 1) -> None:
+        raise error
+
+    result = CliRunner().invoke(options.application(command), ["--rounds", "2"])
+    assert (result.exit_code, result.stderr) == (status, error.message + "\n")
 
 
 @pytest.mark.slow
