@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -22,41 +24,75 @@ WRITES = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 LONGEST = 240.0
 """Seconds that one run may take."""
 
+PRELOADED = (
+    "training.outer_loop",
+    "tests.tiny",
+    "bitsandbytes",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+)
+"""Modules that a run needs: imported once, and not by each of hundreds of children."""
 
-def training_kills(directory: Path, count: int, seconds: float, seed: int, say: Say) -> Outcome:
-    """Kill a small curriculum at `count` writes, spread over all there are, and at `count` random times.
+
+def training_kills(
+    directory: Path, count: int, seconds: float, seed: int, say: Say, writes: int | None = None
+) -> Outcome:
+    """Kill a small curriculum before every write, and at `count` random times.
 
     After each kill the run is started again, in a new process, and must end with the hashes of a run that
     nobody disturbed: stacks, rounds, log, forgetting matrix and registry.
+
+    Args:
+        writes: so many of the writes instead, spread over all there are.
     """
     outcome, progress, rng = Outcome(), Progress(say), random.Random(seed)
     setting = _prepare(directory, seed)
     begin = perf_counter()
-    writes = _run(setting, directory / "undisturbed", None)
+    made = _run(setting, directory / "undisturbed", None)
     longest = perf_counter() - begin
     expected = hashes(directory / "undisturbed")
-    outcome.figures |= {"writes_in_a_run": writes, "undisturbed_s": longest, "files_compared": len(expected)}
-    at_writes = [1 + i * writes // count for i in range(min(count, writes))]
-    kills: list[tuple[str, int | None, float | None]] = [
-        *(("at a write", n, None) for n in at_writes),
-        *(("at a time", None, rng.uniform(0.0, longest)) for _ in range(count)),
-    ]
-    for i, (kind, write, delay) in enumerate(kills):
+    outcome.figures |= {"writes_in_a_run": made, "undisturbed_s": longest, "files_compared": len(expected)}
+    wanted = min(writes or made, made)
+    kills: list[int | None] = [1 + i * made // wanted for i in range(wanted)]
+    kills += [None] * count
+    for i, write in enumerate(kills):
         if perf_counter() - begin > seconds:
             outcome.counts["left out for want of time"] = len(kills) - i
             break
         run = directory / f"killed-{i}"
-        killed = _run(setting, run, write, delay) < 0
-        outcome.counts[f"killed {kind}" if killed else "was done before its kill"] += 1
+        if write is not None:
+            what = f"before write {write}"
+            outcome.require(_run(setting, run, write) < 0, f"{what}: not killed")
+        else:
+            delay, longest = _kill_at_random(setting, run, longest, rng)
+            what = f"after {delay:.3f} s"
+        outcome.counts["killed before a write" if write is not None else "killed at a random time"] += 1
         resumed = _run(setting, run, None) >= 0
-        outcome.require(resumed, f"{kind} {write or delay}: could not be resumed")
+        outcome.require(resumed, f"{what}: could not be resumed")
         found = hashes(run) if resumed else {}
         wrong = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
-        outcome.require(not wrong, f"{kind} {write or delay}: {', '.join(wrong)} differ")
+        outcome.require(not wrong, f"{what}: {', '.join(wrong)} differ")
+        shutil.rmtree(run)
         progress.at((i + 1) / len(kills), f"{i + 1} of {len(kills)} kills")
     return outcome
+
+
+def _kill_at_random(
+    setting: dict[str, str], run: Path, longest: float, rng: random.Random
+) -> tuple[float, float]:
+    """Kill the run in `run` at a time drawn from 0..`longest` seconds; draw anew where it was done before.
+
+    Returns:
+        the time of the kill, and how long a run takes at most, by what was seen (seconds).
+    """
+    while True:
+        delay = rng.uniform(0.0, longest)
+        if _run(setting, run, None, delay) < 0:
+            return delay, longest
+        longest = delay
+        shutil.rmtree(run)
 
 
 def hashes(run: Path) -> dict[str, str]:
@@ -110,11 +146,12 @@ def _recipe(base: str) -> dict[str, Any]:
         "data": {"max_tokens": 64, "selection": 6, "forgetting": 4},
         "stack": {"rank": 2, "alpha": 4.0, "experts": 2, "top_k": 1, "dtype": "float32"},
         "round": {
-            "steps": 10,
+            "steps": 5,
             "batch_size": 4,
             "accumulation": 2,
-            "learning_rate": 2e-3,
-            "eval_every": 5,
+            "learning_rate": 4e-3,
+            "warmup_steps": 1,
+            "eval_every": 2,
             "checkpoint_every": 3,
         },
         "domains": [{"name": "chat", "licence": "CC0"}, {"name": "math", "licence": "CC0"}],
@@ -131,7 +168,7 @@ def _run(setting: dict[str, str], run: Path, write: int | None, delay: float | N
         RuntimeError: it ended in another way, or not at all.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.outer_loop", "tests.tiny"])
+    context.set_forkserver_preload(list(PRELOADED))
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(setting, str(run), write, there))
     process.start()
@@ -157,6 +194,7 @@ def _child(setting: dict[str, str], run: str, write: int | None, writes: Any) ->
     from training.outer_loop import run_curriculum
     from training.recipe import recipe_from
 
+    gc.freeze()  # what is imported need not be looked through again by every child
     torch.set_num_threads(1)
     os.dup2(os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     counted = _Counted(write)
