@@ -229,7 +229,7 @@ def test_methods_see_equal_steps_with_equal_parameters_at_the_rate_that_selectio
     assert max(counts.values()) <= 1.1 * min(counts.values())
     assert set(found["routed_less_others"]) == {
         *(methods.BASE, methods.UNGATED, methods.LABELLED, methods.SEQUENTIAL, methods.JOINT),
-        *(methods.LORAS, methods.O_LORA),
+        *(methods.LORAS, methods.ROUTED_LORAS, methods.O_LORA),
     }
     sequential = designs.sequence(lab.settings, 0, lab.materials.lora(2))
     joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2))
