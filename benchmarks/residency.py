@@ -26,8 +26,8 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import TextEvent
 from brainstacks.errors import BrainstacksError
-from brainstacks.layers.packed_stack import PackedStack, StackTensors
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.stacks.tensors import load_stack
 
 NAME = "residency"
 PROMPT_TOKENS = 16
@@ -111,11 +111,10 @@ def load_times(engine: StepEngine) -> dict[str, list[float]]:
 def device_bytes(base: BaseModel, stacks: Served) -> int:
     """Bytes that the largest of the stacks takes on the device."""
     sizes = []
-    for domain, metadata in stacks.metadata.items():
+    for domain in stacks.metadata:
         digest = stacks.registry.snapshot().domain(domain).current.digest
-        tensors = load_stack_tensors(stacks.registry.blob_path(digest))
-        packed = PackedStack.pack(StackTensors(metadata.config, metadata.rounds, tensors), base.dtype)
-        sizes.append(packed.nbytes)
+        stack = load_stack(stacks.registry.blob_path(digest))
+        sizes.append(PackedStack.pack(stack, base.dtype).nbytes)
     return max(sizes)
 
 

@@ -37,7 +37,7 @@ from brainstacks.base_model import BaseModel
 from brainstacks.errors import DomainNotFound
 from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 
 GATE_THRESHOLD = 0.12
 """A domain with |weight| <= this is not applied (paper, section 5.3)."""
@@ -225,7 +225,7 @@ class ShuttleModel:
         metadata = read_stack_metadata(path)
         identity = self._base.identity
         check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
-        tensors = {name: t.to(self._base.dtype) for name, t in load_stack_tensors(path).items()}
+        tensors = {name: t.to(self._base.dtype) for name, t in load_stack(path).tensors.items()}
         for (layer, projection), module in self._projections.items():
             if projection in metadata.config.projections:
                 deltas = self._deltas(tensors, metadata, f"layers.{layer}.{projection}")

@@ -1,4 +1,4 @@
-"""Does a probability of p mean a measured weight of p? Reliability bins, and two numbers. Plain Python.
+"""Does a probability of p mean a measured weight of p? Two numbers, in plain Python.
 
     calibration error (ECE) = sum over bins b of  n_b / N * |mean p in b - mean w in b|
     Brier score             = mean (p - w)^2
@@ -14,30 +14,12 @@ from statistics import fmean
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The probabilities in [low, high); the last bin holds 1 too.
-
-    Attributes:
-        predicted: their mean.
-        measured: mean of the weights measured for them.
-    """
-
-    low: float
-    high: float
-    count: int
-    predicted: float
-    measured: float
-
-
-@dataclass(frozen=True)
 class Calibration:
     """Attributes:
-    bins: those that hold a probability, in order.
     error: ECE.
     brier: Brier score.
     """
 
-    bins: tuple[Bin, ...]
     error: float
     brier: float
 
@@ -46,7 +28,7 @@ def calibration(predicted: Sequence[float], measured: Sequence[float], bins: int
     """Compare probabilities with the weights measured for the same prompts and domains, both in 0..1.
 
     Args:
-        bins: of equal width.
+        bins: of equal width; each holds its lower bound, the last one 1 too.
 
     Raises:
         ValueError: the two are empty or of different length.
@@ -54,12 +36,8 @@ def calibration(predicted: Sequence[float], measured: Sequence[float], bins: int
     pairs = list(zip(predicted, measured, strict=True))
     if not pairs:
         raise ValueError("calibration needs at least one probability")
-    members: dict[int, list[tuple[float, float]]] = {}
-    for p, w in sorted(pairs):
-        members.setdefault(min(int(p * bins), bins - 1), []).append((p, w))
-    found = tuple(
-        Bin(i / bins, (i + 1) / bins, len(inside), fmean(p for p, _ in inside), fmean(w for _, w in inside))
-        for i, inside in members.items()
-    )
-    error = sum(b.count * abs(b.predicted - b.measured) for b in found) / len(pairs)
-    return Calibration(found, error, fmean((p - w) ** 2 for p, w in pairs))
+    differences = [0.0] * bins
+    for p, w in pairs:
+        differences[min(int(p * bins), bins - 1)] += p - w
+    error = sum(map(abs, differences)) / len(pairs)
+    return Calibration(error, fmean((p - w) ** 2 for p, w in pairs))

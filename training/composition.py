@@ -12,12 +12,11 @@ from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import Quantization
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
-from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.routing.policy import active_domains, floored
 from brainstacks.routing.router import Router
 from brainstacks.stacks.artifact import check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from brainstacks.tokenizer import ChatTokenizer
 from training.batches import TOKENS, collate, loss_batches
 from training.encoding import Example
@@ -54,7 +53,7 @@ class Composed:
             path = registry.blob_path(digest)
             metadata = read_stack_metadata(path)
             check_base(metadata, base.identity.fingerprint, base.identity.dims, base.identity.layers)
-            bank.add(domain, StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path)))
+            bank.add(domain, load_stack(path))
             digests[domain] = digest
         return cls(base, base.chat_tokenizer(), hooks, bank, digests)
 

@@ -17,9 +17,8 @@ from brainstacks.layers.delta import gate_weights
 from brainstacks.layers.hooks import Correction
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import INPUT_GROUPS
-from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from training.batches import by_length, collate
 from training.composition import Composed
 from training.encoding import Example
@@ -80,18 +79,11 @@ def measure_expert_use(
     found = {}
     for domain, digest in composed.digests.items():
         if examples.get(domain):
-            counter = _Counter(stack_of(registry, digest), composed.base.device)
+            counter = _Counter(load_stack(registry.blob_path(digest)), composed.base.device)
             _run(composed, domain, counter, examples[domain], batch_size)
             dispatches = counter.counts / counter.counts.sum(-1, keepdim=True)
             found[domain] = ExpertUse(digest, counter.tokens, counter.projections, dispatches)
     return found
-
-
-def stack_of(registry: Registry, digest: str) -> StackTensors:
-    """The stack with this digest, as in its file, memory-mapped."""
-    path = registry.blob_path(digest)
-    metadata = read_stack_metadata(path)
-    return StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path))
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ from pathlib import Path
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import DeltaSource
-from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import Predecessor, check_base, inspect_stack
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 
 
 class FrozenStacks:
@@ -39,8 +38,7 @@ class FrozenStacks:
         file = inspect_stack(path)
         metadata = file.metadata
         check_base(metadata, self._identity.fingerprint, self._identity.dims, self._identity.layers)
-        stack = StackTensors(metadata.config, metadata.rounds, load_stack_tensors(path))
-        self.bank.add(metadata.domain, stack)
+        self.bank.add(metadata.domain, load_stack(path))
         self.predecessors.append(Predecessor(metadata.domain, file.digest))
         return metadata.domain
 

@@ -12,9 +12,10 @@ from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterMetadata, read_router_metadata
+from brainstacks.stacks.tensors import load_stack
 from training.checkpoint import STATE
 from training.evaluation import Evaluation
-from training.expert_use import ExpertUse, load_expert_use, stack_of
+from training.expert_use import ExpertUse, load_expert_use
 from training.forgetting import ForgettingMatrix
 from training.json_file import read_as, read_json, read_lines
 from training.router_analysis import Transfer
@@ -74,10 +75,10 @@ class RunRecords:
         """What the registry serves on the run's base."""
         found = {}
         for domain, history in self.registry.snapshot().domains.items():
-            digest = history.current.digest
-            metadata = read_stack_metadata(self.registry.blob_path(digest))
+            path = self.registry.blob_path(history.current.digest)
+            metadata = read_stack_metadata(path)
             if metadata.base.fingerprint == self.identity["base"]:
-                found[domain] = (metadata, stack_of(self.registry, digest))
+                found[domain] = (metadata, load_stack(path))
         return found
 
     @cached_property

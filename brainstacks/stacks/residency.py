@@ -25,7 +25,7 @@ from brainstacks.stacks.lease import Lease, Resident, StackKey
 from brainstacks.stacks.manifest import Manifest, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.residency_stats import ResidencyStats, Tier
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from brainstacks.stacks.tiers import Tiers
 
 __all__ = ["Lease", "Residency", "Resident", "StackKey"]
@@ -303,8 +303,7 @@ class Residency:
         return self._registry.blob_path(digest)
 
     def _read(self, resident: Resident) -> StackTensors:
-        metadata = resident.metadata
-        return StackTensors(metadata.config, metadata.rounds, load_stack_tensors(self._path(resident.digest)))
+        return load_stack(self._path(resident.digest))
 
     def _serve(self, serving: dict[str, Resident], refused: dict[str, str] | None = None) -> None:
         """New requests get `serving`. A pin follows its domain to its new version, where that fits."""

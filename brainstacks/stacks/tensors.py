@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from brainstacks.durable import replacing, storage_full, write_file
-from brainstacks.stacks.artifact import StackFile, StackMetadata, inspect_stack
+from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.artifact import StackFile, StackMetadata, inspect_stack, read_stack_metadata
 from brainstacks.stacks.envelope import METADATA_KEY
 from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata, inspect_router
 
@@ -56,9 +57,14 @@ def _save(
     return file
 
 
-def load_stack_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checked stack file, on the CPU, memory-mapped: bytes are read when they are used."""
-    return load_file(path, device="cpu")
+def load_stack(path: Path) -> StackTensors:
+    """A stack file, on the CPU, memory-mapped: bytes are read when they are used, values are not checked.
+
+    Raises:
+        InvalidArtifact: the file is not a sound stack.
+    """
+    metadata = read_stack_metadata(path)
+    return StackTensors(metadata.config, metadata.rounds, load_file(path, device="cpu"))
 
 
 def load_router_tensors(path: Path) -> dict[str, torch.Tensor]:

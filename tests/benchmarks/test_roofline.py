@@ -11,7 +11,7 @@ from benchmarks.random_stacks import save_random_stack
 from benchmarks.roofline import StepBytes, base_bytes, read_bandwidth, step_bytes
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from tests.tiny import save_base
 
 
@@ -20,7 +20,7 @@ def stack(tmp_path: Path, tiny_base: BaseModel) -> tuple[StackMetadata, int, int
     """(metadata, bytes of its gates, bytes of its factors) in float32, with 2 of 4 experts kept."""
     path = tmp_path / "stack.safetensors"
     save_random_stack(path, tiny_base.identity, "one", rank=2, dtype=torch.float32)
-    sizes = {name: tensor.nbytes for name, tensor in load_stack_tensors(path).items()}
+    sizes = {name: tensor.nbytes for name, tensor in load_stack(path).tensors.items()}
     gates = sum(size for name, size in sizes.items() if name.endswith(".gate"))
     return read_stack_metadata(path), gates, sum(sizes.values()) - gates
 

@@ -18,7 +18,7 @@ from brainstacks.stacks.artifact import BaseIdentity, check_base, read_stack_met
 from brainstacks.stacks.legacy import import_reference
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
-from brainstacks.stacks.tensors import load_router_tensors, load_stack_tensors
+from brainstacks.stacks.tensors import load_router_tensors, load_stack
 
 REFERENCE = Path(
     os.environ.get("BRAINSTACKS_REFERENCE_FIXTURE", Path(__file__).parents[1] / "fixtures" / "reference")
@@ -75,7 +75,7 @@ def test_every_published_tensor_arrives_in_its_place(registry: Registry) -> None
     manifest = json.loads((REFERENCE / "manifest.json").read_text())
     for domain in manifest["domains"]:
         version = registry.snapshot().domain(domain["name"]).current
-        tensors = load_stack_tensors(registry.blob_path(version.digest))
+        tensors = load_stack(registry.blob_path(version.digest)).tensors
         assert version.rounds == len(domain["stack_files"])
         assert len(tensors) == version.rounds * 2 * 7 * 3
         for number, file in enumerate(domain["stack_files"]):

@@ -15,7 +15,7 @@ from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.residency import Residency, packed_bytes
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from tests.tiny import publish_stack, random_stack, write_stack
 
 Publish = Callable[..., None]
@@ -208,7 +208,7 @@ def test_the_first_domains_that_fit_are_loaded_at_the_start_and_all_are_served(t
 
 def test_bytes_are_known_before_a_stack_is_loaded(registry: Registry, tight: Residency, unit: int) -> None:
     served = tight.serving["chat"]
-    tensors = load_stack_tensors(registry.blob_path(served.digest))
+    tensors = load_stack(registry.blob_path(served.digest)).tensors
     stack = random_stack(served.metadata.dims, 0)
     assert set(stack.tensors) == set(tensors)
     assert PackedStack.pack(stack, tight.bank.dtype).nbytes == served.nbytes == unit

@@ -20,7 +20,7 @@ from brainstacks.stacks.artifact import (
 from brainstacks.stacks.router_artifact import (
     router_shapes,
 )
-from brainstacks.stacks.tensors import load_router_tensors, load_stack_tensors, save_router, save_stack
+from brainstacks.stacks.tensors import load_router_tensors, load_stack, save_router, save_stack
 from tests.stacks.files import (
     router_metadata,
     stack_metadata,
@@ -55,7 +55,7 @@ def test_saved_tensors_are_loaded_unchanged(tmp_path: Path, dtype: torch.dtype) 
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in stack_shapes(FULL)}
     save_stack(tmp_path / "f", FULL, tensors)
-    loaded = load_stack_tensors(tmp_path / "f")
+    loaded = load_stack(tmp_path / "f").tensors
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
@@ -64,9 +64,8 @@ def test_slices_of_one_parameter_can_be_saved(tmp_path: Path) -> None:
     shared = torch.arange(10_000, dtype=torch.float32)
     tensors = {name: shared[: shape[0] * shape[1]].view(shape) for name, shape in stack_shapes(FULL)}
     save_stack(tmp_path / "f", FULL, tensors)
-    assert torch.equal(
-        load_stack_tensors(tmp_path / "f")["rounds.0.layers.0.q_proj.A"].flatten(), shared[:16]
-    )
+    loaded = load_stack(tmp_path / "f").tensors
+    assert torch.equal(loaded["rounds.0.layers.0.q_proj.A"].flatten(), shared[:16])
 
 
 def test_an_unsound_stack_is_never_written(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import INPUT_GROUPS, find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from tests.tiny import bank_of, plainly_composed, random_stack, stack_config, tiny_model, write_stack
 from tests.training.examples import random_examples
 from training.active_stack import ActiveStack
@@ -177,7 +177,7 @@ def test_export_to_a_file_and_into_a_bank_gives_the_active_stacks_logits(tmp_pat
     identity = BaseIdentity("tiny", "f" * 64, "llama", 2, projection_dims(sites), 32)
     stack = StackTensors(active.config, 1, with_prefix(active.export()))
     path = write_stack(tmp_path / "chat.safetensors", identity, "chat", stack)
-    loaded = StackTensors(active.config, 1, load_stack_tensors(path))
+    loaded = load_stack(path)
     bound = bank_of({"chat": loaded}).bind([{"chat": 1.0}])
     with torch.no_grad(), hooks.composed(bound):
         torch.testing.assert_close(model(ids, use_cache=False).logits, trained, atol=1e-5, rtol=1e-5)

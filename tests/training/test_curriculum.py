@@ -20,7 +20,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import inspect_stack, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from tests.tiny import write_records
 from training.data import prepare
 from training.evaluate_run import evaluate_run
@@ -228,7 +228,7 @@ def test_with_a_null_space_the_frozen_stack_stays_out_of_it(
     assert stack.null_space is not None
     assert stack.null_space["side"] == side
     assert stack.null_space["domains"] == ["chat"]
-    tensors = load_stack_tensors(registry.blob_path(digests(registry)["math"]))
+    tensors = load_stack(registry.blob_path(digests(registry)["math"])).tensors
     from training import checkpoint
     from training.null_space import NullSpace
 

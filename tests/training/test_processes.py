@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.tensors import load_stack_tensors
+from brainstacks.stacks.tensors import load_stack
 from tests.tiny import write_records
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_two_processes_train_what_one_with_twice_the_accumulation_does(
     two = train(tmp_path, tiny_directory, "two", processes=2, accumulation=1)
     for domain in ("chat", "math"):
         expected, found = (
-            load_stack_tensors(r.blob_path(r.snapshot().domain(domain).current.digest)) for r in (one, two)
+            load_stack(r.blob_path(r.snapshot().domain(domain).current.digest)).tensors for r in (one, two)
         )
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-2, msg=name)
