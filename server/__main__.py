@@ -19,6 +19,7 @@ from brainstacks.errors import BrainstacksError, ConfigError
 from server.app import create_app
 from server.drain import DrainingServer
 from server.settings import Settings
+from server.uploads import remove_leftovers
 
 BAD_USAGE = 2
 CANNOT_START = 1
@@ -77,6 +78,7 @@ every operator; with Python's own 5 ms, an upload that the event loop takes in w
 async def serve(engine: Engine, settings: Settings) -> None:
     """Serve `engine` until a signal, then drain and close it."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    remove_leftovers(settings)
     try:
         await make_server(engine, settings).serve()
     finally:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
+import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from anyio import open_file, to_thread
@@ -16,6 +20,11 @@ from server.settings import Settings
 
 BLOCK = 1 << 20
 """Bytes that are gathered before they are written."""
+
+PREFIX = "brainstacks-upload-"
+"""Of a folder that holds one upload. Its server holds a lock on it, which ends with the server."""
+
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -28,9 +37,9 @@ async def received_file(request: Request, settings: Settings) -> AsyncIterator[P
         RequestRefused: the body is over its cap or too slow (from `BodyLimit`).
         ClientDisconnect: the client left in the middle.
     """
-    folder = await to_thread.run_sync(_make_folder, settings)
-    try:
-        path = Path(folder.name) / "upload.safetensors"
+    held, folder = await to_thread.run_sync(_make_folder, settings)
+    with held:  # not awaited: a cancelled request still cleans up
+        path = folder / "upload.safetensors"
         try:
             await _write(request, path)
         except OSError as error:
@@ -40,8 +49,6 @@ async def received_file(request: Request, settings: Settings) -> AsyncIterator[P
                 ) from None
             raise
         yield path
-    finally:
-        folder.cleanup()  # not awaited: a cancelled request still cleans up
 
 
 async def _write(request: Request, path: Path) -> None:
@@ -59,5 +66,31 @@ async def _write(request: Request, path: Path) -> None:
         raise InvalidArtifact("The body is empty; send the file itself as the body")
 
 
-def _make_folder(settings: Settings) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="brainstacks-upload-", dir=settings.upload_dir)
+def _make_folder(settings: Settings) -> tuple[ExitStack, Path]:
+    """A locked folder, and what removes it."""
+    with ExitStack() as held:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=settings.upload_dir))
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        held.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return held.pop_all(), Path(folder)
+
+
+def remove_leftovers(settings: Settings) -> None:
+    """Remove the uploads that servers were killed in; those of running servers are locked, and stay."""
+    for folder in (settings.upload_dir or Path(tempfile.gettempdir())).glob(f"{PREFIX}*"):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # another user's, or no folder: not ours to remove
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            _log.warning("an upload that was left in %s cannot be removed: %s", folder, error)
+        else:
+            _log.info("removed %s, which a server that was killed had left", folder)
+        finally:
+            os.close(lock)
