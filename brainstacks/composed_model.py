@@ -81,8 +81,16 @@ class ComposedModel:
             device=device,
             dtype=dtype if isinstance(dtype, torch.dtype) else parse_dtype(dtype),
         )
-        store = Registry(Path(registry)) if registry is not None else None
-        engine = StepEngine(loaded, store, EngineConfig(max_queue=sys.maxsize))
+        return cls.from_base(loaded, Registry(Path(registry)) if registry is not None else None)
+
+    @classmethod
+    def from_base(cls, base: BaseModel, registry: Registry | None = None) -> ComposedModel:
+        """The same on a base that is loaded already, and has no hooks attached.
+
+        Raises:
+            IncompatibleArtifact, CorruptBlob: an active stack or the router cannot be served.
+        """
+        engine = StepEngine(base, registry, EngineConfig(max_queue=sys.maxsize))
         if engine.residency.problems:
             raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.residency.problems))
         return cls(engine)
@@ -174,15 +182,17 @@ class ComposedModel:
     ) -> str: ...
 
     @overload
-    def generate(self, prompts: Sequence[str], weights: Weights = ..., **sampling: object) -> list[str]: ...
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], weights: Weights = ..., **sampling: object
+    ) -> list[str]: ...
 
     def generate(
-        self, prompts: str | Sequence[str], weights: Weights = "routed", **sampling: object
+        self, prompts: str | Sequence[str | Sequence[int]], weights: Weights = "routed", **sampling: object
     ) -> str | list[str]:
         """Answer prompts, all in one batch, each with its own composition.
 
         Args:
-            prompts: user messages; each is put into the base's chat template.
+            prompts: user messages, which are put into the base's chat template, or token ids.
             sampling: fields of `SamplingParams`: max_tokens (256 unless given), temperature, seed, ...
 
         Returns:

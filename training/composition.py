@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brainstacks.base_model import BaseModel, load_base
-from brainstacks.config import Quantization
+from brainstacks.base_model import BaseModel
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.routing.policy import active_domains, floored
@@ -41,9 +40,8 @@ class Composed:
     digests: Mapping[str, str]
 
     @classmethod
-    def load(cls, base_name: str, quantization: Quantization, registry: Registry) -> Composed:
+    def load(cls, base: BaseModel, registry: Registry) -> Composed:
         """Raises IncompatibleArtifact: a stack was made for another base."""
-        base = load_base(base_name, quantization=quantization)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         bank = StackBank(base.device, base.dtype)

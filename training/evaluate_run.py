@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from brainstacks.base_model import BaseModel, load_base
 from brainstacks.composed_model import ComposedModel
 from brainstacks.durable import atomic_write
 from brainstacks.stacks.registry import Registry
-from training.data import prepare
+from training.data import DomainData, prepare
 from training.evaluation import Evaluation
 from training.expert_use import measure_expert_use, save_expert_use
 from training.forgetting import ForgettingMatrix
@@ -40,6 +41,9 @@ def evaluate_run(
     """Measure, show, and write evaluation.json and expert_use.json to the run's directory `path`.
 
     Args:
+        data: directory of the recipe's local records; None where it names its sources itself.
+        registry: directory whose active stacks and router are measured.
+        console: what is shown goes here.
         limit: most validation records per domain; None takes all.
         oracle_limit: records per domain on which the oracle is measured.
         tasks: lm-eval tasks to run as well, in modes base, ungated and routed.
@@ -55,44 +59,60 @@ def evaluate_run(
     records = prepare(recipe, data)
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, records)
-        forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
-        composed, router = load_served(recipe.base, recipe.quantization, Registry(registry))
-        tokens = recipe.data.max_tokens
-        found = evaluate(
-            composed,
-            router,
-            records,
-            limit,
-            oracle_limit,
-            max_tokens=tokens,
-            search=recipe.router,
-            report=console.print,
-        )
-        found.show(console)
-        analysis = analyse(found)
-        analysis.show(console)
-        few = TRANSFER_RECORDS if limit is None else min(limit, TRANSFER_RECORDS)
-        examples = validation_examples(composed, records, few, tokens)
-        transfer = measure_transfer(composed, examples)
-        transfer.show(console)
-        document: dict[str, Any] = {
-            **found.to_dict(),
-            "router_analysis": analysis.to_dict(),
-            "transfer": transfer.to_dict(),
-        }
-        if forgetting is not None:
-            forgetting.show(console)
-            document["forgetting"] = forgetting.to_dict()
-        _write(run, document)
-        use = measure_expert_use(
-            composed, Registry(registry), {d: e for d, e in examples.items() if d in composed.digests}
-        )
-        save_expert_use(run.expert_use, use)
+        served = Registry(registry)
+        base = load_base(recipe.base, quantization=recipe.quantization)
+        found, document = _measured(recipe, base, served, records, run, console, limit, oracle_limit)
         if tasks:  # these take long, and may fail: what is measured is written
-            document["lm_eval"] = _harness(recipe, registry, tasks, limit, chat)
+            document["lm_eval"] = _harness(base, served, tasks, limit, chat)
             console.print_json(data=document["lm_eval"])
             _write(run, document)
     return found
+
+
+def _measured(
+    recipe: Recipe,
+    base: BaseModel,
+    registry: Registry,
+    records: Mapping[str, DomainData],
+    run: RunDirectory,
+    console: Console,
+    limit: int | None,
+    oracle_limit: int,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """All but lm-eval's tasks, shown and written; and what was written. `base` is left without hooks."""
+    composed, router = load_served(base, registry)
+    tokens = recipe.data.max_tokens
+    found = evaluate(
+        composed,
+        router,
+        records,
+        limit,
+        oracle_limit,
+        max_tokens=tokens,
+        search=recipe.router,
+        report=console.print,
+    )
+    found.show(console)
+    analysis = analyse(found)
+    analysis.show(console)
+    few = TRANSFER_RECORDS if limit is None else min(limit, TRANSFER_RECORDS)
+    examples = validation_examples(composed, records, few, tokens)
+    transfer = measure_transfer(composed, examples)
+    transfer.show(console)
+    document: dict[str, Any] = {
+        **found.to_dict(),
+        "router_analysis": analysis.to_dict(),
+        "transfer": transfer.to_dict(),
+    }
+    forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
+    if forgetting is not None:
+        forgetting.show(console)
+        document["forgetting"] = forgetting.to_dict()
+    _write(run, document)
+    use = measure_expert_use(composed, registry, {d: e for d, e in examples.items() if d in composed.digests})
+    save_expert_use(run.expert_use, use)
+    composed.hooks.detach()
+    return found, document
 
 
 def _write(run: RunDirectory, document: dict[str, Any]) -> None:
@@ -100,11 +120,10 @@ def _write(run: RunDirectory, document: dict[str, Any]) -> None:
 
 
 def _harness(
-    recipe: Recipe, registry: Path, tasks: Sequence[str], limit: int | None, chat: bool
+    base: BaseModel, registry: Registry, tasks: Sequence[str], limit: int | None, chat: bool
 ) -> dict[str, Any]:
     """What was asked of lm-eval, and `results`: mode -> task -> metric -> value."""
     from training.harness import run_harness
 
-    model = ComposedModel.load(recipe.base, registry, quantization=recipe.quantization)
-    results = run_harness(model, tasks, limit, chat=chat)
+    results = run_harness(ComposedModel.from_base(base, registry), tasks, limit, chat=chat)
     return {"chat_template": chat, "limit": limit, "results": results}

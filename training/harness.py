@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lm_eval import simple_evaluate
@@ -151,8 +151,7 @@ class ComposedLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             contexts = [requests[i].args[0] for i in rows]
             prompts = [self._last(self._prompt(text), sampling["max_tokens"]) for text in contexts]
             weights = [self._weights(prompt) for prompt in prompts]
-            # `generate` takes token ids wherever it takes text.
-            found = self._model.generate(cast(list[str], prompts), weights, **sampling)
+            found = self._model.generate(prompts, weights, **sampling)
             for i, answer in zip(rows, found, strict=True):
                 answers[i] = answer
         return answers

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from brainstacks.base_model import load_base
 from brainstacks.config import MetaRouterConfig
 from brainstacks.errors import ConfigError
 from brainstacks.routing.meta_router import MetaRouter
@@ -56,7 +57,7 @@ def train_router(
     """
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, data)
-        composed = Composed.load(recipe.base, recipe.quantization, registry)
+        composed = Composed.load(load_base(recipe.base, quantization=recipe.quantization), registry)
         prompts = _prompts(recipe, data, composed, report)
         train, held_out = _measured(recipe, composed, prompts, run, report)
         metadata = _metadata(recipe, composed, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from brainstacks.config import Quantization
+from brainstacks.base_model import BaseModel
 from brainstacks.errors import ConfigError
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
@@ -21,13 +21,13 @@ from training.outcomes import Outcome, measure
 from training.settings import RouterRecipe
 
 
-def load_served(base: str, quantization: Quantization, registry: Registry) -> tuple[Composed, Router]:
-    """The base with the active stacks of `registry`, and its router.
+def load_served(base: BaseModel, registry: Registry) -> tuple[Composed, Router]:
+    """`base` with the active stacks of `registry`, and its router.
 
     Raises:
         ConfigError: the registry has no stacks or no router.
     """
-    composed = Composed.load(base, quantization, registry)
+    composed = Composed.load(base, registry)
     history = registry.snapshot().router
     if history is None or not composed.digests:
         raise ConfigError(

@@ -103,7 +103,7 @@ def _sequence(materials: Materials) -> list[Training]:
 def _find(registry: Path, lab: Laboratory) -> Findings:
     materials, settings = lab.materials, lab.settings
     last = _sequence(materials)[-1]
-    served, router = load_served(settings.base, settings.quantization, Registry(registry))
+    served, router = load_served(materials.workshop(settings.quantization).base, Registry(registry))
     bank = lab.bank({"all": last}, settings.quantization)
     lora = replace(served, bank=bank, digests={"all": lab.key(last)})  # on the same base: it rounds alike
     routed: Nats = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from brainstacks import ComposedModel
-from brainstacks.base_model import BaseModel
+from brainstacks.base_model import BaseModel, load_base
 from brainstacks.errors import IncompatibleArtifact
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
@@ -31,7 +31,7 @@ def composed(tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp
     for i, domain in enumerate(DOMAINS):
         stack = random_stack(tiny_base.identity.dims, i, size=0.3)
         publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
-    return Composed.load(str(tiny_directory), "none", registry)
+    return Composed.load(load_base(tiny_directory, quantization="none"), registry)
 
 
 def plain_nll(composed: Composed, example: Example, weights: Weights) -> float:
@@ -58,7 +58,7 @@ def test_losses_equal_one_example_at_a_time_whatever_the_budget(composed: Compos
 def test_a_stack_of_another_base_is_refused(composed: Composed, registry: Registry, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other", seed=1)
     with pytest.raises(IncompatibleArtifact):
-        Composed.load(str(other), "none", registry)
+        Composed.load(load_base(other, quantization="none"), registry)
 
 
 # --- routing -------------------------------------------------------------------------------------
@@ -90,5 +90,5 @@ def test_a_stack_that_the_router_was_not_trained_with_is_left_out(
     assert routed_weights(composed, router, sure) == sure
     newer = random_stack(tiny_base.identity.dims, 9)
     publish_stack(registry, tiny_base.identity, "b", newer, tmp_path)
-    now = Composed.load(str(tiny_directory), "none", registry)
+    now = Composed.load(load_base(tiny_directory, quantization="none"), registry)
     assert routed_weights(now, router, sure) == [{"a": 0.75, "c": 0.75}]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from brainstacks import ComposedModel
 from brainstacks.base_model import identify_base
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
@@ -94,8 +95,9 @@ def test_lm_eval_asks_in_the_chat_template_unless_told_otherwise(
     results = {"base": {"sums": {"acc,none": 0.5}}}
     asked: list[Any] = []
 
-    def run_harness(model: Any, tasks: Any, limit: Any, *, chat: bool) -> Any:
+    def run_harness(model: ComposedModel, tasks: Any, limit: Any, *, chat: bool) -> Any:
         asked.append((tuple(tasks), limit, chat))
+        assert {len(site.module._forward_hooks) for site in model.base.sites.values()} == {1}  # its own
         return results
 
     monkeypatch.setattr("training.harness.run_harness", run_harness)

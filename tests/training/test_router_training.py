@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from brainstacks.base_model import BaseModel
+from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import MetaRouterConfig
 from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
@@ -248,7 +248,7 @@ def test_the_published_router_has_the_metrics_of_what_it_routes(
     assert history is not None
     path = registry.blob_path(history.current.digest)
     file = read_router_metadata(path)
-    composed = Composed.load(str(tiny_directory), "none", registry)
+    composed = Composed.load(load_base(tiny_directory, quantization="none"), registry)
     assert file.stacks == composed.digests
     assert file.data == (*prepared["chat"].sources, *prepared["math"].sources)
     assert file.metrics["train_prompts"] == 8

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from brainstacks.base_model import identify_base
+from brainstacks.base_model import identify_base, load_base
 from brainstacks.errors import ConfigError
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.routing.router import Router
@@ -36,7 +36,7 @@ def served(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
     for domain, stack in stacks.items():
         publish_stack(registry, identity, domain, stack, directory)
     registry.publish_router(write_router(directory / "router.safetensors", registry, identity))
-    return *load_served(str(tiny_directory), "none", registry), stacks
+    return *load_served(load_base(tiny_directory, quantization="none"), registry), stacks
 
 
 def data(*domains: str) -> dict[str, DomainData]:
@@ -122,7 +122,7 @@ def test_only_the_first_records_are_measured_where_a_limit_is_given(served: Serv
 
 def test_a_registry_without_router_is_refused(tiny_directory: Path, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="no router or no stacks"):
-        load_served(str(tiny_directory), "none", registry)
+        load_served(load_base(tiny_directory, quantization="none"), registry)
 
 
 def test_transfer_is_each_single_stack_against_the_base(served: Served) -> None:
