@@ -20,10 +20,10 @@ class Log(Protocol):
         self,
         kind: str,
         *,
-        domain: str | None = None,
-        round: int | None = None,
-        step: int | None = None,
-        timing: Mapping[str, float] | None = None,
+        domain: str,
+        round: int,
+        step: int,
+        timing: Mapping[str, float],
         **values: Any,
     ) -> None: ...
 

@@ -59,13 +59,13 @@ class RunLog:
         self,
         kind: str,
         *,
-        domain: str | None = None,
-        round: int | None = None,
-        step: int | None = None,
-        timing: Mapping[str, float] | None = None,
+        domain: str,
+        round: int,
+        step: int,
+        timing: Mapping[str, float],
         **values: Any,
     ) -> None:
-        """Append one line. Its numbers go to TensorBoard too, as `<kind>/<name>`, if it has a `step`.
+        """Append one line; its numbers go to TensorBoard too, as `<kind>/<name>`.
 
         Args:
             timing: seconds, tokens per second and the like: what another run would measure differently.
@@ -74,23 +74,21 @@ class RunLog:
         Raises:
             StorageFull: no room.
         """
-        place = {"domain": domain, "round": round, "step": step}
-        line = {"kind": kind, **{k: v for k, v in place.items() if v is not None}, **values}
+        line = {"kind": kind, "domain": domain, "round": round, "step": step, **values}
         if timing:
             line[TIMING] = dict(timing)
         with storage_full("the log"):
             text = memoryview(_dump(line).encode() + b"\n")
             while text:
                 text = text[self._file.write(text) :]
-            if step is not None and self._writer_class is not None:
-                writer = self._writer(domain or kind, round, step)
-                for name, value in {**values, **(timing or {})}.items():
+            if self._writer_class is not None:
+                writer = self._writer(f"{domain}/round-{round}", step)
+                for name, value in {**values, **timing}.items():
                     if isinstance(value, int | float):
                         writer.add_scalar(f"{kind}/{name}", value, step)
 
-    def _writer(self, owner: str, round: int | None, step: int) -> Any:
+    def _writer(self, run: str, step: int) -> Any:
         """The writer of one round. What it wrote of `step` and later before a kill is told to be ignored."""
-        run = owner if round is None else f"{owner}/round-{round}"
         if run not in self._writers:
             self._writers[run] = self._writer_class(str(self._tensorboard / run), purge_step=step)
         return self._writers[run]

@@ -53,8 +53,7 @@ class RunRecords:
         """Domain -> rounds -> lines of the log, in the order they were written."""
         found: dict[str, dict[int, list[Line]]] = {}
         for line in read_lines(self.run.metrics):
-            if "round" in line:
-                found.setdefault(line["domain"], {}).setdefault(line["round"], []).append(line)
+            found.setdefault(line["domain"], {}).setdefault(line["round"], []).append(line)
         return {domain: list(rounds.values()) for domain, rounds in found.items()}
 
     @cached_property

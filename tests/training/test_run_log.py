@@ -22,6 +22,12 @@ def _a_second_between_writers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "time", SimpleNamespace(time=itertools.count(1_000_000_000).__next__))
 
 
+def record(
+    log: RunLog, step: int, loss: float, *, seconds: float = 1.0, domain: str = "math", round: int = 1
+) -> None:
+    log.record("step", domain=domain, round=round, step=step, timing={"seconds": seconds}, loss=loss)
+
+
 def lines(directory: Path) -> list[str]:
     return (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
@@ -38,7 +44,7 @@ def test_a_record_is_one_sorted_line_and_is_there_at_once(tmp_path: Path) -> Non
         log.record(
             "step", domain="math", round=0, step=3, timing={"seconds": 0.5}, loss=0.1, use=[1, 2], note="ä"
         )
-        log.record("forgetting", losses={"math": math.nan})
+        log.record("step", domain="math", round=0, step=4, timing={}, loss=math.nan)
         first, second = lines(tmp_path)
     assert first == json.dumps(json.loads(first), sort_keys=True)
     assert json.loads(first) == {
@@ -51,25 +57,24 @@ def test_a_record_is_one_sorted_line_and_is_there_at_once(tmp_path: Path) -> Non
         "note": "ä",
         "timing": {"seconds": 0.5},
     }
-    assert second == '{"kind": "forgetting", "losses": {"math": NaN}}'
+    assert second == '{"domain": "math", "kind": "step", "loss": NaN, "round": 0, "step": 4}'
 
 
 def test_lines_differ_in_timing_alone_between_equal_runs(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         for seconds in (0.5, 0.7):
-            log.record("step", step=1, timing={"seconds": seconds}, loss=0.1)
-        log.record("step", step=1, timing={"seconds": 0.5}, loss=0.2)
-        log.record("step", step=1, loss=0.1)
-    slow, fast, other, untimed = lines(tmp_path)
+            record(log, 1, 0.1, seconds=seconds)
+        record(log, 1, 0.2, seconds=0.5)
+    slow, fast, other = lines(tmp_path)
     assert slow != fast
-    assert canonical(slow) == canonical(fast) == canonical(untimed) == untimed
+    assert canonical(slow) == canonical(fast)
     assert canonical(slow) != canonical(other)
 
 
 def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
     def steps(log: RunLog, first: int, last: int, seconds: float) -> None:
         for step in range(first, last + 1):
-            log.record("step", domain="math", round=1, step=step, timing={"seconds": seconds}, loss=1 / step)
+            record(log, step, 1 / step, seconds=seconds)
 
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     straight.mkdir()
@@ -80,8 +85,8 @@ def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
         steps(log, 1, 4, seconds=2.0)
         position = log.position
         assert position == (resumed / "metrics.jsonl").stat().st_size
-        log.record("step", domain="math", round=1, step=5, loss=999.0)
-        log.record("step", domain="math", round=1, step=6, loss=999.0)
+        record(log, 5, 999.0)
+        record(log, 6, 999.0)
     with (resumed / "metrics.jsonl").open("a") as file:
         file.write('{"cut o')
     with RunLog(resumed) as log:
@@ -95,26 +100,26 @@ def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
 
 def test_a_rewound_log_goes_on_in_the_same_process(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
-        log.record("step", step=1, loss=1.0)
+        record(log, 1, 1.0)
         position = log.position
-        log.record("step", step=2, loss=999.0)
+        record(log, 2, 999.0)
         log.rewind(position)
-        log.record("step", step=2, loss=2.0)
+        record(log, 2, 2.0)
     assert [json.loads(line)["loss"] for line in lines(tmp_path)] == [1.0, 2.0]
-    assert curve(tmp_path, "step", "step/loss") == [(1, 1.0), (2, 2.0)]
+    assert curve(tmp_path, "math/round-1", "step/loss") == [(1, 1.0), (2, 2.0)]
 
 
 def test_rounds_are_curves_of_their_own_so_resuming_one_leaves_the_others_whole(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         for domain, round in (("math", 0), ("math", 1), ("chat", 0)):
             for step in (1, 2, 3):
-                log.record("step", domain=domain, round=round, step=step, loss=float(step))
+                record(log, step, float(step), domain=domain, round=round)
     with RunLog(tmp_path) as log:
-        log.record("step", domain="chat", round=0, step=2, timing={"seconds": 4.0}, loss=5.0)
+        record(log, 2, 5.0, seconds=4.0, domain="chat", round=0)
     assert curve(tmp_path, "math/round-0", "step/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert curve(tmp_path, "math/round-1", "step/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert curve(tmp_path, "chat/round-0", "step/loss") == [(1, 1.0), (2, 5.0)]
-    assert curve(tmp_path, "chat/round-0", "step/seconds") == [(2, 4.0)]
+    assert curve(tmp_path, "chat/round-0", "step/seconds") == [(1, 1.0), (2, 4.0)]
 
 
 def test_a_log_that_lost_lines_of_before_the_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -125,7 +130,7 @@ def test_a_log_that_lost_lines_of_before_the_checkpoint_is_refused(tmp_path: Pat
 def test_no_room_for_the_log_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with RunLog(tmp_path) as log, pytest.raises(StorageFull, match="no room to write the log"):
-        log.record("step", step=1, loss=1.0)
+        record(log, 1, 1.0)
 
 
 def test_without_tensorboard_a_warning_says_so_once_and_the_file_has_everything(
@@ -135,7 +140,7 @@ def test_without_tensorboard_a_warning_says_so_once_and_the_file_has_everything(
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with RunLog(tmp_path) as log:
         for step in (1, 2):
-            log.record("step", step=step, loss=1.0)
+            record(log, step, 1.0)
         assert log.position > 0
     assert len(lines(tmp_path)) == 2
     assert not (tmp_path / "tensorboard").exists()

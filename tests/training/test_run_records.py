@@ -47,14 +47,13 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path, registry: Registry
 def test_the_log_is_sorted_by_domain_and_round_up_to_its_last_whole_line(records: RunRecords) -> None:
     lines: list[dict[str, Any]] = [
         {"kind": "step", "domain": "math", "round": 0, "step": 1},
-        {"kind": "note"},
         {"kind": "step", "domain": "math", "round": 1, "step": 1},
         {"kind": "step", "domain": "chat", "round": 0, "step": 1},
         {"kind": "step", "domain": "chat", "round": 0, "step": 2},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st'
     records.run.metrics.write_text(text)
-    assert records.logged == {"math": [[lines[0]], [lines[2]]], "chat": [[lines[3], lines[4]]]}
+    assert records.logged == {"math": [[lines[0]], [lines[1]]], "chat": [[lines[2], lines[3]]]}
 
 
 def test_rounds_are_those_without_a_hole_in_the_order_of_the_recipe(records: RunRecords) -> None:
