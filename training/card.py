@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
 from brainstacks.stacks.registry import Registry
@@ -60,14 +58,13 @@ def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
         lines += [f"- {key}: {value}" for key, value in sorted(router.hyperparameters.items())]
         lines += [""]
     if evaluation is not None:
-        lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation.nll), ""]
+        lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation), ""]
     return "\n".join(lines)
 
 
-def table(evaluation: Mapping[str, Mapping[str, float]]) -> list[str]:
+def table(evaluation: Evaluation) -> list[str]:
     """Markdown rows: a domain each, and the mean."""
-    means = {mode: sum(row[mode] for row in evaluation.values()) / len(evaluation) for mode in MODES}
-    rows = [*evaluation.items(), ("**mean**", means)]
+    rows = [*evaluation.nll.items(), ("**mean**", evaluation.mean)]
     body = [_row(name, *(f"{row[mode]:.3f}" for mode in MODES)) for name, row in rows]
     return [_row("domain", *MODES), _row(*["---"] * (len(MODES) + 1)), *body]
 

@@ -124,7 +124,7 @@ class DomainTraining:
 
         def train() -> Made:
             result = train_round(self._workshop, task, checkpoints, self._log_position)
-            dtype = torch.bfloat16 if self._recipe.stack.dtype == "bfloat16" else torch.float32
+            dtype = getattr(torch, self._recipe.stack.dtype)
             tensors = {name: tensor.to(dtype) for name, tensor in (result.tensors or {}).items()}
             state = {k: v for k, v in vars(result).items() if k != "tensors"}
             return tensors, {**state, "log_position": self._workshop.log.position}

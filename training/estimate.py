@@ -14,6 +14,7 @@ from brainstacks.config import PROJECTIONS, Quantization
 from brainstacks.layers.projections import INPUT_GROUPS, decoder_layers, find_sites, projection_dims
 from training.active_stack import ActiveStack
 from training.batches import LABEL_COST, TOKENS
+from training.optimizer import optimizer_kind
 from training.recipe import Recipe
 
 NF4_BLOCK, NF4_GROUP = 64, 256
@@ -89,7 +90,7 @@ def run_size(recipe: Recipe, model: nn.Module) -> RunSize:
     return RunSize(
         trained=sum(parameter.numel() for parameter in active.parameters()),
         stored=stored,
-        round_file=stored * (2 if recipe.stack.dtype == "bfloat16" else 4),
+        round_file=stored * getattr(torch, recipe.stack.dtype).itemsize,
         rounds=sum(rounds),
         steps=steps,
         tokens=steps * recipe.round.accumulation * _micro_batch(recipe),
@@ -103,8 +104,7 @@ def estimate(recipe: Recipe, model: nn.Module, device: torch.device) -> MemoryEs
         UnsupportedModel: the base lacks a projection.
     """
     size, dtype = run_size(recipe, model), _dtype(recipe, model)
-    kind = recipe.round.optimizer
-    eight_bit = kind == "paged_adamw_8bit" or (kind == "auto" and device.type == "cuda")
+    eight_bit = optimizer_kind(recipe.round, device) == "paged_adamw_8bit"
     hidden = projection_dims(find_sites(model))["q_proj"][0]
     router = recipe.router
     prompts = len(recipe.domains) * (router.prompts + router.unmeasured + router.held_out)

@@ -44,10 +44,10 @@ def row_sums(nll: Tensor, labels: Tensor) -> Tensor:
     """Sum of `nll` [M] per row of `labels` [B, T].
 
     Returns:
-        [B] float32 nats.
+        [B] nats, in the dtype of `nll`.
     """
     rows = (labels != IGNORE).nonzero()[:, 0]
-    return torch.zeros(labels.shape[0], device=nll.device).index_add_(0, rows, nll)
+    return nll.new_zeros(labels.shape[0]).index_add_(0, rows, nll)
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def mean_nll(
     sources: Sequence[DeltaSource] | SourcesOf = (),
     tokens: int = TOKENS,
 ) -> float:
-    """Token-weighted mean NLL (nats) of the responses of `examples` under `sources`.
+    """Token-weighted mean NLL (nats) of the responses of `examples`, at least one, under `sources`.
 
     Independent of `tokens`, the budget of a forward, and of padding, up to rounding; bit for bit the same at
     every call. The most memory goes to logits, of at most `tokens / LABEL_COST` positions or one row: see

@@ -12,15 +12,20 @@ from brainstacks.errors import ConfigError
 from training.settings import RoundConfig
 
 
+def optimizer_kind(config: RoundConfig, device: torch.device) -> str:
+    """`adamw` or `paged_adamw_8bit`: what the recipe says, and on `device` where it says `auto`."""
+    if config.optimizer != "auto":
+        return config.optimizer
+    return "paged_adamw_8bit" if device.type == "cuda" else "adamw"
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], config: RoundConfig, device: torch.device) -> Any:
     """AdamW with decoupled decay; on CUDA, unless the recipe says otherwise, paged with 8-bit states.
 
     Raises:
         ConfigError: 8-bit states were asked for on another device.
     """
-    kind = config.optimizer
-    if kind == "auto":
-        kind = "paged_adamw_8bit" if device.type == "cuda" else "adamw"
+    kind = optimizer_kind(config, device)
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": config.betas,

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from brainstacks.durable import make_directory, storage_full
 from brainstacks.errors import ConfigError
+from training.combination import domains_of, name_of
 from training.composition import Weights
 from training.encoding import Example
 from training.json_file import read_lines
 
 Losses = Mapping[str, float]
-"""Domains of a combination, joined with "+" -> nats per answer token."""
+"""Combination, by its name -> nats per answer token."""
 
 
 class OutcomeFile:
@@ -48,19 +50,19 @@ class OutcomeFile:
         same = {d for d, digest in line["stacks"].items() if self._digests.get(d) == digest}
         losses = self._losses.setdefault(key, {})
         for name, loss in line["losses"].items():
-            on = set(name.split("+")) - {""}
+            on = set(domains_of(name))
             if on <= same:  # its name is in the order of the stacks in use
-                losses["+".join(d for d in self._digests if d in on)] = loss
+                losses[name_of(d for d in self._digests if d in on)] = loss
         if line["stacks"] == self._digests:
             self._best[key] = ({d: line["weights"][d] for d in self._digests}, line["loss"])
 
     def losses(self, domain: str, example: Example) -> Losses:
         """Those of the combinations whose stacks are all in use still."""
-        return self._losses.get((domain, _tokens(example)), {})
+        return self._losses.get((domain, _digest(example)), {})
 
     def best(self, domain: str, example: Example) -> tuple[Weights, float] | None:
         """The weights that were found with exactly the stacks in use, and their loss."""
-        return self._best.get((domain, _tokens(example)))
+        return self._best.get((domain, _digest(example)))
 
     def append(self, outcomes: Iterable[tuple[str, Example, Losses, Weights, float]]) -> None:
         """Add (domain, example, losses, weights, loss of the weights), measured with the stacks in use.
@@ -73,16 +75,18 @@ class OutcomeFile:
                 line = {
                     "domain": domain,
                     "id": example.id,
-                    "tokens": _tokens(example),
+                    "tokens": _digest(example),
                     "stacks": self._digests,
                     "losses": dict(losses),
                     "weights": dict(weights),
                     "loss": loss,
                 }
                 file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def _tokens(example: Example) -> str:
+def _digest(example: Example) -> str:
     """sha256 of what was measured: an id may come to name another text."""
     return hashlib.sha256(json.dumps([example.prompt, example.response]).encode()).hexdigest()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.errors import ConfigError
+from training.combination import domains_of, name_of
 from training.composition import Composed, Weights
 from training.encoding import Example
 from training.outcome_file import OutcomeFile
@@ -36,7 +37,7 @@ class Outcome:
 
     Attributes:
         domain: its label: the domain whose data it comes from.
-        losses: of each combination, by its domains joined with "+"; "" is the base.
+        losses: of each combination, by its name.
         weights: the best weights found, domain -> weight (0 for domains that do not help).
         loss: under `weights`.
         greedy: the combination that adding one domain at a time ends at.
@@ -71,9 +72,9 @@ def greedy_choice(losses: Mapping[str, float], domains: Sequence[str], min_gain:
     while True:
         rest = [d for d in domains if d not in chosen]
         options = [tuple(d for d in domains if d in (*chosen, new)) for new in rest]
-        best = min(options, key=lambda c: losses["+".join(c)], default=None)
-        if best is None or losses["+".join(chosen)] - losses["+".join(best)] <= min_gain:
-            return "+".join(chosen)
+        best = min(options, key=lambda c: losses[name_of(c)], default=None)
+        if best is None or losses[name_of(chosen)] - losses[name_of(best)] <= min_gain:
+            return name_of(chosen)
         chosen = best
 
 
@@ -81,7 +82,7 @@ def fewest_within(losses: Mapping[str, float], min_gain: float) -> str:
     """The smallest combination that is no more than `min_gain` worse than the best: ties cost memory."""
     lowest = min(losses.values())
     close = [name for name, loss in losses.items() if loss <= lowest + min_gain]
-    return min(close, key=lambda name: (len(name.split("+")) if name else 0, losses[name]))
+    return min(close, key=lambda name: (len(domains_of(name)), losses[name]))
 
 
 def measure(
@@ -103,7 +104,7 @@ def measure(
     """
     domains = tuple(composed.digests)
     examples = [example for _, example in pairs]
-    corners = {"+".join(c): _point(c, domains) for c in combinations(domains)}
+    corners = {name_of(c): _point(c, domains) for c in combinations(domains)}
     tables = [{corners[name]: loss for name, loss in losses.items()} for losses in known or [{}] * len(pairs)]
     _fill(composed, examples, tables, [corners.values()] * len(pairs))
     losses = [{name: table[point] for name, point in corners.items()} for table in tables]

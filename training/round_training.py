@@ -38,7 +38,6 @@ class _State:
     step: int = 0
     baseline: float = math.inf
     best: float = math.inf
-    improved: bool = False
     stale: int = 0
     window: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -201,7 +200,7 @@ class RoundTraining:
         state.history.append({"step": state.step, "train_loss": train_loss, "val_loss": value})
         self._log("evaluation", nll=value, train_loss=train_loss)
         if value < state.best:  # false for NaN
-            state.best, state.stale, state.improved = value, 0, True
+            state.best, state.stale = value, 0
             self.snapshot = {name: tensor.cpu() for name, tensor in self.active.export().items()}
         else:
             state.stale += 1
@@ -226,8 +225,9 @@ class RoundTraining:
 
     def result(self) -> RoundResult:
         state = self.state
-        tensors = self.snapshot if state.improved else None
-        return RoundResult(tensors, state.baseline, state.best, state.stopped or "", state.history)
+        return RoundResult(
+            self.snapshot or None, state.baseline, state.best, state.stopped or "", state.history
+        )
 
     def _log(self, kind: str, timing: Mapping[str, float] | None = None, **values: float) -> None:
         self.workshop.log.record(

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from training.combination import domains_of, name_of
 from training.composition import Composed, Weights
 from training.encoding import Example
 from training.evaluation import Evaluation
@@ -28,8 +29,8 @@ class Choices:
     """The compositions of one domain's prompts.
 
     Attributes:
-        combinations: active stacks, joined by "+" in the curriculum's order -> share of prompts, the most
-            frequent first; "" is the base alone.
+        combinations: name of the active stacks, in the curriculum's order -> share of prompts, the most
+            frequent first.
         mean_weights: stack -> mean weight, 0 where it is off.
         uses_others: prompts that take another domain's stack.
         without_own: prompts that do not take their own domain's.
@@ -43,7 +44,7 @@ class Choices:
     def taking(self, stacks: Collection[str], *, alone: bool = False) -> Share:
         """Prompts that take all of `stacks`; with `alone`, and no other."""
         wanted, total = set(stacks), self.uses_others.total
-        sets = {name: set(filter(None, name.split("+"))) for name in self.combinations}
+        sets = {name: set(domains_of(name)) for name in self.combinations}
         fits = [n for n, taken in sets.items() if (taken == wanted if alone else wanted <= taken)]
         return Share(sum(self.combinations[n].count for n in fits), total)
 
@@ -129,7 +130,7 @@ def choices(domain: str, chosen: Sequence[Weights], stacks: Sequence[str]) -> Ch
     """Count the compositions of the prompts of `domain`; what a composition names is active."""
     total = len(chosen)
     sets = [[s for s in stacks if s in weights] for weights in chosen]
-    counts = Counter("+".join(taken) for taken in sets)
+    counts = Counter(map(name_of, sets))
     return Choices(
         {name: Share(count, total) for name, count in counts.most_common()},
         {s: sum(weights.get(s, 0.0) for weights in chosen) / total for s in stacks},

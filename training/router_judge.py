@@ -16,6 +16,7 @@ from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.routing.router import Router
 from brainstacks.stacks.router_artifact import RouterMetadata
 from training.calibration import calibration
+from training.combination import name_of
 from training.composition import Composed, routed_weights
 from training.outcomes import Outcome
 from training.router_prompts import prompt_features
@@ -69,7 +70,7 @@ class Judge:
         domains = metadata.config.domains
         self._yardsticks = {
             "base": self._mean(o.losses[""] for o in outcomes),
-            "ungated": self._mean(o.losses["+".join(domains)] for o in outcomes),
+            "ungated": self._mean(o.losses[name_of(domains)] for o in outcomes),
             "best_single": self._mean(min(o.losses[d] for d in domains) for o in outcomes),
             "oracle": self._mean(o.oracle for o in outcomes),
         }

@@ -24,6 +24,7 @@ from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router
+from training.combination import name_of
 from training.composition import Composed
 from training.data import DomainData
 from training.encoding import Example
@@ -61,7 +62,7 @@ def train_router(
         prompts = _prompts(recipe, data, composed, report)
         train, held_out = _measured(recipe, composed, prompts, run, report)
         metadata = _metadata(recipe, composed, data)
-        dtype = torch.bfloat16 if recipe.stack.dtype == "bfloat16" else torch.float32
+        dtype = getattr(torch, recipe.stack.dtype)
         unmeasured = {d: found.unmeasured for d, found in prompts.items()}
         network, metrics = fit(metadata, composed, train, unmeasured, held_out, recipe.router, dtype, report)
         metrics["train_prompts_unseen"] = sum(found.unseen for found in prompts.values())
@@ -133,7 +134,7 @@ def targets(outcomes: Sequence[Outcome], config: MetaRouterConfig, recipe: Route
 def corner_losses(outcomes: Sequence[Outcome], config: MetaRouterConfig) -> Tensor:
     """What was measured with each domain off (0) or on (1) -> [N, 2, ..., 2] float32, an axis per domain."""
     chosen = itertools.product((False, True), repeat=len(config.domains))
-    names = ["+".join(itertools.compress(config.domains, on)) for on in chosen]
+    names = [name_of(itertools.compress(config.domains, on)) for on in chosen]
     losses = torch.tensor([[o.losses[name] for name in names] for o in outcomes])
     return losses.reshape(len(outcomes), *[2] * len(config.domains))
 

@@ -11,7 +11,7 @@ from brainstacks.errors import BrainstacksError, StorageFull
 
 
 class Interrupted(BrainstacksError):
-    """The run stopped because it was asked to, after its checkpoint was saved.
+    """The run stopped because it was asked to, where what it has done is saved.
 
     Args:
         what: what stopped and where: "stopped at step 40 of math, round 1".
@@ -20,7 +20,7 @@ class Interrupted(BrainstacksError):
     default_code = "interrupted"
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; its checkpoint is saved: give the same command and --run again to go on")
+        super().__init__(f"{what}; what was done is kept: give the same command and --run again to go on")
 
 
 def exit_status(error: BrainstacksError) -> int:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.experiments.materials import Materials, digest
-from benchmarks.experiments.trained import Trained, spent
+from benchmarks.experiments.trained import Trained, step_totals
 from benchmarks.experiments.trainings import Training, factors, in_order, orthogonal_to
 from benchmarks.timing import Report, say
 from brainstacks.config import Quantization
 from brainstacks.durable import atomic_write, make_directory
+from brainstacks.errors import CorruptBlob
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from training import checkpoint, null_space
@@ -30,6 +31,7 @@ from training.inner_loop import train_round
 from training.null_space import NullSpace
 from training.round_task import Penalty, RoundTask
 from training.run_log import RunLog
+from training.run_paths import METRICS
 from training.settings import StackRecipe
 
 FORMAT = 1
@@ -72,11 +74,14 @@ class Laboratory:
 
         Raises:
             Interrupted: a stop was asked for; the next start goes on where it was.
+            CorruptBlob: it was written, and cannot be read.
         """
         found = checkpoint.load(self._result(training))
         if found is None:
             self._train(training)
-            return self.trained(training)
+            found = checkpoint.load(self._result(training))
+        if found is None:
+            raise CorruptBlob(f"the result of {training} was written and does not verify; check the disk")
         stack = StackTensors(self.materials.config(training.stack), 1, found.tensors)
         return Trained(stack, **found.state)
 
@@ -106,7 +111,7 @@ class Laboratory:
         state = {
             "history": [{"step": 0, "val_loss": result.baseline}, *result.history],
             "directions": space.facts() if space is not None else None,
-            **spent(place / "metrics.jsonl"),
+            **step_totals(place / METRICS),
         }
         tensors = {f"rounds.0.{name}": tensor for name, tensor in weights.items()}
         checkpoint.save(self._result(training), tensors, state)

@@ -30,6 +30,7 @@ from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import markdown_table
 from brainstacks.config import Quantization
+from training.settings import require
 
 PLAIN: Quantization = "none"
 
@@ -37,6 +38,7 @@ PLAIN: Quantization = "none"
 def _cases(settings: Settings) -> dict[str, tuple[Quantization, Quantization]]:
     """Name -> (quantisation of the base trained on, of the base measured on)."""
     quantized = settings.quantization
+    require(quantized != PLAIN, f"quantization is {PLAIN}, which this study compares with; give nf4 or int8")
     return {
         f"{quantized} stacks on {quantized}": (quantized, quantized),
         "unquantised stacks on unquantised": (PLAIN, PLAIN),
@@ -48,7 +50,7 @@ def _trainings(materials: Materials) -> list[Training]:
     settings = materials.settings
     return [
         training
-        for quantization in (settings.quantization, PLAIN)
+        for quantization in dict.fromkeys(trained for trained, _ in _cases(settings).values())
         for seed in settings.seeds
         for training in designs.independent(settings, seed, quantization=quantization).values()
     ]

@@ -37,7 +37,7 @@ class Settings:
         steps: optimiser steps per domain and round.
         batch_size: rows of a step.
         learning_rate: peak, of every training unless a study says otherwise.
-        rates: multiples of it that MoE-LoRA and LoRA are compared at.
+        rates: multiples of it that contestants of different kinds are trained at.
         warmup_steps, eval_every: as in `RoundConfig`.
         max_tokens: longest row (tokens); a longer response is cut, a longer prompt left out.
         records: most training records per domain, the same for all domains (count).

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brainstacks.layers.packed_stack import StackTensors
+from training.json_file import read_lines
 from training.run_log import TIMING
 
 
@@ -41,10 +41,9 @@ class Trained:
         return self.losses[0] - min(self.losses)
 
 
-def spent(metrics: Path) -> dict[str, float]:
+def step_totals(metrics: Path) -> dict[str, float]:
     """Seconds and tokens of all steps of a training, those before it was resumed included."""
-    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-    steps = [line for line in lines if line["kind"] == "step"]
+    steps = [line for line in read_lines(metrics) if line["kind"] == "step"]
     return {
         "seconds": sum(line[TIMING]["seconds"] for line in steps),
         "tokens": sum(line["tokens"] for line in steps),

@@ -63,6 +63,6 @@ def test_outside_the_main_thread_it_changes_nothing() -> None:
 
 def test_who_was_interrupted_is_told_how_to_go_on() -> None:
     error = Interrupted("stopped at step 40 of math, round 1")
-    assert error.message.startswith("stopped at step 40 of math, round 1; its checkpoint is saved")
+    assert error.message.startswith("stopped at step 40 of math, round 1; what was done is kept")
     assert "same command and --run" in error.message
     assert error.code == "interrupted"

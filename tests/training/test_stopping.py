@@ -98,7 +98,7 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_to_the_same_byt
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 75
-    assert "of math, round 1; its checkpoint is saved: give the same command and --run again" in said
+    assert "of math, round 1; what was done is kept: give the same command and --run again" in said
     assert Registry(runs.directory / "stopped-registry").snapshot().domains == {}
     assert runs.finish("stopped") == runs.finish("undisturbed")
 
