@@ -116,15 +116,16 @@ def loss_batches(examples: Sequence[Example], tokens: int = TOKENS) -> list[list
 
 
 class TrainingOrder:
-    """Micro-batches without end: a pure function of the arguments and the number of the batch.
+    """What each optimiser step trains on, without end: a pure function of the arguments and its number.
 
     A cursor is one integer, and a resumed run needs nothing else. Every example comes exactly once an
-    epoch, in a new order each, with rows of like length together. No batch has more than `batch_size` rows;
-    where they do not come out even, batches have one row less, and none is a small remainder.
+    epoch, in a new order each, with rows of like length together. No step has more than `batch_size` rows;
+    where they do not come out even, steps have one row less, and none is a small remainder.
 
     Args:
         examples: what to train on.
-        batch_size: rows of a micro-batch.
+        batch_size: rows of a step, over all its micro-batches.
+        seed: of the order.
         packing: put several examples in a row of up to `max_tokens`; otherwise a row is one example.
         max_tokens: longest packed row; a longer example has a row of its own.
 
@@ -148,7 +149,7 @@ class TrainingOrder:
         self._current: tuple[int, list[list[Row]]] | None = None
 
     def batch(self, index: int) -> list[Row]:
-        """Rows of micro-batch `index` = 0, 1, 2, ..."""
+        """Rows of step `index` = 0, 1, 2, ..."""
         while self._starts[-1] <= index:
             epoch = len(self._starts) - 1
             self._starts.append(self._starts[-1] + len(self._epoch(epoch)))
@@ -174,6 +175,12 @@ class TrainingOrder:
         size = POOL * self._batch_size * per_row
         pools = (examples[i : i + size] for i in range(0, len(examples), size))
         return [row for pool in pools for row in pack(pool, self._max_tokens)]
+
+
+def micro_batches(rows: int, count: int) -> list[range]:
+    """The rows 0..rows-1 in at most `count` parts, none of them empty, of sizes that differ by one."""
+    count = min(count, rows)
+    return [range(i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
 def pack(examples: Sequence[Example], max_tokens: int) -> list[Row]:

@@ -14,6 +14,7 @@ from brainstacks.tokenizer import ChatTokenizer
 from training.contamination import Overlap, shared_prompts
 from training.data import DomainData
 from training.encoding import LEAST_RESPONSE, encode
+from training.settings import require
 
 PERCENTILES = (50, 90, 99, 100)
 
@@ -26,7 +27,8 @@ class DomainReport:
         train, selection, router, validation: records (count).
         prompt_tokens, response_tokens: lengths of the training records at `PERCENTILES`, before any cut.
         cut: share of the training records whose response is cut at the limit.
-        without_room: share whose prompt leaves no room for a response, so that they are left out.
+        without_room: share whose prompt leaves no room for a response, or is refused by the chat template, so
+            that they are left out.
         left_out, received, overlaps: as in `DomainData`.
     """
 
@@ -102,6 +104,10 @@ def report(prepared: Mapping[str, DomainData], tokenizer: ChatTokenizer, max_tok
 
 def _domain(data: DomainData, tokenizer: ChatTokenizer, max_tokens: int) -> DomainReport:
     examples = encode(data.train, tokenizer, sys.maxsize)
+    require(
+        bool(examples),
+        f"the base's chat template refuses all training records of {data.name}; look at the roles of theirs",
+    )
     roomy = [e for e in examples if max_tokens - len(e.prompt) >= LEAST_RESPONSE]
     return DomainReport(
         data.name,
@@ -111,8 +117,8 @@ def _domain(data: DomainData, tokenizer: ChatTokenizer, max_tokens: int) -> Doma
         len(data.validation),
         _percentiles([len(e.prompt) for e in examples]),
         _percentiles([len(e.response) for e in examples]),
-        cut=sum(len(e) > max_tokens for e in roomy) / len(examples),
-        without_room=1 - len(roomy) / len(examples),
+        cut=sum(len(e) > max_tokens for e in roomy) / len(data.train),
+        without_room=1 - len(roomy) / len(data.train),
         left_out=data.left_out,
         received=data.received,
         overlaps=data.overlaps,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,17 @@ import torch
 from torch import Tensor
 
 from brainstacks.config import StackConfig
+from brainstacks.durable import atomic_write
 from brainstacks.errors import ConfigError, CorruptBlob
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
-from brainstacks.stacks.artifact import StackMetadata
+from brainstacks.stacks.artifact import StackMetadata, sha256_file
 from brainstacks.stacks.tensors import save_stack
 from training import checkpoint, null_space
 from training.batches import by_length, collate
 from training.data import DomainData
 from training.earlier_stacks import EarlierStacks
-from training.encoding import Example, encode
+from training.encoding import Example, examples_of
 from training.frozen_stacks import FrozenStacks
 from training.inner_loop import train_round
 from training.null_space import NullSpace
@@ -32,7 +35,12 @@ from training.round_task import RoundResult, RoundTask
 from training.run_directory import RunDirectory
 from training.workshop import Workshop
 
+_log = logging.getLogger(__name__)
+
 Report = Callable[[str], None]
+
+SPLITS = ("train", "selection", "validation")
+"""Of a domain's data, those that its training reads."""
 
 Made = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors and JSON state of something that a run makes once."""
@@ -61,19 +69,33 @@ class DomainTraining:
         self._log_position = 0
 
     def encoded(self, domain: str, split: str) -> list[Example]:
-        """The examples of one split of `domain`: `train`, `selection` or `validation`.
+        """The examples of one split of `domain`: one of `SPLITS`."""
+        return list(self._examples(domain, split))
 
-        Raises:
-            ConfigError: it has none that fits.
-        """
-        records, tokens = getattr(self._records[domain], split), self._recipe.data.max_tokens
-        found = encode(records, self._tokenizer, tokens)
-        if not found:
-            raise ConfigError(
-                f"none of the {len(records)} {split} records of {domain} fits {tokens} tokens; give more "
-                "data, or raise data.max_tokens"
-            )
-        return found
+    def check_data(self) -> None:
+        """Raises ConfigError: a split of a domain has no record that can be used."""
+        for domain, split in itertools.product(self._records, SPLITS):
+            if next(self._examples(domain, split), None) is None:
+                count, tokens = len(getattr(self._records[domain], split)), self._recipe.data.max_tokens
+                raise ConfigError(
+                    f"none of the {count} {split} records of {domain} fits {tokens} tokens and the chat "
+                    "template; give more data, or raise data.max_tokens"
+                )
+
+    def _examples(self, domain: str, split: str) -> Iterator[Example]:
+        records = getattr(self._records[domain], split)
+        return examples_of(records, self._tokenizer, self._recipe.data.max_tokens)
+
+    def finished(self, domain: str) -> bool:
+        """Whether its stack is there, as it was written. One that is not is removed, with a warning."""
+        path, digest = self._run.stack(domain), self._run.stack_digest(domain)
+        if not path.is_file():
+            return False
+        if digest.is_file() and digest.read_text(encoding="utf-8").strip() == sha256_file(path):
+            return True
+        _log.warning("%s of %s does not verify; it is made again from its rounds", path.name, domain)
+        self._on_main(path.unlink)
+        return False
 
     def skip(self, domain: DomainRecipe) -> None:
         """Leave the log of a domain that an earlier start finished as it is."""
@@ -82,11 +104,13 @@ class DomainTraining:
             if found is not None:
                 self._log_position = found.state["log_position"]
 
-    def train(self, domain: DomainRecipe, path: Path) -> None:
-        """Train the rounds of `domain` and write its stack to `path`; no file when none of them helped."""
+    def train(self, domain: DomainRecipe) -> None:
+        """Train the rounds of `domain` and write its stack; no file when none of them helped."""
         train, selection = self.encoded(domain.name, "train"), self.encoded(domain.name, "selection")
         validation = self.encoded(domain.name, "validation")
-        self._report(f"{domain.name}: {len(train)} examples")
+        out = len(self._records[domain.name].train) - len(train)
+        left = f", {out} left out: too long, or refused by the chat template" if out else ""
+        self._report(f"{domain.name}: {len(train)} examples{left}")
         mode, seed = self._recipe.earlier_stacks, self._recipe.round.seed
         earlier = EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed)
         space = self._null_space(domain.name)
@@ -114,7 +138,7 @@ class DomainTraining:
                 break
             rounds.append(result)
         if rounds:
-            self._freeze(domain, path, rounds, validation, space)
+            self._freeze(domain, rounds, validation, space)
 
     # --- made once a run -------------------------------------------------------------------------
 
@@ -137,10 +161,15 @@ class DomainTraining:
 
     def _null_space(self, domain: str) -> NullSpace | None:
         """Where the earlier domains' stacks write, or what their inputs hold."""
-        config, model = self._recipe.null_space, self._workshop.base.model
-        known = [d for d in self._frozen.domains if d in self._records]
+        config, model, known = self._recipe.null_space, self._workshop.base.model, self._frozen.domains
         if config is None or not known:
             return None
+        unknown = [d for d in known if d not in self._records]
+        if unknown:
+            raise ConfigError(
+                f"a null space is measured on the data of all earlier domains, and the recipe has none of "
+                f"{', '.join(unknown)}; list these domains, or set null_space to null"
+            )
 
         def measure() -> Made:
             share = -(-config.samples // len(known))
@@ -181,7 +210,6 @@ class DomainTraining:
     def _freeze(
         self,
         domain: DomainRecipe,
-        path: Path,
         rounds: Sequence[RoundResult],
         validation: Sequence[Example],
         space: NullSpace | None,
@@ -213,7 +241,12 @@ class DomainTraining:
             licence=domain.licence,
             description=domain.description,
         )
-        self._on_main(lambda: save_stack(path, metadata, _named(rounds)))
+
+        def write() -> None:
+            file = save_stack(self._run.stack(domain.name), metadata, _named(rounds))
+            atomic_write(self._run.stack_digest(domain.name), file.digest + "\n")
+
+        self._on_main(write)
 
     def _hyperparameters(self, domain: DomainRecipe) -> dict[str, Any]:
         recipe = self._recipe

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
+from brainstacks.errors import InvalidRequest
 from brainstacks.tokenizer import ChatTokenizer
 from training.records import Record
 
@@ -29,17 +30,23 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
-def encode(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
-    """Examples of at most `max_tokens`: a long response is cut, a prompt that leaves no room is left out.
+def encode(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
+    """All of `examples_of`."""
+    return list(examples_of(records, tokenizer, max_tokens))
 
-    Raises:
-        InvalidRequest: the base's chat template refuses a conversation.
+
+def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> Iterator[Example]:
+    """Examples of at most `max_tokens`, in order: a long response is cut.
+
+    A prompt that leaves no room is left out, and so is a conversation that the base's chat template refuses:
+    one such row in a large data set must not end a run.
     """
-    examples = []
     for record in records:
-        prompt = tokenizer.encode_chat([asdict(message) for message in record.messages])
+        try:
+            prompt = tokenizer.encode_chat([asdict(message) for message in record.messages])
+        except InvalidRequest:
+            continue
         response = [*tokenizer.encode(record.response, add_special_tokens=False), *tokenizer.end_of_turn_ids]
         room = max_tokens - len(prompt)
         if room >= LEAST_RESPONSE:
-            examples.append(Example(record.id, tuple(prompt), tuple(response[:room])))
-    return examples
+            yield Example(record.id, tuple(prompt), tuple(response[:room]))

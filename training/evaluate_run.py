@@ -80,6 +80,7 @@ def _measured(
     oracle_limit: int,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """All but lm-eval's tasks, shown and written; and what was written. `base` is left without hooks."""
+    forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
     composed, router = load_served(base, registry)
     tokens = recipe.data.max_tokens
     found = evaluate(
@@ -104,7 +105,6 @@ def _measured(
         "router_analysis": analysis.to_dict(),
         "transfer": transfer.to_dict(),
     }
-    forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
     if forgetting is not None:
         forgetting.show(console)
         document["forgetting"] = forgetting.to_dict()

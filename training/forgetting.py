@@ -157,7 +157,8 @@ def measure_row(
 
     Args:
         domains: that have a stack, in curriculum order, keys of `bank`.
-        examples: domain -> what its losses are measured on; the same at every row.
+        examples: domain -> what its losses are measured on; the same at every row. A domain without any has
+            no losses, and its stack is part of the others' compositions all the same.
     """
 
     @cache  # compositions of the first and of the last domain coincide
@@ -165,7 +166,11 @@ def measure_row(
         return mean_nll(model, hooks, examples[domain], [bank.bind([dict.fromkeys(on, 1.0)])])
 
     every = tuple(domains)
-    return {d: Losses(loss(d, every[: t + 1]), loss(d, every), loss(d, (d,))) for t, d in enumerate(every)}
+    return {
+        d: Losses(loss(d, every[: t + 1]), loss(d, every), loss(d, (d,)))
+        for t, d in enumerate(every)
+        if d in examples
+    }
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -219,6 +219,6 @@ def measure_all(
         report(
             f"outcomes {done}/{len(todo)}: {each:.1f} s each, {each * (len(todo) - done) / 60:.1f} min left"
         )
-        if stop is not None and stop.requested and done < len(todo):
+        if stop is not None and stop.requested:
             raise Interrupted(f"stopped after {len(found)} of {len(pairs)} outcomes")
     return [found[i] for i in range(len(pairs))]

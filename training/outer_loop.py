@@ -141,16 +141,17 @@ class _Curriculum:
         self._records, self._report = records, report
         self._frozen = FrozenStacks(workshop.base)
         self._training = DomainTraining(recipe, workshop, run, self._frozen, records, report)
+        self._training.check_data()
         self._forgetting = self._known_forgetting()
 
     def take_in(self, domain: DomainRecipe, registry: Registry) -> bool:
         """Train `domain` unless that is done; hold and publish it. False when it learned nothing."""
         self._workshop.stop_here_if_asked(f"before {domain.name}")
-        path = self._run.stack(domain.name)
-        if path.is_file():
+        if self._training.finished(domain.name):
             self._training.skip(domain)
         else:
-            self._training.train(domain, path)
+            self._training.train(domain)
+        path = self._run.stack(domain.name)
         if not path.is_file():
             self._report(
                 f"{domain.name}: no round gained min_gain ({self._recipe.min_gain:g} nats); nothing is frozen"
@@ -182,11 +183,11 @@ class _Curriculum:
         Raises:
             PrefixChanged: an earlier prefix loss is not, bit for bit, what it was.
         """
-        domains = [d for d in self._frozen.domains if d in self._records]
+        known = [d for d in self._frozen.domains if d in self._records]
         limit = self._recipe.data.forgetting
-        examples = {d: self._training.encoded(d, "validation")[:limit] for d in domains}
+        examples = {d: self._training.encoded(d, "validation")[:limit] for d in known}
         base, hooks = self._workshop.base, self._workshop.hooks
-        row = measure_row(base.model, hooks, self._frozen.bank, domains, examples)
+        row = measure_row(base.model, hooks, self._frozen.bank, self._frozen.domains, examples)
         self._forgetting = self._forgetting.add(domain, row)
         changed = self._forgetting.changed()
         if changed:

@@ -171,6 +171,19 @@ class Recipe:
         return dataclasses.replace(self.round, steps=domain.steps or self.round.steps, seed=seed)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is given twice; give it once", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(name: str) -> Recipe:
     """The shipped recipe called `name`, or the YAML file at that path.
 
@@ -183,7 +196,7 @@ def load_recipe(name: str) -> Recipe:
         names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ConfigError(f"no recipe {name!r}; give a YAML file, or one of the shipped: {names}")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is no valid YAML: {error}") from error
     return recipe_from(document)

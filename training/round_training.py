@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import DeltaSource
 from training import checkpoint
 from training.active_stack import ActiveStack
 from training.allocator import return_freed_memory
-from training.batches import Batch, TrainingOrder, collate
+from training.batches import Batch, TrainingOrder, collate, micro_batches
 from training.encoding import Example
 from training.objective import mean_nll, response_nll
 from training.optimizer import make_optimizer, make_schedule
@@ -75,7 +76,11 @@ class RoundTraining:
         self.schedule = make_schedule(self.optimizer, self.config)
         self.objective = self.accelerator.prepare(_Objective(workshop.base.model, self.active))
         self.order = TrainingOrder(
-            task.train, self.config.batch_size, self.config.seed, task.data.packing, task.data.max_tokens
+            task.train,
+            self.config.batch_size * self._parts,
+            self.config.seed,
+            task.data.packing,
+            task.data.max_tokens,
         )
         self.state = _State()
         self.snapshot: dict[str, Tensor] = {}
@@ -131,21 +136,27 @@ class RoundTraining:
 
     def step(self) -> tuple[float, int]:
         """One optimiser step; (mean NLL of its response tokens, tokens in it, over all processes)."""
-        rows = self._rows_of_step()
-        examples = [example for row in rows.values() for packed in row for example in packed]
+        device, rows = self.workshop.base.device, self.order.batch(self.state.step)
+        examples = [example for row in rows for example in row]
         responses = sum(len(e.response) for e in examples)
         tokens = sum(len(e) for e in examples)
+        parts = micro_batches(len(rows), self._parts)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = [i for i in rows if i % processes == rank]
+        if len(parts) < processes:
+            raise ConfigError(
+                f"{processes} processes cannot share the {len(rows)} rows that {self.task.domain} has for a "
+                "step; start fewer, or give it more records"
+            )
+        mine = range(rank, len(parts), processes)
         total = 0.0
         self.active.train()
         for i in mine:
-            torch.manual_seed(_mix(self.config.seed, i))
-            with self._composed(i, rows[i]), self._synchronised(i == mine[-1]):
-                nll, balance = self.objective(collate(rows[i]).to(self.workshop.base.device))
+            torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
+            with self._composed(parts[i]), self._synchronised(i == mine[-1]):
+                nll, balance = self.objective(collate([rows[j] for j in parts[i]]).to(device))
                 loss = nll / responses + self.config.balance_coefficient * balance / tokens
                 if self.task.penalty is not None:
-                    loss = loss + self.task.penalty(self.active) / len(rows)
+                    loss = loss + self.task.penalty(self.active) / len(parts)
                 # Processes average their gradients; a step's loss is a sum over all of them.
                 self.accelerator.backward(loss * processes)
             total += float(nll.detach())
@@ -162,15 +173,18 @@ class RoundTraining:
             self.state.stopped = "the training loss is not finite"
         return loss_of_step, tokens
 
-    def _rows_of_step(self) -> dict[int, Sequence[Sequence[Example]]]:
-        """Micro-batch number -> its rows, of every process's share of this step."""
-        per_step = self.config.accumulation * self.accelerator.num_processes
-        first = self.state.step * per_step
-        return {i: self.order.batch(i) for i in range(first, first + per_step)}
+    @property
+    def _parts(self) -> int:
+        """Micro-batches of a step, at most, over all processes."""
+        return self.config.accumulation * int(self.accelerator.num_processes)
 
-    def _composed(self, micro_batch: int, rows: Sequence[Sequence[Example]]) -> Any:
-        """Frozen and active deltas, around forward and backward: checkpointed layers run again there."""
-        names = [f"{self.config.seed}/{micro_batch}/{i}" for i in range(len(rows))]
+    def _composed(self, rows: Iterable[int]) -> Any:
+        """Frozen and active deltas, around forward and backward: checkpointed layers run again there.
+
+        Args:
+            rows: their numbers in the step, however it is split.
+        """
+        names = [f"{self.config.seed}/{self.state.step}/{i}" for i in rows]
         return self.workshop.hooks.composed(*self.task.earlier.of(names), *self.task.own, self.active)
 
     def _synchronised(self, last: bool) -> Any:

@@ -6,7 +6,7 @@ RUN/metrics.jsonl, tensorboard/    the log
 RUN/<domain>/null-space/           where it must not write, or read
 RUN/<domain>/checkpoints/round-<n>/step-<s>/       the round in progress
 RUN/<domain>/round-<n>             finished rounds
-RUN/<domain>/stack.safetensors     the finished stack
+RUN/<domain>/stack.safetensors     the finished stack; its digest is in stack.sha256
 RUN/forgetting.json                losses of each domain after each domain
 RUN/outcomes.jsonl, router.safetensors             what `router` makes
 RUN/evaluation.json, expert_use.json, report.html  what `evaluate` and `report` make
@@ -58,6 +58,9 @@ class RunPaths:
 
     def stack(self, domain: str) -> Path:
         return self.domain(domain) / "stack.safetensors"
+
+    def stack_digest(self, domain: str) -> Path:
+        return self.domain(domain) / "stack.sha256"
 
     @property
     def identity(self) -> Path:

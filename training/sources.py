@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brainstacks.durable import storage_full
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
 from training.formats import read
@@ -118,8 +119,13 @@ def _records(source: SourceRecipe, rows: _Rows) -> Iterator[Record]:
 def _usable(records: Iterable[Record]) -> tuple[list[Record], int]:
     """Records that ask and answer something, and how many others there were."""
     every = list(records)
-    kept = [r for r in every if r.messages and r.messages[-1].role == "user" and r.response.strip()]
+    kept = [record for record in every if _asks(record) and record.response.strip()]
     return kept, len(every) - len(kept)
+
+
+def _asks(record: Record) -> bool:
+    last = record.messages[-1] if record.messages else None
+    return last is not None and last.role == "user" and bool(last.content.strip())
 
 
 # --- kinds of sources ----------------------------------------------------------------------------
@@ -152,10 +158,11 @@ def _hub_split(source: SourceRecipe, name: str, split: str, limit: int | None) -
     # A stream ends with the last row that is wanted, before the rest is downloaded; a slice cannot be one.
     streaming = limit is not None and "[" not in split
     try:
-        found = datasets.load_dataset(
-            name, source.subset, split=split, revision=source.revision, streaming=streaming
-        )
-        rows = _selected(found, source.where, limit, label)
+        with storage_full(label):
+            found = datasets.load_dataset(
+                name, source.subset, split=split, revision=source.revision, streaming=streaming
+            )
+            rows = _selected(found, source.where, limit, label)
     except (OSError, ValueError) as error:  # no such data set, subset or split; no connection
         raise ConfigError(f"{label} cannot be loaded from the hub: {error}") from error
     return _Rows(label, _digest(rows.values()), rows)

@@ -61,6 +61,7 @@ def run(base: Path, directory: Path, stop_after: int | None) -> dict[str, str]:
         "random numbers": _hash(torch.get_rng_state().numpy().tobytes()),
         "data cursor and history": _hash(json.dumps(state).encode()),
         "settings of the optimiser": _hash(json.dumps(found.state["optimizer"]).encode()),
+        "schedule": _hash(json.dumps(found.state["schedule"]).encode()),
         "log": _hash(*(canonical(line).encode() for line in lines)),
     }
 

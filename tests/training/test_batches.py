@@ -21,6 +21,7 @@ from training.batches import (
     by_length,
     collate,
     loss_batches,
+    micro_batches,
     pack,
     within_budget,
 )
@@ -111,6 +112,15 @@ def test_batches_that_measure_a_loss_have_few_labels_as_well_as_few_tokens(token
         batch = collate([examples[i] for i in rows])
         assert len(rows) == 1 or batch.input_ids.numel() <= tokens
         assert len(rows) == 1 or int((batch.labels != IGNORE).sum()) <= tokens / LABEL_COST
+
+
+@pytest.mark.parametrize(("rows", "count"), [(8, 4), (7, 4), (3, 4), (1, 1), (9, 2)])
+def test_a_step_is_split_into_even_parts_in_order_and_none_is_empty(rows: int, count: int) -> None:
+    parts = micro_batches(rows, count)
+    assert [row for part in parts for row in part] == list(range(rows))
+    sizes = {len(part) for part in parts}
+    assert len(parts) == min(rows, count)
+    assert 0 < max(sizes) <= min(sizes) + 1
 
 
 # --- the order of training -----------------------------------------------------------------------

@@ -282,6 +282,38 @@ def test_a_run_refuses_another_recipe_order_or_data_and_says_what_differs(
         run_curriculum(recipe(tiny_directory), registry, run, data, quiet)
 
 
+def test_stacks_without_data_are_part_of_the_forgetting_matrix_and_refused_for_a_null_space(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "first", data, quiet)
+    alone = recipe(tiny_directory, "math", null_space={"directions": 6, "samples": 12}, router={})
+    with pytest.raises(ConfigError, match="the recipe has none of chat; list these domains, or set null_sp"):
+        run_stack(alone, "math", registry, tmp_path / "second", data, quiet)
+    plan = dataclasses.replace(alone, null_space=None)
+    run_stack(plan, "math", registry, tmp_path / "third", data, quiet)
+    document = json.loads((tmp_path / "third" / "forgetting.json").read_text())
+    (row,) = document["rows"]
+    assert row["math"]["prefix"] == row["math"]["ungated"] != row["math"]["isolated"]
+
+
+def test_a_finished_stack_that_was_damaged_is_made_again_and_not_published(
+    tiny_directory: Path,
+    data: Path,
+    registry: Registry,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan, run = recipe(tiny_directory), tmp_path / "run"
+    run_curriculum(plan, registry, run, data, quiet)
+    path, generation = run / "chat" / "stack.safetensors", registry.generation
+    content = bytearray(path.read_bytes())
+    path.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+    run_curriculum(plan, registry, run, data, quiet)
+    assert "stack.safetensors of chat does not verify" in caplog.text
+    assert path.read_bytes() == content
+    assert registry.generation == generation
+
+
 def test_missing_data_names_the_file(tiny_directory: Path, registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"chat/train\.jsonl"):
         run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", tmp_path, quiet)
@@ -326,10 +358,11 @@ def test_a_prefix_that_computes_something_else_is_told_and_keeps_nothing_from_be
     assert digests(again) == digests(registry)
 
 
+@pytest.mark.parametrize("domain", ["chat", "math"])
 def test_a_domain_without_a_record_that_fits_is_refused_before_anything_is_trained(
-    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path, domain: str
 ) -> None:
-    write_records(data / "chat" / "validation.jsonl", [("x" * 200, "y")])
-    with pytest.raises(ConfigError, match="none of the 1 validation records of chat fits 96 tokens"):
+    write_records(data / domain / "validation.jsonl", [("x" * 200, "y")])
+    with pytest.raises(ConfigError, match=f"none of the 1 validation records of {domain} fits 96 tokens"):
         run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", data, quiet)
     assert not (tmp_path / "run" / "chat").exists()

@@ -30,3 +30,12 @@ def test_a_long_response_is_cut_and_a_prompt_without_room_is_left_out() -> None:
     made = encode([record("hi", "x" * 50, "a"), record("h" * 50, "x", "b")], TOKENIZER, room + LEAST_RESPONSE)
     assert [(e.id, len(e.response)) for e in made] == [("a", LEAST_RESPONSE)]
     assert encode([record("hi", "x" * 50)], TOKENIZER, room + LEAST_RESPONSE - 1) == []
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_left_out() -> None:
+    inner = byte_tokenizer()
+    refusing = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('no system') }}{% endif %}"
+    inner.chat_template = refusing + inner.chat_template
+    tokenizer = ChatTokenizer(inner, (END,))
+    system = Record("a", (Message("system", "s"), Message("user", "hi")), "yes")
+    assert [e.id for e in encode([system, record("hi", "yes", "b")], tokenizer, 100)] == ["b"]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 PARTS = {
     "active", "snapshot", "optimizer", "random numbers", "data cursor and history",
-    "settings of the optimiser", "log",
+    "settings of the optimiser", "schedule", "log",
 }  # fmt: skip
 
 

@@ -92,9 +92,9 @@ def weights_after(base: BaseModel, checkpoints: Path, **options: Any) -> dict[st
 def test_batch_and_accumulation_split_a_step_without_changing_it(
     tiny_base: BaseModel, tmp_path: Path, split: tuple[int, int]
 ) -> None:
-    # Eight examples an epoch in one batch or in several: every step sees all of them.
+    # Three epochs' worth of examples of different lengths: every step sees a part of them.
     examples = [
-        dataclasses.replace(e, response=e.response[: 2 + i]) for i, e in enumerate(learnable_examples(8))
+        dataclasses.replace(e, response=e.response[: 2 + i % 7]) for i, e in enumerate(learnable_examples(24))
     ]
     whole = weights_after(tiny_base, tmp_path / "whole", train=examples, batch_size=8, clip=1e9)
     batch, accumulation = split

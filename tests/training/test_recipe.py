@@ -304,6 +304,13 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str, named
         load_recipe(str(path))
 
 
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("base: b\nround: {steps: 1000}\ndomains: []\nround: {batch_size: 2}\n")
+    with pytest.raises(ConfigError, match=r"(?s)'round' is given twice; give it once.*line 1"):
+        load_recipe(str(path))
+
+
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, gemma-3-12b-it, tinyllama-1.1b"):
         load_recipe("dmeo")

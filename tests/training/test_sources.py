@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from brainstacks.errors import ConfigError
+from brainstacks.errors import ConfigError, StorageFull
 from brainstacks.stacks.artifact import DataSource
 from tests.tiny import write_records
 from training.recipe import SourceRecipe
@@ -94,9 +95,12 @@ def test_a_row_without_an_id_is_named_by_its_content(tmp_path: Path) -> None:
 
 def test_records_that_ask_or_answer_nothing_are_counted_and_left_out(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", row("p", " \n"), row("", "r"), row("q", "s"), row("q", None))
+    row_of_template = {"prompt": "<|im_end|>", "response": "r"}
+    with path.open("a") as file:
+        file.write(json.dumps(row_of_template) + "\n")
     loaded = load_source(SourceRecipe(f"jsonl:{path}"))
     assert [record.response for record in loaded.records] == ["s"]
-    assert loaded.skipped == 3
+    assert loaded.skipped == 4
 
 
 def test_rows_in_which_a_tool_takes_part_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -252,6 +256,17 @@ def test_without_a_validation_split_there_is_no_validation(hub: list[tuple[str, 
 def test_what_the_hub_refuses_is_named(hub: list[tuple[str, str | None, str]]) -> None:
     with pytest.raises(ConfigError, match=r"openai/gsm8k/main/dev cannot be loaded .*Unknown split 'dev'"):
         load_source(gsm8k(split="dev"))
+
+
+def test_a_full_disk_is_no_missing_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(StorageFull, match="openai/gsm8k/main/train"):
+        load_source(gsm8k())
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
