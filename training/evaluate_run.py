@@ -80,8 +80,8 @@ def _measured(
     oracle_limit: int,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """All but lm-eval's tasks, shown and written; and what was written. `base` is left without hooks."""
-    forgetting = read_as(run.forgetting, ForgettingMatrix.from_dict)
     composed, router = load_served(base, registry)
+    forgetting = _forgetting(run, composed.digests, console)
     tokens = recipe.data.max_tokens
     found = evaluate(
         composed,
@@ -113,6 +113,20 @@ def _measured(
     save_expert_use(run.expert_use, use)
     composed.hooks.detach()
     return found, document
+
+
+def _forgetting(run: RunDirectory, served: Mapping[str, str], console: Console) -> ForgettingMatrix | None:
+    """The matrix of the run, where it is of stacks that are served."""
+    document = read_as(
+        run.forgetting, lambda found: (found["stacks"].items(), ForgettingMatrix.from_dict(found))
+    )
+    if document is None:
+        return None
+    stacks, matrix = document
+    if not stacks <= served.items():
+        console.print(f"{run.forgetting.name} is of other stacks than the registry serves, and is left out")
+        return None
+    return matrix
 
 
 def _write(run: RunDirectory, document: dict[str, Any]) -> None:

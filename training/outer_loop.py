@@ -197,7 +197,8 @@ class _Curriculum:
                 f"{self._run.forgetting.name} from the run to measure all of it anew"
             )
         if self._workshop.accelerator.is_main_process:
-            document = {"environment": environment(), **self._forgetting.to_dict()}
+            stacks = {p.domain: p.digest for p in self._frozen.predecessors}
+            document = {"environment": environment(), "stacks": stacks, **self._forgetting.to_dict()}
             atomic_write(self._run.forgetting, json.dumps(document, indent=2) + "\n")
 
     def _known_forgetting(self) -> ForgettingMatrix:

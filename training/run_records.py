@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from brainstacks.errors import ConfigError
 from brainstacks.layers.packed_stack import StackTensors
@@ -20,6 +20,8 @@ from training.forgetting import ForgettingMatrix
 from training.json_file import read_as, read_json, read_lines
 from training.router_analysis import Transfer
 from training.run_paths import RunPaths
+
+T = TypeVar("T")
 
 Line = Mapping[str, Any]
 """Of the log."""
@@ -86,20 +88,35 @@ class RunRecords:
 
     @cached_property
     def expert_use(self) -> dict[str, ExpertUse] | None:
-        return load_expert_use(self.run.expert_use) or None
+        """Of the stacks that the registry serves."""
+        every = load_expert_use(self.run.expert_use)
+        return {d: use for d, use in every.items() if self._served.get(d) == use.digest} or None
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
-        return read_as(self.run.evaluation, Evaluation.from_dict)
+        return self._evaluated(Evaluation.from_dict)
 
     @cached_property
     def transfer(self) -> Transfer | None:
-        return read_as(self.run.evaluation, lambda document: Transfer.from_dict(document["transfer"]))
+        return self._evaluated(lambda document: Transfer.from_dict(document["transfer"]))
 
     @cached_property
     def lm_eval(self) -> dict[str, Any] | None:
         """What was asked of lm-eval, and `results`: mode -> task -> metric -> value."""
-        return read_as(self.run.evaluation, lambda document: document.get("lm_eval"))
+        return self._evaluated(lambda document: document.get("lm_eval"))
+
+    def _evaluated(self, parse: Callable[[Any], T]) -> T | None:
+        """`parse` of what was evaluated; None where that was of other stacks than the registry serves now."""
+
+        def current(document: Any) -> T | None:
+            return parse(document) if document["stacks"] == self._served else None
+
+        return read_as(self.run.evaluation, current)
+
+    @cached_property
+    def _served(self) -> dict[str, str]:
+        """Domain -> digest."""
+        return {d: history.current.digest for d, history in self.registry.snapshot().domains.items()}
 
     @cached_property
     def router(self) -> RouterMetadata | None:

@@ -63,7 +63,10 @@ def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Rec
     chat, math = Losses(2.0, 2.5, 2.25), Losses(1.0, 1.0, 1.5)
     matrix = ForgettingMatrix().add("chat", {"chat": Losses(2.0, 2.0, 2.0)})
     matrix = matrix.add("math", {"chat": chat, "math": math})
-    (root / "run" / "forgetting.json").write_text(json.dumps(matrix.to_dict()))
+    served = Registry(root / "registry").snapshot().domains
+    stacks = {domain: history.current.digest for domain, history in served.items()}
+    path = root / "run" / "forgetting.json"
+    path.write_text(json.dumps({"stacks": stacks, **matrix.to_dict()}))
     document, shown = evaluated(recipe, root)
     assert ForgettingMatrix.from_dict(document["forgetting"]) == matrix
     assert document["forgetting"]["figures"]["ungated"] == {
@@ -72,6 +75,11 @@ def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Rec
         "forgetting": 0.5,
     }
     assert "No prefix loss has changed" in shown
+    path.write_text(json.dumps({"stacks": {**stacks, "chat": "0" * 64}, **matrix.to_dict()}))
+    document, shown = evaluated(recipe, root)
+    assert "forgetting" not in document
+    assert "No prefix loss" not in shown
+    assert "forgetting.json is of other stacks than the registry serves" in shown
 
 
 def test_a_run_without_a_matrix_is_evaluated_all_the_same(recipe: Recipe, root: Path) -> None:

@@ -19,7 +19,7 @@ from brainstacks.base_model import identify_base
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_router_tensors, save_router
-from tests.tiny import write_records, write_router
+from tests.tiny import publish_stack, random_stack, write_records, write_router
 from tests.training.test_page import NASTY, Parsed
 from training.evaluation import Evaluation, RecordResult
 from training.expert_use import ExpertUse, save_expert_use
@@ -72,7 +72,7 @@ def finished(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     registry = Registry(root / "registry", create=True)
     assert run_curriculum(recipe, registry, root / "run", root / "data", lambda line: None) == ()
     publish_router(registry, tiny_directory, root / "router.safetensors")
-    evaluate(root / "run")
+    evaluate(root / "run", registry)
     return root
 
 
@@ -88,8 +88,9 @@ def publish_router(registry: Registry, base: Path, path: Path) -> None:
     registry.publish_router(path)
 
 
-def evaluate(run: Path) -> None:
+def evaluate(run: Path, registry: Registry) -> None:
     """Add what a registry's evaluation leaves; the figures are made up."""
+    stacks = {d: history.current.digest for d, history in registry.snapshot().domains.items()}
     records = [
         RecordResult(
             f"{domain}-{i}",
@@ -110,7 +111,7 @@ def evaluate(run: Path) -> None:
     }
     task = {"acc,none": 0.5, "acc_stderr,none": 0.25, "sample_len": 4}
     document = {
-        **Evaluation(tuple(records), dict.fromkeys(DOMAINS, "1" * 64)).to_dict(),
+        **Evaluation(tuple(records), stacks).to_dict(),
         "transfer": Transfer(dict.fromkeys(DOMAINS, 3.0), alone, gains).to_dict(),
         "lm_eval": {
             "chat_template": True,
@@ -121,7 +122,7 @@ def evaluate(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(document))
     projections = ("q_proj", "v_proj")
     shares = torch.tensor([[[[0.25, 0.75]] * 2] * 2], dtype=torch.float64)
-    save_expert_use(run / EXPERT_USE, {d: ExpertUse("d" * 64, 123, projections, shares) for d in DOMAINS})
+    save_expert_use(run / EXPERT_USE, {d: ExpertUse(stacks[d], 123, projections, shares) for d in DOMAINS})
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,15 @@ def records(finished: Path, tmp_path: Path) -> RunRecords:
     """Of a copy of the run, to be changed."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     return RunRecords(RunPaths(run), Registry(finished / "registry"))
+
+
+def test_what_was_measured_of_other_stacks_is_not_shown(finished: Path, tmp_path: Path) -> None:
+    registry = Registry(shutil.copytree(finished / "registry", tmp_path / "registry"))
+    identity = identify_base(Path(json.loads((finished / "run" / "run.json").read_text())["recipe"]["base"]))
+    publish_stack(registry, identity, DOMAINS[0], random_stack(identity.dims, 7), tmp_path)
+    records = RunRecords(RunPaths(finished / "run"), registry)
+    assert (records.evaluation, records.transfer, records.lm_eval) == (None, None, None)
+    assert set(records.expert_use or {}) == set(DOMAINS[1:])
 
 
 def sections(page: str) -> dict[str, str]:
