@@ -17,7 +17,8 @@ from training.intervals import Interval, interval, resampled_nll
 
 MODES = ("base", "ungated", "routed", "only-own")
 COMBINATION, ORACLE = SEARCHED = ("combination", "oracle")
-"""The best of all combinations of stacks at 1.0; the best of all that was measured, softer weights too."""
+"""The best of all combinations of stacks at 1.0; the best of these and of the softer weights that the search
+for each record ended at (`outcomes.Outcome.oracle`)."""
 
 Losses = dict[str, dict[str, float]]
 """Domain -> mode -> NLL (nats per answer token)."""

@@ -52,7 +52,10 @@ class Outcome:
 
     @property
     def oracle(self) -> float:
-        """The lowest loss that was measured."""
+        """The lowest loss of all combinations, and of the weights that the search ended at.
+
+        Weights that it tried and left, for a gain of no more than `min_gain`, do not count.
+        """
         return min(self.loss, *self.losses.values())
 
     @property

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from training.data import DomainData
+from training.records import Record, opening_key
 
 
 def tool_versions() -> dict[str, str]:
@@ -19,8 +22,23 @@ def tool_versions() -> dict[str, str]:
 
 
 def data_identity(records: Mapping[str, DomainData]) -> dict[str, Any]:
-    """Domain -> name and digest of each of its files, as JSON values."""
-    return {name: [[s.name, s.digest] for s in domain.sources] for name, domain in records.items()}
+    """Domain -> digest of each of its files, and of the questions that its stack may know; as JSON values.
+
+    The latter tells splits apart that other domains decide about, by what they share with this one.
+    """
+    return {
+        name: {
+            "sources": [[source.name, source.digest] for source in domain.sources],
+            "trained on": _questions([*domain.train, *domain.selection]),
+        }
+        for name, domain in records.items()
+    }
+
+
+def _questions(records: Sequence[Record]) -> str:
+    """SHA-256 of the set of first questions."""
+    questions = sorted({opening_key(record) for record in records})
+    return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -116,7 +116,8 @@ def _metadata(recipe: Recipe, composed: Composed, data: Mapping[str, DomainData]
         data=tuple(source for d in domains for source in data[d].sources),
         seed=settings.seed,
         tool_versions=tool_versions(),
-        description="Sigmoid meta-router trained on measured outcomes over all combinations of domains",
+        description=f"Sigmoid meta-router: of each domain, {settings.prompts} prompts with measured outcomes "
+        f"of all combinations of stacks, and up to {settings.unmeasured} with their mean",
     )
 
 

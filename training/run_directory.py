@@ -113,7 +113,7 @@ class RunDirectory(RunPaths):
         begun = read_as(self.identity, lambda document: (document["recipe"]["data"], document["data"]))
         if begun is None:
             return
-        data = {name: sources for name, sources in data_identity(records).items() if name in begun[1]}
+        data = {name: facts for name, facts in data_identity(records).items() if name in begun[1]}
         new = {"data": data, "recipe": {"data": {name: getattr(settings, name) for name in SPLITTING}}}
         old = {
             "data": {name: begun[1][name] for name in data},

@@ -2,7 +2,7 @@
 
 Every class refuses unknown keys (`config.from_mapping`), values of another kind (`fields.check_fields`) and
 values outside their range, by name. Units are in the attributes' descriptions; a default is what the paper
-uses, where it says.
+uses, where it says, but for what `docs/training.md` lists as departures.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class RoundConfig:
     Attributes:
         steps: optimiser steps.
         batch_size: rows per forward and process.
-        accumulation: forwards per optimiser step; the loss does not depend on how a step is split.
+        accumulation: forwards per optimiser step; neither its rows nor its loss depend on how it is split.
         learning_rate: peak, after a linear warm-up and before a cosine to a tenth.
         warmup_steps: steps of the warm-up.
         weight_decay, clip, betas: AdamW's decoupled decay, gradient-norm cap, moment decays.

@@ -139,5 +139,21 @@ def test_a_run_that_split_its_data_otherwise_is_refused(recipe: Recipe, root: Pa
     with pytest.raises(ConfigError, match=r"(?s)other splits.*recipe\.data\.seed: 0 -> 1"):
         evaluated(other, root)
     write_records(root / "data" / "math" / "train.jsonl", [(f"math {n}", "no") for n in range(4)])
-    with pytest.raises(ConfigError, match=r"(?s)other splits.*data\.math"):
+    with pytest.raises(ConfigError, match=r"(?s)other splits.*data\.math\.sources"):
         evaluated(recipe, root)
+
+
+def test_a_domain_that_takes_records_of_one_that_is_trained_is_refused(recipe: Recipe, root: Path) -> None:
+    """Added to a recipe with `reassign`, it moves what the others hold out."""
+    shuffled = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, contamination="reassign"))
+    begun = {
+        "recipe": {"data": dataclasses.asdict(shuffled.data)},
+        "data": data_identity(prepare(shuffled, root / "data")),
+    }
+    (root / "run" / "run.json").write_text(json.dumps(begun))
+    rows = [("math 0", "yes it is"), ("math 0", "no"), *((f"sums {n}", "yes") for n in range(20))]
+    write_records(root / "data" / "sums" / "train.jsonl", rows)
+    write_records(root / "data" / "sums" / "validation.jsonl", [("sums 30", "yes")])
+    domains = (*shuffled.domains, dataclasses.replace(shuffled.domains[0], name="sums"))
+    with pytest.raises(ConfigError, match=r"(?s)other splits.*data\.math\.trained on: sha256"):
+        evaluated(dataclasses.replace(shuffled, domains=domains), root)
