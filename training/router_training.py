@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from brainstacks.base_model import load_base
 from brainstacks.config import MetaRouterConfig
 from brainstacks.errors import ConfigError
+from brainstacks.routing.features import pad_features
 from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterMetadata
@@ -260,11 +260,8 @@ def _epochs(network: MetaRouter, lessons: _Lessons, recipe: RouterRecipe) -> Ite
         order = rng.sample(range(count), count)
         for start in range(0, len(order), recipe.batch_size):
             rows = order[start : start + recipe.batch_size]
-            features = [lessons.features[i] for i in rows]
-            padded = pad_sequence(features, batch_first=True)
-            lengths = torch.tensor([len(x) for x in features])
-            mask = torch.arange(padded.shape[1]) < lengths[:, None]
-            loss(network(padded, mask), lessons.wanted[rows], lessons.corners[rows], recipe).backward()
+            logits = network(*pad_features([lessons.features[i] for i in rows]))
+            loss(logits, lessons.wanted[rows], lessons.corners[rows], recipe).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

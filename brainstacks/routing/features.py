@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from brainstacks.layers.projections import decoder_layers
 
@@ -56,3 +57,14 @@ def pad_prompts(prompts: Sequence[Sequence[int]], length: int, device: torch.dev
     input_ids = torch.tensor([p + [0] * (width - len(p)) for p in kept], device=device)
     mask = torch.tensor([[True] * len(p) + [False] * (width - len(p)) for p in kept], device=device)
     return input_ids, mask
+
+
+def pad_features(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features [T_i, d] of several prompts, padded on the right.
+
+    Returns:
+        features [B, T, d] and mask [B, T] bool, true at real tokens; T is the longest T_i.
+    """
+    padded = pad_sequence(list(features), batch_first=True)
+    lengths = torch.tensor([len(one) for one in features], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]

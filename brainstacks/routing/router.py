@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from brainstacks.base_model import BaseModel
-from brainstacks.routing.features import mixed_hidden_states, pad_prompts
+from brainstacks.routing.features import mixed_hidden_states, pad_features, pad_prompts
 from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.stacks.router_artifact import RouterMetadata, check_router_base, read_router_metadata
 from brainstacks.stacks.tensors import load_router_tensors
@@ -59,10 +58,7 @@ class Router:
     @torch.no_grad()
     def from_features(self, features: Sequence[Tensor]) -> list[dict[str, float]]:
         """The same from the features [T, d] float32 of each prompt's first `sequence_length` tokens."""
-        lengths = torch.tensor([len(one) for one in features], device=features[0].device)
-        padded = pad_sequence(list(features), batch_first=True)
-        mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
-        return self._probabilities(padded, mask)
+        return self._probabilities(*pad_features(features))
 
     def _probabilities(self, features: Tensor, mask: Tensor) -> list[dict[str, float]]:
         rows = self.network(features, mask).sigmoid().tolist()
