@@ -19,6 +19,9 @@ from training.signals import exit_status
 EXIT_STATUS = """Exit status: 0 done; 1 refused, and stderr says why; 2 wrong usage; 3 done, but a domain
 learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on."""
 
+WIDE = 200
+"""Columns of the tables where there is no terminal."""
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Train domain stacks and their meta-router offline, and publish them to a registry.",
@@ -34,7 +37,8 @@ DataOption = Annotated[
         "in place of the recipe's sources."
     ),
 ]
-RegistryOption = Annotated[Path, typer.Option(help="Registry to publish to; made when it is not there.")]
+PublishOption = Annotated[Path, typer.Option("--registry", help="To publish to; made when it is not there.")]
+ServedOption = Annotated[Path, typer.Option("--registry", help="Whose active stacks and router count.")]
 RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to go on.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Only print what the run would take: memory, steps, sizes.")
@@ -56,14 +60,14 @@ def data(recipe: RecipeOption = "demo", data: DataOption = None) -> None:
     from training.data_report import report
 
     plan = load_recipe(recipe)
-    report(prepare(plan, data), load_chat_tokenizer(plan.base), plan.data.max_tokens).show(Console())
+    report(prepare(plan, data), load_chat_tokenizer(plan.base), plan.data.max_tokens).show(_console())
 
 
 @app.command()
 def curriculum(
+    registry: PublishOption,
     data: DataOption = None,
     recipe: RecipeOption = "demo",
-    registry: RegistryOption = Path("stacks_registry"),
     run: RunOption = Path("runs/demo"),
     dry_run: DryRunOption = False,
 ) -> None:
@@ -75,7 +79,7 @@ def curriculum(
     if dry_run:
         from training.dry_run import dry_run as estimate
 
-        estimate(plan, Console())
+        estimate(plan, _console())
         return
     from training.outer_loop import run_curriculum
 
@@ -85,9 +89,9 @@ def curriculum(
 @app.command()
 def stack(
     domain: Annotated[str, typer.Argument(help="A domain of the recipe.")],
+    registry: PublishOption,
     data: DataOption = None,
     recipe: RecipeOption = "demo",
-    registry: RegistryOption = Path("stacks_registry"),
     run: RunOption = Path("runs/stack"),
 ) -> None:
     """Train one domain on top of what the registry serves, and publish it: add a skill."""
@@ -98,9 +102,9 @@ def stack(
 
 @app.command()
 def router(
+    registry: PublishOption,
     data: DataOption = None,
     recipe: RecipeOption = "demo",
-    registry: RegistryOption = Path("stacks_registry"),
     run: RunOption = Path("runs/demo"),
 ) -> None:
     """Measure outcomes over all combinations of the registry's stacks; train and publish the router.
@@ -118,7 +122,7 @@ def router(
 def evaluate(
     data: DataOption = None,
     recipe: RecipeOption = "demo",
-    registry: RegistryOption = Path("stacks_registry"),
+    registry: ServedOption = Path("stacks_registry"),
     run: RunOption = Path("runs/demo"),
     limit: LimitOption = None,
     oracle_limit: Annotated[
@@ -144,12 +148,12 @@ def evaluate(
     from training.evaluate_run import evaluate_run
 
     plan = load_recipe(recipe)
-    evaluate_run(plan, data, registry, run, Console(), limit, oracle_limit, lm_eval or (), chat)
+    evaluate_run(plan, data, registry, run, _console(), limit, oracle_limit, lm_eval or (), chat)
 
 
 @app.command()
 def report(
-    registry: RegistryOption = Path("stacks_registry"),
+    registry: ServedOption = Path("stacks_registry"),
     run: RunOption = Path("runs/demo"),
 ) -> None:
     """Write report.html to the run's directory: one page with the run's plots and figures."""
@@ -160,7 +164,7 @@ def report(
 
 @app.command()
 def card(
-    registry: RegistryOption = Path("stacks_registry"),
+    registry: ServedOption = Path("stacks_registry"),
     evaluation: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="evaluation.json, as `evaluate` writes it."),
@@ -175,6 +179,12 @@ def card(
     print(card_of(Registry(registry), found))
 
 
+def _console() -> Console:
+    """Tables in a file or a pipe are as wide as they need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
 def _finish(empty: tuple[str, ...]) -> None:
     if empty:
         raise typer.Exit(3)
@@ -187,6 +197,9 @@ def main() -> None:
     except BrainstacksError as error:
         print(f"brainstacks-train: {error.message}", file=sys.stderr)
         raise SystemExit(exit_status(error)) from error
+    except OSError as error:  # no permission, say: the system's words name the file
+        print(f"brainstacks-train: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

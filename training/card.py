@@ -91,8 +91,7 @@ def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
     return [
         f"### {domain}",
         "",
-        f"{metadata.description}.",
-        "",
+        *([f"{metadata.description}.", ""] if metadata.description else []),
         f"- digest `{digest}`",
         *(
             [f"- on top of: {', '.join(p.domain for p in earlier)}"]

@@ -74,6 +74,11 @@ def prepare(recipe: Recipe, data: Path | None = None) -> dict[str, DomainData]:
     for name, domain in loaded.items():
         own = {record.id for record in pools[name].all}
         kept = sum(record.id in own for record in resolved[name].all)
+        require(
+            bool(resolved[name].records),
+            f"all {len(pools[name].records)} records of domain {name!r} have prompts of other domains, where "
+            f"contamination: {recipe.data.contamination} leaves them; set it to report, or give other data",
+        )
         splits = split(name, resolved[name], recipe.data)
         prepared[name] = DomainData(
             name,

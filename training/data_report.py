@@ -140,7 +140,7 @@ def _leaks(prepared: Mapping[str, DomainData]) -> dict[str, dict[str, int]]:
 def _table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
     console.print(table)

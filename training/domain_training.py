@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackMetadata, sha256_file
 from brainstacks.stacks.tensors import save_stack
+from brainstacks.tokenizer import ChatTokenizer
 from training import checkpoint, null_space
 from training.batches import by_length, collate
 from training.data import DomainData
 from training.earlier_stacks import EarlierStacks
-from training.encoding import Example, examples_of
+from training.encoding import Example, encode, examples_of
 from training.frozen_stacks import FrozenStacks
 from training.inner_loop import train_round
 from training.null_space import NullSpace
@@ -33,6 +34,7 @@ from training.provenance import tool_versions
 from training.recipe import DomainRecipe, Recipe
 from training.round_task import RoundResult, RoundTask
 from training.run_directory import RunDirectory
+from training.settings import require
 from training.workshop import Workshop
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,22 @@ SPLITS = ("train", "selection", "validation")
 
 Made = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors and JSON state of something that a run makes once."""
+
+
+def check_data(recipe: Recipe, records: Mapping[str, DomainData], tokenizer: ChatTokenizer) -> None:
+    """See that every domain can be trained, before the first is.
+
+    Raises:
+        ConfigError: a split of a domain has no record, or none that can be used.
+    """
+    for (domain, data), split in itertools.product(records.items(), SPLITS):
+        found, tokens = getattr(data, split), recipe.data.max_tokens
+        require(bool(found), f"domain {domain!r} has no {split} records; give it some")
+        require(
+            any(True for _ in examples_of(found, tokenizer, tokens)),
+            f"none of the {len(found)} {split} records of {domain} fits {tokens} tokens and the base's chat "
+            "template; give others, or raise data.max_tokens",
+        )
 
 
 class DomainTraining:
@@ -70,21 +88,7 @@ class DomainTraining:
 
     def encoded(self, domain: str, split: str) -> list[Example]:
         """The examples of one split of `domain`: one of `SPLITS`."""
-        return list(self._examples(domain, split))
-
-    def check_data(self) -> None:
-        """Raises ConfigError: a split of a domain has no record that can be used."""
-        for domain, split in itertools.product(self._records, SPLITS):
-            if next(self._examples(domain, split), None) is None:
-                count, tokens = len(getattr(self._records[domain], split)), self._recipe.data.max_tokens
-                raise ConfigError(
-                    f"none of the {count} {split} records of {domain} fits {tokens} tokens and the chat "
-                    "template; give more data, or raise data.max_tokens"
-                )
-
-    def _examples(self, domain: str, split: str) -> Iterator[Example]:
-        records = getattr(self._records[domain], split)
-        return examples_of(records, self._tokenizer, self._recipe.data.max_tokens)
+        return encode(getattr(self._records[domain], split), self._tokenizer, self._recipe.data.max_tokens)
 
     def finished(self, domain: str) -> bool:
         """Whether its stack is there, as it was written. One that is not is removed, with a warning."""
@@ -108,9 +112,7 @@ class DomainTraining:
         """Train the rounds of `domain` and write its stack; no file when none of them helped."""
         train, selection = self.encoded(domain.name, "train"), self.encoded(domain.name, "selection")
         validation = self.encoded(domain.name, "validation")
-        out = len(self._records[domain.name].train) - len(train)
-        left = f", {out} left out: too long, or refused by the chat template" if out else ""
-        self._report(f"{domain.name}: {len(train)} examples{left}")
+        self._report(self._told(domain.name, train))
         mode, seed = self._recipe.earlier_stacks, self._recipe.round.seed
         earlier = EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed)
         space = self._null_space(domain.name)
@@ -139,6 +141,15 @@ class DomainTraining:
             rounds.append(result)
         if rounds:
             self._freeze(domain, rounds, validation, space)
+
+    def _told(self, domain: str, train: Sequence[Example]) -> str:
+        """What of a domain's training records is learnt."""
+        records, limit = self._records[domain].train, self._recipe.data.max_tokens
+        cut = sum(len(example) == limit for example in train)
+        return (
+            f"{domain}: {len(train)} of {len(records)} records; {len(records) - len(train)} left out (no "
+            f"room, or refused by the chat template), {cut} cut at {limit} tokens"
+        )
 
     # --- made once a run -------------------------------------------------------------------------
 

@@ -54,8 +54,10 @@ def evaluate_run(
             run is going on, or it trained on other splits.
         StorageFull: no room for what was measured.
     """
-    if tasks:
-        import training.harness  # noqa: F401  # where it is not installed, nothing is measured for nothing
+    if tasks:  # where they cannot be run, nothing is measured for nothing
+        from training.harness import check_tasks
+
+        check_tasks(tasks)
     records = prepare(recipe, data)
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, records)

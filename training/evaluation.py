@@ -153,7 +153,7 @@ class Evaluation:
 def _table(title: str, evaluation: Evaluation) -> Table:
     table = Table(title=f"{title} (nats per token; gain over the base in brackets)")
     for name in ("domain", *evaluation.modes, "routed - base"):
-        table.add_column(name, justify="left" if name == "domain" else "right")
+        table.add_column(name, justify="left" if name == "domain" else "right", overflow="fold")
     for name, row in [*evaluation.nll.items(), ("mean", evaluation.mean)]:
         cells = [f"{v:.4f}" + (f" ({row['base'] - v:+.3f})" if m != "base" else "") for m, v in row.items()]
         value, (low, high) = evaluation.routed_less_base[name]

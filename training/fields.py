@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from brainstacks.errors import ConfigError
+
+LARGEST_INT = 2**53
+"""Above every sensible setting, and below what JSON readers, seeds and indices take."""
+LARGEST_FLOAT = 1e38
+"""What float32 holds."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 _EXPONENT = re.compile(r"([-+]?\d+\.?\d*)e([-+]?\d+)", re.IGNORECASE)
 
@@ -45,9 +55,13 @@ def _check(name: str, value: Any, annotation: Any) -> None:
     elif kind is bool:
         _expect(isinstance(value, bool), name, value, "true or false")
     elif kind is int:
-        _expect(_is_number(value) and isinstance(value, int), name, value, "a whole number")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _expect(whole, name, value, "a whole number")
+        _expect(abs(value) < LARGEST_INT, name, value, f"a whole number within {LARGEST_INT:,}")
     elif kind is float:
-        _expect(_is_number(value) and abs(value) < math.inf, name, value, f"a finite number{_advice(value)}")
+        number = _is_number(value) and abs(value) < math.inf
+        _expect(number, name, value, f"a finite number{_advice(value)}")
+        _expect(abs(value) <= LARGEST_FLOAT, name, value, f"a number within {LARGEST_FLOAT:g}")
     elif kind is str:
         _expect(isinstance(value, str), name, value, "text")
     elif kind is not Any:
@@ -65,7 +79,13 @@ def _check_list(name: str, value: Any, parts: tuple[Any, ...]) -> None:
 
 def _expect(condition: bool, name: str, value: Any, rule: str) -> None:
     if not condition:
-        raise ConfigError(f"{name} is {value!r}; it is {rule}")
+        raise ConfigError(f"{name} is {shown(value)}; it is {rule}")
+
+
+def shown(value: Any) -> str:
+    """`repr(value)`, cut to what fits a message: a recipe's aliases make small files large values."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _is_number(value: Any) -> bool:

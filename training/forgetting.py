@@ -115,7 +115,7 @@ class ForgettingMatrix:
         table = Table(title="Loss of each domain by the stacks that are on (nats per token)")
         table.add_column("stacks on")
         for name in (*self.domains, "average", "backward transfer", "forgetting"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for after, row in zip(self.domains, self.rows, strict=True):
             table.add_row(f"all, after {after}", *(f"{losses.ungated:.4f}" for losses in row.values()))
         table.add_section()

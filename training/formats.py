@@ -90,16 +90,17 @@ def _alpaca(row: Row) -> list[Turn]:
 
 
 def _messages(row: Row) -> list[Turn]:
-    return _answers(_conversation(_get(row, "messages"), "role", "content"))
+    turns = _get(row, "messages")
+    return _answers(_conversation(turns, "role", "content"), _learnt(turns))
 
 
 def _sharegpt(row: Row) -> list[Turn]:
-    key = "conversations" if "conversations" in row else "conversation"
-    conversation = _conversation(_get(row, key), "from", "value")
+    turns = _get(row, "conversation" if "conversation" in row else "conversations")
+    conversation, learnt = _conversation(turns, "from", "value"), _learnt(turns)
     system = _optional_text(row, "system")
     if system.strip() and conversation and conversation[0].role != "system":
-        conversation = [Message("system", system), *conversation]
-    return _answers(conversation)
+        conversation, learnt = [Message("system", system), *conversation], [False, *learnt]
+    return _answers(conversation, learnt)
 
 
 def _gsm8k(row: Row) -> list[Turn]:
@@ -142,7 +143,10 @@ FORMATS: Mapping[FormatName, Callable[[Row], list[Turn]]] = {
 
 def _get(row: Row, key: str) -> Any:
     if key not in row:
-        raise ConfigError(f"no {key!r}; it has {', '.join(map(str, row))}. Name its columns under `columns:`")
+        raise ConfigError(
+            f"no {key!r}; it has {', '.join(map(str, row))}. Name its columns under `columns:`, or take the "
+            "`format:` that fits (with --data, a row has prompt and response)"
+        )
     return row[key]
 
 
@@ -169,7 +173,12 @@ def _conversation(value: Any, role_key: str, content_key: str) -> list[Message]:
     for turn in value:
         if not isinstance(turn, Mapping):
             raise ConfigError(f"a turn is a {type(turn).__name__}; it has {role_key!r} and {content_key!r}")
-        given = _get(turn, role_key)
+        if role_key not in turn:
+            raise ConfigError(
+                f"a turn has {', '.join(map(str, turn))} and no {role_key!r}; turns of `messages` have role "
+                "and content, those of `sharegpt` from and value: take the format that fits"
+            )
+        given = turn[role_key]
         name = str(given).lower()
         if name in _TOOL_ROLES:
             raise _ToolTurn
@@ -179,13 +188,19 @@ def _conversation(value: Any, role_key: str, content_key: str) -> list[Message]:
     return messages
 
 
-def _answers(conversation: Sequence[Message]) -> list[Turn]:
-    """A turn for each answer, with what precedes it; one that follows no user's message has no prompt."""
+def _learnt(turns: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Which turns may be learnt: an answer marked with `weight: 0` or `train: false` is context alone."""
+    return [turn.get("weight") != 0 and turn.get("train") is not False for turn in turns]
+
+
+def _answers(conversation: Sequence[Message], learnt: Sequence[bool]) -> list[Turn]:
+    """A turn for each answer to learn, with what precedes it; one that follows no user's message has no
+    prompt."""
     turns: list[Turn] = []
     before: list[Message] = []
-    for message in conversation:
+    for message, learn in zip(conversation, learnt, strict=True):
         asked = bool(before) and before[-1].role == "user"
-        if message.role == "assistant":
+        if message.role == "assistant" and learn:
             turns.append((tuple(before) if asked else (), message.content, None))
         if message.role != "assistant" or asked:
             before.append(message)
@@ -210,7 +225,8 @@ def _right_choice(row: Row, choices: Sequence[tuple[str, str]]) -> int:
         for known in names:
             if answer in known:
                 return known.index(answer)
-    raise ConfigError("neither 'answer_idx' nor 'answer' names one of its options")
+    given = {name: row[name] for name in ("answer_idx", "answer") if name in row}
+    raise ConfigError(f"its {given} names no option, by key ({', '.join(names[0])}), text or number from 0")
 
 
 def _preferred(value: Any) -> tuple[tuple[Message, ...], str]:

@@ -184,6 +184,14 @@ class ComposedLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return self._routes[key]
 
 
+def check_tasks(names: Sequence[str]) -> None:
+    """Raises ConfigError: lm-eval knows no such task; better asked before hours of measuring."""
+    known = TaskManager()
+    strangers = [name for name in names if not known.match_tasks([name])]
+    if strangers:
+        raise ConfigError(f"lm-eval has no task {', '.join(strangers)}; `lm-eval ls tasks` lists them")
+
+
 def run_harness(
     model: ComposedModel,
     tasks: Sequence[Any],

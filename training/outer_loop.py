@@ -20,7 +20,7 @@ from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
 from training.data import DomainData, prepare
-from training.domain_training import DomainTraining
+from training.domain_training import DomainTraining, check_data
 from training.forgetting import ForgettingMatrix, measure_row
 from training.frozen_stacks import FrozenStacks
 from training.json_file import read_json
@@ -100,6 +100,7 @@ def _open(
         records = prepare(recipe, data)
         device = str(accelerator.device)
         base = load_base(recipe.base, quantization=recipe.quantization, device=device, trainable=True)
+        check_data(recipe, records, base.chat_tokenizer())
         if main:
             run.check_identity(_identity(recipe, command, base, records, accelerator.num_processes))
         hooks = CompositionHooks(base.sites)
@@ -141,7 +142,6 @@ class _Curriculum:
         self._records, self._report = records, report
         self._frozen = FrozenStacks(workshop.base)
         self._training = DomainTraining(recipe, workshop, run, self._frozen, records, report)
-        self._training.check_data()
         self._forgetting = self._known_forgetting()
 
     def take_in(self, domain: DomainRecipe, registry: Registry) -> bool:
@@ -149,12 +149,14 @@ class _Curriculum:
         self._workshop.stop_here_if_asked(f"before {domain.name}")
         if self._training.finished(domain.name):
             self._training.skip(domain)
+            self._report(f"{domain.name}: finished before")
         else:
             self._training.train(domain)
         path = self._run.stack(domain.name)
         if not path.is_file():
             self._report(
-                f"{domain.name}: no round gained min_gain ({self._recipe.min_gain:g} nats); nothing is frozen"
+                f"{domain.name}: no round gained min_gain ({self._recipe.min_gain:g} nats); nothing is "
+                "frozen. More steps, another learning rate or other data may help"
             )
             return False
         if self._workshop.accelerator.is_main_process:

@@ -16,7 +16,7 @@ import yaml
 from brainstacks.config import Quantization, from_mapping
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
-from training.fields import check_fields
+from training.fields import check_fields, shown
 from training.settings import (
     DataRecipe,
     EarlierMode,
@@ -25,15 +25,28 @@ from training.settings import (
     RouterRecipe,
     StackRecipe,
     check_least,
-    check_positive,
     require,
 )
 
 T = TypeVar("T")
 
+LEAST_WEIGHT = 1e-6
+"""Of a source: a smaller share of any data that there is holds no record."""
+
 RECIPES = Path(__file__).parent / "recipes"
 
 FormatName = Literal["prompt_response", "alpaca", "messages", "sharegpt", "gsm8k", "medqa", "preference"]
+
+COLUMNS: Mapping[FormatName, tuple[str, ...]] = {
+    "prompt_response": ("prompt", "response"),
+    "alpaca": ("instruction", "input", "output"),
+    "messages": ("messages",),
+    "sharegpt": ("conversations", "system"),
+    "gsm8k": ("question", "answer"),
+    "medqa": ("question", "options", "answer_idx", "answer"),
+    "preference": ("prompt", "chosen", "rejected"),
+}
+"""Our names of what a row of each format holds; `columns` of a source may say what the row calls them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,13 @@ class SourceRecipe:
             f"source is {self.source!r}; it is hub:<dataset>, jsonl:<file> or reasoning_gym:<generator>",
         )
         check_least(self, 1, "limit")
-        check_positive(self, "weight")
+        check_least(self, LEAST_WEIGHT, "weight")
+        strangers = [name for name in self.columns if name not in COLUMNS[self.format]]
+        require(
+            not strangers,
+            f"columns names {', '.join(strangers)}; the format {self.format} reads "
+            f"{', '.join(COLUMNS[self.format])}",
+        )
         for name in ("split", "subset", "revision", "validation_split"):
             require(getattr(self, name) is None or kind == "hub", f"{name} is for hub: sources, not {kind}:")
         require(not self.options or kind == "reasoning_gym", f"options is for reasoning_gym:, not {kind}:")
@@ -190,14 +209,18 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: no such file, no valid YAML, or an unknown, missing or invalid key, by name.
     """
-    shipped = RECIPES / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name)
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise ConfigError(f"no recipe {name!r}; give a YAML file, or one of the shipped: {names}")
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
+        shipped = RECIPES / f"{name}.yaml"
+        path = shipped if shipped.is_file() else Path(name)
+        content = path.read_bytes()
+    except OSError as error:
+        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ConfigError(
+            f"no recipe {shown(name)} ({error.strerror}); give a YAML file, or one of the shipped: {names}"
+        ) from error
+    try:
+        document = yaml.load(content, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no number, no date, nested without end
         raise ConfigError(f"{path.name} is no valid YAML: {error}") from error
     return recipe_from(document)
 
@@ -241,10 +264,10 @@ def _part(cls: type[T], document: Any, where: str) -> T:
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
-    require(isinstance(value, Mapping), f"{what} is {value!r}; it is a mapping of names to values")
+    require(isinstance(value, Mapping), f"{what} is {shown(value)}; it is a mapping of names to values")
     return dict(value)
 
 
 def _sequence(value: Any, what: str) -> list[Any]:
-    require(isinstance(value, list | tuple), f"{what} is {value!r}; it is a list")
+    require(isinstance(value, list | tuple), f"{what} is {shown(value)}; it is a list")
     return list(value)

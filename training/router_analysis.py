@@ -98,7 +98,7 @@ class RouterAnalysis:
             "without own",
             "as the oracle",
         ):
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         for domain, choices in self.routed.items():
             weights = [f"{choices.mean_weights[stack]:.2f}" for stack in self.stacks]
             name, share = next(iter(choices.combinations.items()))
@@ -163,7 +163,7 @@ class Transfer:
         table = Table(title="What one stack alone gains over the base (nats per answer token)")
         table.add_column("prompts of")
         for name in ("base", *stacks):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for domain in self.base:
             gains = [f"{self.gain(domain, stack):+.3f}" for stack in stacks]
             table.add_row(domain, f"{self.base[domain]:.3f}", *gains)

@@ -38,7 +38,7 @@ class RunDirectory(RunPaths):
         path: made when it is not there.
 
     Raises, on entry:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or it is a file.
         StorageFull: no room for the first files.
     """
 
@@ -47,6 +47,8 @@ class RunDirectory(RunPaths):
         self._lock = -1
 
     def __enter__(self) -> Self:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path.name!r} is no directory, so no run; give another --run")
         with storage_full("the run's directory"):
             make_directory(self.path)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -133,18 +133,27 @@ def _asks(record: Record) -> bool:
 
 def _file(source: SourceRecipe, path: Path) -> _Rows:
     name = f"{path.parent.name}/{path.name}" if path.parent.name else path.name
-    if not path.is_file():
-        raise ConfigError(f"no data file {path}; give a JSONL file, one object a line")
-    content = path.read_bytes()
-    lines = (_object(line, f"{name}, row {n}") for n, line in enumerate(content.splitlines(), 1))
-    rows = _selected(lines, source.where, source.limit, name)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"no data file {path} ({error.strerror}); give a JSONL file, one object a line"
+        ) from error
+    if content.lstrip()[:1] == b"[":
+        raise ConfigError(f"{name} is a JSON array; write one object a line, as `jq -c '.[]'` does")
+    lines = ((n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip())
+    rows = _selected(
+        ((n, _object(line, f"{name}, row {n}")) for n, line in lines), source.where, source.limit, name
+    )
     return _Rows(name, hashlib.sha256(content).hexdigest(), rows, own_ids=True)
 
 
 def _object(line: bytes, where: str) -> Mapping[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:  # no JSON, or no UTF-8
+        if b"\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a character is none
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         raise ConfigError(f"{where}: no JSON object; {error}") from error
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: a {type(value).__name__}; it is a JSON object")
@@ -162,7 +171,7 @@ def _hub_split(source: SourceRecipe, name: str, split: str, limit: int | None) -
             found = datasets.load_dataset(
                 name, source.subset, split=split, revision=source.revision, streaming=streaming
             )
-            rows = _selected(found, source.where, limit, label)
+            rows = _selected(enumerate(found, 1), source.where, limit, label)
     except (OSError, ValueError) as error:  # no such data set, subset or split; no connection
         raise ConfigError(f"{label} cannot be loaded from the hub: {error}") from error
     return _Rows(label, _digest(rows.values()), rows)
@@ -176,16 +185,16 @@ def _generated(source: SourceRecipe, name: str) -> _Rows:
     except (AssertionError, TypeError, ValueError) as error:  # no such generator, or no such option
         raise ConfigError(f"reasoning_gym:{name} with options {dict(source.options)}: {error}") from error
     label = f"reasoning_gym/{name}"
-    chosen = _selected(items, source.where, source.limit, label)
+    chosen = _selected(enumerate(items, 1), source.where, source.limit, label)
     rows = {n: {"prompt": item["question"], "response": item["answer"]} for n, item in chosen.items()}
     return _Rows(label, _digest(rows.values()), rows)
 
 
 def _selected(
-    rows: Iterable[Mapping[str, Any]], where: Mapping[str, Any], limit: int | None, name: str
+    rows: Iterable[tuple[int, Mapping[str, Any]]], where: Mapping[str, Any], limit: int | None, name: str
 ) -> dict[int, Mapping[str, Any]]:
-    """The first `limit` rows with these values, by their number from 1; no row after them is asked for."""
-    chosen = ((number, row) for number, row in enumerate(rows, 1) if _has(row, where, name))
+    """The first `limit` numbered rows with these values, by their number; no row after them is asked for."""
+    chosen = ((number, row) for number, row in rows if _has(row, where, name))
     return dict(itertools.islice(chosen, limit))
 
 

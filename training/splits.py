@@ -60,6 +60,11 @@ def split(domain: str, pool: Pool, settings: DataRecipe) -> Splits:
     held_out = {opening_key(record) for record in pool.validation or ()}
     by_prompt = [g for g in _prompts(pool.records, settings.seed) if opening_key(g[0]) not in held_out]
     kept = sum(map(len, by_prompt))
+    if not kept and pool.records:
+        raise ConfigError(
+            f"all {len(pool.records)} records of domain {domain!r} share their first question with its "
+            "validation records; give it others to train on"
+        )
     if pool.validation is None:
         validation, by_prompt = _set_aside(by_prompt, settings.validation)
     else:

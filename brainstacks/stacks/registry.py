@@ -66,6 +66,8 @@ class Registry:
 
     def __init__(self, root: str | Path, *, create: bool = False) -> None:
         root = Path(root)
+        if root.exists() and not root.is_dir():
+            raise ConfigError(f"{root} is no directory, so no registry; name another place")
         if create:
             root.mkdir(parents=True, exist_ok=True)
         if not root.is_dir():

@@ -108,6 +108,7 @@ def test_lm_eval_asks_in_the_chat_template_unless_told_otherwise(
         assert {len(site.module._forward_hooks) for site in model.base.sites.values()} == {1}  # its own
         return results
 
+    monkeypatch.setattr("training.harness.check_tasks", lambda names: None)
     monkeypatch.setattr("training.harness.run_harness", run_harness)
     document, _ = evaluated(recipe, root, tasks=("sums",), limit=1, **options)
     assert asked == [(("sums",), 1, chat)]
@@ -122,12 +123,23 @@ def test_what_was_measured_is_written_before_lm_eval_can_fail(
     def run_harness(*arguments: Any, **options: Any) -> Any:
         raise ConfigError("no such task")
 
+    monkeypatch.setattr("training.harness.check_tasks", lambda names: None)
     monkeypatch.setattr("training.harness.run_harness", run_harness)
     with pytest.raises(ConfigError, match="no such task"):
         evaluated(recipe, root, tasks=("smus",))
     document = json.loads((root / "run" / "evaluation.json").read_text(encoding="utf-8"))
     assert set(document["nll"]) == set(DOMAINS)
     assert (root / "run" / "expert_use.json").is_file()
+
+
+def test_a_task_that_lm_eval_does_not_know_is_refused_before_anything_is_measured(
+    recipe: Recipe, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setattr("training.harness.TaskManager", lambda: tasks.TaskManager(include_defaults=False))
+    with pytest.raises(ConfigError, match="lm-eval has no task smus"):
+        evaluated(recipe, root, tasks=("smus",))
+    assert not (root / "run" / "evaluation.json").exists()
 
 
 def test_a_run_that_split_its_data_otherwise_is_refused(recipe: Recipe, root: Path) -> None:

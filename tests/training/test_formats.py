@@ -103,6 +103,16 @@ def test_roles_are_read_whatever_their_name_and_case(names: tuple[str, str]) -> 
     assert only("sharegpt", {"conversations": turns}) == Record("r", user("a"), "b")
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_an_answer_that_is_marked_so_is_context_and_not_learnt(mark: Mapping[str, Any]) -> None:
+    turns = [("user", "a"), ("assistant", "bad"), ("user", "b"), ("assistant", "good")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    messages[1] |= mark
+    (learnt,) = read("messages", {"messages": messages}, "r", {})
+    assert learnt.response == "good"
+    assert [m.content for m in learnt.messages] == ["a", "bad", "b"]
+
+
 def test_a_greeting_that_answers_nothing_has_no_prompt_and_precedes_nothing() -> None:
     turns = [("assistant", "hello"), ("user", "a"), ("assistant", "b")]
     made = read("messages", {"messages": [{"role": r, "content": c} for r, c in turns]}, "r", {})
@@ -174,11 +184,11 @@ def test_an_empty_text_is_read_as_it_is() -> None:
         ("messages", {"messages": ["hi"]}, "turn is a str"),
         ("messages", {"messages": [{"role": "Author", "content": "a"}]}, "role is 'Author'"),
         ("messages", {"messages": [{"role": None, "content": "a"}]}, "role is None"),
-        ("sharegpt", {"conversations": [{"role": "user"}]}, "no 'from'; it has role"),
+        ("sharegpt", {"conversations": [{"role": "user"}]}, "a turn has role and no 'from'; .* take the"),
         ("sharegpt", {"conversations": [], "system": 3}, "'system' is a int"),
         ("alpaca", {"instruction": "a", "input": 3, "output": "b"}, "'input' is a int"),
         ("gsm8k", {"question": "a", "answer": "72"}, "####"),
-        ("medqa", {"question": "a", "options": ["x", "y"], "answer": "z"}, "names one of its options"),
+        ("medqa", {"question": "a", "options": ["x", "y"], "answer": "z"}, r"'z'\} names no option.*A, B"),
         ("medqa", {"question": "a", "options": "xy", "answer": "x"}, "'options' is a str"),
         ("medqa", {"question": "a", "options": ["x"], "answer": "x"}, "1 options"),
         ("preference", {"chosen": "a", "rejected": "b"}, "no 'prompt'"),

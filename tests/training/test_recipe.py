@@ -276,7 +276,7 @@ def test_a_value_of_another_kind_is_named_with_its_place_in_the_file(
         ({"source": "hub:"}, "source is 'hub:'"),
         ({"source": "hub:x", "format": "csv"}, "format is 'csv'"),
         ({"source": "hub:x", "limit": 0}, "limit is 0; it is at least 1"),
-        ({"source": "hub:x", "weight": 0}, "weight is 0; it is positive"),
+        ({"source": "hub:x", "weight": 0}, "weight is 0; it is at least 1e-06"),
         ({"source": "hub:x", "where": "open_qa"}, "where is 'open_qa'; it is a mapping"),
         ({"source": "jsonl:x", "split": "train"}, "split is for hub: sources, not jsonl:"),
         ({"source": "jsonl:x", "revision": "v1"}, "revision is for hub: sources, not jsonl:"),
@@ -288,6 +288,21 @@ def test_a_source_that_could_not_be_read_is_refused(source: dict[str, Any], name
         recipe_from({**MINIMAL, "domains": [{"name": "chat", "licence": "MIT", "sources": [source]}]})
 
 
+def test_a_column_that_the_format_does_not_read_is_refused_with_those_that_it_does() -> None:
+    with pytest.raises(ConfigError, match="columns names inputs; the format alpaca reads instruction, "):
+        SourceRecipe("jsonl:a", format="alpaca", columns={"inputs": "context"})
+
+
+def test_a_recipe_that_its_aliases_make_huge_is_refused_in_a_short_message(tmp_path: Path) -> None:
+    lines = ["x0: &x0 [a, a, a, a, a, a, a, a, a]"]
+    lines += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 6)]
+    path = tmp_path / "r.yaml"
+    path.write_text("\n".join([*lines, "round: {steps: *x5}"]))
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(str(path))
+    assert len(refused.value.message) < 1000
+
+
 def test_a_recipe_without_a_base_is_refused() -> None:
     with pytest.raises(ConfigError, match="Recipe needs 'base'"):
         recipe_from({"domains": MINIMAL["domains"]})
@@ -295,11 +310,15 @@ def test_a_recipe_without_a_base_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [("- a\n", "it is a mapping"), ("a: [", "no valid YAML"), ("", "it is a mapping")],
+    [
+        (b"- a\n", "it is a mapping"),
+        (b"", "it is a mapping"),
+        *((bad, "no valid YAML") for bad in (b"a: [", b"a: Caf\xe9", b"a: 2020-13-45", b"[" * 3000)),
+    ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str, named: str) -> None:
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(content)
+    path.write_bytes(content)
     with pytest.raises(ConfigError, match=named):
         load_recipe(str(path))
 
@@ -314,6 +333,8 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> Non
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, gemma-3-12b-it, tinyllama-1.1b"):
         load_recipe("dmeo")
+    with pytest.raises(ConfigError, match=r"no recipe 'aaa.*File name too long"):
+        load_recipe("a" * 5000)
 
 
 def test_recipes_are_frozen() -> None:

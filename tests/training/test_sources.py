@@ -126,11 +126,36 @@ def test_an_optional_column_is_missing_from_some_rows_and_misspelt_if_from_all(t
         prompts("contxt")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", "null", '{"prompt": "p"}', "\x00", ""])
+@pytest.mark.parametrize("line", ["{", "[]", "3", "null", '{"prompt": "p"}', "\x00", "[" * 100_000])
 def test_a_line_that_is_no_record_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path = write_rows(tmp_path / "a.jsonl", row("p", "r"))
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ConfigError, match=r"a\.jsonl, row 2: "):
+        load_source(SourceRecipe(f"jsonl:{path}"))
+
+
+def test_empty_lines_are_no_rows_and_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n" + json.dumps(row("p", "r")) + "\n \n{\n")
+    with pytest.raises(ConfigError, match=r"a\.jsonl, row 4: "):
+        load_source(SourceRecipe(f"jsonl:{path}"))
+    path.write_text("\n" + json.dumps(row("p", "r")) + "\n \n")
+    assert len(load_source(SourceRecipe(f"jsonl:{path}")).records) == 1
+
+
+def test_an_array_is_told_how_to_become_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row("p", "r")], indent=1))
+    with pytest.raises(ConfigError, match="is a JSON array; write one object a line"):
+        load_source(SourceRecipe(f"jsonl:{path}"))
+
+
+def test_half_of_a_character_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "ok \\ud83d\\ude00", "response": "r"}\n{"prompt": "p", "response": "\\ud83d"}\n'
+    )
+    with pytest.raises(ConfigError, match=r"a\.jsonl, row 2: no JSON object; .*surrogates"):
         load_source(SourceRecipe(f"jsonl:{path}"))
 
 

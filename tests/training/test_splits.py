@@ -65,6 +65,13 @@ def test_further_records_never_set_aside_what_was_trained_on() -> None:
     assert moved == set()
 
 
+def test_a_domain_that_validates_on_all_it_has_is_told_so() -> None:
+    with pytest.raises(
+        ConfigError, match="all 60 records of domain 'd' share their first question with its val"
+    ):
+        split("d", Pool(RECORDS, RECORDS), settings())
+
+
 def test_training_records_with_a_prompt_of_the_given_validation_are_left_out() -> None:
     given = [record("QUESTION  3", "another answer", "v0")]
     splits = split("d", Pool(RECORDS, given), settings())
