@@ -15,9 +15,11 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Calibration:
-    """Attributes:
-    error: ECE.
-    brier: Brier score.
+    """Both in 0..1, and 0 at best.
+
+    Attributes:
+        error: ECE.
+        brier: Brier score.
     """
 
     error: float

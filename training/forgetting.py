@@ -77,11 +77,12 @@ class ForgettingMatrix:
         return "No prefix loss has changed by a bit: what was frozen is as it was."
 
     def average(self, kind: Kind = "ungated") -> float:
-        """A = 1/T sum_d L[T][d]; the lower, the better."""
+        """A = 1/T sum_d L[T][d], nats per token; the lower, the better."""
         return sum(self._loss(len(self.rows) - 1, d, kind) for d in self.domains) / len(self.domains)
 
     def backward_transfer(self, kind: Kind = "ungated") -> float:
-        """BWT = 1/(T-1) sum_{d<T} L[d][d] - L[T][d] (Lopez-Paz and Ranzato, 2017; NLL for accuracy).
+        """BWT = 1/(T-1) sum_{d<T} L[d][d] - L[T][d], nats per token (Lopez-Paz and Ranzato, 2017; NLL for
+        accuracy).
 
         Above 0: later domains lowered the losses of earlier ones. 0 for a single domain.
         """

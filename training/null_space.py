@@ -101,7 +101,9 @@ def measure(
     """The K = `config.directions` principal directions at every place, over the real tokens of `batches`.
 
     Args:
+        model: the base, a causal language model of transformers.
         hooks: attached to `model`.
+        config: its `samples` are the caller's to take.
         sources: the frozen stacks, all on at 1.0, for batches of any number of rows.
         batches: of the earlier `domains`; read once (output side) or iterations + 1 times (input side).
 

@@ -190,8 +190,8 @@ def fit(
     torch.manual_seed(recipe.seed)
     network = MetaRouter(metadata.config)
     judge = Judge(metadata, composed, held_out, targets(held_out, metadata.config, recipe), dtype)
-    lessons = _lessons(metadata.config, composed, train, unmeasured, recipe)
-    epochs = (judge.judged(n, network) for n in _epochs(network, lessons, recipe))
+    dataset = _dataset(metadata.config, composed, train, unmeasured, recipe)
+    epochs = (judge.judged(n, network) for n in _epochs(network, dataset, recipe))
     best = next(epochs)
     report(judge.told(best))
     history = [best.point()]
@@ -215,7 +215,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class _Lessons:
+class _Dataset:
     """What a router is trained on: N prompts.
 
     Attributes:
@@ -229,13 +229,13 @@ class _Lessons:
     corners: Tensor
 
 
-def _lessons(
+def _dataset(
     config: MetaRouterConfig,
     composed: Composed,
     train: Sequence[Outcome],
     unmeasured: Mapping[str, Sequence[Example]],
     recipe: RouterRecipe,
-) -> _Lessons:
+) -> _Dataset:
     """Of the measured prompts, and of further ones with the mean of their domain's."""
     wanted, corners = [targets(train, config, recipe)], [corner_losses(train, config)]
     prompts = [o.example.prompt for o in train]
@@ -245,12 +245,12 @@ def _lessons(
         for rows in (wanted, corners):
             mean = rows[0][own].mean(dim=0, keepdim=True)
             rows.append(mean.expand(len(examples), *mean.shape[1:]))
-    return _Lessons(prompt_features(config, composed, prompts), torch.cat(wanted), torch.cat(corners))
+    return _Dataset(prompt_features(config, composed, prompts), torch.cat(wanted), torch.cat(corners))
 
 
-def _epochs(network: MetaRouter, lessons: _Lessons, recipe: RouterRecipe) -> Iterator[int]:
+def _epochs(network: MetaRouter, dataset: _Dataset, recipe: RouterRecipe) -> Iterator[int]:
     """Train `network` epoch by epoch; yields the number of each when it is done, from 1."""
-    count = len(lessons.features)
+    count = len(dataset.features)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     steps = recipe.epochs * math.ceil(count / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -260,8 +260,8 @@ def _epochs(network: MetaRouter, lessons: _Lessons, recipe: RouterRecipe) -> Ite
         order = rng.sample(range(count), count)
         for start in range(0, len(order), recipe.batch_size):
             rows = order[start : start + recipe.batch_size]
-            logits = network(*pad_features([lessons.features[i] for i in rows]))
-            loss(logits, lessons.wanted[rows], lessons.corners[rows], recipe).backward()
+            logits = network(*pad_features([dataset.features[i] for i in rows]))
+            loss(logits, dataset.wanted[rows], dataset.corners[rows], recipe).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -26,13 +26,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_least(owner: object, least: float, *names: str) -> None:
-    """None is not checked: where a field may be None, it has a meaning of its own."""
+    """Raises ConfigError: one of the fields `names` is less; None, which has a meaning of its own, is not."""
     for name in names:
         value = getattr(owner, name)
         require(value is None or value >= least, f"{name} is {value}; it is at least {least}")
 
 
 def check_positive(owner: object, *names: str) -> None:
+    """Raises ConfigError: one of the fields `names` is 0 or less."""
     for name in names:
         value = getattr(owner, name)
         require(value > 0, f"{name} is {value}; it is positive")

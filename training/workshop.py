@@ -24,10 +24,14 @@ def make_accelerator() -> Accelerator:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Attributes:
-    base: open to gradients.
-    hooks: attached to it.
-    stop: looked at once in every step.
+    """The base, and what steps on it need.
+
+    Attributes:
+        accelerator: of this process.
+        base: open to gradients.
+        hooks: attached to it.
+        log: of the run; in processes beside the main one it keeps nothing.
+        stop: looked at once in every step.
     """
 
     accelerator: Accelerator
@@ -38,11 +42,11 @@ class Workshop:
 
     def summed(self, value: float) -> float:
         """The sum of `value` over all processes."""
-        return float(self.accelerator.reduce(self._told(value)))
+        return float(self.accelerator.reduce(self._tensor(value)))
 
     def of_first(self, value: float) -> float:
         """The first process's `value`."""
-        return float(broadcast(self._told(value)))
+        return float(broadcast(self._tensor(value)))
 
     def asked_to_stop(self) -> bool:
         """Whether any process was: a signal reaches one before the other, and they stop together."""
@@ -53,5 +57,5 @@ class Workshop:
         if self.asked_to_stop():
             raise Interrupted(f"stopped {where}")
 
-    def _told(self, value: float) -> torch.Tensor:
+    def _tensor(self, value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
