@@ -93,13 +93,13 @@ class DomainTraining:
     def finished(self, domain: str) -> bool:
         """Whether its stack is there, as it was written. One that is not is removed, with a warning."""
         path, digest = self._run.stack(domain), self._run.stack_digest(domain)
-        if not path.is_file():
-            return False
-        if digest.is_file() and digest.read_text(encoding="utf-8").strip() == sha256_file(path):
-            return True
-        _log.warning("%s of %s does not verify; it is made again from its rounds", path.name, domain)
-        self._on_main(path.unlink)
-        return False
+        there = path.is_file()
+        whole = there and digest.is_file() and digest.read_text(encoding="utf-8").strip() == sha256_file(path)
+        self._workshop.accelerator.wait_for_everyone()  # all look before one of them removes it
+        if there and not whole:
+            _log.warning("%s of %s does not verify; it is made again from its rounds", path.name, domain)
+            self._on_main(path.unlink)
+        return whole
 
     def skip(self, domain: DomainRecipe) -> None:
         """Leave the log of a domain that an earlier start finished as it is."""
