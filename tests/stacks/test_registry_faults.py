@@ -124,6 +124,9 @@ def test_a_wrong_directory_is_told_apart_from_an_empty_registry(root: Path) -> N
     with pytest.raises(ConfigError, match="no registry directory"):
         Registry(root)
     assert Registry(root, create=True).snapshot() == Manifest()
+    (root / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="is no directory, so no registry"):
+        Registry(root / "file", create=True)
 
 
 # faults

@@ -7,19 +7,43 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from training.__main__ import app, main
 
-COMMANDS = ("curriculum", "router", "evaluate")
+COMMANDS = {info.callback.__name__ for info in app.registered_commands if info.callback is not None}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_option(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
-    assert result.exit_code == 0
-    for option in ("--data", "--registry"):
-        assert option in result.output
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_has_a_help(command: str) -> None:
+    found = get_command(app)
+    assert isinstance(found, Group)
+    options = [p for p in found.commands[command].params if p.name != "help"]
+    assert options
+    assert [p.name for p in options if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize("command", ["curriculum", "stack", "router"])
+def test_what_publishes_is_told_where(command: str) -> None:
+    """Without, a first try would change the registry that the repository ships."""
+    arguments = [command, *(["math"] if command == "stack" else [])]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "Missing option '--registry'" in result.output
+
+
+def test_a_mistake_that_the_system_finds_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["brainstacks-train", "report", "--registry", str(tmp_path), "--run", str(tmp_path / "file")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_refusal_is_one_line_on_stderr_and_status_1(

@@ -62,6 +62,16 @@ def test_a_second_start_is_refused_and_names_the_process_that_holds_the_run(run:
         assert (run / "lock").read_text() == str(os.getpid())
 
 
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(ConfigError, match="'file' is no directory, so no run"),
+        RunDirectory(tmp_path / "file"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_refused_start_holds_no_lock(run: Path) -> None:
     for _ in range(2):
         with pytest.raises(ConfigError, match="other settings"):
