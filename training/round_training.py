@@ -96,8 +96,18 @@ class RoundTraining:
         self._log("baseline", nll=value)
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
-        """Go on as if the round had never stopped."""
-        self.state = _State(**found.state["round"])
+        """Go on as if the round had never stopped.
+
+        Raises:
+            ConfigError: the checkpoint is of another version of the trainer.
+        """
+        state = found.state["round"]
+        if state.keys() != {field.name for field in dataclasses.fields(_State)}:
+            raise ConfigError(
+                f"the checkpoint of {self.task.title} was written by another version of the trainer; go on "
+                "with that, or give another --run"
+            )
+        self.state = _State(**state)
         parts: dict[str, dict[str, Tensor]] = {"active": {}, "snapshot": {}, "optimizer": {}, "schedule": {}}
         for name, tensor in found.tensors.items():
             part, _, rest = name.partition("/")

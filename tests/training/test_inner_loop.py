@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
+from brainstacks.errors import ConfigError
 from brainstacks.layers.packed_stack import StackTensors
 from tests.tiny import bank_of, random_stack
 from tests.training.examples import example, learnable_examples
@@ -210,6 +211,18 @@ def final_state(directory: Path, step: int) -> tuple[dict[str, Tensor], dict[str
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     state = {**found.state, "round": {k: v for k, v in found.state["round"].items() if k != "log_position"}}
     return found.tensors, state, [canonical(line) for line in lines]
+
+
+def test_a_checkpoint_of_another_version_is_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
+    task, checkpoints = task_of(steps=4), tmp_path / "run" / "checkpoints"
+    with pytest.raises(Interrupted):
+        run(tiny_base, tmp_path / "run", task, stop_after=1)
+    found = checkpoint.latest(checkpoints)
+    assert found is not None
+    state = {**found.state, "round": {**found.state["round"], "once": True}}
+    checkpoint.save(checkpoints / "step-000002", found.tensors, state)
+    with pytest.raises(ConfigError, match="round 1 was written by another version of the trainer"):
+        run(tiny_base, tmp_path / "run", task)
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 8, 11])
