@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
 from training.evaluation import MODES, Evaluation
+from training.page import plain
 
 
 def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
@@ -86,7 +89,10 @@ def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
     data = "; ".join(
         f"{d.name} ({d.examples} records, sha256 `{(d.digest or '')[:16]}...`)" for d in metadata.data
     )
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(metadata.hyperparameters.items()))
+    settings = ", ".join(
+        f"{key} ({plain(value)})" if isinstance(value, Mapping) else f"{key} {value}"
+        for key, value in sorted(metadata.hyperparameters.items())
+    )
     tools = ", ".join(f"{name} {version}" for name, version in sorted(metadata.tool_versions.items()))
     return [
         f"### {domain}",

@@ -33,7 +33,7 @@ from training.objective import mean_nll
 from training.provenance import tool_versions
 from training.recipe import DomainRecipe, Recipe
 from training.round_task import RoundResult, RoundTask
-from training.run_directory import RunDirectory
+from training.run_directory import SPLITTING, RunDirectory
 from training.settings import require
 from training.workshop import Workshop
 
@@ -266,7 +266,9 @@ class DomainTraining:
             "quantization": recipe.quantization,
             "max_tokens": recipe.data.max_tokens,
             "packing": recipe.data.packing,
-            "max_rounds": self._recipe.rounds_of(domain),
+            "splits": {name: getattr(recipe.data, name) for name in SPLITTING},
+            "max_rounds": recipe.rounds_of(domain),
+            "min_gain": recipe.min_gain,
             "earlier_stacks": recipe.earlier_stacks,
         }
 

@@ -39,7 +39,7 @@ def filled(registry: Registry, tiny_directory: Path, tmp_path: Path) -> Registry
         "chat",
         tmp_path,
         data=(DataSource("chat/train.jsonl", "d" * 64, 28),),
-        hyperparameters={"steps": 40},
+        hyperparameters={"steps": 40, "splits": {"seed": 3, "selection": 8}},
         seed=3,
         losses=({"validation_before": 2.5}, {"validation_after": 1.25}),
         tool_versions={"torch": "2"},
@@ -56,7 +56,13 @@ def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> No
     served = {domain: history.current.digest for domain, history in filled.snapshot().domains.items()}
     records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
     text = card(filled, Evaluation(records, served))
-    for said in ("2.500 -> 1.250", "CC0-1.0", "chat/train.jsonl (28 records", "steps 40", "Small talk."):
+    for said in (
+        "2.500 -> 1.250",
+        "CC0-1.0",
+        "chat/train.jsonl (28 records",
+        "splits (seed 3, selection 8), steps 40",
+        "Small talk.",
+    ):
         assert said in text
     assert f"- digest `{filled.snapshot().domain('chat').current.digest}`" in text
     assert "## Meta-router" in text

@@ -93,6 +93,7 @@ def test_train_publish_route_and_evaluate(
     assert [(p.domain, p.digest) for p in math.predecessors] == [("chat", domains["chat"].current.digest)]
     assert [source.examples for source in chat.data] == [28, 8]
     assert chat.licence == "CC0"
+    assert chat.hyperparameters["splits"]["selection"] == 12
     for stack in (chat, math):
         (losses,) = stack.losses
         assert losses["selection_after"] < losses["selection_before"] - 0.3
