@@ -17,7 +17,8 @@ from training.recipe import load_recipe
 from training.signals import exit_status
 
 EXIT_STATUS = """Exit status: 0 done; 1 refused, and stderr says why; 2 wrong usage; 3 done, but a domain
-learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on."""
+learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on;
+130 a second Ctrl-C, or one in a command that has nothing to keep."""
 
 WIDE = 200
 """Columns of the tables where there is no terminal."""

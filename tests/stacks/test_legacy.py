@@ -63,11 +63,12 @@ def edit_manifest(published: Path, change: Any) -> None:
     path.write_text(json.dumps(document))
 
 
-def refused(published: Path, registry: Registry, message: str, **options: Any) -> None:
-    """The import is refused with `message` and nothing was published."""
-    with pytest.raises(InvalidArtifact, match=message):
+def refusal(published: Path, registry: Registry, **options: Any) -> str:
+    """What the import is refused with; nothing was published."""
+    with pytest.raises(InvalidArtifact) as refused:
         import_reference(published, BASE, registry, note=lambda _: None, **options)
     assert registry.reload().generation == 0
+    return refused.value.message
 
 
 def test_every_published_tensor_arrives_in_its_place(registry: Registry) -> None:
@@ -175,17 +176,17 @@ def edit(published: Path, change: Any, file: str = "code/stack_1.pt") -> None:
 @pytest.mark.parametrize("name", ["experts.0.A", "experts.1.B", "experts.3.B", "router"])
 def test_a_missing_key_is_named(published: Path, registry: Registry, name: str) -> None:
     edit(published, lambda state: state.pop(f"{KEY}.{name}.weight"))
-    refused(published, registry, f"code/stack_1.pt, up_proj of layer 1 lacks '{name}.weight'")
+    assert f"code/stack_1.pt, up_proj of layer 1 lacks '{name}.weight'" in refusal(published, registry)
 
 
 def test_a_missing_expert_is_not_taken_for_a_smaller_stack(published: Path, registry: Registry) -> None:
     edit(published, lambda state: state.pop(f"{KEY}.experts.3.A.weight"))
-    refused(published, registry, "up_proj of layer 1 lacks 'experts.3.A.weight'")
+    assert "up_proj of layer 1 lacks 'experts.3.A.weight'" in refusal(published, registry)
 
 
 def test_a_missing_module_or_layer_is_named(published: Path, registry: Registry) -> None:
     edit(published, lambda state: [state.pop(key) for key in list(state) if key.startswith(KEY)])
-    refused(published, registry, "nothing for up_proj of layer 1")
+    assert "nothing for up_proj of layer 1" in refusal(published, registry)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_missing_module_or_layer_is_named(published: Path, registry: Registry)
 )
 def test_an_extra_key_is_named(published: Path, registry: Registry, key: str, message: str) -> None:
     edit(published, lambda state: state.update({key: torch.zeros(4, 32)}))
-    refused(published, registry, message)
+    assert message in refusal(published, registry)
 
 
 @pytest.mark.parametrize(
@@ -224,21 +225,17 @@ def test_a_shape_that_would_broadcast_is_refused(
     published: Path, registry: Registry, name: str, shape: tuple[int, int]
 ) -> None:
     edit(published, lambda state: state.update({f"{KEY}.{name}.weight": torch.zeros(shape)}))
-    refused(published, registry, rf"'{name}.weight' is torch.float32 \[{shape[0]}, {shape[1]}\]")
+    assert f"'{name}.weight' is torch.float32 {list(shape)}" in refusal(published, registry)
 
 
 def test_a_value_that_is_not_finite_is_refused(published: Path, registry: Registry) -> None:
     edit(published, lambda state: state[f"{KEY}.router.weight"].fill_(float("nan")))
-    refused(published, registry, "'rounds.0.layers.1.up_proj.gate' holds NaN")
+    assert "'rounds.0.layers.1.up_proj.gate' holds NaN" in refusal(published, registry)
 
 
 def test_a_rank_that_is_not_the_files_is_refused(published: Path, registry: Registry) -> None:
-    refused(
-        published,
-        registry,
-        r"'experts.0.A.weight' is torch.float32 \[16, 32\]; it needs floats \[8, 32\]",
-        rank=8,
-    )
+    said = refusal(published, registry, rank=8)
+    assert "'experts.0.A.weight' is torch.float32 [16, 32]; it needs floats [8, 32]" in said
 
 
 def test_another_base_is_refused(published: Path, registry: Registry) -> None:
@@ -258,16 +255,16 @@ class Canary:
 @pytest.mark.parametrize("file", ["code/stack_1.pt", "meta_router.pt"])
 def test_code_in_a_pickle_never_runs(published: Path, registry: Registry, tmp_path: Path, file: str) -> None:
     torch.save({"state_dict": Canary(str(tmp_path / "canary"))}, published / file)
-    refused(published, registry, "is not a file of plain tensors")
+    assert "is not a file of plain tensors" in refusal(published, registry)
     assert not (tmp_path / "canary").exists()
 
 
 def test_files_that_are_no_pt_are_refused(published: Path, registry: Registry) -> None:
     for content in (b"", b"text", (published / "code" / "stack_1.pt").read_bytes()[:1000]):
         (published / "code" / "stack_1.pt").write_bytes(content)
-        refused(published, registry, "is not a file of plain tensors")
+        assert "is not a file of plain tensors" in refusal(published, registry)
     torch.save([1], published / "code" / "stack_1.pt")
-    refused(published, registry, "holds a list")
+    assert "holds a list" in refusal(published, registry)
 
 
 @pytest.mark.parametrize(
@@ -289,11 +286,11 @@ def test_a_manifest_that_does_not_agree_with_its_files_is_refused(
     published: Path, registry: Registry, change: Any, message: str
 ) -> None:
     edit_manifest(published, change)
-    refused(published, registry, message)
+    assert message in refusal(published, registry)
 
 
 def test_a_directory_without_a_manifest_is_refused(tmp_path: Path, registry: Registry) -> None:
-    refused(tmp_path, registry, "has no manifest.json")
+    assert "has no manifest.json" in refusal(tmp_path, registry)
 
 
 @pytest.mark.parametrize(
@@ -316,4 +313,4 @@ def test_an_unsound_router_is_refused_before_any_stack_is_published(
     published: Path, registry: Registry, change: Any, message: str
 ) -> None:
     edit(published, change, "meta_router.pt")
-    refused(published, registry, message)
+    assert message in refusal(published, registry)

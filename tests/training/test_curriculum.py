@@ -188,7 +188,7 @@ def test_frozen_stacks_keep_their_bytes_their_prefix_losses_and_their_prefix_log
 def test_a_domain_of_noise_freezes_nothing_and_the_next_one_is_trained(
     tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    # Which characters there are can be learnt even of noise, for 0.02 nats: no skill, and so below min_gain.
+    # Which characters there are can be learnt even of noise: a small gain, which min_gain says is no skill.
     plan = recipe(tiny_directory, "noise", "chat", min_gain=0.5)
     assert run_curriculum(plan, registry, tmp_path / "run", data, quiet) == ("noise",)
     assert list(digests(registry)) == ["chat"]

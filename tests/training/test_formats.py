@@ -9,7 +9,7 @@ import pytest
 
 from brainstacks.errors import ConfigError
 from training.formats import FORMATS, read
-from training.recipe import FormatName
+from training.recipe import COLUMNS, FormatName
 from training.records import Message, Record
 
 
@@ -23,7 +23,7 @@ def user(content: str) -> tuple[Message, ...]:
 
 
 def test_every_format_of_a_recipe_can_be_read() -> None:
-    assert set(FORMATS) == set(get_args(FormatName))
+    assert set(FORMATS) == set(COLUMNS) == set(get_args(FormatName))
 
 
 def test_prompt_and_response() -> None:
