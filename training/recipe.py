@@ -194,7 +194,7 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
         if twice:
             raise yaml.constructor.ConstructorError(

@@ -313,7 +313,10 @@ def test_a_recipe_without_a_base_is_refused() -> None:
     [
         (b"- a\n", "it is a mapping"),
         (b"", "it is a mapping"),
-        *((bad, "no valid YAML") for bad in (b"a: [", b"a: Caf\xe9", b"a: 2020-13-45", b"[" * 3000)),
+        *(
+            (bad, "no valid YAML")
+            for bad in (b"a: [", b"? [a]\n: b", b"a: Caf\xe9", b"a: 2020-13-45", b"[" * 3000)
+        ),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
