@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Report, say
+from brainstacks.cpu import cpu
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,7 +61,8 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "kind": _slug(gpu) if gpu else f"cpu-{os.cpu_count()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu().model,
+        "cpu_features": list(cpu().features),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "load_1min": round(os.getloadavg()[0], 2),
@@ -96,7 +98,7 @@ def write_results(
     document = {"benchmark": name, **document}
     path.write_text(json.dumps(document, indent=1, default=_spread) + "\n")
     facts = document["machine"]
-    where = facts["gpu"] or f"{facts['cpu']}, {facts['cores']} cores"
+    where = facts["gpu"] or f"{facts['cpu']} ({' '.join(facts['cpu_features'])}), {facts['cores']} cores"
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     path.with_suffix(".md").write_text(f"# {name}\n\n{where}, {facts['date']}\n{versions}\n\n{text}\n")
     report(f"\n{text}\n\nwritten: {path.name}")
@@ -119,12 +121,3 @@ def _versions() -> Iterable[tuple[str, str]]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()

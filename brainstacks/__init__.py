@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from brainstacks.cpu import hide_features
+
 if TYPE_CHECKING:
     from brainstacks.composed_model import ComposedModel, Route
 
 __all__ = ["ComposedModel", "Route"]
+
+hide_features()  # before anything imports torch or numba
 
 
 def __getattr__(name: str) -> Any:

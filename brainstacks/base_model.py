@@ -16,6 +16,7 @@ from torch import nn
 
 from brainstacks.base_files import base_name, quiet_transformers, resolve
 from brainstacks.config import PROJECTIONS, Quantization
+from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
@@ -104,7 +105,9 @@ def load_base(
         tokenizer = _load_tokenizer(directory)
     model.eval().requires_grad_(False)
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu") and (trainable or not _packs(module)):
+        if hasattr(module, "support_avx512bf16_for_cpu") and (
+            trainable or not _packs(module) or not cpu().has("avx512bf16")
+        ):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
     sites = find_sites(model)
     return BaseModel(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = {
     "errors": 0,
+    "cpu": 0,
     "config": 0,
     "fresh_thread": 0,
     "durable": 0,
@@ -33,6 +34,7 @@ stacks: what it is checked against is theirs, and the residency keeps them on it
 
 TORCH_FREE = (
     "config",
+    "cpu",
     "durable",
     "errors",
     "routing/policy",
