@@ -1,7 +1,7 @@
 """What the CPU can do, and what of it may be used.
 
 Nothing may depend on a feature silently: what is found is said in the log, by `/health`, `/version` and in
-every benchmark's result. `BRAINSTACKS_CPU` hides features, to see on one machine what another would do: `avx2`
+every benchmark's result. `BRAINSTACKS_CPU` hides features, to see on one machine what another does: `avx2`
 leaves AVX2 and what is older, `generic` what every x86-64 has. It is read when `brainstacks` is imported,
 before torch and numba read their own variables, which it sets.
 """
