@@ -16,7 +16,6 @@ from torch import nn
 
 from brainstacks.base_files import base_name, quiet_transformers, resolve
 from brainstacks.config import PROJECTIONS, Quantization
-from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
@@ -88,9 +87,7 @@ def load_base(
         device: `auto` takes CUDA when there is one.
         dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base and the
             checkpoint's own dtype for an unquantised one.
-        trainable: gradients must flow through the base to its inputs. On a CPU with AVX512-BF16,
-            bitsandbytes repacks 4-bit weights at the first inference forward, after which no gradient
-            passes them, silently; this keeps the unpacked, slower path.
+        trainable: gradients must flow through the base to its inputs.
 
     Raises:
         ConfigError: an unknown quantization or device.
@@ -105,10 +102,10 @@ def load_base(
         tokenizer = _load_tokenizer(directory)
     model.eval().requires_grad_(False)
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu") and (
-            trainable or not _packs(module) or not cpu().has("avx512bf16")
-        ):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Some CPUs would repack 4-bit weights at the first inference forward, after which no gradient
+            # passes them, silently, and scales are rounded: one form of the weights on all machines.
+            module.support_avx512bf16_for_cpu = False
     sites = find_sites(model)
     return BaseModel(
         model=model,
@@ -207,11 +204,6 @@ def _load_model(
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
     return model
-
-
-def _packs(linear: Any) -> bool:
-    """bitsandbytes' packed CPU kernel takes whole blocks of 32 outputs and 64 inputs, and asserts it."""
-    return bool(linear.out_features % 32 == 0 and linear.in_features % 64 == 0)
 
 
 def _load_tokenizer(directory: Path) -> Any:

@@ -18,6 +18,8 @@ RESERVED_DOMAINS = frozenset({"base", "ungated", "routed", "fixed"})
 Quantization = Literal["nf4", "int8", "none"]
 """Of the base's linears."""
 
+Backend = Literal["auto", "torch", "cpu"]
+
 T = TypeVar("T")
 
 
@@ -154,7 +156,9 @@ class EngineConfig:
         kv_cache_tokens: KV memory in tokens, over all sequences and the prefixes kept for reuse; None takes
             131,072, or as many as half of the memory holds that is free when everything is loaded.
         prefix_caching: keep the keys and values of finished prompts for requests of the same composition.
-        deterministic: fixed step shapes, so that no request's tokens depend on its neighbours; costs speed.
+        backend: what computes steps: `torch`, `cpu` (compiled), or `auto`, the faster that knows the base.
+        exact: compute with the very values of quantised weights; else, on a CPU, in int8 where that is faster.
+        deterministic: exact, with fixed step shapes, so that no request's tokens depend on its neighbours; costs speed.
         device_stack_bytes: most bytes of stacks on the device; None keeps every served stack there.
         host_stack_bytes: most bytes of packed stacks in host memory, of those that had to leave the device.
         max_unread_events: a stream whose client has left this many events unread pauses until they are read.
@@ -168,6 +172,8 @@ class EngineConfig:
     max_router_batch: int = 8
     kv_cache_tokens: int | None = None
     prefix_caching: bool = True
+    backend: Backend = "auto"
+    exact: bool = False
     deterministic: bool = False
     device_stack_bytes: int | None = None
     host_stack_bytes: int = 4 << 30
@@ -184,6 +190,9 @@ class EngineConfig:
             "routing_records",
         ):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it is at least 1")
+        _require(
+            self.backend in ("auto", "torch", "cpu"), f"backend is {self.backend!r}; it is auto, torch or cpu"
+        )
         for name in ("max_context", "kv_cache_tokens"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} is {value}; it is at least 1")

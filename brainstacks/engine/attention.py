@@ -1,4 +1,4 @@
-"""Attention of packed tokens over the paged cache, as transformers' attention function.
+"""Attention of packed tokens over the paged cache, as transformers' attention function: the `torch` backend's.
 
 The tokens of all rows of a step lie in one row [1, T], so no work is spent on padding: decode rows first, one
 token each, then prefill rows. Without a `paged` argument (training, plain logits) it is transformers' own
@@ -7,17 +7,19 @@ SDPA.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brainstacks.engine.batch import Span, StepBatch
 from brainstacks.engine.block_pool import BLOCK_TOKENS, blocks_for
 from brainstacks.engine.kv_cache import PagedCache
-from brainstacks.kernels.attention import paged_decode, supports
 
 IMPLEMENTATION = "brainstacks_paged"
 
@@ -43,34 +45,6 @@ class DecodeGroup:
             made = self.distance >= 0 if window is None else (self.distance >= 0) & (self.distance < window)
             self.masks[window] = made[:, None, None]
         return self.masks[window]
-
-
-@dataclass(frozen=True)
-class DecodeRows:
-    """n rows of one token each.
-
-    Attributes:
-        blocks: [n, m] int32, the blocks of each row; beyond its own, any.
-        lengths: [n] int32, tokens that each row attends to, its new one included.
-        runs: lengths of the runs of neighbours that share a group; they sum up to n.
-    """
-
-    blocks: Tensor
-    lengths: Tensor
-    runs: tuple[int, ...]
-
-    @cached_property
-    def groups(self) -> tuple[DecodeGroup, ...]:
-        made = []
-        first = 0
-        for run in self.runs:
-            within = slice(first, first + run)
-            lengths = self.lengths[within, None]
-            blocks = self.blocks[within, : blocks_for(int(lengths.max()))].long()
-            ahead = torch.arange(blocks.shape[1] * BLOCK_TOKENS, device=blocks.device)
-            made.append(DecodeGroup(first, first + run, blocks, lengths - 1 - ahead))
-            first += run
-        return tuple(made)
 
 
 @dataclass(eq=False)
@@ -112,14 +86,48 @@ class PagedContext:
 
     Attributes:
         blocks, offsets: [T] int64, where each packed token's keys and values go.
-        decode: None where there is no decode row.
+        decode: neighbouring decode rows, which come before all else.
     """
 
     cache: PagedCache
     blocks: Tensor
     offsets: Tensor
-    decode: DecodeRows | None
+    decode: tuple[DecodeGroup, ...]
     prefill: tuple[PrefillRow, ...]
+
+
+def paged_context(batch: StepBatch, cache: PagedCache, device: torch.device) -> PagedContext:
+    """What attention needs of `batch`, on the device."""
+
+    def on_device(array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    decoding, prefill = batch.spans[: batch.decoding], batch.spans[batch.decoding :]
+    blocks = on_device(batch.blocks.astype(np.int64))
+    groups = []
+    first = 0
+    for run in [1] * len(decoding) if batch.alone else _runs(decoding):
+        within = slice(first, first + run)
+        lengths = on_device(np.array([span.start + 1 for span in decoding[within]]))[:, None]
+        width = blocks_for(max(span.start for span in decoding[within]) + 1)
+        ahead = torch.arange(width * BLOCK_TOKENS, device=device)
+        groups.append(DecodeGroup(first, first + run, blocks[within, :width], lengths - 1 - ahead))
+        first += run
+    return PagedContext(
+        cache=cache,
+        blocks=on_device(batch.places),
+        offsets=on_device(batch.positions % BLOCK_TOKENS),
+        decode=tuple(groups),
+        prefill=tuple(
+            PrefillRow(row[: blocks_for(span.start + span.count)], span.start, span.count)
+            for row, span in zip(blocks[batch.decoding :], prefill, strict=True)
+        ),
+    )
+
+
+def _runs(spans: Sequence[Span]) -> list[int]:
+    """Neighbours whose lengths are alike: gathered as far as the longest, they waste less than half."""
+    return [len(list(run)) for _, run in groupby(spans, lambda span: blocks_for(span.start + 1).bit_length())]
 
 
 def paged_attention(
@@ -153,13 +161,10 @@ def paged_attention(
     layer = module.layer_idx
     q, k, v = query[0], key[0], value[0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = []
-    n = 0
-    if paged.decode is not None:
-        n = paged.decode.lengths.shape[0]
-        parts.append(decode(q[:, :n], k[:, :n], v[:, :n], paged, layer, scale, sliding_window))
-    if paged.prefill:
-        _store(k[:, n:], v[:, n:], paged, layer, slice(n, None))
+    paged.cache.keys[layer][paged.blocks, :, paged.offsets] = k.transpose(0, 1)
+    paged.cache.values[layer][paged.blocks, :, paged.offsets] = v.transpose(0, 1)
+    parts = [_decode(q[:, g.first : g.last], g, paged.cache, layer, scale, sliding_window) for g in paged.decode]
+    n = paged.decode[-1].last if paged.decode else 0
     for row in paged.prefill:
         new = slice(n, n + row.count)
         parts.append(
@@ -168,34 +173,6 @@ def paged_attention(
         n += row.count
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out[None], None
-
-
-def _store(key: Tensor, value: Tensor, paged: PagedContext, layer: int, tokens: slice) -> None:
-    """Write keys and values [H_kv, t, D] of some packed tokens to their blocks."""
-    blocks, offsets = paged.blocks[tokens], paged.offsets[tokens]
-    paged.cache.keys[layer][blocks, :, offsets] = key.transpose(0, 1)
-    paged.cache.values[layer][blocks, :, offsets] = value.transpose(0, 1)
-
-
-def decode(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    paged: PagedContext,
-    layer: int,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    """Store and attend, for the decode rows: query [H, n, D], key and value [H_kv, n, D] -> [n, H, D]."""
-    rows, cache = paged.decode, paged.cache
-    if rows is None:
-        raise ValueError("there is no decode row")
-    if supports(query):
-        keys, values = cache.keys[layer], cache.values[layer]
-        return paged_decode(query, key, value, keys, values, rows.blocks, rows.lengths, scale, window)
-    _store(key, value, paged, layer, slice(query.shape[1]))
-    parts = [_decode(query[:, g.first : g.last], g, cache, layer, scale, window) for g in rows.groups]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _decode(

@@ -71,9 +71,7 @@ class StepEngine:
             reserve=config.deterministic,
         )
         self._scheduler = Scheduler(config, self._blocks)
-        self._runner = ModelRunner(
-            base, self.hooks, self._blocks.pool.size, config.max_batch_size if config.deterministic else 0
-        )
+        self._runner = ModelRunner(base, self.hooks, self._blocks.pool.size, config)
         router_pass = RouterPass(base, config, self._blocks, self._runner)
         self._intake = Intake(base, config, self._serving, router_pass, self.records, self._end)
         self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
@@ -103,6 +101,11 @@ class StepEngine:
     def max_context(self) -> int:
         """Most tokens of prompt + completion."""
         return self._intake.max_context
+
+    @property
+    def backend(self) -> str:
+        """What computes its steps, for people."""
+        return self._runner.backend.name
 
     @property
     def load(self) -> Load:

@@ -58,7 +58,7 @@ class Forward:
         outcomes: list[Outcome] = []
         chosen: list[tuple[Running, int, bool]] = []
         at = 0
-        for row, count in zip(batch.rows, batch.logit_counts, strict=True):
+        for row, count in zip(batch.rows, batch.wanted_counts, strict=True):
             sequence, at = row.sequence, at + count
             sequence.computed = row.start + row.count
             self._blocks.remember(sequence)

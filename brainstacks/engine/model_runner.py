@@ -1,44 +1,35 @@
-"""One step on the device: packed tokens in, logits out."""
+"""One step on the device: rows in, logits out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine import attention
+from brainstacks.config import EngineConfig
+from brainstacks.engine import backend
 from brainstacks.engine.batch import StepBatch, build
 from brainstacks.engine.kv_cache import PagedCache, attention_shape
 from brainstacks.engine.scheduler import Row
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
-from brainstacks.layers.linear4bit import shorten
-from brainstacks.routing.features import mixed_hidden_states
 
 
 class ModelRunner:
-    """Runs the hooked base over the paged cache.
+    """Runs the base over the paged cache, on the backend that fits it.
 
     Args:
-        base: its attention implementation is switched to the paged cache's, which is plain SDPA elsewhere,
-            and the forwards of its packed 4-bit projections are shortened.
         hooks: attached to `base`.
         blocks: of KV memory.
-        decode_rows: for deterministic steps: how many rows a step of decoding computes, whatever there is to
-            decode; 0: what there is.
+
+    Raises:
+        ConfigError: there is no room for the KV cache, or `config.backend` cannot compute this base.
     """
 
-    def __init__(self, base: BaseModel, hooks: CompositionHooks, blocks: int, decode_rows: int = 0) -> None:
-        attention.register()
-        base.model.set_attn_implementation(attention.IMPLEMENTATION)
-        shorten(site.module for site in base.sites.values())
+    def __init__(self, base: BaseModel, hooks: CompositionHooks, blocks: int, config: EngineConfig) -> None:
         kv_heads, head_dim = attention_shape(base)
-        self._base = base
-        self._hooks = hooks
-        self._decode_rows = decode_rows
         self.cache = PagedCache(
             layers=base.identity.layers,
             blocks=blocks,
@@ -47,24 +38,19 @@ class ModelRunner:
             device=base.device,
             dtype=base.dtype,
         )
+        self.backend = backend.choose(base, hooks, self.cache, config)
+        self._decode_rows = config.max_batch_size if config.deterministic and self.backend.fixed_shapes else 0
         self._softcap = getattr(base.model.config.get_text_config(), "final_logit_softcapping", None)
-        # A 4-d mask is taken as it is; paged attention makes its own.
-        self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row], bank: StackBank) -> tuple[StepBatch, Tensor]:
         """Compute `rows` and store their keys and values.
 
         Returns:
-            the batch, and logits [L, V] float32 of its `logit_indices`.
+            the batch, and logits [L, V] float32 of its `wanted` tokens.
         """
-        batch = build(rows, self.cache, self._base.device, self._decode_rows)
-        bound = bank.bind(batch.weights, packed=True, invariant=self._decode_rows > 0)
-        with self._hooks.composed(*([bound] if bound.buckets else [])):
-            hidden = self._base.model.get_decoder()(
-                input_ids=batch.input_ids, use_cache=False, **self._context(batch)
-            ).last_hidden_state
-        logits = self._base.model.get_output_embeddings()(hidden[0, batch.logit_indices]).float()
+        batch = build(rows, self._decode_rows)
+        logits = self.backend.run(batch, bank)
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return batch, logits
@@ -76,21 +62,8 @@ class ModelRunner:
         Returns:
             the router's features of each row's tokens, [count, d] float32; see `routing.features`.
         """
-        batch = build(rows, self.cache, self._base.device)
-        packed = mixed_hidden_states(
-            self._base.model,
-            batch.input_ids,
-            mid_weight=mid_weight,
-            last_weight=last_weight,
-            **self._context(batch),
-        )
-        found = dict(zip(batch.rows, packed[0].split([row.count for row in batch.rows]), strict=True))
+        batch = build(rows)
+        mid, last = self.backend.hidden_states(batch)
+        packed = mid_weight * mid + last_weight * last
+        found = dict(zip(batch.rows, packed.split([row.count for row in batch.rows]), strict=True))
         return [found[row] for row in rows]
-
-    def _context(self, batch: StepBatch) -> dict[str, Any]:
-        """What the decoder is told besides the tokens."""
-        return {
-            "position_ids": batch.position_ids,
-            "attention_mask": self._no_mask,
-            "paged": batch.paged,
-        }

@@ -1,42 +1,23 @@
-"""Attention of one new token per sequence over a paged KV cache, compiled, on the CPU.
+"""Attention over a paged KV cache: every token reads exactly its own sequence's blocks.
 
-Each row reads exactly its own tokens, block by block: no padding to the longest, no gathering of blocks.
-The maths is softmax(q k^T * scale) v in float32, with the new key and value stored first.
+The maths is softmax(q k^T * scale) v in float32. Decoding is a tile of one token; a prompt's tokens attend some at a
+time, so that what is read of keys and values serves several. Keys of a block lie transposed, [dim, BLOCK].
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
-import torch
-from numba import carray, cfunc, njit, types
-from torch import Tensor
+from numba import carray, njit
 
-from brainstacks.kernels.numbers import exponential, narrow, widen
-from brainstacks.kernels.team import as_pointer, claim, parallel_address, run_parallel
+from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
+from brainstacks.kernels.numbers import exponential, widen
+from brainstacks.kernels.team import as_pointer
 
-# One call's argument, int64 each. Strides are in elements; `scale` holds the bits of a float64.
-FIELDS = (
-    "counter", "rows", "heads", "kv_heads", "dim", "table_width", "window", "scale",
-    "query", "query_head", "query_row", "key", "key_head", "key_row", "value", "value_head", "value_row",
-    "keys", "values", "table", "lengths", "out",
-)  # fmt: skip
-(
-    _COUNTER, _ROWS, _HEADS, _KV_HEADS, _DIM, _TABLE_WIDTH, _WINDOW, _SCALE,
-    _QUERY, _QUERY_HEAD, _QUERY_ROW, _KEY, _KEY_HEAD, _KEY_ROW, _VALUE, _VALUE_HEAD, _VALUE_ROW,
-    _KEYS, _VALUES, _TABLE, _LENGTHS, _OUT,
-) = range(len(FIELDS))  # fmt: skip
-
-BLOCK = 16
-"""Tokens of one block. Its keys lie transposed, so that sixteen scores are one vector."""
+TILE_TOKENS = 8
+"""Most tokens of a tile."""
 
 HEADS = 4
 """Query heads that are computed together; a group is filled up with zeros."""
-
-_FAR = 2**62
-"""More elements than any tensor has: the length of an array over memory whose end the call does not know."""
-
 
 @njit(fastmath={"contract"}, cache=True)
 def _scores(query, q, keys, at, scores, to, width, dim):
@@ -117,142 +98,57 @@ def _add_values(weights, start, count, values, at, out, to, dim):
 
 
 @njit(cache=True)
-def _store(call, row, head, keys, values, last, dtype):
-    """The row's new key and value, at its position `last`."""
-    kv_heads, dim = call[_KV_HEADS], call[_DIM]
-    table = carray(as_pointer(call[_TABLE]), (call[_ROWS], call[_TABLE_WIDTH]), np.int32)[row]
-    block = (np.int64(table[last // BLOCK]) * kv_heads + head) * BLOCK * dim
-    place = last % BLOCK
-    key = carray(as_pointer(call[_KEY]), (_FAR,), dtype)
-    value = carray(as_pointer(call[_VALUE]), (_FAR,), dtype)
-    key_at = head * call[_KEY_HEAD] + row * call[_KEY_ROW]
-    value_at = head * call[_VALUE_HEAD] + row * call[_VALUE_ROW]
-    for i in range(dim):
-        keys[block + i * BLOCK + place] = key[key_at + i]
-        values[block + place * dim + i] = value[value_at + i]
+def attend_work(context, index, piece, dtype):
+    """The query heads of one KV head for one tile of tokens: q of y -> x."""
+    step = step_at(context)
+    layer = layer_at(step, index // 4)
+    tile = carray(as_pointer(step.tiles), (step.tile_count,), TILE)[piece // step.kv_heads]
+    kv_head = piece % step.kv_heads
+    dim, share, count = step.dim, step.heads // step.kv_heads, tile.count
+    table = carray(as_pointer(step.blocks), ((tile.sequence + 1) * step.block_width,), np.int32)
+    table = table[tile.sequence * step.block_width :]
+    y, x = floats(step.y, step.tokens, step.y_width), floats(step.x, step.tokens, step.x_width)
+    block_size = step.kv_heads * BLOCK * dim
 
-
-@njit(cache=True)
-def _item(call, row, head, scores, query, total, dtype):
-    """The query heads of one KV head of one row."""
-    kv_heads, dim = call[_KV_HEADS], call[_DIM]
-    group = call[_HEADS] // kv_heads
-    table = carray(as_pointer(call[_TABLE]), (call[_ROWS], call[_TABLE_WIDTH]), np.int32)[row]
-    length = np.int64(carray(as_pointer(call[_LENGTHS]), (call[_ROWS],), np.int32)[row])
-    keys = carray(as_pointer(call[_KEYS]), (_FAR,), dtype)
-    values = carray(as_pointer(call[_VALUES]), (_FAR,), dtype)
-    asked = carray(as_pointer(call[_QUERY]), (_FAR,), dtype)
-    out = carray(as_pointer(call[_OUT]), (call[_ROWS], call[_HEADS] * dim), dtype)[row]
-    scale = np.float32(call.view(np.float64)[_SCALE])
-
-    _store(call, row, head, keys, values, length - 1, dtype)
-    for g in range(group):
-        at = (head * group + g) * call[_QUERY_HEAD] + row * call[_QUERY_ROW]
-        for i in range(dim):
-            query[g * dim + i] = widen(asked[at + i])
-    first = 0 if call[_WINDOW] <= 0 else max(0, length - call[_WINDOW])
-    blocks = range(first // BLOCK, (length - 1) // BLOCK + 1)
-    for block in blocks:
-        at = (np.int64(table[block]) * kv_heads + head) * BLOCK * dim
-        for g in range(0, group, HEADS):
-            to = g * scores.shape[1] + block * BLOCK
-            _scores(query, g * dim, keys, at, scores.reshape(-1), to, scores.shape[1], dim)
-    total[: group * dim] = np.float32(0.0)
-    for g in range(group):
-        _softmax(scores[g], first, length, scale)
-    for block in blocks:
-        start = first if first > block * BLOCK else block * BLOCK
-        end = length if length < (block + 1) * BLOCK else (block + 1) * BLOCK
-        count = end - start
-        at = ((np.int64(table[block]) * kv_heads + head) * BLOCK + start % BLOCK) * dim
-        for g in range(group):
-            _add_values(scores[g], start, count, values, at, total, g * dim, dim)
-    for i in range(group * dim):
-        out[head * group * dim + i] = narrow(total[i], out[0])
-
-
-@njit(cache=True)
-def _work(call, dtype):
-    """Claim (row, KV head) pairs until none is left."""
-    kv_heads, dim = call[_KV_HEADS], call[_DIM]
-    group = call[_HEADS] // kv_heads
-    padded = (group + HEADS - 1) // HEADS * HEADS
-    scores = np.empty((padded, call[_TABLE_WIDTH] * BLOCK), np.float32)
+    end = tile.position + count  # the last token's own position is end - 1
+    first_block = 0
+    if layer.window:
+        first_block = max(0, tile.position - layer.window + 1) // BLOCK
+    last_block = (end - 1) // BLOCK
+    span = (last_block - first_block + 1) * BLOCK
+    queries = count * share
+    padded = (queries + HEADS - 1) // HEADS * HEADS
     query = np.zeros(padded * dim, np.float32)
-    total = np.empty(group * dim, np.float32)
-    while True:
-        item = claim(call.ctypes.data)
-        if item >= call[_ROWS] * kv_heads:
-            return
-        _item(call, item // kv_heads, item % kv_heads, scores, query, total, dtype)
+    for i in range(count):
+        for g in range(share):
+            column = (kv_head * share + g) * dim
+            query[(i * share + g) * dim : (i * share + g + 1) * dim] = y[tile.first + i, column : column + dim]
 
-
-_BODY = types.void(types.CPointer(types.int64))
-
-
-@cfunc(_BODY, cache=True)
-def _bfloat16(call):
-    _work(carray(call, (len(FIELDS),)), np.uint16)
-
-
-@cfunc(_BODY, cache=True)
-def _float32(call):
-    _work(carray(call, (len(FIELDS),)), np.float32)
-
-
-@njit(cache=True)
-def _launch(call, parallel, body, threads):
-    run_parallel(parallel, body, call.ctypes.data, threads)
-
-
-@cache
-def _bodies() -> dict[torch.dtype, int]:
-    return {torch.bfloat16: _bfloat16.address or 0, torch.float32: _float32.address or 0}
-
-
-def supports(tensor: Tensor) -> bool:
-    """Whether `paged_decode` computes on this tensor's device and dtype."""
-    return tensor.device.type == "cpu" and tensor.dtype in _bodies()
-
-
-def paged_decode(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    """Store each row's new key and value, then attend over the row's tokens, the new one included.
-
-    Args:
-        query: [H, n, D]; key, value: [H_kv, n, D]; any strides, but D contiguous.
-        keys, values: [blocks, H_kv, BLOCK, D]; values contiguous, of the keys the last two axes transposed in
-            memory; written at each row's last position.
-        table: [n, W] int32, the blocks of each row in order; lengths: [n] int32, tokens of each row >= 1,
-            the new one included, at most W * BLOCK.
-        window: tokens that a row looks back, itself included; None for all.
-
-    Returns:
-        [n, H, D], in the query's dtype.
-    """
-    heads, n, dim = query.shape
-    if keys.shape[2] != BLOCK or not keys.transpose(2, 3).is_contiguous() or not values.is_contiguous():
-        raise ValueError(f"keys and values are not laid out in blocks of {BLOCK}, the keys transposed")
-    out = torch.empty(n, heads, dim, dtype=query.dtype)
-    call = np.array(
-        [
-            0, n, heads, key.shape[0], dim, table.shape[1], window or 0, 0,
-            query.data_ptr(), query.stride(0), query.stride(1),
-            key.data_ptr(), key.stride(0), key.stride(1),
-            value.data_ptr(), value.stride(0), value.stride(1),
-            keys.data_ptr(), values.data_ptr(), table.data_ptr(), lengths.data_ptr(), out.data_ptr(),
-        ],
-        np.int64,
-    )  # fmt: skip
-    call.view(np.float64)[_SCALE] = scale
-    _launch(call, parallel_address(), _bodies()[query.dtype], torch.get_num_threads())
-    return out
+    scores = np.empty((padded, span), np.float32)
+    total = np.zeros(queries * dim, np.float32)
+    reach = (np.int64(table.max()) + 1) * block_size
+    keys = carray(as_pointer(layer.keys), (reach,), dtype)
+    values = carray(as_pointer(layer.values), (reach,), dtype)
+    for block in range(first_block, last_block + 1):
+        at = np.int64(table[block]) * block_size + kv_head * BLOCK * dim
+        for q in range(0, padded, HEADS):
+            to = q * span + (block - first_block) * BLOCK
+            _scores(query, q * dim, keys, at, scores.reshape(-1), to, span, dim)
+    offset = first_block * BLOCK
+    for i in range(count):
+        length = tile.position + i + 1
+        start = max(0, length - layer.window) if layer.window else 0
+        for g in range(share):
+            row = scores[i * share + g]
+            row[: start - offset] = np.float32(0.0)
+            _softmax(row, start - offset, length - offset, np.float32(layer.scale))
+            row[length - offset :] = np.float32(0.0)
+    for block in range(first_block, last_block + 1):
+        at = np.int64(table[block]) * block_size + kv_head * BLOCK * dim
+        seen = min(end, (block + 1) * BLOCK) - block * BLOCK  # what lies beyond was never written
+        for q in range(queries):
+            _add_values(scores[q], (block - first_block) * BLOCK, seen, values, at, total, q * dim, dim)
+    for i in range(count):
+        for g in range(share):
+            column = (kv_head * share + g) * dim
+            x[tile.first + i, column : column + dim] = total[(i * share + g) * dim : (i * share + g + 1) * dim]

@@ -1,139 +1,132 @@
-"""Products of a few tokens with rows of weights: what the compiled deltas consist of.
+"""The base's linears: y += W x for a group's panels and all tokens of a step.
 
-Weights are bfloat16 (as uint16) or float32, everything else float32.
+A product is one compiled function per kind of weight (see `layers/panels.py`), called by its address: only kinds
+that a model has are compiled.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+from functools import cache
+from typing import Any
 
-from brainstacks.kernels.numbers import narrow, widen
+from numba import cfunc, njit, types
 
+from brainstacks.kernels import generic
+from brainstacks.kernels.layout import group_at, layer_at, linear_at, step_at
+from brainstacks.kernels.team import PIECE, call
+from brainstacks.kernels.tiles import ISA, KINDS, PANEL, tile
 
-@njit(fastmath=True, cache=True)
-def _dot1(row, x, d):
-    total = np.float32(0.0)
-    for i in range(d):
-        total += widen(row[i]) * x[i]
-    return total
+PRODUCT = types.void(*(types.int64,) * 14)
+"""See `tiles._Tile` for the arguments; here `count` may be any number of tokens."""
 
+FEW = 4
+"""Tokens of a smaller tile than the largest."""
 
-@njit(fastmath=True, cache=True)
-def _dot4(row, x0, x1, x2, x3, d):
-    """One row of weights against four tokens: it is read and widened once."""
-    s0 = np.float32(0.0)
-    s1 = np.float32(0.0)
-    s2 = np.float32(0.0)
-    s3 = np.float32(0.0)
-    for i in range(d):
-        w = widen(row[i])
-        s0 += w * x0[i]
-        s1 += w * x1[i]
-        s2 += w * x2[i]
-        s3 += w * x3[i]
-    return s0, s1, s2, s3
+MOST_PANELS = 8
+"""Panels of one piece of work, where there are few tokens."""
 
 
-@njit(fastmath=True, cache=True)
-def _dot2x4(row, next_row, x0, x1, x2, x3, d):
-    """Two rows of weights against four tokens: what is read is used twice and four times."""
-    a0 = np.float32(0.0)
-    a1 = np.float32(0.0)
-    a2 = np.float32(0.0)
-    a3 = np.float32(0.0)
-    b0 = np.float32(0.0)
-    b1 = np.float32(0.0)
-    b2 = np.float32(0.0)
-    b3 = np.float32(0.0)
-    for i in range(d):
-        a, b = widen(row[i]), widen(next_row[i])
-        a0 += a * x0[i]
-        a1 += a * x1[i]
-        a2 += a * x2[i]
-        a3 += a * x3[i]
-        b0 += b * x0[i]
-        b1 += b * x1[i]
-        b2 += b * x2[i]
-        b3 += b * x3[i]
-    return (a0, a1, a2, a3), (b0, b1, b2, b3)
+def product_address(kind: str) -> int:
+    """Of the `PRODUCT` for weights of that kind; it is compiled when it is first asked for."""
+    return int(_product(kind).address)
 
 
-@njit(cache=True)
-def project(rows, x, tokens, count, out, invariant):
-    """out[i, r] = rows[r] . x[tokens[i]] for i < count; rows [R, d_in], x [T, d_in] float32."""
-    d = rows.shape[1]
-    if count == 1 and not invariant:
-        for r in range(rows.shape[0]):
-            out[0, r] = _dot1(rows[r], x[tokens[0]], d)
-        return
-    for i in range(0, count, 4):
-        # A block that is not full repeats its first token: one loop, one order of summation.
-        t0 = tokens[i]
-        t1 = tokens[i + 1] if i + 1 < count else t0
-        t2 = tokens[i + 2] if i + 2 < count else t0
-        t3 = tokens[i + 3] if i + 3 < count else t0
-        x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
-        full = count - i if count - i < 4 else 4
-        r = 0
-        while r + 2 <= rows.shape[0]:
-            sums, next_sums = _dot2x4(rows[r], rows[r + 1], x0, x1, x2, x3, d)
-            for j in range(full):
-                out[i + j, r] = sums[j]
-                out[i + j, r + 1] = next_sums[j]
-            r += 2
-        if r < rows.shape[0]:
-            sums = _dot4(rows[r], x0, x1, x2, x3, d)
-            for j in range(full):
-                out[i + j, r] = sums[j]
+@cache  # which keeps what is compiled alive: an address does not
+def _product(kind: str) -> Any:
+    if ISA.lanes:
+        return _tiled([name for name, _ in KINDS].index(kind), ISA.tokens)
+    return cfunc(PRODUCT)(generic.product(generic.VALUES[kind], kind.startswith("fast")).py_func)
 
 
-@njit(cache=True, fastmath={"contract"})
-def add_rows(rows, at, stride, h, count, total, to, n):
-    """total[to + c] += sum over i < count of h[i] * rows[at + i * stride + c], for c < n, in order of i.
+def _tiled(kind: int, most: int) -> Any:
+    @cfunc(PRODUCT, cache=True)
+    def product(
+        codes, scales, offsets, levels, x, x_step, factors, sums, block_step, out, out_step, blocks, chunks, count
+    ):
+        t = 0
+        while t < count:
+            left = count - t
+            x_, factors_, sums_ = x + t * x_step, factors + t * block_step, sums + t * block_step
+            out_ = out + t * out_step
+            if left == 1:
+                tile(
+                    kind, 1, codes, scales, offsets, levels, x_, x_step, factors_, sums_, block_step,
+                    out_, out_step, blocks, chunks, left,
+                )  # fmt: skip
+            elif left <= FEW < most:
+                tile(
+                    kind, FEW, codes, scales, offsets, levels, x_, x_step, factors_, sums_, block_step,
+                    out_, out_step, blocks, chunks, left,
+                )  # fmt: skip
+            else:
+                tile(
+                    kind, most, codes, scales, offsets, levels, x_, x_step, factors_, sums_, block_step,
+                    out_, out_step, blocks, chunks, min(left, most),
+                )  # fmt: skip
+            t += most
 
-    Flat arrays, unsigned indices (a signed one may count from the end, and its check stops vectorisation),
-    and eight rows at a time: the accumulators are loaded and stored once for eight products.
-    """
-    step, base = np.uintp(stride), np.uintp(to)
-    i = 0
-    while i + 8 <= count:
-        h0, h1, h2, h3 = h[i], h[i + 1], h[i + 2], h[i + 3]
-        h4, h5, h6, h7 = h[i + 4], h[i + 5], h[i + 6], h[i + 7]
-        r0 = np.uintp(at + i * stride)
-        r1, r2, r3, r4 = r0 + step, r0 + step + step, r0 + np.uintp(3) * step, r0 + np.uintp(4) * step
-        r5, r6, r7 = r4 + step, r4 + step + step, r4 + np.uintp(3) * step
-        for c in range(np.uintp(n)):
-            value = total[base + c]
-            value += h0 * widen(rows[r0 + c])
-            value += h1 * widen(rows[r1 + c])
-            value += h2 * widen(rows[r2 + c])
-            value += h3 * widen(rows[r3 + c])
-            value += h4 * widen(rows[r4 + c])
-            value += h5 * widen(rows[r5 + c])
-            value += h6 * widen(rows[r6 + c])
-            value += h7 * widen(rows[r7 + c])
-            total[base + c] = value
-        i += 8
-    while i < count:
-        h0 = h[i]
-        r0 = np.uintp(at + i * stride)
-        for c in range(np.uintp(n)):
-            total[base + c] += h0 * widen(rows[r0 + c])
-        i += 1
+    return product
 
 
 @njit(cache=True)
-def widen_row(rows, at, wide, to, n):
-    source, target = np.uintp(at), np.uintp(to)
-    for c in range(np.uintp(n)):
-        wide[target + c] = widen(rows[source + c])
+def panels_of_piece(tokens):
+    return max(1, min(MOST_PANELS, 2 * MOST_PANELS // tokens))
 
 
 @njit(cache=True)
-def add_row(total, at, out, to, n):
-    """out[to + c] += total[at + c], in float32, rounded once."""
-    source, target = np.uintp(at), np.uintp(to)
-    for c in range(np.uintp(n)):
-        value = widen(out[target + c]) + total[source + c]
-        out[target + c] = narrow(value, out[target + c])
+def product_pieces(group, tokens):
+    some = panels_of_piece(tokens)
+    return (group.panels + some - 1) // some
+
+
+@njit(cache=True)
+def _multiply(step, group, piece, tokens, out, out_width):
+    """The products of a piece's panels, added to `out` [tokens, out_width] float32."""
+    some = panels_of_piece(tokens)
+    panel, end = piece * some, min(group.panels, (piece + 1) * some)
+    first = 0
+    for i in range(group.linears):
+        linear = linear_at(step, group.first + i)
+        while panel < end and panel - first < linear.panels:
+            at = panel - first
+            call(
+                linear.product,
+                linear.codes + at * linear.codes_step,
+                linear.scales + at * linear.scales_step,
+                linear.offsets + at * linear.scales_step if linear.offsets else 0,
+                linear.levels,
+                step.q if linear.fast else step.x,
+                step.x_width if linear.fast else 4 * step.x_width,
+                step.scale,
+                step.zero if linear.fast else step.mass,
+                4 * step.block_count,
+                out + 4 * (linear.column + at * PANEL),
+                4 * out_width,
+                linear.blocks,
+                linear.chunks,
+                tokens,
+            )
+            panel += 1
+        first += linear.panels
+
+
+@njit(cache=True)
+def target(step, index):
+    """Where group `index` puts its outputs: the residual stream, where nothing is done to them before."""
+    into = index % 4 in (1, 3) and not layer_at(step, index // 4).norms[index % 4]
+    return (step.h, step.width) if into else (step.y, step.y_width)
+
+
+@cfunc(PIECE, cache=True)
+def products(context, index, piece):
+    """One piece of group `index`."""
+    step = step_at(context)
+    out, width = target(step, index)
+    _multiply(step, group_at(step, index), piece, step.tokens, out, width)
+
+
+@cfunc(PIECE, cache=True)
+def head(context, index, piece):
+    """One piece of the head, group `index`: the logits of the wanted tokens."""
+    step = step_at(context)
+    _multiply(step, group_at(step, index), piece, step.wanted_count, step.logits, step.logits_width)

@@ -1,40 +1,54 @@
-"""Compiled loops on the OpenMP team that torch computes with.
+"""Compiled work on several threads: a run of phases, each of many pieces.
 
-A second team would fight the first for the cores: an idle team spins before it sleeps. So the compiled
-functions of this package do not bring threads of their own; they hand their work to the `libgomp` that
-torch has loaded. Where there is none (macOS), they run on the calling thread alone.
+The thread that asks for a run drives it: it opens one phase after the other and computes pieces itself. The others
+help where there are pieces left, and the driver waits only for pieces that somebody has taken. So a helper that the
+system does not run, since other processes want the cores too, delays nothing; who finds nothing to do yields, and
+soon sleeps. An OpenMP region would wait for each of its threads, twice, and let them spin meanwhile.
+
+A team's memory is an array of int64, its fields eight apart, so that threads that write to one do not slow down
+those who read another.
 """
 
 from __future__ import annotations
 
 import ctypes
+import platform
+import threading
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-_I64 = ir.IntType(64)
+_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+APART = 8
+"""int64s from one of these fields to the next: a cache line."""
+
+TICKET, DONE, BODY, CONTEXT, ARGUMENT, THREADS, YIELD, ASLEEP = (APART * i for i in range(8))
+"""The phase's number and its pieces left; pieces that helpers have done; what computes a piece, and of what;
+threads of the team; the address of `sched_yield`; how many helpers sleep, or are about to."""
+
+_PIECES = 24  # bits of the ticket that count pieces; the others number the phases, and never come again
+
+_SPINS = 1000  # looks at the ticket, some tens of microseconds, before a thread gives its core away
+_PATIENCE = 4000  # looks before it sleeps: a few milliseconds, for the next step is near
+
+PIECE = types.void(types.int64, types.int64, types.int64)
+"""What computes a piece: f(context, argument, piece)."""
+
+DRIVER = types.void(types.int64, types.int64)
+"""What opens the phases of a run: f(address of the team's memory, context)."""
 
 
 @cache
-def parallel_address() -> int:
-    """Address of torch's `GOMP_parallel`, 0 where there is none."""
-    maps = Path("/proc/self/maps")
-    if not maps.is_file():
-        return 0
-    # Other packages bring a libgomp of their own, with teams of their own; only torch's will do.
-    home = Path(torch.__file__).resolve().parent
-    folders = (home / "lib", home.parent / "torch.libs")
-    lines = [line for line in maps.read_text().splitlines() if "/libgomp" in line]
-    loaded = {Path(line.split(maxsplit=5)[5]) for line in lines}
-    found = sorted(str(path) for path in loaded if path.parent in folders)
-    if not found:
-        return 0
-    return ctypes.cast(ctypes.CDLL(found[0]).GOMP_parallel, ctypes.c_void_p).value or 0
+def yield_address() -> int:
+    """Address of the C library's `sched_yield`, 0 where there is none."""
+    found = getattr(ctypes.CDLL(None), "sched_yield", None)
+    return ctypes.cast(found, ctypes.c_void_p).value or 0 if found is not None else 0
 
 
 @intrinsic
@@ -48,41 +62,192 @@ def as_pointer(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def run_parallel(typing_context: Any, parallel: Any, body: Any, argument: Any, threads: Any) -> Any:
-    """`GOMP_parallel(body, argument, threads, 0)`: every thread of the team calls `body(argument)` once.
-
-    Args (all int64): the addresses of `GOMP_parallel`, of a `void body(void *)` and of its argument; the
-    number of threads. Without `GOMP_parallel`, or for one thread, `body` is called here.
-    """
+def call(typing_context: Any, address: Any, *arguments: Any) -> Any:
+    """Call the `void f(int64, ...)` at `address`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parallel_, body_, argument_, threads_ = args
-        pointer = ir.IntType(8).as_pointer()
-        unsigned = ir.IntType(32)
-        task = ir.FunctionType(ir.VoidType(), [pointer])
-        launch = ir.FunctionType(ir.VoidType(), [task.as_pointer(), pointer, unsigned, unsigned])
-        work = builder.inttoptr(body_, task.as_pointer())
-        data = builder.inttoptr(argument_, pointer)
-        alone = builder.or_(
-            builder.icmp_signed("==", parallel_, _I64(0)), builder.icmp_signed("<=", threads_, _I64(1))
-        )
-        with builder.if_else(alone) as (here, there):
-            with here:
-                builder.call(work, [data])
-            with there:
-                team = builder.inttoptr(parallel_, launch.as_pointer())
-                builder.call(team, [work, data, builder.trunc(threads_, unsigned), unsigned(0)])
+        address, *values = args[:1] + tuple(cgutils.unpack_tuple(builder, args[1]))
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(values))
+        builder.call(builder.inttoptr(address, kind.as_pointer()), values)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.StarArgTuple(arguments)), generate
 
 
 @intrinsic
-def claim(typing_context: Any, counter: Any) -> Any:
-    """Take the next piece of work: the int64 at address `counter`, which is raised by one, atomically."""
+def _load(typing_context: Any, address: Any) -> Any:
+    """The int64 at `address`, and everything that was written before it was."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = builder.inttoptr(args[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", address, _I64(1), "monotonic")
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def _store(typing_context: Any, address: Any, value: Any) -> Any:
+    """Write an int64 to `address`, after everything that was written before."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _add(typing_context: Any, address: Any, value: Any) -> Any:
+    """Add to the int64 at `address`, atomically; what it was before."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def _swap(typing_context: Any, address: Any, old: Any, new: Any) -> Any:
+    """Replace the int64 at `address` if it is `old`, atomically; whether it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = builder.inttoptr(args[0], _I64.as_pointer())
+        found = builder.cmpxchg(at, args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _pause(typing_context: Any) -> Any:
+    """Tell the core that this is a loop that waits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if platform.machine() in ("x86_64", "AMD64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _give_way(typing_context: Any, function: Any) -> Any:
+    """Call the `int sched_yield(void)` at the address `function`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I32, [])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@njit(cache=True)
+def _wait(memory, turns):
+    """One turn of waiting; after some, let others have the core."""
+    _pause()
+    if turns > _SPINS and memory[YIELD] != 0:
+        _give_way(memory[YIELD])
+
+
+@njit(cache=True)
+def _claimed(at):
+    """A piece of the open phase: its number, or -1 where none is left."""
+    ticket = at + 8 * TICKET
+    while True:
+        found = _load(ticket)
+        left = found & ((1 << _PIECES) - 1)
+        if left == 0:
+            return -1
+        if _swap(ticket, found, found - 1):
+            return left - 1
+
+
+@njit(cache=True)
+def run(at, body, argument, pieces):
+    """Of the driver: compute `body(context, argument, piece)` for each piece; return when all are done.
+
+    Args:
+        at: address of the team's memory.
+        body: of a `PIECE`.
+    """
+    memory = carray(as_pointer(at), (8 * APART,), np.int64)
+    if pieces <= 1 or memory[THREADS] <= 1:
+        for piece in range(pieces):
+            call(body, memory[CONTEXT], argument, piece)
+        return
+    memory[BODY], memory[ARGUMENT], memory[DONE] = body, argument, 0
+    phase = (_load(at + 8 * TICKET) >> _PIECES) + 1
+    _store(at + 8 * TICKET, (phase << _PIECES) | pieces)
+    mine = 0
+    while True:
+        piece = _claimed(at)
+        if piece < 0:
+            break
+        call(body, memory[CONTEXT], argument, piece)
+        mine += 1
+    turns = 0
+    while _load(at + 8 * DONE) + mine < pieces:
+        _wait(memory, turns)
+        turns += 1
+
+
+@njit(cache=True, nogil=True)
+def _help(memory):
+    """Of a helper: compute pieces; return when there has been nothing to do for a while."""
+    at = memory.ctypes.data
+    _add(at + 8 * ASLEEP, -1)
+    turns = 0
+    while True:
+        piece = _claimed(at)
+        if piece >= 0:
+            # The phase stays what it is until this piece is done.
+            call(memory[BODY], memory[CONTEXT], memory[ARGUMENT], piece)
+            _add(at + 8 * DONE, 1)
+            turns = 0
+        elif turns < _PATIENCE:
+            _wait(memory, turns)
+            turns += 1
+        else:
+            _add(at + 8 * ASLEEP, 1)
+            return
+
+
+@njit(cache=True, nogil=True)
+def _drive(memory, driver):
+    call(driver, memory.ctypes.data, memory[CONTEXT])
+
+
+class Team:
+    """The threads that compute together. One run at a time.
+
+    Args:
+        threads: of the team, the driver included.
+    """
+
+    def __init__(self, threads: int) -> None:
+        whole = np.zeros(9 * APART, np.int64)
+        start = -whole.ctypes.data // 8 % APART  # so that no two fields lie in one cache line
+        self.memory = whole[start : start + 8 * APART]
+        self.memory[THREADS], self.memory[YIELD] = threads, yield_address()
+        self.memory[ASLEEP] = threads - 1
+        self._bells = [threading.Lock() for _ in range(threads - 1)]
+        for bell in self._bells:
+            bell.acquire()
+            helper = threading.Thread(target=_helper, args=(self.memory, bell), daemon=True, name="step helper")
+            helper.start()
+
+    def drive(self, driver: int, context: int) -> None:
+        """Run the `DRIVER` at that address; `context` is for it and for the pieces of its phases."""
+        self.memory[CONTEXT] = context
+        if self.memory[ASLEEP] > 0:
+            for bell in self._bells:
+                if bell.locked():
+                    bell.release()  # one that is awake comes round once more, and finds nothing to do
+        _drive(self.memory, driver)
+
+
+def _helper(memory: np.ndarray[Any, Any], bell: threading.Lock) -> None:
+    while True:
+        bell.acquire()
+        _help(memory)

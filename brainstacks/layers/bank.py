@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brainstacks.layers.compiled import CompiledDeltas
 from brainstacks.layers.delta import gated_hidden
 from brainstacks.layers.hooks import Correction, LowRank
 from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors
@@ -86,14 +85,16 @@ class StackBank:
         if key not in self._stacks:
             raise KeyError(f"{key!r} is not resident; resident are {self.keys}")
 
-    def bind(
-        self, weights: Sequence[Mapping[Any, float]], *, packed: bool = False, invariant: bool = False
-    ) -> BoundBank:
+    def stack(self, key: Key) -> PackedStack:
+        """Raises KeyError: `key` is not resident."""
+        self._require(key)
+        return self._stacks[key]
+
+    def bind(self, weights: Sequence[Mapping[Any, float]], *, packed: bool = False) -> BoundBank:
         """The deltas for a batch whose row i is composed by `weights[i]` (key -> weight).
 
         Args:
             packed: the batch is one row `[1, T]` and `weights` has an entry per token of it.
-            invariant: a row's deltas do not depend, to the last bit, on which others are in the batch.
 
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
@@ -103,11 +104,9 @@ class StackBank:
             missing = sorted(map(str, used - set(self._stacks)))
             raise KeyError(f"{missing} not resident; resident are {self.keys}")
         spans = _spans(weights) if packed else [None]
-        return BoundBank(tuple(bound for span in spans for bound in self._bound(weights, span, invariant)))
+        return BoundBank(tuple(bound for span in spans for bound in self._bound(weights, span)))
 
-    def _bound(
-        self, weights: Sequence[Mapping[Any, float]], span: slice | None, invariant: bool
-    ) -> Iterator[_Bound]:
+    def _bound(self, weights: Sequence[Mapping[Any, float]], span: slice | None) -> Iterator[_Bound]:
         """By shape, what the rows of a span use."""
         rows = weights[span] if span is not None else weights
         used = {key for row in rows for key, weight in row.items() if weight != 0.0}
@@ -125,10 +124,7 @@ class StackBank:
                 [[row.get(key, 0.0) * scaling for key, scaling in columns] for row in rows],
                 dtype=torch.float32,
             ).to(self.device, non_blocking=True)
-            compiled = None
-            if span is not None and CompiledDeltas.fits(table, stacks[0].dtype):
-                compiled = CompiledDeltas(shape, stacks, table, span.start, invariant)
-            yield _Bound(shape, stacks, table, span, compiled)
+            yield _Bound(shape, stacks, table, span)
 
 
 def _spans(weights: Sequence[Mapping[Any, float]]) -> list[slice]:
@@ -160,14 +156,11 @@ class _Bound:
     stacks: Sequence[PackedStack]
     weights: Tensor
     span: slice | None
-    compiled: CompiledDeltas | None
 
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
         names = self.shape.projections(group)
         if not names:
             return {}
-        if self.compiled is not None and self.compiled.takes(x):
-            return self.compiled.corrections(layer, group, x)
         weights = self.weights[..., None, None]
         if self.span is None:
             weights = weights[:, None]

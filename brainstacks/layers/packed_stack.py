@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from brainstacks.config import StackConfig
+from brainstacks.config import PROJECTIONS, StackConfig
+from brainstacks.kernels.layout import FACTOR
 from brainstacks.layers.delta import pack_down
 from brainstacks.layers.projections import INPUT_GROUPS
 
@@ -146,15 +148,19 @@ class PackedStack:
         return moved
 
     @cached_property
-    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of all tensors, int64: down [layers, groups, rounds], up [layers, projections, rounds]."""
-        layers, groups = range(self.shape.layers), range(len(INPUT_GROUPS))
-        names = [p for p, _, _ in self.shape.dims]
-
-        def of(tensor: Tensor | None) -> list[int]:
-            return [tensor[n].data_ptr() if tensor is not None else 0 for n in range(self.rounds)]
-
-        return (
-            np.array([[of(self.down.get((layer, group))) for group in groups] for layer in layers], np.int64),
-            np.array([[of(self.up[layer, name]) for name in names] for layer in layers], np.int64),
-        )
+    def factors(self) -> np.ndarray[Any, Any]:
+        """Where the compiled step finds A, gate and B: `layout.FACTOR` [layers, 7, rounds]; 0 for none."""
+        table = np.zeros((self.shape.layers, len(PROJECTIONS), self.rounds), FACTOR)
+        for layer in range(self.shape.layers):
+            for group in range(len(INPUT_GROUPS)):
+                names = self.shape.projections(group)
+                for i, name in enumerate(names):
+                    for n in range(self.rounds):
+                        down, up = self.down[layer, group][n], self.up[layer, name][n]
+                        gates = len(names) * self.shape.columns + i * self.shape.experts
+                        table[layer, PROJECTIONS.index(name), n] = (
+                            down[i * self.shape.columns].data_ptr(),
+                            down[gates].data_ptr(),
+                            up.data_ptr(),
+                        )
+        return table

@@ -31,6 +31,12 @@ def mixed_hidden_states(
     Returns:
         [B, T, d] float32.
     """
+    mid, last = decoder_states(model, input_ids=input_ids, **kwargs)
+    return mid_weight * mid.float() + last_weight * last.float()
+
+
+def decoder_states(model: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """One forward of the decoder: its middle and its last hidden state, [B, T, d] in its dtype."""
     layers = decoder_layers(model)
     captured: list[Tensor] = []
 
@@ -40,10 +46,10 @@ def mixed_hidden_states(
     # The input of layer k is hidden state k: no other layer's output needs to be kept.
     handle = layers[len(layers) // 2].register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        last: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+        last: Tensor = model.get_decoder()(use_cache=False, **inputs).last_hidden_state
     finally:
         handle.remove()
-    return mid_weight * captured[0].float() + last_weight * last.float()
+    return captured[0], last
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,64 @@
+"""What computes a step: one small interface, and the choice of who implements it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from torch import Tensor
+
+from brainstacks.base_model import BaseModel
+from brainstacks.config import EngineConfig
+from brainstacks.engine.batch import StepBatch
+from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.torch_backend import TorchBackend
+from brainstacks.errors import ConfigError, UnsupportedModel
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.hooks import CompositionHooks
+
+log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Attributes:
+    name: what it is and computes with, for people.
+    fixed_shapes: a row's result depends, in its last bits, on the shapes that others decide.
+    """
+
+    name: str
+    fixed_shapes: bool
+
+    def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
+        """Compute a step and store its keys and values.
+
+        Returns:
+            logits [L, V] float32 of `batch.wanted`, before any soft cap.
+        """
+
+    def hidden_states(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Compute a step with the base alone and store its keys and values.
+
+        Returns:
+            the middle hidden state, and the last after the final norm, of every token, [T, d] float32.
+        """
+
+
+def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig) -> Backend:
+    """The one that `config.backend` names; `auto` takes the compiled one on a CPU where it knows the decoder.
+
+    Raises:
+        ConfigError: it cannot compute this base.
+    """
+    if config.backend == "torch" or (config.backend == "auto" and base.device.type != "cpu"):
+        return TorchBackend(base, hooks, cache)
+    if base.device.type != "cpu":
+        raise ConfigError(f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend")
+    from brainstacks.engine.cpu_backend import CpuBackend
+
+    try:
+        return CpuBackend(base, cache, exact=config.exact or config.deterministic)
+    except UnsupportedModel as error:
+        if config.backend == "cpu":
+            raise ConfigError(f"the backend cpu does not compute {base.name!r}: {error.message}") from error
+        log.warning("%s is computed by PyTorch, which is slower on a CPU: %s", base.name, error.message)
+        return TorchBackend(base, hooks, cache)

@@ -1,0 +1,99 @@
+"""The products of `tiles.py` as plain loops: for CPUs without its instructions, and to test it against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from brainstacks.kernels.numbers import widen
+from brainstacks.kernels.team import as_pointer
+from brainstacks.kernels.tiles import CHUNK, PANEL, ZERO_POINT
+
+_FAR = 2**40
+"""More elements than any panel has: the length of an array whose end the call does not know."""
+
+
+@njit(cache=True)
+def _nibble(codes, row, k):
+    byte = np.int64(codes[(k // 8 * PANEL + row) * 4 + k % 4])
+    return byte & 15 if k % 8 < 4 else byte >> 4
+
+
+@njit(cache=True)
+def fast_nibbles(codes, levels, row, k):
+    table = carray(as_pointer(levels), (16,), np.uint8)
+    return np.int32(table[_nibble(carray(as_pointer(codes), (_FAR,), np.uint8), row, k)]) - ZERO_POINT
+
+
+@njit(cache=True)
+def exact_nibbles(codes, levels, row, k):
+    table = carray(as_pointer(levels), (16,), np.float32)
+    return table[_nibble(carray(as_pointer(codes), (_FAR,), np.uint8), row, k)]
+
+
+@njit(cache=True)
+def fast_bytes(codes, levels, row, k):
+    return np.int32(carray(as_pointer(codes), (_FAR,), np.int8)[(k // 4 * PANEL + row) * 4 + k % 4])
+
+
+@njit(cache=True)
+def exact_bytes(codes, levels, row, k):
+    return np.float32(carray(as_pointer(codes), (_FAR,), np.int8)[(k // 4 * PANEL + row) * 4 + k % 4])
+
+
+@njit(cache=True)
+def plain_floats(codes, levels, row, k):
+    return carray(as_pointer(codes), (_FAR,), np.float32)[k * PANEL + row]
+
+
+@njit(cache=True)
+def plain_halves(codes, levels, row, k):
+    return widen(carray(as_pointer(codes), (_FAR,), np.uint16)[k * PANEL + row])
+
+
+def product(value: Any, fast: bool) -> Any:
+    """The loops over a panel's rows, tokens and blocks, for weights that `value` reads; see `tiles._Tile`."""
+
+    @njit
+    def plain(
+        codes, scales, offsets, levels, x, x_step, factors, sums, block_step, out, out_step, blocks, chunks, count
+    ):
+        size = CHUNK * chunks
+        scale_of = carray(as_pointer(scales), (blocks, PANEL), np.float32)
+        for t in range(count):
+            target = carray(as_pointer(out + t * out_step), (PANEL,), np.float32)
+            mass = carray(as_pointer(sums + t * block_step), (blocks,), np.float32)
+            ints = carray(as_pointer(x + t * x_step), (blocks * size,), np.int8)
+            zero = carray(as_pointer(sums + t * block_step), (blocks,), np.int32)
+            factor = carray(as_pointer(factors + t * block_step), (blocks,), np.float32)
+            wide = carray(as_pointer(x + t * x_step), (blocks * size,), np.float32)
+            for row in range(PANEL):
+                for b in range(blocks):
+                    if fast:
+                        whole = np.int32(0)
+                        for k in range(b * size, (b + 1) * size):
+                            whole += value(codes, levels, row, k) * np.int32(ints[k])
+                        total = np.float32(whole) * factor[b]
+                        weight = np.float32(zero[b]) * np.float32(-1.0 / ZERO_POINT) * factor[b]
+                    else:
+                        total = np.float32(0.0)
+                        for k in range(b * size, (b + 1) * size):
+                            total += value(codes, levels, row, k) * wide[k]
+                        weight = mass[b]
+                    target[row] += total * scale_of[b, row]
+                    if offsets:
+                        target[row] += carray(as_pointer(offsets), (blocks, PANEL), np.float32)[b, row] * weight
+
+    return plain
+
+
+VALUES = {
+    "fast_nibbles": fast_nibbles,
+    "fast_bytes": fast_bytes,
+    "exact_nibbles": exact_nibbles,
+    "exact_bytes": exact_bytes,
+    "floats": plain_floats,
+    "halves": plain_halves,
+}

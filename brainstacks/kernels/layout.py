@@ -1,0 +1,121 @@
+"""The tables that a compiled step reads: records of addresses, counts and constants.
+
+Fields that name an array hold its address, 0 where there is none. `T` are the packed tokens of the step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from brainstacks.kernels.team import as_pointer
+
+BLOCK = 16
+"""Tokens of a block of the KV cache."""
+
+STEP = np.dtype(
+    [
+        # what the model is
+        ("layers", "i8"), ("hidden", "i8"), ("width", "i8"),  # width: hidden, filled up to whole panels
+        ("heads", "i8"), ("kv_heads", "i8"), ("dim", "i8"), ("gelu", "i8"), ("eps", "f8"),
+        ("layer_table", "i8"), ("group_table", "i8"), ("linear_table", "i8"), ("final_norm", "i8"),
+        ("middle", "i8"),  # the layer whose input the router reads
+        # what the step computes
+        ("tokens", "i8"), ("positions", "i8"), ("slots", "i8"),  # [T] int64; slot: block * BLOCK + place
+        ("cos", "i8"), ("sin", "i8"), ("reach", "i8"),  # [kinds of layers, reach, dim] float32, by position
+        ("tiles", "i8"), ("tile_count", "i8"),  # of TILE
+        ("blocks", "i8"), ("block_width", "i8"),  # [sequences, width] int32
+        ("wanted", "i8"), ("wanted_count", "i8"),  # [L] int64: tokens whose logits are computed
+        ("logits", "i8"), ("logits_width", "i8"),  # [L, width] float32
+        ("mid", "i8"), ("last", "i8"),  # [T, width] float32: the router's two hidden states; mid 0: not wanted
+        # the stacks in use
+        ("rounds", "i8"), ("columns", "i8"), ("experts", "i8"),  # most columns N * r and experts N of a round
+        ("round_table", "i8"), ("factor_table", "i8"), ("weights", "i8"),  # [rounds, T] float32, w * s
+        # memory of the step
+        ("h", "i8"),  # [T, width] float32, the residual stream
+        ("x", "i8"), ("x_width", "i8"),  # [T, x_width] float32, a group's input
+        ("q", "i8"), ("scale", "i8"), ("zero", "i8"), ("mass", "i8"),  # the same in int8; see `quantise`
+        ("block_count", "i8"),  # most blocks of a row
+        ("y", "i8"), ("y_width", "i8"),  # [T, y_width] float32, a group's output
+        ("low", "i8"), ("gates", "i8"),  # [3, rounds, T, columns] and [3, rounds, T, experts] float32
+        # bodies of the phases
+        ("norm", "i8"), ("products", "i8"), ("down", "i8"), ("up", "i8"), ("rotate", "i8"), ("attend", "i8"),
+        ("joined", "i8"), ("activate", "i8"), ("after", "i8"), ("last_hidden", "i8"), ("final", "i8"),
+        ("head", "i8"),
+    ],
+    align=True,
+)  # fmt: skip
+
+LAYER = np.dtype(
+    [
+        ("norms", "i8", (4,)),  # before and after attention, before and after the MLP: [hidden] float32
+        ("q_norm", "i8"), ("k_norm", "i8"),  # [dim] float32
+        ("keys", "i8"), ("values", "i8"),  # of this layer: [blocks, kv_heads, BLOCK, dim], see `attention.py`
+        ("window", "i8"),  # tokens that it looks back, itself included; 0 for all
+        ("angles", "i8"),  # index into cos and sin
+        ("scale", "f8"),  # of the scores
+    ],
+    align=True,
+)  # fmt: skip
+
+GROUP = np.dtype(
+    [
+        ("linears", "i8"), ("first", "i8"),  # how many, and the first of them, in the table of linears
+        ("d_in", "i8"), ("columns", "i8"),  # outputs together, each linear's filled up to whole panels
+        ("block", "i8"),  # inputs that share a scale
+        ("fast", "i8"), ("exact", "i8"),  # whether a linear multiplies int8, or needs sums of float32
+        ("panels", "i8"), ("bias", "i8"),  # [columns] float32
+    ],
+    align=True,
+)  # fmt: skip
+
+LINEAR = np.dtype(
+    [
+        ("product", "i8"),  # address of a `products.PRODUCT`
+        ("codes", "i8"), ("scales", "i8"), ("offsets", "i8"), ("levels", "i8"),  # see `panels.Panels`
+        ("panels", "i8"), ("codes_step", "i8"), ("scales_step", "i8"),  # bytes from panel to panel
+        ("blocks", "i8"), ("chunks", "i8"),  # of a row; of a block
+        ("fast", "i8"), ("column", "i8"), ("d_in", "i8"), ("d_out", "i8"), ("projection", "i8"),  # column: of its first output
+    ],
+    align=True,
+)  # fmt: skip
+
+ROUND = np.dtype([("rank", "i8"), ("experts", "i8"), ("top_k", "i8")], align=True)
+FACTOR = np.dtype([("A", "i8"), ("gate", "i8"), ("B", "i8")], align=True)
+"""Of one projection of one layer and round: A [N * r, d_in], gate [N, d_in], B transposed [N * r, d_out]."""
+
+TILE = np.dtype([("sequence", "i8"), ("first", "i8"), ("count", "i8"), ("position", "i8")], align=True)
+"""Neighbouring packed tokens of one sequence: its row in `blocks`, the first of them, their number, and the
+position of the first in the sequence."""
+
+
+@njit(cache=True)
+def step_at(address):
+    return carray(as_pointer(address), (1,), STEP)[0]
+
+
+@njit(cache=True)
+def layer_at(step, index):
+    return carray(as_pointer(step.layer_table), (index + 1,), LAYER)[index]
+
+
+@njit(cache=True)
+def group_at(step, index):
+    return carray(as_pointer(step.group_table), (index + 1,), GROUP)[index]
+
+
+@njit(cache=True)
+def linear_at(step, index):
+    return carray(as_pointer(step.linear_table), (index + 1,), LINEAR)[index]
+
+
+@njit(cache=True)
+def floats(address, rows, columns):
+    """[rows, columns] float32 at `address`."""
+    return carray(as_pointer(address), (rows, columns), np.float32)
+
+
+@njit(cache=True)
+def integers(address, count):
+    """[count] int64 at `address`."""
+    return carray(as_pointer(address), (count,), np.int64)

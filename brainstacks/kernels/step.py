@@ -1,0 +1,128 @@
+"""One forward of all tokens of a step, from embeddings to logits: the order of the phases, and what computes them.
+
+`drive` below is the model: every line opens a phase, whose pieces the team shares (see `team.py`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cfunc, njit
+
+from brainstacks.kernels import activations, products
+from brainstacks.kernels.activations import rotate_work, token_pieces
+from brainstacks.kernels.attention import attend_work
+from brainstacks.kernels.deltas import down_pieces, down_work, up_pieces, up_work
+from brainstacks.kernels.layout import floats, group_at, layer_at, step_at
+from brainstacks.kernels.products import product_pieces
+from brainstacks.kernels.team import DRIVER, PIECE, run
+
+
+@njit(cache=True)
+def _linear(at, step, index):
+    """The projections of a group, and their deltas."""
+    group = group_at(step, index)
+    run(at, step.products, index, product_pieces(group, step.tokens))
+    if step.rounds:
+        run(at, step.down, index, down_pieces(step, group))
+        run(at, step.up, index, up_pieces(step, group))
+    if index % 2 and layer_at(step, index // 4).norms[index % 4]:
+        run(at, step.after, index, token_pieces(step.tokens))
+
+
+@njit(cache=True)
+def _keep(step):
+    """The router reads this layer's input."""
+    floats(step.mid, step.tokens, step.width)[:] = floats(step.h, step.tokens, step.width)
+
+
+@cfunc(DRIVER, cache=True)
+def drive(at, context):
+    """h [T, width] holds the embeddings; see `layout.STEP`."""
+    step = step_at(context)
+    for layer in range(step.layers):
+        index = 4 * layer
+        if step.mid and layer == step.middle:
+            _keep(step)
+        run(at, step.norm, index, token_pieces(step.tokens))
+        _linear(at, step, index)
+        run(at, step.rotate, index, token_pieces(step.tokens))
+        run(at, step.attend, index, step.tile_count * step.kv_heads)
+        run(at, step.joined, index + 1, token_pieces(step.tokens))
+        _linear(at, step, index + 1)
+        run(at, step.norm, index + 2, token_pieces(step.tokens))
+        _linear(at, step, index + 2)
+        run(at, step.activate, index + 3, token_pieces(step.tokens))
+        _linear(at, step, index + 3)
+    if step.mid:
+        run(at, step.last_hidden, 0, token_pieces(step.tokens))
+    head = 4 * step.layers
+    if step.wanted_count:
+        run(at, step.final, head, token_pieces(step.wanted_count))
+        run(at, step.head, head, product_pieces(group_at(step, head), step.wanted_count))
+
+
+# Each of these is compiled for the one dtype that is in use. They are functions of it alone: a compiled function
+# that was made with another one as an argument would not be found again on disk.
+
+
+def _down(dtype: Any) -> Any:
+    @cfunc(PIECE, cache=True)
+    def down(context, index, piece):
+        down_work(context, index, piece, dtype)
+
+    return down
+
+
+def _up(dtype: Any) -> Any:
+    @cfunc(PIECE, cache=True)
+    def up(context, index, piece):
+        up_work(context, index, piece, dtype)
+
+    return up
+
+
+def _rotate(dtype: Any) -> Any:
+    @cfunc(PIECE, cache=True)
+    def rotate(context, index, piece):
+        rotate_work(context, index, piece, dtype)
+
+    return rotate
+
+
+def _attend(dtype: Any) -> Any:
+    @cfunc(PIECE, cache=True)
+    def attend(context, index, piece):
+        attend_work(context, index, piece, dtype)
+
+    return attend
+
+
+def bodies(wide: bool) -> dict[str, int]:
+    """Field of `STEP` -> the address of what computes a piece of that phase.
+
+    Args:
+        wide: stacks, keys and values are float32; else bfloat16.
+    """
+    return {field: int(function.address) for field, function in _compiled(wide).items()}
+
+
+@cache  # which keeps what is compiled alive: an address does not
+def _compiled(wide: bool) -> dict[str, Any]:
+    dtype = np.float32 if wide else np.uint16
+    return {
+        "norm": activations.norm,
+        "products": products.products,
+        "down": _down(dtype),
+        "up": _up(dtype),
+        "rotate": _rotate(dtype),
+        "attend": _attend(dtype),
+        "joined": activations.joined,
+        "activate": activations.activate,
+        "after": activations.after,
+        "final": activations.final,
+        "last_hidden": activations.last_hidden,
+        "head": products.head,
+    }

@@ -1,0 +1,144 @@
+"""A weight as the step multiplies with it: panels of 16 outputs, of one of a few kinds.
+
+    4 bits   codes [panels, d_in / 8, 16, 4] bytes; byte j of a row holds the codes of k = 8 i + j (low) and
+             8 i + 4 + j (high)
+    8 bits   codes [panels, d_in / 4, 16, 4] int8
+    floats   [panels, d_in, 16] float32 or bfloat16 (as uint16)
+
+Rows are filled up with zeros to whole panels; d_in of floats to whole chunks of `tiles.CHUNK`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from brainstacks.kernels.tiles import CHUNK, PANEL, ZERO_POINT
+from brainstacks.layers.blocks import Blocks
+
+Array = np.ndarray[Any, Any]
+
+KINDS = ("fast_nibbles", "fast_bytes", "exact_nibbles", "exact_bytes", "floats", "halves")
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """Attributes:
+    kind: one of `KINDS`.
+    codes: as above.
+    scales, offsets: [panels, blocks, 16] float32; offsets may be None. Those of floats are 1, in one block.
+    levels: of nibbles, 16 uint8 (fast) or float32 (exact); else empty.
+    block: k's that share a scale.
+    d_in: k's that are multiplied, filled up; d_out: real outputs.
+    """
+
+    kind: str
+    codes: Array
+    scales: Array
+    offsets: Array | None
+    levels: Array
+    block: int
+    d_in: int
+    d_out: int
+
+    @property
+    def fast(self) -> bool:
+        return self.kind.startswith("fast")
+
+    @property
+    def count(self) -> int:
+        """Panels."""
+        return len(self.codes)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.codes, self.scales, self.offsets, self.levels) if a is not None)
+
+
+def of_blocks(blocks: Blocks, *, fast: bool, block: int | None = None) -> Panels:
+    """Pack quantised weights.
+
+    Args:
+        fast: int8 products; levels that are no whole numbers are rounded to 1/64 of the largest, at most.
+        block: cut the blocks into smaller ones, so that linears with one input agree.
+    """
+    block = block or blocks.block
+    nibbles = blocks.levels is not None
+    scales, offsets = blocks.scales, blocks.offsets
+    if blocks.block != block:
+        scales = np.repeat(scales, blocks.block // block, axis=1)
+        offsets = np.repeat(offsets, blocks.block // block, axis=1) if offsets is not None else None
+    levels = np.zeros(0, np.uint8)
+    if blocks.levels is not None:
+        levels = np.ascontiguousarray(blocks.levels, np.float32)
+        if fast:
+            whole, unit = whole_levels(levels)
+            levels, scales = (whole + ZERO_POINT).astype(np.uint8), scales * np.float32(unit)
+    d_out, d_in = blocks.codes.shape
+    codes = _rows(blocks.codes)
+    if nibbles:
+        parts = codes.astype(np.uint8).reshape(-1, PANEL, d_in // 8, 2, 4)
+        packed = (parts[..., 0, :] | parts[..., 1, :] << 4).transpose(0, 2, 1, 3)
+    else:
+        packed = codes.astype(np.int8).reshape(-1, PANEL, d_in // 4, 4).transpose(0, 2, 1, 3)
+    return Panels(
+        kind=f"{'fast' if fast else 'exact'}_{'nibbles' if nibbles else 'bytes'}",
+        codes=np.ascontiguousarray(packed),
+        scales=_by_panel(scales),
+        offsets=_by_panel(offsets) if offsets is not None else None,
+        levels=levels,
+        block=block,
+        d_in=d_in,
+        d_out=d_out,
+    )
+
+
+def of_values(values: Array) -> Panels:
+    """Pack [d_out, d_in] float32, or bfloat16 as uint16."""
+    d_out, d_in = values.shape
+    width = -(-d_in // CHUNK) * CHUNK
+    padded = np.zeros((-(-d_out // PANEL) * PANEL, width), values.dtype)
+    padded[:d_out, :d_in] = values
+    panels = np.ascontiguousarray(padded.reshape(-1, PANEL, width).transpose(0, 2, 1))
+    return Panels(
+        kind="floats" if values.dtype == np.float32 else "halves",
+        codes=panels,
+        scales=np.ones((len(panels), 1, PANEL), np.float32),
+        offsets=None,
+        levels=np.zeros(0, np.uint8),
+        block=width,
+        d_in=width,
+        d_out=d_out,
+    )
+
+
+def whole_levels(levels: Array) -> tuple[Array, float]:
+    """Levels as whole numbers in -ZERO_POINT..ZERO_POINT, times a unit: the pair whose worst error is least.
+
+    Whole levels of that size are kept as they are.
+    """
+    if np.array_equal(levels, np.rint(levels)) and np.abs(levels).max() <= ZERO_POINT:
+        return levels.astype(np.int8), 1.0
+    largest = float(np.abs(levels).max())
+
+    def error(top: float) -> float:
+        unit = largest / top
+        return float(np.abs(np.rint(levels / unit) * unit - levels).max())
+
+    top = min(np.linspace(ZERO_POINT / 2, ZERO_POINT, 2049), key=error)
+    unit = largest / float(top)
+    return np.rint(levels / unit).astype(np.int8), unit
+
+
+def _rows(codes: Array) -> Array:
+    """Filled up to whole panels."""
+    missing = -len(codes) % PANEL
+    return np.pad(codes, ((0, missing), (0, 0))) if missing else codes
+
+
+def _by_panel(values: Array) -> Array:
+    """[d_out, blocks] -> [panels, blocks, 16] float32; what is filled up is 0."""
+    rows = _rows(values.astype(np.float32))
+    return np.ascontiguousarray(rows.reshape(-1, PANEL, rows.shape[1]).transpose(0, 2, 1))
