@@ -42,6 +42,11 @@ class Located:
     gguf_digest: str | None = None
 
 
+def is_gguf(base: str | os.PathLike[str]) -> bool:
+    """Whether `base` names a GGUF file, by its name alone."""
+    return os.fspath(base) in PACKAGED or Path(base).suffix == ".gguf"
+
+
 def locate(base: str | os.PathLike[str]) -> Located:
     """Where `base` is on this machine; a hub id is downloaded once.
 

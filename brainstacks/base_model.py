@@ -7,17 +7,19 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from brainstacks.base_files import base_name, locate, quiet_transformers
-from brainstacks.checkpoint import Checkpoint, nf4_checkpoint, plain_checkpoint
+from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformers
+from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, plain_checkpoint
 from brainstacks.config import Quantization
 from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.fingerprint import fingerprint
+from brainstacks.gguf_checkpoint import GgufCheckpoint
+from brainstacks.layers.blocks import Blocks, int8_blocks, nf4_blocks
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.layers.quantize4bit import speed_up_quantize_4bit
 from brainstacks.stacks.artifact import BaseIdentity
@@ -36,6 +38,7 @@ class BaseModel:
         name: short name for people and for model names in the API.
         identity: what stacks are checked against.
         sites: the seven projections of every layer.
+        gguf: the file whose own quantisation it has, where `quantization` is native.
     """
 
     model: Any
@@ -46,6 +49,7 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     sites: dict[tuple[int, str], Site]
+    gguf: GgufCheckpoint | None = None
 
     @property
     def max_context(self) -> int:
@@ -65,6 +69,23 @@ class BaseModel:
         if found is None:
             return ()
         return (found,) if isinstance(found, int) else tuple(found)
+
+    def blocks(self, layer: int, projection: str) -> Blocks | None:
+        """The weight of one projection as codes with scales; None where it is held as values.
+
+        Raises:
+            ValueError: bitsandbytes has repacked the weight; ask before the first forward.
+        """
+        module = self.sites[layer, projection].module
+        if self.gguf is not None:
+            return self.gguf.blocks(layer, projection)
+        if self.quantization == "nf4":
+            return nf4_blocks(module)
+        return int8_blocks(module) if self.quantization == "int8" else None
+
+    def head_blocks(self) -> Blocks | None:
+        """Those of the output head, which a GGUF file alone quantises."""
+        return None if self.gguf is None else self.gguf.head_blocks()
 
     def chat_tokenizer(self) -> ChatTokenizer:
         """Raises UnsupportedModel: the base has no tokenizer."""
@@ -87,26 +108,33 @@ def load_base(
 
     Args:
         base: local directory, hub id, `.gguf` file, or a name in `PACKAGED`.
-        quantization: `nf4` (with double quantisation), `int8`, or `none`.
+        quantization: `nf4` (with double quantisation), `int8`, `none`, or `native`, which computes with the
+            values that a GGUF file's own blocks stand for.
         device: `auto` takes CUDA when there is one.
-        dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base and the
-            checkpoint's own dtype for an unquantised one.
+        dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base, the
+            checkpoint's own dtype for an unquantised one, and float32 for a native one, whose values are
+            products of a float16 and a code: bfloat16 would round each of them a second time.
         trainable: gradients must flow through the base to its inputs. On a CPU with AVX512-BF16,
             bitsandbytes repacks 4-bit weights at the first inference forward, after which no gradient
             passes them, silently; this keeps the unpacked, slower path.
 
     Raises:
-        ConfigError: an unknown quantization or device.
+        ConfigError: an unknown quantization or device, or `native` for a base that is no GGUF file.
         UnsupportedModel: the base cannot be found, read, or lacks a projection.
     """
-    if quantization not in ("nf4", "int8", "none"):
-        raise ConfigError(f"quantization is {quantization!r}; it is nf4, int8 or none", param="quantization")
+    if quantization not in get_args(Quantization):
+        raise ConfigError(
+            f"quantization is {quantization!r}; it is one of {', '.join(get_args(Quantization))}",
+            param="quantization",
+        )
     torch_device = resolve_device(device)
     started = time.perf_counter()
     checkpoint = _checkpoint(base, quantization, torch_device, dtype)
     with quiet_transformers():
         model = _load_model(checkpoint.directory, quantization, torch_device, dtype, checkpoint.quantized)
         tokenizer = _load_tokenizer(checkpoint.directory)
+    if checkpoint.gguf is not None:
+        checkpoint.gguf.fill(model)
     model.eval().requires_grad_(False)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu") and (
@@ -125,6 +153,7 @@ def load_base(
         device=torch_device,
         dtype=model.get_input_embeddings().weight.dtype,  # type: ignore[operator]
         sites=sites,
+        gguf=checkpoint.gguf,
     )
 
 
@@ -187,7 +216,15 @@ def _checkpoint(
     base: str | os.PathLike[str], quantization: Quantization, device: torch.device, dtype: torch.dtype | None
 ) -> Checkpoint:
     """The files to load. A GGUF file is quantised once for the CPU; CUDA takes less time than a disk."""
+    if quantization == "native" and not is_gguf(base):
+        raise ConfigError(
+            f"quantization is native, which is a GGUF file's own, and {base_name(base)!r} is no such file; "
+            "take a .gguf file or a packaged base, or nf4, int8 or none",
+            param="quantization",
+        )
     located = locate(base)
+    if quantization == "native":
+        return native_checkpoint(located)
     if located.gguf_digest is None or quantization != "nf4" or device.type != "cpu":
         return plain_checkpoint(located)
 
@@ -207,8 +244,8 @@ def _load_model(
 ) -> nn.Module:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantized = quantization != "none"
-    chosen: torch.dtype | str = dtype or (torch.bfloat16 if quantized else "auto")
+    own: dict[str, torch.dtype | str] = {"none": "auto", "native": torch.float32}
+    chosen = dtype or own.get(quantization, torch.bfloat16)
     options: dict[str, Any] = {}
     if quantization == "nf4" and not quantized_files:
         speed_up_quantize_4bit()

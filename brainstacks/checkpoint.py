@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Checkpoint:
     directory: with config.json, weights, and the tokenizer's files where there is one.
     fingerprint: of the base, where it is known without reading the weights.
     quantized: the weights are in NF4, and their configuration says so.
+    gguf: the file that a model of these weights is to be filled from, for values that bfloat16 does not hold.
     """
 
     directory: Path
     fingerprint: str | None = None
     quantized: bool = False
+    gguf: GgufCheckpoint | None = None
 
 
 def plain_checkpoint(located: Located) -> Checkpoint:
@@ -85,6 +87,16 @@ def nf4_checkpoint(located: Located, dtype: torch.dtype, quantise: Callable[[Pat
     return _checkpoint(cached(f"{located.path.name} in NF4", key, make), quantized=True)
 
 
+def native_checkpoint(located: Located) -> Checkpoint:
+    """The files of a GGUF file whose own values and blocks are to be computed with.
+
+    Raises:
+        UnsupportedModel: as for `plain_checkpoint`, or it is of none of `FAMILIES`.
+    """
+    gguf = GgufCheckpoint(GgufFile(located.path))
+    return replace(plain_checkpoint(located), gguf=gguf)
+
+
 def _checkpoint(entry: Entry, *, quantized: bool) -> Checkpoint:
     return Checkpoint(entry.directory, entry.facts["fingerprint"], quantized)
 
@@ -100,7 +112,8 @@ def _convert(path: Path, directory: Path) -> Any:
     if file.metadata.get("general.architecture") not in FAMILIES:
         return _convert_by_transformers(path, directory)
     checkpoint = GgufCheckpoint(file)
-    save_file(checkpoint.weights(torch.bfloat16), directory / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: values.bfloat16() for name, values in checkpoint.weights()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     checkpoint.model.config.save_pretrained(directory)
     checkpoint.model.generation_config.save_pretrained(directory)
     checkpoint.tokenizer().save_pretrained(directory)

@@ -7,13 +7,14 @@ takes for the packaged base. It is left to convert the architectures that are no
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from brainstacks.errors import UnsupportedModel
 from brainstacks.gguf_blocks import gguf_blocks, gguf_values
@@ -80,13 +81,12 @@ class GgufCheckpoint:
         model.config.architectures = [type(model).__name__]
         return model
 
-    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Every weight of the model by its name, in `dtype`; no `lm_head` where it is the embedding.
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight of the model by its name, float32; no `lm_head` where it is the embedding.
 
         Raises:
             UnsupportedModel: the file lacks one, or has it in another shape.
         """
-        found: dict[str, Tensor] = {}
         names = {self._name(name): tensor for name, tensor in self._file.tensors.items()}
         for name, expected in self.model.state_dict().items():
             if name == "lm_head.weight" and self._tied:
@@ -97,8 +97,18 @@ class GgufCheckpoint:
                     f"{self._file.path.name} has {'no' if tensor is None else f'{tensor.shape} as'} {name}, "
                     f"which is {tuple(expected.shape)}; fetch the file again, or give another one"
                 )
-            found[name] = torch.from_numpy(self._values(tensor)).to(dtype)
-        return found
+            yield name, torch.from_numpy(self._values(tensor))
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module) -> None:
+        """Give `model`, a model of this file, the file's values, in the dtype that it has.
+
+        Raises:
+            UnsupportedModel: as for `weights`.
+        """
+        parameters = dict(model.named_parameters())
+        for name, values in self.weights():
+            parameters[name].copy_(values)
 
     def blocks(self, layer: int, projection: str) -> Blocks | None:
         """The blocks of one linear as the model has it; None where the file holds none (`gguf_blocks`)."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Type
 
 from brainstacks.base_files import locate, quiet_transformers
@@ -59,7 +58,7 @@ def test_the_packaged_base_is_converted_as_transformers_does_to_the_last_byte(tm
 def test_blocks_and_weights_are_those_of_the_models_own_linears(tmp_path: Path, family: str) -> None:
     path = save_gguf(tmp_path / "base.gguf", family, EVERY)
     checkpoint = read(path)
-    weights = checkpoint.weights(torch.float32)
+    weights = dict(checkpoint.weights())
     sites = find_sites(gguf_model(family))
     for (layer, projection), site in sites.items():
         part = "self_attn" if projection in PROJECTIONS[:4] else "mlp"
@@ -81,7 +80,7 @@ def test_an_untied_head_has_blocks_of_its_own(tmp_path: Path) -> None:
     checkpoint = read(path)
     head = checkpoint.head_blocks()
     assert head is not None
-    assert np.array_equal(head.values(), checkpoint.weights(torch.float32)["lm_head.weight"].numpy())
+    assert np.array_equal(head.values(), dict(checkpoint.weights())["lm_head.weight"].numpy())
     plain = read(save_gguf(tmp_path / "plain.gguf", head=Type.F16))
     assert plain.head_blocks() is None
 
@@ -91,10 +90,10 @@ def test_a_file_that_lacks_a_weight_or_is_of_another_architecture_is_refused(tmp
     tensors = checkpoint._file.tensors
     tensors["blk.1.ffn_up.weight"] = tensors["blk.1.ffn_down.weight"]
     with pytest.raises(UnsupportedModel, match=r"has \(64, 96\) as model\.layers\.1\.mlp\.up_proj\.weight"):
-        checkpoint.weights(torch.float32)
+        dict(checkpoint.weights())
     del tensors["blk.1.ffn_up.weight"]
     with pytest.raises(UnsupportedModel, match=r"base\.gguf has no model\.layers\.1\.mlp\.up_proj\.weight"):
-        checkpoint.weights(torch.float32)
+        dict(checkpoint.weights())
     checkpoint._file.metadata["general.architecture"] = "mamba"
     with pytest.raises(UnsupportedModel, match="'mamba'; known are llama, qwen2, qwen3, gemma3"):
         GgufCheckpoint(checkpoint._file)

@@ -42,6 +42,7 @@ def test_defaults_serve_the_packaged_base_in_nf4_on_the_local_host() -> None:
     assert (settings.host, settings.port, settings.quantization) == ("127.0.0.1", 8000, "nf4")
     assert settings.api_key == ()
     assert settings.admin_key is None
+    assert parse("--quantization", "native").quantization == "native"
 
 
 def test_every_flag_is_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
