@@ -85,7 +85,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _make(target: Path, what: str, key: Mapping[str, str], build: Build) -> Entry:
-    _log.info("making %s; this is kept for later starts", what)
+    _log.info("making %s", what)
     started = time.perf_counter()
     building = partial(target)
     content = building / _FILES

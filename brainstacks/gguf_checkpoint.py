@@ -7,8 +7,10 @@ takes for the packaged base. It is left to convert the architectures that are no
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,12 +122,14 @@ class GgufCheckpoint:
         return gguf_blocks(tensors["token_embd.weight" if self._tied else "output.weight"])
 
     def tokenizer(self) -> Any:
+        """Of this file alone: files that lie beside it are not looked at, as transformers would."""
         from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
         from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-        path = self._file.path
         kind = TOKENIZER_MAPPING.get(type(self.model.config), None) or TokenizersBackend
-        return kind.from_pretrained(path.parent, gguf_file=path.name)
+        with tempfile.TemporaryDirectory(prefix="brainstacks-") as alone:
+            (Path(alone) / "base.gguf").symlink_to(self._file.path.resolve())
+            return kind.from_pretrained(alone, gguf_file="base.gguf")
 
     @property
     def _tied(self) -> bool:

@@ -15,6 +15,7 @@ from brainstacks.errors import UnsupportedModel
 from brainstacks.gguf_checkpoint import GgufCheckpoint
 from brainstacks.gguf_file import GgufFile
 from brainstacks.layers.projections import find_sites
+from tests.tiny import byte_tokenizer
 from tests.tiny_gguf import FAMILIES, gguf_model, save_gguf
 
 EVERY = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.F16, Type.BF16, Type.F32)
@@ -73,6 +74,15 @@ def test_blocks_and_weights_are_those_of_the_models_own_linears(tmp_path: Path, 
     head = checkpoint.head_blocks()
     assert head is not None
     assert np.array_equal(head.values(), weights["model.embed_tokens.weight"].numpy())
+
+
+def test_files_that_lie_beside_the_gguf_file_are_no_part_of_it(tmp_path: Path) -> None:
+    path = save_gguf(tmp_path / "base.gguf")
+    before = read(path).tokenizer()
+    byte_tokenizer().save_pretrained(tmp_path)
+    found = read(path).tokenizer()
+    assert found.get_vocab() == before.get_vocab()
+    assert found("he").input_ids == before("he").input_ids
 
 
 def test_an_untied_head_has_blocks_of_its_own(tmp_path: Path) -> None:
