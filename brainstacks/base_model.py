@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from brainstacks.base_files import base_name, quiet_transformers, resolve
-from brainstacks.config import PROJECTIONS, Quantization
+from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformers
+from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, plain_checkpoint
+from brainstacks.config import Quantization
+from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError, UnsupportedModel
+from brainstacks.fingerprint import fingerprint
+from brainstacks.gguf_checkpoint import GgufCheckpoint
+from brainstacks.layers.blocks import Blocks, int8_blocks, nf4_blocks
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
+from brainstacks.layers.quantize4bit import speed_up_quantize_4bit
 from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.tokenizer import ChatTokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class BaseModel:
         name: short name for people and for model names in the API.
         identity: what stacks are checked against.
         sites: the seven projections of every layer.
+        gguf: the file whose own quantisation it has, where `quantization` is native.
     """
 
     model: Any
@@ -42,6 +49,7 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     sites: dict[tuple[int, str], Site]
+    gguf: GgufCheckpoint | None = None
 
     @property
     def max_context(self) -> int:
@@ -61,6 +69,19 @@ class BaseModel:
         if found is None:
             return ()
         return (found,) if isinstance(found, int) else tuple(found)
+
+    def blocks(self, layer: int, projection: str) -> Blocks | None:
+        """The weight of one projection as codes with scales; None where it is held as values."""
+        module = self.sites[layer, projection].module
+        if self.gguf is not None:
+            return self.gguf.blocks(layer, projection)
+        if self.quantization == "nf4":
+            return nf4_blocks(module)
+        return int8_blocks(module) if self.quantization == "int8" else None
+
+    def head_blocks(self) -> Blocks | None:
+        """Those of the output head, which a GGUF file alone quantises."""
+        return None if self.gguf is None else self.gguf.head_blocks()
 
     def chat_tokenizer(self) -> ChatTokenizer:
         """Raises UnsupportedModel: the base has no tokenizer."""
@@ -83,23 +104,31 @@ def load_base(
 
     Args:
         base: local directory, hub id, `.gguf` file, or a name in `PACKAGED`.
-        quantization: `nf4` (with double quantisation), `int8`, or `none`.
+        quantization: `nf4` (with double quantisation), `int8`, `none`, or `native`, which computes with the
+            values that a GGUF file's own blocks stand for.
         device: `auto` takes CUDA when there is one.
-        dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base and the
-            checkpoint's own dtype for an unquantised one.
+        dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base, the
+            checkpoint's own dtype for an unquantised one, and float32 for a native one, whose values are
+            products of a float16 and a code: bfloat16 would round each of them a second time.
         trainable: gradients must flow through the base to its inputs.
 
     Raises:
-        ConfigError: an unknown quantization or device.
+        ConfigError: an unknown quantization or device, or `native` for a base that is no GGUF file.
         UnsupportedModel: the base cannot be found, read, or lacks a projection.
     """
-    if quantization not in ("nf4", "int8", "none"):
-        raise ConfigError(f"quantization is {quantization!r}; it is nf4, int8 or none", param="quantization")
+    if quantization not in get_args(Quantization):
+        raise ConfigError(
+            f"quantization is {quantization!r}; it is one of {', '.join(get_args(Quantization))}",
+            param="quantization",
+        )
     torch_device = resolve_device(device)
-    directory = resolve(base)
+    started = time.perf_counter()
+    checkpoint = _checkpoint(base, quantization, torch_device, dtype)
     with quiet_transformers():
-        model = _load_model(directory, quantization, torch_device, dtype)
-        tokenizer = _load_tokenizer(directory)
+        model = _load_model(checkpoint.directory, quantization, torch_device, dtype, checkpoint.quantized)
+        tokenizer = _load_tokenizer(checkpoint.directory)
+    if checkpoint.gguf is not None:
+        checkpoint.gguf.fill(model)
     model.eval().requires_grad_(False)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -107,15 +136,18 @@ def load_base(
             # passes them, silently, and scales are rounded: one form of the weights on all machines.
             module.support_avx512bf16_for_cpu = False
     sites = find_sites(model)
+    identity = _identity(base_name(base), checkpoint, model, sites)
+    _log.info("loaded %s (%s) in %.1f s", identity.id, quantization, time.perf_counter() - started)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
         name=base_name(base),
-        identity=_identity(base_name(base), directory, model, sites),
+        identity=identity,
         quantization=quantization,
         device=torch_device,
         dtype=model.get_input_embeddings().weight.dtype,  # type: ignore[operator]
         sites=sites,
+        gguf=checkpoint.gguf,
     )
 
 
@@ -127,10 +159,10 @@ def identify_base(base: str | os.PathLike[str]) -> BaseIdentity:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    directory = resolve(base)
+    checkpoint = plain_checkpoint(locate(base))
     with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
-    return _identity(base_name(base), directory, model, find_sites(model))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.directory))
+    return _identity(base_name(base), checkpoint, model, find_sites(model))
 
 
 def load_chat_tokenizer(base: str | os.PathLike[str]) -> ChatTokenizer:
@@ -141,7 +173,7 @@ def load_chat_tokenizer(base: str | os.PathLike[str]) -> ChatTokenizer:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    directory = resolve(base)
+    directory = plain_checkpoint(locate(base)).directory
     with quiet_transformers():
         tokenizer = _load_tokenizer(directory)
         if tokenizer is None:
@@ -174,32 +206,60 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 # --- loading -------------------------------------------------------------------------------------
 
 
+def _checkpoint(
+    base: str | os.PathLike[str], quantization: Quantization, device: torch.device, dtype: torch.dtype | None
+) -> Checkpoint:
+    """The files to load. A GGUF file is quantised once for the CPU; CUDA takes less time than a disk."""
+    if quantization == "native" and not is_gguf(base):
+        raise ConfigError(
+            f"quantization is native, which is a GGUF file's own, and {base_name(base)!r} is no such file; "
+            "take a .gguf file or a packaged base, or nf4, int8 or none",
+            param="quantization",
+        )
+    located = locate(base)
+    if quantization == "native":
+        return native_checkpoint(located)
+    if located.gguf_digest is None or quantization != "nf4" or device.type != "cpu":
+        return plain_checkpoint(located)
+
+    def quantise(directory: Path) -> Any:
+        with quiet_transformers():
+            return _load_model(directory, "nf4", device, dtype)
+
+    return nf4_checkpoint(located, dtype or torch.bfloat16, quantise)
+
+
 def _load_model(
-    directory: Path, quantization: Quantization, device: torch.device, dtype: torch.dtype | None
+    directory: Path,
+    quantization: Quantization,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantized_files: bool = False,
 ) -> nn.Module:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantized = quantization != "none"
-    chosen: torch.dtype | str = dtype or (torch.bfloat16 if quantized else "auto")
-    config = None
-    if quantization == "nf4":
-        config = BitsAndBytesConfig(
+    own: dict[str, torch.dtype | str] = {"none": "auto", "native": torch.float32}
+    chosen = dtype or own.get(quantization, torch.bfloat16)
+    options: dict[str, Any] = {}
+    if quantization == "nf4" and not quantized_files:
+        speed_up_quantize_4bit()
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=chosen,
         )
     elif quantization == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         # It says at every layer of every forward that activations are cast, which is what int8 means.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             directory,
-            quantization_config=config,
             dtype=chosen,
             device_map={"": device},
             attn_implementation="sdpa",
+            **options,
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
@@ -218,67 +278,14 @@ def _load_tokenizer(directory: Path) -> Any:
 
 
 def _identity(
-    name: str, directory: Path, model: nn.Module, sites: dict[tuple[int, str], Site]
+    name: str, checkpoint: Checkpoint, model: nn.Module, sites: dict[tuple[int, str], Site]
 ) -> BaseIdentity:
     config = model.config.get_text_config()  # type: ignore[union-attr,operator]
     return BaseIdentity(
         id=name,
-        fingerprint=_fingerprint(directory, config),
+        fingerprint=checkpoint.fingerprint or fingerprint(checkpoint.directory, config),
         architecture=str(config.model_type),
         layers=len(decoder_layers(model)),
         dims=projection_dims(sites),
         hidden_size=int(config.hidden_size),
     )
-
-
-def _fingerprint(directory: Path, config: Any) -> str:
-    """sha256 over the dimensions and the tensors that no quantisation touches (embeddings, norms, biases).
-
-    Read from the checkpoint's files and taken as bfloat16, so that neither `quantization` nor `dtype`
-    changes it. A tied `lm_head` is the embedding, and is not read twice.
-    """
-    digest = hashlib.sha256()
-    dims = {
-        key: getattr(config, key, None)
-        for key in (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-        )
-    }
-    digest.update(json.dumps(dims, sort_keys=True).encode())
-    tied = bool(getattr(config, "tie_word_embeddings", False))
-    where: dict[str, tuple[Path, str]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 -- safe_open is no mapping
-                role = _text_role(key)
-                if role is not None and not (tied and role == "lm_head.weight"):
-                    where[role] = (path, key)
-    if not where:
-        raise UnsupportedModel(
-            f"{directory.name!r} has no safetensors weights; convert the model to safetensors"
-        )
-    for role, (path, key) in sorted(where.items()):
-        with safe_open(path, framework="pt") as file:
-            tensor = file.get_tensor(key).to(torch.bfloat16).contiguous()
-        digest.update(f"{role}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _text_role(key: str) -> str | None:
-    """The tensor's place in the text model, whatever prefix the checkpoint gives it; None when not hashed."""
-    parts = key.split(".")
-    if "vision_tower" in parts or "multi_modal_projector" in parts or "vision_model" in parts:
-        return None
-    if any(p in PROJECTIONS for p in parts) and parts[-1] != "bias":
-        return None
-    for anchor in ("layers", "embed_tokens", "norm", "lm_head"):
-        if anchor in parts:
-            return ".".join(parts[parts.index(anchor) :])
-    return None

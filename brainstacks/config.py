@@ -15,8 +15,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 RESERVED_DOMAINS = frozenset({"base", "ungated", "routed", "fixed"})
 """Names with a meaning of their own in `<base>:<name>` or `routing.mode`; no domain may take one."""
 
-Quantization = Literal["nf4", "int8", "none"]
-"""Of the base's linears."""
+Quantization = Literal["nf4", "int8", "none", "native"]
+"""Of the base's linears; `native` is a GGUF file's own."""
 
 Backend = Literal["auto", "torch", "cpu"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brainstacks.config import EngineConfig
+from brainstacks.config import EngineConfig, Quantization
 
 
 class Settings(BaseSettings):
@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    quantization: Literal["nf4", "int8", "none"] = Field(
-        default="nf4", description="how the base is held in memory"
+    quantization: Quantization = Field(
+        default="nf4", description="how the base is held in memory; native is a .gguf file's own"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the base runs")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(

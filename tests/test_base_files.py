@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from brainstacks.base_files import base_name, resolve
+from brainstacks.base_files import base_name, locate
 from brainstacks.errors import UnsupportedModel
 
 
 def test_what_is_no_base_is_refused_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnsupportedModel, match=r"'empty' has no config\.json"):
-        resolve(tmp_path / "empty")
+        locate(tmp_path / "empty")
     with pytest.raises(UnsupportedModel, match=r"no file 'gone\.gguf'"):
-        resolve(tmp_path / "gone.gguf")
+        locate(tmp_path / "gone.gguf")
     with pytest.raises(UnsupportedModel, match="no packaged base is named 'packaged:other'"):
-        resolve("packaged:other")
+        locate("packaged:other")
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_refused_with_what_else_there_is(
@@ -30,7 +30,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused_with_what_else_there_is(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UnsupportedModel, match=r"'nobody/nothing' is no local directory.*packaged:smollm2"):
-        resolve("nobody/nothing")
+        locate("nobody/nothing")
 
 
 def test_names_are_short() -> None:

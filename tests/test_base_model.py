@@ -80,6 +80,41 @@ def test_the_fingerprint_does_not_depend_on_how_the_checkpoint_is_cut_into_files
     assert identify_base(tmp_path / "cut").fingerprint == whole
 
 
+def test_weights_that_the_index_does_not_list_are_no_part_of_the_base(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    stray = {"model.norm.weight": torch.zeros(32), "layers.0.attention_norm.weight": torch.zeros(32)}
+    whole = save_base(tmp_path / "whole", tokenizer=False)
+    tiny_model().save_pretrained(tmp_path / "cut", max_shard_size="40KB")
+    before = identify_base(whole).fingerprint
+    for directory in (whole, tmp_path / "cut"):
+        for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+            save_file(stray, directory / name)
+        assert identify_base(directory).fingerprint == before
+        assert load(directory).identity.fingerprint == before
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "index.json is damaged"),
+        ("[]", "index.json is damaged"),
+        ('{"weight_map": {"a": 1}}', "index.json is damaged"),
+        ('{"weight_map": {}}', "lacks weights"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', r"lacks gone\.safetensors"),
+        ('{"weight_map": {"a": "../whole/model.safetensors"}}', "lacks"),
+    ],
+)
+def test_a_damaged_index_is_refused(tmp_path: Path, index: str, message: str) -> None:
+    whole = save_base(tmp_path / "whole", tokenizer=False)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(whole / "config.json", cut)
+    (cut / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UnsupportedModel, match=message):
+        identify_base(cut)
+
+
 def test_a_tied_head_is_the_embedding_whether_or_not_the_file_repeats_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

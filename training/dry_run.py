@@ -12,8 +12,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from torch import nn
 
-from brainstacks.base_files import resolve
+from brainstacks.base_files import locate
 from brainstacks.base_model import resolve_device
+from brainstacks.checkpoint import plain_checkpoint
 from brainstacks.errors import ConfigError
 from training.estimate import MemoryEstimate, RunSize, estimate, run_size
 from training.recipe import Recipe
@@ -36,13 +37,13 @@ def base_config(base: str) -> Any:
 
     Raises:
         ConfigError: it can be neither found nor fetched.
-        UnsupportedModel: as `brainstacks.base_model.resolve`, for packaged bases and local files.
+        UnsupportedModel: as `brainstacks.base_files.locate`, for packaged bases and local files.
     """
     from transformers import AutoConfig
 
     local = base.startswith("packaged:") or base.endswith(".gguf") or Path(base).is_dir()
     try:
-        return AutoConfig.from_pretrained(resolve(base) if local else base)
+        return AutoConfig.from_pretrained(plain_checkpoint(locate(base)).directory if local else base)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"the configuration of base {base!r} could not be read or fetched ({type(error).__name__}); give "

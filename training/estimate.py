@@ -122,14 +122,15 @@ def estimate(recipe: Recipe, model: nn.Module, device: torch.device) -> MemoryEs
 def base_bytes(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> int:
     """Bytes of a loaded base. Every linear but the head is quantised; all else is in `dtype`.
 
-    Of n weights NF4 keeps n / 2 bytes, a byte for the absmax of each 64, four for each 256 of those, and its
-    tables; int8 keeps n bytes and a float32 for each output.
+    A native base holds its file's values, all of them in `dtype`. Of n weights NF4 keeps n / 2 bytes, a byte
+    for the absmax of each 64, four for each 256 of those, and its tables; int8 keeps n bytes and a float32
+    for each output.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     whole = {id(parameter): parameter.numel() for parameter in model.parameters()}
     total = sum(buffer.nbytes for buffer in model.buffers())
     for module in model.modules():
-        if quantization == "none" or not isinstance(module, nn.Linear) or module is head:
+        if quantization in ("none", "native") or not isinstance(module, nn.Linear) or module is head:
             continue
         weights = whole.pop(id(module.weight))
         if quantization == "nf4":
@@ -206,6 +207,8 @@ def _micro_batch(recipe: Recipe) -> int:
 
 def _dtype(recipe: Recipe, model: nn.Module) -> torch.dtype:
     """Of activations and unquantised weights, as `load_base` chooses it."""
+    if recipe.quantization == "native":
+        return torch.float32
     if recipe.quantization != "none":
         return torch.bfloat16
     return model.config.dtype or torch.float32  # type: ignore[return-value]

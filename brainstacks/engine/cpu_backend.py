@@ -38,7 +38,7 @@ class CpuBackend:
 
     def __init__(self, base: BaseModel, cache: PagedCache, *, exact: bool) -> None:
         self._base, self._cache = base, cache
-        self._model = FlatModel(base.model, base.sites, fast=not exact)
+        self._model = FlatModel(base.model, base.sites, base.blocks, base.head_blocks(), fast=not exact)
         self.name = f"cpu ({ISA.name}, {'exact' if exact else 'int8 activations'})"
         self._embed = base.model.get_input_embeddings()
         self._team = Team(torch.get_num_threads())

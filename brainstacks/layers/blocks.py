@@ -15,6 +15,9 @@ BLOCK = 64
 
 LEAST_BLOCK = 16
 
+_PAIRS = np.array([byte >> 4 | (byte & 15) << 8 for byte in range(256)], "<u2")
+"""Of a byte its two 4-bit codes, a byte each: the high half first."""
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -67,15 +70,12 @@ def nf4_blocks(module: Any) -> Blocks | None:
         return None
     block = min(state.blocksize, BLOCK)
     packed = module.weight.data.view(torch.uint8).reshape(-1).cpu().numpy()
-    codes = np.empty((packed.size, 2), np.uint8)
-    np.right_shift(packed, 4, out=codes[:, 0])
-    np.bitwise_and(packed, 15, out=codes[:, 1])
     absmax = state.absmax
     if state.nested:
         absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
     scales = np.repeat(absmax.float().cpu().numpy(), state.blocksize // block)
     return Blocks(
-        codes=codes.reshape(d_out, d_in),
+        codes=_PAIRS[packed].view(np.uint8).reshape(d_out, d_in),
         levels=state.code.float().cpu().numpy(),
         scales=scales.reshape(d_out, d_in // block),
         offsets=None,

@@ -7,7 +7,7 @@ read from the modules of a loaded model. What departs from what `kernels.step` c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from brainstacks.errors import UnsupportedModel
 from brainstacks.kernels.layout import GROUP, LAYER, LINEAR
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
-from brainstacks.layers.blocks import BLOCK, LEAST_BLOCK, Blocks, int8_blocks, nf4_blocks
+from brainstacks.layers.blocks import BLOCK, LEAST_BLOCK, Blocks
 from brainstacks.layers.panels import Panels, of_blocks, of_values
 from brainstacks.layers.projections import INPUT_GROUPS, Site, decoder_layers
 
@@ -58,9 +58,10 @@ class FlatModel:
     """Tables of the whole decoder, and everything that they point to.
 
     Args:
-        model: a transformers causal language model on the CPU that has computed nothing yet: bitsandbytes
-            repacks weights at their first forward.
+        model: a transformers causal language model on the CPU.
         sites: of it, see `find_sites`.
+        blocks: the quantised weight of a layer's projection; None where it is held as values.
+        head_blocks: that of the head, if it is quantised.
         fast: multiply int8 with int8 where weights are quantised, and quantise the head; else compute with
             the very values of the weights, in float32.
 
@@ -73,7 +74,15 @@ class FlatModel:
         UnsupportedModel: the decoder has something that the compiled step does not compute.
     """
 
-    def __init__(self, model: Any, sites: dict[tuple[int, str], Site], *, fast: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        sites: Mapping[tuple[int, str], Site],
+        blocks: Callable[[int, str], Blocks | None],
+        head_blocks: Blocks | None,
+        *,
+        fast: bool,
+    ) -> None:
         config = model.config.get_text_config()
         self.fast = fast
         self._kept: list[Array] = []  # what the tables point to
@@ -86,14 +95,18 @@ class FlatModel:
         self.layers = np.zeros(len(decoders), LAYER)
         self.groups = np.zeros(4 * len(decoders) + 1, GROUP)
         self.linears = np.zeros(7 * len(decoders) + 1, LINEAR)
+        quantised = False
         for index, decoder in enumerate(decoders):
             self._add_layer(index, decoder, config)
             for group, names in enumerate(INPUT_GROUPS):
                 modules = [sites[index, name].module for name in names]
-                self._add_group(4 * index + group, 7 * index + PROJECTIONS.index(names[0]), modules)
+                held = [blocks(index, name) for name in names]
+                quantised |= any(one is not None for one in held)
+                self._add_group(4 * index + group, 7 * index + PROJECTIONS.index(names[0]), modules, held)
         head = model.get_output_embeddings()
-        quantised = any(_blocks(site.module) is not None for site in sites.values())
-        self._add_group(len(self.groups) - 1, len(self.linears) - 1, [head], quantise=fast and quantised)
+        if head_blocks is None and fast and quantised:
+            head_blocks = _rounded(head)
+        self._add_group(len(self.groups) - 1, len(self.linears) - 1, [head], [head_blocks])
         self.final_norm = self._norm(model.get_decoder().norm)
         attention = decoders[0].self_attn
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -154,9 +167,8 @@ class FlatModel:
         return self._keep((weight + 1.0 if "Gemma" in type(norm).__name__ else weight).numpy())
 
     def _add_group(
-        self, index: int, first: int, modules: list[nn.Module], *, quantise: bool = False
+        self, index: int, first: int, modules: Sequence[nn.Module], blocks: Sequence[Blocks | None]
     ) -> None:
-        blocks = [_head_blocks(module) if quantise else _blocks(module) for module in modules]
         least = min((found.block for found in blocks if found is not None), default=0)
         column = 0
         biases: list[Array] = []
@@ -232,15 +244,7 @@ def _ropes(config: Any) -> Iterator[str]:
         yield str(one.get("rope_type", "default"))
 
 
-def _blocks(module: Any) -> Blocks | None:
-    """A quantised linear's; None where it is not quantised, or not in whole blocks."""
-    kind = type(module).__name__
-    if kind == "Linear4bit":
-        return nf4_blocks(module)
-    return int8_blocks(module) if kind == "Linear8bitLt" else None
-
-
-def _head_blocks(head: Any) -> Blocks | None:
+def _rounded(head: Any) -> Blocks | None:
     """The head, rounded to int8 in blocks; None where its inputs are not whole blocks."""
     block = math.gcd(head.in_features, BLOCK)
     if block < LEAST_BLOCK:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from brainstacks.config import EngineConfig
+from brainstacks.config import EngineConfig, Quantization
 from server.__main__ import engine_config, main
 from server.settings import Settings
 
@@ -42,6 +43,11 @@ def test_defaults_serve_the_packaged_base_in_nf4_on_the_local_host() -> None:
     assert (settings.host, settings.port, settings.quantization) == ("127.0.0.1", 8000, "nf4")
     assert settings.api_key == ()
     assert settings.admin_key is None
+
+
+def test_every_quantization_can_be_asked_for() -> None:
+    for quantization in get_args(Quantization):
+        assert parse("--quantization", quantization).quantization == quantization
 
 
 def test_every_flag_is_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_stack
 from tests.tiny import write_records
+from tests.tiny_gguf import save_gguf
 from training.data import prepare
 from training.evaluate_run import evaluate_run
 from training.evaluation import Evaluation
@@ -128,6 +129,20 @@ def test_train_publish_route_and_evaluate(
     model = ComposedModel.load(tiny_directory, tmp_path / "registry", quantization="none", device="cpu")
     assert model.domains == ("chat", "math")
     assert model.route("abc").weights["chat"] >= 0.2
+
+
+def test_a_stack_is_trained_evaluated_and_served_on_a_gguf_files_own_values(
+    data: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = save_gguf(tmp_path / "base.gguf")
+    plan, run = recipe(base, "chat", steps=20, quantization="native"), tmp_path / "run"
+    run_curriculum(plan, registry, run, data, quiet)
+    train_router(plan, prepare(plan, data), registry, run, quiet)
+    result = evaluate_run(plan, data, tmp_path / "registry", run, Console(quiet=True), oracle_limit=0)
+    assert result.nll["chat"]["only-own"] < result.nll["chat"]["base"] - 0.2
+    model = ComposedModel.load(base, tmp_path / "registry", quantization="native", device="cpu")
+    assert model.generate(["abc"], max_tokens=3, temperature=0)
 
 
 def test_residual_rounds_follow_while_they_help_and_end_in_one_stack(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from brainstacks.base_model import BaseModel
+from brainstacks.config import Quantization
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.projections import find_sites, projection_dims
 from tests.tiny import bank_of, random_stack, stack_config, tiny_config, tiny_model
@@ -192,10 +193,11 @@ def test_the_router_keeps_the_features_of_all_its_prompts() -> None:
     assert estimate(one, tiny_model(), CPU).router_features == len(one.domains) * (5 + 7 + 2) * 16 * 32 * 4
 
 
-def test_an_unquantised_base_takes_its_own_bytes() -> None:
+@pytest.mark.parametrize("quantization", ["none", "native"])
+def test_a_base_that_holds_its_values_takes_its_own_bytes(quantization: Quantization) -> None:
     model = tiny_model("gemma3_text", tie_word_embeddings=True)
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    assert base_bytes(model, "none", torch.float32) == own
+    assert base_bytes(model, quantization, torch.float32) == own
 
 
 @pytest.mark.slow
