@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -52,6 +52,14 @@ def positive_list(text: str, what: str) -> list[int]:
         found = []
     if not found or min(found) < 1:
         raise typer.BadParameter(f"{text!r} is no list of {what}")
+    return found
+
+
+def some_of(text: str, known: Sequence[str]) -> frozenset[str]:
+    """Names separated by commas; none in an empty text. Raises typer.BadParameter: one is not `known`."""
+    found = frozenset(text.split(",")) if text else frozenset()
+    if not found <= set(known):
+        raise typer.BadParameter(f"{text!r} is not some of {','.join(known)}")
     return found
 
 

@@ -22,7 +22,7 @@ from brainstacks.cpu import cpu
 RESULTS = Path(__file__).parent / "results"
 
 PACKAGES = (
-    "brainstacks", "torch", "transformers", "bitsandbytes", "numba", "triton", "peft", "llama-cpp-python"
+    "brainstacks", "torch", "transformers", "bitsandbytes", "numba", "triton", "peft", "xllamacpp"
 )  # fmt: skip
 """Whose versions bear on the figures; one that is not installed is left out."""
 
