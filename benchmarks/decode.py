@@ -19,7 +19,7 @@ from benchmarks.decode_case import ADJACENT, APART, BASE_ONLY, DISTINCT, REWEIGH
 from benchmarks.decode_peers import PEERS, Peers
 from benchmarks.engine_batch import engine_batch
 from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, write_results
+from benchmarks.results import RESULTS, Spread, backend_of, machine, write_results
 from benchmarks.roofline import base_bytes, read_bandwidth, step_bytes
 from benchmarks.timing import interleave, say
 from brainstacks.base_model import BaseModel, identify_base
@@ -62,9 +62,9 @@ class Bench:
         config = EngineConfig(
             max_batch_size=max(batches), max_router_batch=max(batches), prefix_caching=False
         )
-        self._engine = StepEngine(self.base, stacks.registry, config)
-        if self._engine.residency.problems:
-            raise BrainstacksError("a stack cannot be served: " + "; ".join(self._engine.residency.problems))
+        self.engine = StepEngine(self.base, stacks.registry, config)
+        if self.engine.residency.problems:
+            raise BrainstacksError("a stack cannot be served: " + "; ".join(self.engine.residency.problems))
         gguf = peers.llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
         self._peers = Peers(load, self.base, chosen, stacks, gguf, scratch)
 
@@ -89,7 +89,7 @@ class Bench:
         say(f"batch of {batch}:")
         rows = self.compositions(batch)
         prompts = self._prompts[:batch]
-        ours = {name: engine_batch(self._engine, prompts, weights) for name, weights in rows.items()}
+        ours = {name: engine_batch(self.engine, prompts, weights) for name, weights in rows.items()}
         bandwidth: list[float] = []
         with self._peers.llama_cpp(prompts, tokens) as (llama_cpp, system):
             runs = interleave(
@@ -149,6 +149,7 @@ def main(
             seed,
             Path(scratch),
         )
+        facts |= backend_of(bench.engine)
         cases = [bench.compare(batch, rounds, tokens) for batch in batches]
     chosen = options.asked(
         base,

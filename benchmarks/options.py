@@ -45,12 +45,17 @@ def asked(base: str, quantization: str, device: str, **others: Any) -> dict[str,
 
 
 def positive_list(text: str, what: str) -> list[int]:
-    """Numbers separated by commas. Raises typer.BadParameter."""
+    """Numbers from 1 separated by commas. Raises typer.BadParameter."""
+    return number_list(text, what, least=1)
+
+
+def number_list(text: str, what: str, *, least: int = 0) -> list[int]:
+    """Numbers from `least` separated by commas. Raises typer.BadParameter."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 1:
+    if not found or min(found) < least:
         raise typer.BadParameter(f"{text!r} is no list of {what}")
     return found
 

@@ -21,7 +21,7 @@ from benchmarks import llama_cpp, options, peers, traffic
 from benchmarks.engine_batch import Reply, advance, fixed, request
 from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, Spread, backend_of, machine, markdown_table, write_results
 from benchmarks.timing import Progress, say
 from brainstacks.base_model import BaseModel, identify_base
 from brainstacks.config import EngineConfig
@@ -298,6 +298,7 @@ def main(
             StepEngine(each, stacks.registry, EngineConfig(prefix_caching=reuse))
             for each, reuse in zip(loaded, (True, False), strict=True)
         ]
+        facts |= backend_of(engines[0])
         gguf = peers.llama_cpp_file(base, loaded[0].device)
         peer = None
         if gguf is not None:

@@ -11,11 +11,14 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import (
+    contention,
     decode,
     deterministic,
+    first_start,
     hot_load,
     http_load,
     llama_cpp,
+    nll,
     options,
     peers,
     prefill,
@@ -34,6 +37,9 @@ BENCHMARKS = {
     "residency": residency.app,
     "http_load": http_load.app,
     "deterministic": deterministic.app,
+    "nll": nll.app,
+    "first_start": first_start.app,
+    "contention": contention.app,
 }
 
 
@@ -42,7 +48,9 @@ def run(tiny_directory: Path, tmp_path: Path) -> Any:
     """Runs a benchmark on the tiny base; gives its document and what it printed."""
 
     def command(name: str, *arguments: str, registry: bool = False) -> tuple[Any, str]:
-        flags = ["--base", str(tiny_directory), "--quantization", "none", "--device", "cpu"]
+        flags = ["--base", str(tiny_directory), "--device", "cpu"]
+        if name != "nll":  # whose variants say
+            flags += ["--quantization", "none"]
         flags += ["--output", str(tmp_path / "results")]
         if registry:
             trained_registry(tmp_path, identify_base(tiny_directory))
@@ -166,6 +174,34 @@ def test_prefill_measures_every_length_and_mix(run: Any, monkeypatch: pytest.Mon
     assert "Router's share" in output
 
 
+def test_nll_compares_the_variants_on_the_same_records(run: Any, data: Path) -> None:
+    document, output = run("nll", "--data", str(data), "--records", "3", "--variants", "nf4,none")
+    assert document["records"] == {"chat": 3, "math": 3}
+    nf4, none = document["variants"]
+    assert (nf4["variant"], none["variant"]) == ("nf4", "none")
+    for variant in (nf4, none):
+        assert set(variant["nll"]) == {"chat", "math", nll.MEAN}
+        assert variant["tokens_per_second"] > 0
+    assert nf4["difference"][nll.MEAN] == {"nats": 0.0, "interval": [0.0, 0.0]}
+    difference = none["difference"][nll.MEAN]
+    assert difference["interval"][0] <= difference["nats"] <= difference["interval"][1]
+    assert difference["nats"] == pytest.approx(none["nll"][nll.MEAN] - nf4["nll"][nll.MEAN])
+    assert "reference" in output
+
+
+def test_contention_measures_every_batch_beside_every_number_of_processes(run: Any) -> None:
+    quick = ("--rounds", "2", "--seconds", "0.1", "--processes", "0,1", "--batch-sizes", "1,2")
+    document, output = run("contention", *quick)
+    assert [(case["batch_size"], case["busy_processes"]) for case in document["cases"]] == [
+        (1, 0), (1, 1), (2, 0), (2, 1)
+    ]  # fmt: skip
+    for case in document["cases"]:
+        assert len(case["tokens_per_second"]["rounds"]) == 2
+        assert case["of_undisturbed"]["min"] > 0
+    assert document["cases"][0]["of_fair_share"]["median"] == 1.0
+    assert "busy processes" in output
+
+
 def test_residency_serves_the_same_requests_with_and_without_room(run: Any) -> None:
     document, output = run(
         "residency",
@@ -193,6 +229,21 @@ def test_a_command_that_is_stopped_or_refused_says_so_in_one_line(
 
     result = CliRunner().invoke(options.application(command), ["--rounds", "2"])
     assert (result.exit_code, result.stderr) == (status, error.message + "\n")
+
+
+@pytest.mark.slow
+def test_first_start_starts_a_server_on_an_empty_cache_and_again_on_a_full_one(run: Any) -> None:
+    document, output = run("first_start", "--rounds", "1")
+    first, later, bare = (
+        document["starts"][name] for name in (first_start.FIRST, first_start.LATER, first_start.BARE)
+    )
+    for start in (first, later, bare):
+        assert start["wall_s"]["median"] > 0
+        assert start["cpu_s"]["median"] > 0
+    for start, most in ((first, 25.0), (later, 5.0)):
+        assert start["target_cpu_s"] == pytest.approx(most + bare["cpu_s"]["median"])
+        assert any("running on http" in line for line in start["log"])
+    assert "Log of the first start" in output
 
 
 @pytest.mark.slow
