@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
@@ -34,6 +34,7 @@ NAME = "contention"
 BUSY = """
 import os
 parent = os.getppid()
+print("busy", flush=True)
 while os.getppid() == parent:  # it does not outlive a benchmark that is killed
     for _ in range(1_000_000):
         pass
@@ -43,16 +44,17 @@ while os.getppid() == parent:  # it does not outlive a benchmark that is killed
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
     """So many processes that each keep a core busy; they end with the block, however it ends."""
-    started: list[subprocess.Popen[bytes]] = []
-    try:
+    with ExitStack() as started:
+        rivals = []
         for _ in range(processes):
-            started.append(subprocess.Popen([sys.executable, "-c", BUSY]))
+            command = [sys.executable, "-c", BUSY]
+            process = started.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            started.callback(process.kill)  # before Popen's own exit, which waits
+            rivals.append(process)
+        for process in rivals:
+            if process.stdout is not None:
+                process.stdout.readline()
         yield
-    finally:
-        for process in started:
-            process.kill()
-        for process in started:
-            process.wait()
 
 
 def fair_share(cores: int, threads: int, processes: int) -> float:
@@ -65,11 +67,16 @@ def fair_share(cores: int, threads: int, processes: int) -> float:
 
 
 def decode_rate(
-    engine: StepEngine, prompts: Sequence[Sequence[int]], seconds: float, clock: Clock = perf_counter
+    engine: StepEngine,
+    prompts: Sequence[Sequence[int]],
+    seconds: float,
+    rivals: int = 0,
+    clock: Clock = perf_counter,
 ) -> float:
-    """Tokens per second of the base alone, of all rows, over about `seconds` from when all rows decode.
+    """Tokens per second of the base alone, of all rows, over about `seconds` beside `rivals` busy processes.
 
-    The rows' answers are as long as the context allows, and dropped when the time is over.
+    These start when all rows decode. The rows' answers are as long as the context allows, and dropped when
+    the time is over: it is exceeded by one step at most.
 
     Raises:
         BrainstacksError: the engine refused a request, or failed.
@@ -90,11 +97,12 @@ def decode_rate(
             engine.add(request(name, prompt, longest, fixed({})), partial(sink, row))
         while min(counts) == 0 and not errors:
             advance(engine)
-        before, begin = sum(counts), clock()
-        now = begin
-        while now - begin < seconds and engine.has_work and not errors:
-            advance(engine)
-            now = clock()
+        with busy(rivals):
+            before, begin = sum(counts), clock()
+            now = begin
+            while now - begin < seconds and engine.has_work and not errors:
+                advance(engine)
+                now = clock()
     finally:
         for name in names:
             engine.abort(name)
@@ -137,8 +145,7 @@ def main(
     progress = Progress(rounds * len(rates))
     for _ in range(rounds):
         for (batch, n), found in rates.items():
-            with busy(n):
-                found.append(decode_rate(engine, prompts[:batch], seconds))
+            found.append(decode_rate(engine, prompts[:batch], seconds, n))
             progress.done(f"{batch} rows beside {n} busy processes: {found[-1]:.1f} tok/s")
     document, table = report(rates, os.cpu_count() or 1, torch.get_num_threads())
     chosen = options.asked(
