@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.gguf_lora import write_random_loras
-from benchmarks.llama_cpp import LlamaCpp, Settings, context_for
+from benchmarks.llama_cpp import PACKAGE, LlamaCpp, Settings, context_for
 from benchmarks.timing import timed
 from benchmarks.traffic import random_prompt
 from brainstacks.base_model import identify_base
@@ -61,8 +61,8 @@ def test_the_context_holds_prompt_and_answer(prompt: int, tokens: int, context: 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not peers.installed(PACKAGE), reason="needs xllamacpp")
 def test_the_package_takes_the_base_and_its_adapters(tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp")
     gguf = peers.gguf_of(PACKAGED)
     files = write_random_loras(tmp_path, identify_base(PACKAGED), 2)
     prompts = [random_prompt(49152, 8, seed) for seed in range(2)]
