@@ -35,11 +35,13 @@ test: lint
 
 # The short form of every benchmark; benchmarks/README.md has the commands that the records come from.
 bench: setup
-	$(BIN)/python -m benchmarks.decode --rounds 2 --tokens 16 --output build/benchmarks
+	$(BIN)/python -m benchmarks.decode --rounds 2 --tokens 16 --peers transformers,llama.cpp --output build/benchmarks
 	$(BIN)/python -m benchmarks.prefill --rounds 2 --lengths 64,256 --output build/benchmarks
 	$(BIN)/python -m benchmarks.hot_load --rounds 1 --output build/benchmarks
 	$(BIN)/python -m benchmarks.residency --domains 20 --requests 32 --rounds 1 --output build/benchmarks
 	$(BIN)/python -m benchmarks.http_load --requests 1 --rounds 1 --output build/benchmarks
+	$(BIN)/python -m benchmarks.first_start --rounds 1 --output build/benchmarks
+	$(BIN)/python -m benchmarks.contention --rounds 1 --seconds 2 --output build/benchmarks
 
 # Load, faults and hostile clients against a real server, and a trainer that is killed: about an hour; one kind:
 # `make soak KINDS=kill`.

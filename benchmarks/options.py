@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -45,13 +45,26 @@ def asked(base: str, quantization: str, device: str, **others: Any) -> dict[str,
 
 
 def positive_list(text: str, what: str) -> list[int]:
-    """Numbers separated by commas. Raises typer.BadParameter."""
+    """Numbers from 1 separated by commas. Raises typer.BadParameter."""
+    return number_list(text, what, least=1)
+
+
+def number_list(text: str, what: str, *, least: int = 0) -> list[int]:
+    """Numbers from `least` separated by commas. Raises typer.BadParameter."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 1:
+    if not found or min(found) < least:
         raise typer.BadParameter(f"{text!r} is no list of {what}")
+    return found
+
+
+def some_of(text: str, known: Sequence[str]) -> frozenset[str]:
+    """Names separated by commas; none in an empty text. Raises typer.BadParameter: one is not `known`."""
+    found = frozenset(text.split(",")) if text else frozenset()
+    if not found <= set(known):
+        raise typer.BadParameter(f"{text!r} is not some of {','.join(known)}")
     return found
 
 

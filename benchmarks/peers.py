@@ -6,15 +6,15 @@ import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import llama_cpp
 from benchmarks.shuttle_baseline import ShuttleModel
-from benchmarks.timing import Contestant, OnStep
-from brainstacks.base_files import PACKAGED
+from benchmarks.timing import Contestant, OnStep, say
+from brainstacks.base_files import PACKAGED, quiet_transformers
 from brainstacks.base_model import BaseModel
 
 SHUTTLE_TOKENS = 8
@@ -71,6 +71,18 @@ def transformers_batch(
         )
 
     return Contestant(generate, rows=len(prompts))
+
+
+def dequantized(base: BaseModel, dtype: torch.dtype) -> Any:
+    """The values of `base` as a model of plain linears.
+
+    Args:
+        base: loaded and not run yet (its weights may be packed then); it becomes that model.
+    """
+    if base.quantization == "none":
+        return base.model.to(dtype)
+    with quiet_transformers():
+        return base.model.dequantize().to(dtype)
 
 
 class PeftPeer:
@@ -146,14 +158,16 @@ def gguf_of(base: str) -> Path | None:
     return Path(base) if base.endswith(".gguf") else None
 
 
-def llama_cpp_stream(gguf: Path, prompt: Sequence[int]) -> Contestant:
-    """llama.cpp on the base's own GGUF file, one stream, as many threads as torch."""
-    llama = importlib.import_module("llama_cpp").Llama(
-        model_path=str(gguf), n_ctx=2048, n_threads=torch.get_num_threads(), verbose=False
-    )
-
-    def generate(tokens: int, on_step: OnStep) -> None:
-        for token in islice(llama.generate(list(prompt), temp=0.0), tokens):
-            on_step({0: [token]})
-
-    return Contestant(generate)
+def llama_cpp_file(base: str, device: torch.device) -> Path | None:
+    """The GGUF file of `base`, where llama.cpp can be compared with; if not, a line says why."""
+    gguf = gguf_of(base)
+    reasons = {
+        f"it runs on the CPU, and the base on {device.type}": device.type != "cpu",
+        "the base is no GGUF file": gguf is None,
+        f"{llama_cpp.PACKAGE} is not installed": not installed(llama_cpp.PACKAGE),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None:
+        say(f"llama.cpp is left out: {reason}")
+        return None
+    return gguf

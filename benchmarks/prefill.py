@@ -8,23 +8,24 @@ itself is measured: on the second turn of a conversation, which begins with the 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
-from time import perf_counter
 from typing import Annotated, Any
 
+import torch
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.engine_batch import Reply, advance, fixed, request
+from benchmarks import llama_cpp, options, peers, traffic
+from benchmarks.asking import Answer, Prompts, ask
+from benchmarks.engine_batch import fixed
+from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, Spread, backend_of, machine, markdown_table, write_results
 from benchmarks.timing import Progress, say
-from brainstacks.base_model import BaseModel, identify_base
+from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
-from brainstacks.engine.request import CompositionRequest, RoutedEvent, Routing, TextEvent
-from brainstacks.errors import BrainstacksError
+from brainstacks.engine.request import CompositionRequest
 
 NAME = "prefill"
 
@@ -39,68 +40,23 @@ ANSWER = 32
 
 BASE_ONLY = "base only"
 FOUR = "4 of 10 r16"
+TRAINED = "trained registry, all active"
+LLAMA_CPP = "llama.cpp, base only"
 ROUTED = "routed, trained registry"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One request's beginning.
+PEER_PROMPT = 512
+PEER_RATIO = 1.2
+"""The trained registry, all active, reads a prompt of so many tokens at least so many times as fast as
+llama.cpp the base alone."""
 
-    Attributes:
-        first_token_s: seconds from the request to its first token.
-        tokens: all that were generated.
-    """
+
+@dataclass(frozen=True)
+class Reading:
+    """One prompt read: seconds to the first token, and how many stacks were active."""
 
     first_token_s: float
-    routing: Routing
-    tokens: tuple[int, ...]
-
-    @property
-    def router_share(self) -> float:
-        """Of the time to first token."""
-        return self.routing.router_ms / 1000 / self.first_token_s
-
-
-def ask(
-    engine: StepEngine, prompt: tuple[int, ...], composition: CompositionRequest, tokens: int = 1
-) -> Answer:
-    """Run one request to its end."""
-    first: list[float] = []
-    routings: list[Routing] = []
-    generated: list[int] = []
-    errors: list[BrainstacksError] = []
-
-    def sink(reply: Reply) -> None:
-        if isinstance(reply, BrainstacksError):
-            errors.append(reply)
-        elif isinstance(reply, RoutedEvent):
-            routings.append(reply.routing)
-        elif isinstance(reply, TextEvent):
-            first.append(perf_counter())
-            generated.extend(reply.token_ids)
-
-    start = perf_counter()
-    engine.add(request("prompt", prompt, tokens, composition), sink)
-    while engine.has_work:
-        advance(engine)
-    if errors:
-        raise errors[0]
-    return Answer(first[0] - start, routings[0], tuple(generated))
-
-
-class Prompts:
-    """Prompts that no earlier one begins with; text where the base has a tokenizer, so that routes differ."""
-
-    def __init__(self, base: BaseModel, seed: int) -> None:
-        self._vocab = base.vocab_size
-        self._tokenizer = base.chat_tokenizer() if base.tokenizer is not None else None
-        self._numbers = count(seed)
-
-    def next(self, length: int) -> tuple[int, ...]:
-        number = next(self._numbers)
-        if self._tokenizer is None:
-            return traffic.random_prompt(self._vocab, length, number)
-        return traffic.text_prompt(self._tokenizer, length, number)
+    active: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,26 +66,35 @@ class Work:
     Attributes:
         engine: as it is served.
         forgetful: keeps no prefixes; on a base of its own.
+        peer: llama.cpp, where it can run.
     """
 
     engine: StepEngine
     forgetful: StepEngine
     prompts: Prompts
     mixes: dict[str, CompositionRequest]
+    peer: LlamaCpp | None
 
-    def speed(self, lengths: list[int], rounds: int) -> dict[tuple[int, str], list[Answer]]:
-        """Every length and mix, in turn."""
-        found: dict[tuple[int, str], list[Answer]] = {
-            (length, mix): [] for length in lengths for mix in self.mixes
+    def speed(self, lengths: list[int], rounds: int) -> dict[tuple[int, str], list[Reading]]:
+        """Every length and mix, and llama.cpp, in turn."""
+        mixes = [*self.mixes, *([LLAMA_CPP] if self.peer is not None else [])]
+        found: dict[tuple[int, str], list[Reading]] = {
+            (length, mix): [] for length in lengths for mix in mixes
         }
-        for composition in self.mixes.values():  # uncounted: loads and packs what later runs find ready
-            ask(self.engine, self.prompts.next(min(lengths)), composition)
+        for mix in mixes:  # uncounted: loads and packs what later runs find ready
+            self._read(mix, self.prompts.next(min(lengths)))
         progress = Progress(rounds * len(found))
         for _ in range(rounds):
-            for (length, mix), answers in found.items():
-                answers.append(ask(self.engine, self.prompts.next(length), self.mixes[mix]))
-                progress.done(f"{length} tokens, {mix}: {1000 * answers[-1].first_token_s:.0f} ms")
+            for (length, mix), readings in found.items():
+                readings.append(self._read(mix, self.prompts.next(length)))
+                progress.done(f"{length} tokens, {mix}: {1000 * readings[-1].first_token_s:.0f} ms")
         return found
+
+    def _read(self, mix: str, prompt: tuple[int, ...]) -> Reading:
+        if self.peer is not None and mix == LLAMA_CPP:
+            return Reading(self.peer.contestant([prompt]).run(1).first_token_s)
+        answer = ask(self.engine, prompt, self.mixes[mix])
+        return Reading(answer.first_token_s, len(answer.routing.active))
 
     def router(self, rounds: int) -> list[Answer]:
         """Routed prompts of the length that the target names; one of every kind in each round."""
@@ -153,13 +118,13 @@ class Work:
         return found
 
 
-def speed_part(found: dict[tuple[int, str], list[Answer]]) -> tuple[list[dict[str, Any]], str]:
+def speed_part(found: dict[tuple[int, str], list[Reading]]) -> tuple[list[dict[str, Any]], str]:
     documents: list[dict[str, Any]] = []
     rows: list[list[object]] = []
-    for (length, mix), answers in found.items():
-        rate = Spread.of(length / answer.first_token_s for answer in answers)
-        first = Spread.of(1000 * answer.first_token_s for answer in answers)
-        active = Spread.of(float(len(answer.routing.active)) for answer in answers)
+    for (length, mix), readings in found.items():
+        rate = Spread.of(length / reading.first_token_s for reading in readings)
+        first = Spread.of(1000 * reading.first_token_s for reading in readings)
+        active = Spread.of(float(reading.active) for reading in readings)
         documents.append(
             {
                 "prompt_tokens": length,
@@ -171,6 +136,26 @@ def speed_part(found: dict[tuple[int, str], list[Answer]]) -> tuple[list[dict[st
         )
         rows.append([length, mix, active, rate, first])
     header = ["prompt tokens", "mix", "active stacks", "prefill, tok/s", "time to first token, ms"]
+    return documents, markdown_table(header, rows)
+
+
+def peer_part(
+    found: dict[tuple[int, str], list[Reading]], lengths: list[int]
+) -> tuple[list[dict[str, Any]], str]:
+    """Ours against llama.cpp's base alone, at every length."""
+    documents: list[dict[str, Any]] = []
+    rows: list[list[object]] = []
+    for length in lengths:
+        theirs = [reading.first_token_s for reading in found[length, LLAMA_CPP]]
+        for mix in (BASE_ONLY, TRAINED):
+            if (length, mix) not in found:
+                continue
+            ratio = Spread.ratio(theirs, [reading.first_token_s for reading in found[length, mix]])
+            target = PEER_RATIO if (length, mix) == (PEER_PROMPT, TRAINED) else None
+            verdict = "" if target is None else "met" if ratio.median >= target else "not met"
+            rows.append([length, mix, ratio, f">= {target:g}" if target else "", verdict])
+            documents.append({"prompt_tokens": length, "mix": mix, "ratio": ratio, "target": target})
+    header = ["prompt tokens", "mix", "times as fast as llama.cpp, base only", "target", ""]
     return documents, markdown_table(header, rows)
 
 
@@ -197,9 +182,14 @@ def turn_part(found: dict[str, list[float]]) -> tuple[dict[str, Any], str]:
 
 def measure(work: Work, lengths: list[int], rounds: int, device: str) -> tuple[dict[str, Any], str]:
     """All parts: for the JSON document, and as text."""
-    speeds, table = speed_part(work.speed(lengths, rounds))
+    found = work.speed(lengths, rounds)
+    speeds, table = speed_part(found)
     document: dict[str, Any] = {"speed": speeds}
     texts = [table]
+    if work.peer is not None:
+        document["llama_cpp"] = work.peer.system
+        document["against_llama_cpp"], table = peer_part(found, lengths)
+        texts.append(f"{table}\n\nllama.cpp says of itself: {work.peer.system}")
     if ROUTED in work.mixes:
         say("router's share ...")
         document["router"], text = router_part(work.router(rounds), device)
@@ -212,13 +202,15 @@ def measure(work: Work, lengths: list[int], rounds: int, device: str) -> tuple[d
 
 def mixes_of(stacks: Served) -> dict[str, CompositionRequest]:
     mixes = {BASE_ONLY: fixed({}), FOUR: fixed(traffic.apart(stacks.random))}
+    if stacks.trained:
+        mixes[TRAINED] = fixed(dict.fromkeys(stacks.trained, 1.0))
     if stacks.registry.snapshot().router is not None:
         mixes[ROUTED] = CompositionRequest("routed")
     return mixes
 
 
 def main(
-    lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "64,256,1024",
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "64,256,512,1024",
     rounds: options.Rounds = 5,
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
@@ -229,20 +221,28 @@ def main(
 ) -> None:
     """Prefill speed by prompt length and mix, the router's share, and what reusing a prefix saves.
 
-    The mixes: the base alone; four of ten random r16 stacks; and, with a trained registry, routed text, which
-    includes the router's pass.
+    The mixes: the base alone; four of ten random r16 stacks; with a trained registry, all its stacks, and
+    routed text, which includes the router's pass. llama.cpp reads the same prompts with the base alone.
 
     A quick look: python -m benchmarks.prefill --rounds 1 --lengths 64
     """
-    sizes = options.positive_list(lengths, "prompt lengths such as 64,256,1024")
+    sizes = options.positive_list(lengths, "prompt lengths such as 64,256,512")
     facts = machine()
-    with served(identify_base(base), trained=registry, seed=seed) as stacks:
+    with ExitStack() as opened:
+        stacks = opened.enter_context(served(identify_base(base), trained=registry, seed=seed))
         loaded = [options.load(base, quantization, device) for _ in range(2)]
         engines = [
             StepEngine(each, stacks.registry, EngineConfig(prefix_caching=reuse))
             for each, reuse in zip(loaded, (True, False), strict=True)
         ]
-        work = Work(engines[0], engines[1], Prompts(loaded[0], seed), mixes_of(stacks))
+        facts |= backend_of(engines[0])
+        gguf = peers.llama_cpp_file(base, loaded[0].device)
+        peer = None
+        if gguf is not None:
+            context = llama_cpp.context_for(max(sizes), 1)
+            settings = llama_cpp.Settings(str(gguf), torch.get_num_threads(), slots=1, context=context)
+            peer = opened.enter_context(llama_cpp.LlamaCpp(settings))
+        work = Work(engines[0], engines[1], Prompts(loaded[0], seed), mixes_of(stacks), peer)
         document, text = measure(work, sizes, rounds, loaded[0].device.type)
     chosen = options.asked(base, quantization, device, rounds=rounds, lengths=sizes, seed=seed)
     note = f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,9 +22,23 @@ from brainstacks.cpu import cpu
 RESULTS = Path(__file__).parent / "results"
 
 PACKAGES = (
-    "brainstacks", "torch", "transformers", "bitsandbytes", "numba", "triton", "peft", "llama-cpp-python"
+    "brainstacks", "torch", "transformers", "bitsandbytes", "numba", "triton", "peft", "xllamacpp"
 )  # fmt: skip
 """Whose versions bear on the figures; one that is not installed is left out."""
+
+
+EXTENSIONS = {
+    "amx-int8": "amx",
+    "avx512bf16": "avx512bf16",
+    "avx512vnni": "avx512vnni",
+    "avx512f": "avx512",
+    "avxvnni": "avxvnni",
+    "avx2": "avx2",
+    "i8mm": "i8mm",
+    "dotprod": "dotprod",
+    "neon": "neon",
+}
+"""A feature of `brainstacks.cpu` -> what a file of results calls it; the best one first."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +70,25 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
 
+def vector_extension(features: Collection[str]) -> str:
+    """The one of `EXTENSIONS` that says most about the speed of a CPU with these; `generic` without any."""
+    return next((name for feature, name in EXTENSIONS.items() if feature in features), "generic")
+
+
+def backend_of(engine: object) -> dict[str, str]:
+    """What computes an engine's steps, for `machine()`'s facts; nothing of one that does not say."""
+    backend = getattr(engine, "backend", None)
+    return {"backend": backend} if isinstance(backend, str) else {}
+
+
 def machine() -> dict[str, Any]:
-    """What the figures were measured on; nothing in it identifies the host or its users."""
+    """What the figures were measured on; nothing in it identifies the host or its users.
+
+    `kind` is the GPU's name, or `cpu-<cores>-<best vector extension>`.
+    """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "kind": _slug(gpu) if gpu else f"cpu-{os.cpu_count()}",
+        "kind": _slug(gpu) if gpu else f"cpu-{os.cpu_count()}-{vector_extension(cpu().features)}",
         "cpu": cpu().model,
         "cpu_features": list(cpu().features),
         "cores": os.cpu_count(),
@@ -100,7 +128,10 @@ def write_results(
     facts = document["machine"]
     where = facts["gpu"] or f"{facts['cpu']} ({' '.join(facts['cpu_features'])}), {facts['cores']} cores"
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
-    path.with_suffix(".md").write_text(f"# {name}\n\n{where}, {facts['date']}\n{versions}\n\n{text}\n")
+    computed_by = f"computed by {facts['backend']}\n" if "backend" in facts else ""
+    path.with_suffix(".md").write_text(
+        f"# {name}\n\n{where}, {facts['date']}\n{computed_by}{versions}\n\n{text}\n"
+    )
     report(f"\n{text}\n\nwritten: {path.name}")
     return path
 

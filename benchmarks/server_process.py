@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +31,15 @@ class ServerProcess:
         url: where it listens, without a slash at the end.
         model: the base's name, which every model name begins with.
         admin_key: for `/admin`; inference is open.
+        pid: of its process.
+        startup: lines of its log until it was ready, the last `LOG_LINES` of them.
     """
 
     url: str
     model: str
     admin_key: str
+    pid: int
+    startup: tuple[str, ...]
 
     def admin(self) -> httpx.Client:
         return httpx.Client(
@@ -44,11 +48,14 @@ class ServerProcess:
 
 
 @contextmanager
-def running(registry: Path, arguments: Sequence[str] = ()) -> Iterator[ServerProcess]:
+def running(
+    registry: Path, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """Start `python -m server` on a free port, and end it by SIGTERM.
 
     Args:
         arguments: further flags.
+        environment: in place of this process's.
 
     Raises:
         RuntimeError: it did not start, or did not end as it should; with the end of its log.
@@ -58,7 +65,11 @@ def running(registry: Path, arguments: Sequence[str] = ()) -> Iterator[ServerPro
     started: Future[str] = Future()
     with subprocess.Popen(
         [sys.executable, "-m", "server", "--port", "0", "--registry", str(registry), *arguments],
-        env={**os.environ, "BRAINSTACKS_ADMIN_KEY": key, "BRAINSTACKS_API_KEY": ""},
+        env={
+            **(os.environ if environment is None else environment),
+            "BRAINSTACKS_ADMIN_KEY": key,
+            "BRAINSTACKS_API_KEY": "",
+        },
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -69,7 +80,8 @@ def running(registry: Path, arguments: Sequence[str] = ()) -> Iterator[ServerPro
         try:
             url = started.result()
             answer = httpx.get(f"{url}/v1/models", timeout=60).raise_for_status()
-            yield ServerProcess(url, answer.json()["data"][0]["id"], key)
+            model = answer.json()["data"][0]["id"]
+            yield ServerProcess(url, model, key, process.pid, tuple(line.rstrip() for line in log))
             process.send_signal(signal.SIGTERM)
             if process.wait(timeout=STOP_SECONDS):
                 raise RuntimeError(f"the server ended with {process.returncode}:\n{''.join(log)}")

@@ -39,7 +39,7 @@ class Run:
     """One timed generation.
 
     Attributes:
-        tokens: ids in order, per row.
+        tokens: ids in order, per row; empty of a contestant that tells none.
         first_token_s: seconds from the start until every row has a token (the prefill).
         decode_s: seconds from there until the first row has its last token: all rows decode all the time.
         decoded: tokens of all rows within `decode_s`.
@@ -62,12 +62,25 @@ class Run:
         return self.decoded / self.decode_s
 
 
-def timed(contestant: Contestant, tokens: int, clock: Clock = perf_counter) -> Run:
+@dataclass(frozen=True)
+class SelfTimed:
+    """What runs elsewhere and times itself.
+
+    Attributes:
+        run: generates that many tokens for every row.
+    """
+
+    run: Callable[[int], Run]
+
+
+def timed(contestant: Contestant | SelfTimed, tokens: int, clock: Clock = perf_counter) -> Run:
     """Run `contestant` once, for at least two tokens per row.
 
     Raises:
         RuntimeError: it gave another number of tokens, so that its figure would not be comparable.
     """
+    if isinstance(contestant, SelfTimed):
+        return contestant.run(tokens)
     wanted = min(tokens, contestant.most_tokens or tokens)
     ids: list[list[int]] = [[] for _ in range(contestant.rows)]
     steps: list[tuple[float, int]] = []
@@ -114,7 +127,7 @@ class Progress:
 
 
 def interleave(
-    contestants: Mapping[str, Contestant],
+    contestants: Mapping[str, Contestant | SelfTimed],
     rounds: int,
     tokens: int,
     *,
@@ -139,8 +152,10 @@ def interleave(
     return runs
 
 
-def common_prefix(ours: Run, theirs: Run) -> int:
-    """Tokens of their first rows that two runs agree on before they differ."""
+def common_prefix(ours: Run, theirs: Run) -> int | None:
+    """Tokens of their first rows that two runs agree on before they differ; None where one tells none."""
+    if not (ours.tokens and theirs.tokens):
+        return None
     a, b = ours.tokens[0], theirs.tokens[0]
     differing = (i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1])
     return next(differing, min(len(a), len(b)))

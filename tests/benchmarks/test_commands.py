@@ -10,7 +10,21 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import decode, deterministic, hot_load, http_load, options, peers, prefill, residency
+from benchmarks import (
+    contention,
+    decode,
+    deterministic,
+    first_start,
+    hot_load,
+    http_load,
+    llama_cpp,
+    nll,
+    options,
+    peers,
+    prefill,
+    residency,
+)
+from benchmarks import decode_case as names
 from brainstacks.base_model import identify_base
 from brainstacks.errors import BrainstacksError, ConfigError
 from tests.benchmarks.trained import trained_registry
@@ -23,6 +37,9 @@ BENCHMARKS = {
     "residency": residency.app,
     "http_load": http_load.app,
     "deterministic": deterministic.app,
+    "nll": nll.app,
+    "first_start": first_start.app,
+    "contention": contention.app,
 }
 
 
@@ -31,7 +48,9 @@ def run(tiny_directory: Path, tmp_path: Path) -> Any:
     """Runs a benchmark on the tiny base; gives its document and what it printed."""
 
     def command(name: str, *arguments: str, registry: bool = False) -> tuple[Any, str]:
-        flags = ["--base", str(tiny_directory), "--quantization", "none", "--device", "cpu"]
+        flags = ["--base", str(tiny_directory), "--device", "cpu"]
+        if name != "nll":  # whose variants say
+            flags += ["--quantization", "none"]
         flags += ["--output", str(tmp_path / "results")]
         if registry:
             trained_registry(tmp_path, identify_base(tiny_directory))
@@ -63,11 +82,16 @@ def test_help_says_what_is_measured_and_gives_a_quick_example(name: str) -> None
     assert f"python -m benchmarks.{name} " in " ".join(result.output.split())
 
 
-def test_decode_compares_every_contestant_at_every_batch_size(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def fake_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "fake_llama_cpp"))
+    monkeypatch.setattr(peers, "gguf_of", lambda base: Path("base.gguf"))
     installed = peers.installed
-    monkeypatch.setattr(peers, "installed", lambda name: name != "llama_cpp" and installed(name))
+    monkeypatch.setattr(peers, "installed", lambda name: name == llama_cpp.PACKAGE or installed(name))
+
+
+@pytest.mark.usefixtures("fake_llama_cpp")
+def test_decode_compares_every_contestant_at_every_batch_size(run: Any) -> None:
     document, output = run(
         "decode",
         *("--rounds", "2", "--tokens", "6", "--prompt-tokens", "3", "--batch-sizes", "1,3"),
@@ -75,37 +99,49 @@ def test_decode_compares_every_contestant_at_every_batch_size(
     )
     one, three = document["cases"]
     assert (one["batch_size"], three["batch_size"]) == (1, 3)
-    alone = {decode.BASE_ONLY, decode.TRAINED, decode.ADJACENT, decode.APART, decode.GENERATE}
-    alone |= {decode.SHUTTLE, decode.SHUTTLE_NO_COPIES}
-    if installed("peft"):
-        alone |= {decode.PEFT_ONE, decode.PEFT_FOUR}
-    many = {decode.REWEIGHTED, decode.DISTINCT} | ({decode.PEFT_MIXED} if installed("peft") else set())
+    alone = {names.BASE_ONLY, names.TRAINED, names.ADJACENT, names.APART, names.GENERATE, *names.PLAIN}
+    alone |= {names.SHUTTLE, names.SHUTTLE_NO_COPIES, names.LLAMA_CPP, names.LLAMA_CPP_FOUR}
+    if peers.installed("peft"):
+        alone |= {names.PEFT_ONE, names.PEFT_FOUR}
+    many = {names.REWEIGHTED, names.DISTINCT} | ({names.PEFT_MIXED} if peers.installed("peft") else set())
     assert set(one["contestants"]) == alone
     assert set(three["contestants"]) == alone | many
     for measured in (*one["contestants"].values(), *three["contestants"].values()):
         assert len(measured["tokens_per_second"]["rounds"]) == 2
         assert measured["tokens_per_second"]["min"] > 0
-    bounds = three["contestants"][decode.DISTINCT]["tokens_per_second_bound"]
+    bounds = three["contestants"][names.DISTINCT]["tokens_per_second_bound"]
     assert 0 < bounds["all_experts"] < bounds["chosen_experts"]
     compared = {(c["ours"], c["theirs"]): c for c in one["comparisons"]}
-    assert compared[decode.BASE_ONLY, decode.GENERATE]["target"] == 1.15
+    assert compared[names.BASE_ONLY, names.LLAMA_CPP]["target"] == 0.8
+    assert compared[names.BASE_ONLY, names.LLAMA_CPP]["same_tokens"] is None, "it tells none"
     # In float32 both sides choose the same tokens where they run the same composition.
-    assert compared[decode.BASE_ONLY, decode.GENERATE]["same_tokens"] == 6
-    assert compared[decode.ADJACENT, decode.SHUTTLE]["same_tokens"] == 6
+    assert compared[names.BASE_ONLY, names.GENERATE]["same_tokens"] == 6
+    assert compared[names.ADJACENT, names.SHUTTLE]["same_tokens"] == 6
     assert all(c["target"] is None for c in three["comparisons"]), "targets are set at 1 and 16"
+    assert one["llama_cpp"] == "FAKE = 1"
     assert "Batch of 3" in output
 
 
 def test_decode_goes_on_without_optional_peers_and_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "installed", lambda name: False)
-    monkeypatch.setattr(peers, "gguf_of", lambda base: Path("base.gguf"))
     document, output = run("decode", *("--rounds", "1", "--tokens", "3", "--batch-sizes", "1"))
     assert "PEFT is not installed" in output
-    assert "llama-cpp-python is not installed" in output
+    assert "llama.cpp is left out" in output
     assert "the trained registry is left out" in output  # the demo's, which is of another base
-    (case,) = document["cases"]
-    assert decode.GENERATE in case["contestants"]
-    assert not {decode.PEFT_ONE, decode.LLAMA_CPP, decode.TRAINED} & set(case["contestants"])
+    (found,) = document["cases"]
+    assert names.GENERATE in found["contestants"]
+    assert not {names.PEFT_ONE, names.LLAMA_CPP, names.TRAINED} & set(found["contestants"])
+
+
+def test_decode_leaves_out_the_peers_that_are_not_asked_for(run: Any) -> None:
+    quick = ("--rounds", "1", "--tokens", "3", "--batch-sizes", "1")
+    document, _ = run("decode", *quick, "--peers", "")
+    (found,) = document["cases"]
+    assert set(found["contestants"]) == {names.BASE_ONLY, names.ADJACENT, names.APART}
+    assert document["settings"]["peers"] == []
+    result = CliRunner().invoke(decode.app, ["--peers", "peft,vllm"])
+    assert result.exit_code == 2
+    assert "peft,vllm" in result.output
 
 
 @pytest.mark.parametrize("text", ["", "1,x", "0", "4,-1"])
@@ -116,19 +152,54 @@ def test_a_list_that_is_none_is_refused(text: str) -> None:
         options.positive_list(text, "things")
 
 
+@pytest.mark.usefixtures("fake_llama_cpp")
 def test_prefill_measures_every_length_and_mix(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill, "TURN", 40)
+    monkeypatch.setattr(prefill, "PEER_PROMPT", 70)
     document, output = run("prefill", *("--rounds", "2", "--lengths", "5,70"), registry=True)
+    mixes = [prefill.BASE_ONLY, prefill.FOUR, prefill.TRAINED, prefill.ROUTED, prefill.LLAMA_CPP]
     assert [(each["prompt_tokens"], each["mix"]) for each in document["speed"]] == [
-        (length, mix) for length in (5, 70) for mix in (prefill.BASE_ONLY, prefill.FOUR, prefill.ROUTED)
+        (length, mix) for length in (5, 70) for mix in mixes
     ]
-    assert [each["active_stacks"]["median"] for each in document["speed"][:2]] == [0.0, 4.0]
+    assert [each["active_stacks"]["median"] for each in document["speed"][:3]] == [0.0, 4.0, 2.0]
+    assert document["speed"][4]["first_token_ms"]["median"] == 5.0
+    against = {(each["prompt_tokens"], each["mix"]): each for each in document["against_llama_cpp"]}
+    assert {key for key, each in against.items() if each["target"]} == {(70, prefill.TRAINED)}
+    assert set(against) == {(length, mix) for length in (5, 70) for mix in (mixes[0], mixes[2])}
     share = document["router"]["share_of_first_token"]
     assert len(share["rounds"]) == 2 * 5
     assert 0 < share["min"] <= share["max"] < 1
     assert document["router"]["target"] == 0.2
     assert len(document["second_turn"]["with_reuse_ms"]["rounds"]) == 2
     assert "Router's share" in output
+
+
+def test_nll_compares_the_variants_on_the_same_records(run: Any, data: Path) -> None:
+    document, output = run("nll", "--data", str(data), "--records", "3", "--variants", "nf4,none")
+    assert document["records"] == {"chat": 3, "math": 3}
+    nf4, none = document["variants"]
+    assert (nf4["variant"], none["variant"]) == ("nf4", "none")
+    for variant in (nf4, none):
+        assert set(variant["nll"]) == {"chat", "math", nll.MEAN}
+        assert variant["tokens_per_second"] > 0
+    assert nf4["difference"][nll.MEAN] == {"nats": 0.0, "interval": [0.0, 0.0]}
+    difference = none["difference"][nll.MEAN]
+    assert difference["interval"][0] <= difference["nats"] <= difference["interval"][1]
+    assert difference["nats"] == pytest.approx(none["nll"][nll.MEAN] - nf4["nll"][nll.MEAN])
+    assert "reference" in output
+
+
+def test_contention_measures_every_batch_beside_every_number_of_processes(run: Any) -> None:
+    quick = ("--rounds", "2", "--seconds", "0.1", "--processes", "0,1", "--batch-sizes", "1,2")
+    document, output = run("contention", *quick)
+    assert [(case["batch_size"], case["busy_processes"]) for case in document["cases"]] == [
+        (1, 0), (1, 1), (2, 0), (2, 1)
+    ]  # fmt: skip
+    for case in document["cases"]:
+        assert len(case["tokens_per_second"]["rounds"]) == 2
+        assert case["of_undisturbed"]["min"] > 0
+    assert document["cases"][0]["of_fair_share"]["median"] == 1.0
+    assert "busy processes" in output
 
 
 def test_residency_serves_the_same_requests_with_and_without_room(run: Any) -> None:
@@ -158,6 +229,21 @@ def test_a_command_that_is_stopped_or_refused_says_so_in_one_line(
 
     result = CliRunner().invoke(options.application(command), ["--rounds", "2"])
     assert (result.exit_code, result.stderr) == (status, error.message + "\n")
+
+
+@pytest.mark.slow
+def test_first_start_starts_a_server_on_an_empty_cache_and_again_on_a_full_one(run: Any) -> None:
+    document, output = run("first_start", "--rounds", "1")
+    first, later, bare = (
+        document["starts"][name] for name in (first_start.FIRST, first_start.LATER, first_start.BARE)
+    )
+    for start in (first, later, bare):
+        assert start["wall_s"]["median"] > 0
+        assert start["cpu_s"]["median"] > 0
+    for start, most in ((first, 25.0), (later, 5.0)):
+        assert start["target_cpu_s"] == pytest.approx(most + bare["cpu_s"]["median"])
+        assert any("running on http" in line for line in start["log"])
+    assert "Log of the first start" in output
 
 
 @pytest.mark.slow

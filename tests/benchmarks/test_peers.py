@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from bitsandbytes import functional
+from torch import nn
 
 from benchmarks import peers
 from benchmarks.engine_batch import engine_batch
 from benchmarks.timing import timed
 from benchmarks.traffic import random_prompt
 from brainstacks.base_model import BaseModel, load_base
-from brainstacks.config import EngineConfig
+from brainstacks.config import EngineConfig, Quantization
 from brainstacks.engine.engine import StepEngine
+from brainstacks.layers.projections import find_sites
 from tests.tiny import VOCAB
 
 PROMPTS = [random_prompt(VOCAB, 7, seed) for seed in range(4)]
@@ -42,34 +44,47 @@ def test_peft_sums_adapters_or_gives_each_row_its_own(tiny_base: BaseModel) -> N
     assert mixed[1::2] != one[1::2]
 
 
-@pytest.fixture
-def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """In the place of llama-cpp-python: counts on from the prompt's last id."""
-    calls: list[object] = []
-
-    class Llama:
-        def __init__(self, *, model_path: str, n_ctx: int, n_threads: int, verbose: bool) -> None:
-            calls.append(model_path)
-
-        def generate(self, tokens: list[int], *, temp: float) -> Iterator[int]:
-            calls.append((tokens, temp))
-            token = tokens[-1]
-            while True:
-                token += 1
-                yield token
-
-    module = ModuleType("llama_cpp")
-    module.__spec__ = ModuleSpec("llama_cpp", None)
-    setattr(module, "Llama", Llama)  # noqa: B010 -- not on ModuleType
-    monkeypatch.setitem(sys.modules, "llama_cpp", module)
-    return calls
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dequantised_base_has_the_same_values_in_plain_linears(
+    tiny_directory: Path, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    load = partial(load_base, tiny_directory, quantization=quantization, device="cpu", trainable=True)
+    modules: dict[tuple[int, str], Any] = {key: site.module for key, site in load().sites.items()}
+    expected = {
+        key: functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        if quantization == "nf4"
+        else module.weight.data
+        for key, module in modules.items()
+    }
+    plain = peers.dequantized(load(), dtype)
+    for key, site in find_sites(plain).items():
+        assert type(site.module) is nn.Linear
+        assert site.module.weight.dtype == dtype
+        torch.testing.assert_close(site.module.weight.data, expected[key].to(dtype), rtol=0, atol=0)
 
 
-def test_llama_cpp_generates_greedily_from_the_same_ids(llama_cpp: list[object]) -> None:
-    assert peers.installed("llama_cpp")
-    run = timed(peers.llama_cpp_stream(Path("model.gguf"), (5, 6, 7)), 4)
-    assert run.tokens == ((8, 9, 10, 11),)
-    assert llama_cpp == ["model.gguf", ([5, 6, 7], 0.0)]
+@pytest.mark.parametrize(
+    ("base", "device", "package", "reason"),
+    [
+        ("some/hub-id", "cpu", True, "the base is no GGUF file"),
+        ("model.gguf", "cuda", True, "the base on cuda"),
+        ("model.gguf", "cpu", False, "is not installed"),
+    ],
+)
+def test_llama_cpp_is_left_out_with_a_word(
+    base: str,
+    device: str,
+    package: bool,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(peers, "installed", lambda name: package)
+    assert peers.llama_cpp_file(base, torch.device(device)) is None
+    assert reason in capsys.readouterr().out
+    monkeypatch.setattr(peers, "installed", lambda name: True)
+    assert peers.llama_cpp_file("model.gguf", torch.device("cpu")) == Path("model.gguf")
 
 
 def test_a_base_without_a_gguf_file_has_none() -> None:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.results import Spread, machine, markdown_table, percentile, write_results
+from benchmarks import results
+from benchmarks.results import (
+    EXTENSIONS,
+    Spread,
+    backend_of,
+    machine,
+    markdown_table,
+    percentile,
+    vector_extension,
+    write_results,
+)
+from brainstacks.cpu import NOTED, Cpu
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -25,6 +39,41 @@ def test_tables_align() -> None:
     lines = markdown_table(["a", "long header"], [["wide cell", 1.5], ["x", "y"]]).splitlines()
     assert lines[1] == "| --------- | ----------- |"
     assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("features", "name"),
+    [
+        (("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16", "amx-int8"), "amx"),
+        (("avx2", "avx512f", "avx512bw", "avx512vnni"), "avx512vnni"),
+        (("avx2", "fma", "f16c"), "avx2"),
+        (("neon", "dotprod"), "dotprod"),
+        ((), "generic"),
+    ],
+)
+def test_a_kind_of_cpu_is_named_by_its_best_vector_extension(features: tuple[str, ...], name: str) -> None:
+    assert vector_extension(features) == name
+
+
+def test_every_noted_feature_of_a_kind_is_one_that_is_looked_for() -> None:
+    assert set(EXTENSIONS) <= set(NOTED)
+
+
+def test_two_kinds_of_cpu_do_not_share_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    kinds = set()
+    for features in (("avx2",), ("avx2", "avx512f")):
+        monkeypatch.setattr(results, "cpu", lambda features=features: Cpu("any", features, ""))
+        kinds.add(machine()["kind"])
+    assert kinds == {f"cpu-{os.cpu_count()}-avx2", f"cpu-{os.cpu_count()}-avx512"}
+
+
+def test_the_backend_is_told_where_the_engine_says_it(tmp_path: Path) -> None:
+    assert backend_of(object()) == {}
+    facts = machine() | backend_of(SimpleNamespace(backend="avx512 int8 blocks"))
+    path = write_results("name", {"machine": facts}, "text", tmp_path, report=lambda line: None)
+    assert json.loads(path.read_text())["machine"]["backend"] == "avx512 int8 blocks"
+    assert "computed by avx512 int8 blocks\n" in path.with_suffix(".md").read_text()
 
 
 def test_machine_is_described_without_naming_the_host(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.timing import Contestant, OnStep, Progress, Run, common_prefix, interleave, timed
+from benchmarks.timing import Contestant, OnStep, Progress, Run, SelfTimed, common_prefix, interleave, timed
 from tests.benchmarks.clock import Clock
 
 
@@ -13,7 +13,10 @@ def test_contestants_take_turns_after_a_short_uncounted_round() -> None:
     log: list[str] = []
     lines: list[str] = []
     begun: list[float] = []
-    contestants = {"A": clock.contestant("A", log, 0.5), "B": clock.contestant("B", log, 2.0)}
+    contestants: dict[str, Contestant | SelfTimed] = {
+        "A": clock.contestant("A", log, 0.5),
+        "B": clock.contestant("B", log, 2.0),
+    }
     runs = interleave(
         contestants,
         2,
@@ -80,3 +83,12 @@ def test_a_run_with_another_number_of_tokens_is_refused() -> None:
 )
 def test_common_prefix_counts_until_the_first_difference(theirs: tuple[int, ...], agreed: int) -> None:
     assert common_prefix(Run(((1, 2, 3),), 0.0, 1.0, 2), Run((theirs,), 0.0, 1.0, 2)) == agreed
+
+
+def test_what_times_itself_is_believed_and_tells_no_tokens() -> None:
+    own = SelfTimed(lambda tokens: Run((), 0.5, 2.0, 2 * tokens))
+    clock = Clock()
+    contestants: dict[str, Contestant | SelfTimed] = {"A": clock.contestant("A", [], 1.0), "B": own}
+    runs = interleave(contestants, 1, 4, clock=clock, report=lambda line: None)
+    assert runs["B"] == [Run((), 0.5, 2.0, 8)]
+    assert common_prefix(runs["A"][0], runs["B"][0]) is None

@@ -1,0 +1,208 @@
+"""What a faster base costs in quality: answer NLL of the base alone, through the engine, by variant.
+
+    python -m benchmarks.nll --data DATA
+
+Every variant scores the same records, one after another, record by record: differences are paired, and a
+disturbance of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks import options
+from benchmarks.answer_scoring import Score, score, validation_examples
+from benchmarks.results import RESULTS, backend_of, machine, markdown_table, write_results
+from benchmarks.timing import Progress, say
+from brainstacks.config import EngineConfig, from_mapping
+from brainstacks.engine.engine import StepEngine
+from training.encoding import Example
+from training.intervals import interval, resampled_nll
+
+NAME = "nll"
+MOST_DIFFERENCE = 0.005
+"""Rule: a variant's mean NLL differs from the reference's by no more (nats per answer token)."""
+
+MEAN = "mean"
+"""Of the domains, beside their names."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A base and an engine.
+
+    Attributes:
+        quantization: as the server names it.
+        engine: fields of `EngineConfig`.
+    """
+
+    quantization: str
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {"nf4": Variant("nf4"), "int8": Variant("int8"), "none": Variant("none")}
+"""By name. The first that is asked for is what the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one domain, record by record.
+
+    Attributes:
+        examples: R records.
+        scores: variant -> R scores.
+    """
+
+    examples: Sequence[Example]
+    scores: Mapping[str, Sequence[Score]]
+
+    @property
+    def answer_tokens(self) -> list[int]:
+        return [len(example.response) for example in self.examples]
+
+    def nll(self, variant: str) -> float:
+        """Nats per answer token."""
+        return sum(score.nats for score in self.scores[variant]) / sum(self.answer_tokens)
+
+    def resampled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[S, V] NLL of bootstrap resamples of the records, the same for all variants."""
+        nats = [[score.nats for score in record] for record in zip(*self.scores.values(), strict=True)]
+        return resampled_nll(nats, self.answer_tokens)
+
+
+def measure(
+    engines: Mapping[str, StepEngine], examples: Mapping[str, Sequence[Example]]
+) -> dict[str, Scores]:
+    """Every record of every domain (domain -> records) by every variant, in turn."""
+    for engine in engines.values():  # uncounted: packs and compiles what later requests find ready
+        score(engine, next(iter(examples.values()))[0])
+    found: dict[str, Scores] = {}
+    progress = Progress(len(examples))
+    for domain, records in examples.items():
+        scores: dict[str, list[Score]] = {name: [] for name in engines}
+        for record in records:
+            for name, engine in engines.items():
+                scores[name].append(score(engine, record))
+        found[domain] = Scores(records, scores)
+        progress.done(f"{domain}: " + ", ".join(f"{name} {found[domain].nll(name):.4f}" for name in engines))
+    return found
+
+
+def compare(found: Mapping[str, Scores], variants: Sequence[str]) -> list[dict[str, Any]]:
+    """Each variant less the first one: per domain, and the plain mean of the domains, with 95% intervals."""
+    drawn = {domain: scores.resampled() for domain, scores in found.items()}
+    nll = {domain: np.array([scores.nll(v) for v in variants]) for domain, scores in found.items()}
+    drawn[MEAN] = np.mean(list(drawn.values()), axis=0)
+    nll[MEAN] = np.mean(list(nll.values()), axis=0)
+    documents = []
+    for column, variant in enumerate(variants):
+        rate = sum(sum(map(len, each.examples)) for each in found.values()) / sum(
+            score.seconds for each in found.values() for score in each.scores[variant]
+        )
+        documents.append(
+            {
+                "variant": variant,
+                "nll": {domain: float(values[column]) for domain, values in nll.items()},
+                "difference": {
+                    domain: {
+                        "nats": float(values[column] - values[0]),
+                        "interval": interval(drawn[domain][:, column] - drawn[domain][:, 0]),
+                    }
+                    for domain, values in nll.items()
+                },
+                "tokens_per_second": round(rate, 1),
+            }
+        )
+    return documents
+
+
+def table(documents: Sequence[Mapping[str, Any]]) -> str:
+    reference = documents[0]["variant"]
+    header = ["variant", "domain", "NLL", f"less {reference}", "95% interval", "", "read and scored, tok/s"]
+    rows: list[list[object]] = []
+    for document in documents:
+        for domain, nll in document["nll"].items():
+            row: list[object] = [document["variant"], domain, f"{nll:.4f}", "", "", "", ""]
+            if document["variant"] != reference:
+                difference = document["difference"][domain]
+                low, high = difference["interval"]
+                row[3:5] = [f"{difference['nats']:+.4f}", f"{low:+.4f}..{high:+.4f}"]
+            if domain == MEAN:
+                row[5:] = [_verdict(document, reference), document["tokens_per_second"]]
+            rows.append(row)
+    return markdown_table(header, rows)
+
+
+def _verdict(document: Mapping[str, Any], reference: str) -> str:
+    if document["variant"] == reference:
+        return "reference"
+    return "met" if abs(document["difference"][MEAN]["nats"]) <= MOST_DIFFERENCE else "not met"
+
+
+def main(
+    data: Annotated[
+        Path, typer.Option(help="Records: <domain>/{train,validation}.jsonl.", exists=True, file_okay=False)
+    ],
+    records: Annotated[int, typer.Option(min=1, help="Validation records per domain, at most.")] = 100,
+    variants: Annotated[
+        str, typer.Option(help="Separated by commas; the first one is the reference.")
+    ] = ",".join(VARIANTS),
+    max_tokens: Annotated[int, typer.Option(min=16, help="Of prompt and answer.")] = 512,
+    base: options.Base = options.DEFAULT_BASE,
+    device: options.Device = "auto",
+    output: options.Output = RESULTS,
+) -> None:
+    """Answer NLL on validation records, base alone, by variant, and what each differs from exact NF4.
+
+    The rule: the mean over domains differs by no more than 0.005 nats per answer token. Beside it stands how
+    fast prompts and answers are read and scored, one request at a time.
+
+    A quick look: python -m benchmarks.nll --data DATA --records 4
+    """
+    options.some_of(variants, tuple(VARIANTS))
+    names = variants.split(",")
+    facts = machine()
+    engines: dict[str, StepEngine] = {}
+    for name in names:
+        say(f"loading {name} ...")
+        variant = VARIANTS[name]
+        config = from_mapping(EngineConfig, {"max_batch_size": 1, "prefix_caching": False, **variant.engine})
+        engines[name] = StepEngine(options.load(base, variant.quantization, device), None, config)
+    tokenizer = engines[names[0]].base.chat_tokenizer()
+    found = measure(engines, validation_examples(data, tokenizer, records, max_tokens))
+    documents = compare(found, names)
+    for document in documents:
+        document |= backend_of(engines[document["variant"]])
+    chosen = options.asked(
+        base, "as each variant says", device, records=records, variants=names, max_tokens=max_tokens
+    )
+    counts = {domain: len(scores.examples) for domain, scores in found.items()}
+    text = (
+        f"NLL in nats per answer token of {sum(counts.values())} validation records; intervals by a "
+        f"bootstrap over records, paired. Rule: |difference of the mean| <= {MOST_DIFFERENCE:g}.\n\n"
+        f"{table(documents)}"
+    )
+    write_results(
+        NAME,
+        {
+            "machine": facts,
+            "settings": chosen,
+            "records": counts,
+            "rule": MOST_DIFFERENCE,
+            "variants": documents,
+        },
+        text,
+        output,
+    )
+
+
+app = options.application(main)
+
+if __name__ == "__main__":
+    app()
