@@ -15,7 +15,6 @@ from torch import nn
 from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformers
 from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, plain_checkpoint
 from brainstacks.config import Quantization
-from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.fingerprint import fingerprint
 from brainstacks.gguf_checkpoint import GgufCheckpoint
@@ -134,7 +133,7 @@ def load_base(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Some CPUs would repack 4-bit weights at the first inference forward, after which no gradient
             # passes them, silently, and scales are rounded: one form of the weights on all machines.
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
     sites = find_sites(model)
     identity = _identity(base_name(base), checkpoint, model, sites)
     _log.info("loaded %s (%s) in %.1f s", identity.id, quantization, time.perf_counter() - started)

@@ -157,8 +157,8 @@ class EngineConfig:
             131,072, or as many as half of the memory holds that is free when everything is loaded.
         prefix_caching: keep the keys and values of finished prompts for requests of the same composition.
         backend: what computes steps: `torch`, `cpu` (compiled), or `auto`, the faster that knows the base.
-        exact: compute with the very values of quantised weights; else, on a CPU, in int8 where that is faster.
-        deterministic: exact, with fixed step shapes, so that no request's tokens depend on its neighbours; costs speed.
+        exact: compute with the very values of quantised weights; else, on a CPU, with int8 activations.
+        deterministic: exact, and no request's tokens depend on its neighbours; costs speed.
         device_stack_bytes: most bytes of stacks on the device; None keeps every served stack there.
         host_stack_bytes: most bytes of packed stacks in host memory, of those that had to leave the device.
         max_unread_events: a stream whose client has left this many events unread pauses until they are read.

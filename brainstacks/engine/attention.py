@@ -1,4 +1,5 @@
-"""Attention of packed tokens over the paged cache, as transformers' attention function: the `torch` backend's.
+"""Attention of packed tokens over the paged cache, as transformers' attention function: the `torch`
+backend's.
 
 The tokens of all rows of a step lie in one row [1, T], so no work is spent on padding: decode rows first, one
 token each, then prefill rows. Without a `paged` argument (training, plain logits) it is transformers' own
@@ -163,7 +164,9 @@ def paged_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     paged.cache.keys[layer][paged.blocks, :, paged.offsets] = k.transpose(0, 1)
     paged.cache.values[layer][paged.blocks, :, paged.offsets] = v.transpose(0, 1)
-    parts = [_decode(q[:, g.first : g.last], g, paged.cache, layer, scale, sliding_window) for g in paged.decode]
+    parts = [
+        _decode(q[:, g.first : g.last], g, paged.cache, layer, scale, sliding_window) for g in paged.decode
+    ]
     n = paged.decode[-1].last if paged.decode else 0
     for row in paged.prefill:
         new = slice(n, n + row.count)

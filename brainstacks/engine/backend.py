@@ -52,7 +52,9 @@ def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: 
     if config.backend == "torch" or (config.backend == "auto" and base.device.type != "cpu"):
         return TorchBackend(base, hooks, cache)
     if base.device.type != "cpu":
-        raise ConfigError(f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend")
+        raise ConfigError(
+            f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
+        )
     from brainstacks.engine.cpu_backend import CpuBackend
 
     try:

@@ -71,7 +71,6 @@ class CpuBackend:
         )
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
-        """Compute a step and store its keys and values; logits [L, V] float32 of the tokens that want them."""
         count = len(batch.wanted)
         logits = np.empty((count, int(self._step["logits_width"][0])), np.float32)
         self._set(logits=logits.ctypes.data, mid=0)
@@ -79,7 +78,6 @@ class CpuBackend:
         return torch.from_numpy(logits)[:, : self._model.dims.vocab]
 
     def hidden_states(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """Of the base alone: the middle and the last hidden state of every token, [T, d] float32 each."""
         dims = self._model.dims
         mid, last = (np.empty((len(batch.ids), dims.width), np.float32) for _ in range(2))
         self._set(mid=mid.ctypes.data, last=last.ctypes.data)
@@ -167,7 +165,9 @@ class _Rounds:
     def __init__(self, keys: tuple[Any, ...], bank: StackBank | None) -> None:
         stacks = [bank.stack(key) for key in keys] if bank is not None else []
         self.held = stacks  # what is pointed to stays alive
-        self.columns_of = [(key, stack.scaling) for key, stack in zip(keys, stacks, strict=True) for _ in range(stack.rounds)]
+        self.columns_of = [
+            (key, stack.scaling) for key, stack in zip(keys, stacks, strict=True) for _ in range(stack.rounds)
+        ]
         self.count = len(self.columns_of)
         shapes = [
             (stack.shape.rank, stack.shape.experts, stack.shape.top_k)
@@ -194,9 +194,13 @@ class _Stacks:
 
     def bind(self, weights: Sequence[Mapping[Any, float]], bank: StackBank | None) -> _Rounds:
         """For tokens with these weights (key -> weight). Raises KeyError: one is not resident."""
-        used = {key for row in {id(row): row for row in weights}.values() for key, w in row.items() if w != 0.0}
+        used = {
+            key for row in {id(row): row for row in weights}.values() for key, w in row.items() if w != 0.0
+        }
         keys = tuple(sorted(used, key=str))  # sums are added in one order, whatever else is in the batch
-        if keys != self._keys or any(bank is None or bank.stack(k) is not s for k, s in zip(keys, self._rounds.held, strict=True)):
+        if keys != self._keys or any(
+            bank is None or bank.stack(k) is not s for k, s in zip(keys, self._rounds.held, strict=True)
+        ):
             self._keys, self._rounds = keys, _Rounds(keys, bank)
         rounds = self._rounds
         columns: dict[int, Array] = {}
@@ -204,7 +208,9 @@ class _Stacks:
         for t, row in enumerate(weights):
             column = columns.get(id(row))
             if column is None:
-                column = np.array([row.get(key, 0.0) * scaling for key, scaling in rounds.columns_of], np.float32)
+                column = np.array(
+                    [row.get(key, 0.0) * scaling for key, scaling in rounds.columns_of], np.float32
+                )
                 columns[id(row)] = column
             rounds.weights[:, t] = column
         return rounds

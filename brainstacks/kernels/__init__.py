@@ -1,9 +1,9 @@
 """Compiled loops for the CPU.
 
 What numba compiles is kept between starts: in `$NUMBA_CACHE_DIR` where that is set, else in the user's cache
-directory, else, where nothing can be written (a read-only container), for this process alone. numba looks at a
-function's own file alone to see whether what it kept is still true, so each state of these files together has a
-directory of its own.
+directory, else, where nothing can be written (a read-only container), for this process alone. numba looks
+at a function's own file alone to see whether what it kept is still true, so each state of these files
+together has a directory of its own.
 """
 
 from __future__ import annotations

@@ -64,8 +64,9 @@ def _sum(x, start, end):
 def quantise(step, group, t, x, n):
     """Write x, row t of a group's input with n real numbers, as its products read it.
 
-    In blocks of the group's own size, x = scale * q with q int8, |q| <= 127; `zero` has -ZERO_POINT * the sum of
-    a block's q (int32), `mass` the sum of its x (float32). A number that is not finite makes its block's scale NaN.
+    In blocks of the group's own size, x = scale * q with q int8, |q| <= 127; `zero` has -ZERO_POINT * the
+    sum of a block's q (int32), `mass` the sum of its x (float32). A number that is not finite makes its
+    block's scale NaN.
     """
     blocks = group.d_in // group.block
     x[n : group.d_in] = np.float32(0.0)  # weights are filled up with zeros, but 0 * NaN is NaN

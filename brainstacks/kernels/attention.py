@@ -1,7 +1,8 @@
 """Attention over a paged KV cache: every token reads exactly its own sequence's blocks.
 
-The maths is softmax(q k^T * scale) v in float32. Decoding is a tile of one token; a prompt's tokens attend some at a
-time, so that what is read of keys and values serves several. Keys of a block lie transposed, [dim, BLOCK].
+The maths is softmax(q k^T * scale) v in float32. Decoding is a tile of one token; a prompt's tokens attend
+some at a time, so that what is read of keys and values serves several. Keys of a block lie transposed,
+[dim, BLOCK].
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ TILE_TOKENS = 8
 
 HEADS = 4
 """Query heads that are computed together; a group is filled up with zeros."""
+
 
 @njit(fastmath={"contract"}, cache=True)
 def _scores(query, q, keys, at, scores, to, width, dim):
@@ -122,7 +124,9 @@ def attend_work(context, index, piece, dtype):
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim
-            query[(i * share + g) * dim : (i * share + g + 1) * dim] = y[tile.first + i, column : column + dim]
+            query[(i * share + g) * dim : (i * share + g + 1) * dim] = y[
+                tile.first + i, column : column + dim
+            ]
 
     scores = np.empty((padded, span), np.float32)
     total = np.zeros(queries * dim, np.float32)
@@ -151,4 +155,6 @@ def attend_work(context, index, piece, dtype):
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim
-            x[tile.first + i, column : column + dim] = total[(i * share + g) * dim : (i * share + g + 1) * dim]
+            x[tile.first + i, column : column + dim] = total[
+                (i * share + g) * dim : (i * share + g + 1) * dim
+            ]

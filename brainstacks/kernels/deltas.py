@@ -1,13 +1,14 @@
-"""Deltas of a step, compiled: per token only the stacks that it uses, and of each the experts that its gate keeps.
+"""Deltas of a step, compiled: per token only the stacks that it uses, and of each the experts that its gate
+keeps.
 
-The maths is that of `layers.delta` (`gate_weights`, `gated_hidden`), in two phases per group of projections that
-share an input:
+The maths is that of `layers.delta` (`gate_weights`, `gated_hidden`), in two phases per group of projections
+that share an input:
 
     down:  l = x G^T;  g = softmax(top-K of l);  h = w * s * g_e * (A_e x)   for the K chosen experts e
     up:    out += h B_all
 
-Both read each row of A, G and B at most once per piece, whatever the number of tokens, and compute in float32. A
-token's own sums are added in an order that does not depend on the other tokens.
+Both read each row of A, G and B at most once per piece, whatever the number of tokens, and compute in
+float32. A token's own sums are added in an order that does not depend on the other tokens.
 """
 
 from __future__ import annotations

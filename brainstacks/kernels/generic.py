@@ -58,7 +58,20 @@ def product(value: Any, fast: bool) -> Any:
 
     @njit
     def plain(
-        codes, scales, offsets, levels, x, x_step, factors, sums, block_step, out, out_step, blocks, chunks, count
+        codes,
+        scales,
+        offsets,
+        levels,
+        x,
+        x_step,
+        factors,
+        sums,
+        block_step,
+        out,
+        out_step,
+        blocks,
+        chunks,
+        count,
     ):
         size = CHUNK * chunks
         scale_of = carray(as_pointer(scales), (blocks, PANEL), np.float32)
@@ -84,7 +97,9 @@ def product(value: Any, fast: bool) -> Any:
                         weight = mass[b]
                     target[row] += total * scale_of[b, row]
                     if offsets:
-                        target[row] += carray(as_pointer(offsets), (blocks, PANEL), np.float32)[b, row] * weight
+                        target[row] += (
+                            carray(as_pointer(offsets), (blocks, PANEL), np.float32)[b, row] * weight
+                        )
 
     return plain
 

@@ -27,7 +27,7 @@ STEP = np.dtype(
         ("blocks", "i8"), ("block_width", "i8"),  # [sequences, width] int32
         ("wanted", "i8"), ("wanted_count", "i8"),  # [L] int64: tokens whose logits are computed
         ("logits", "i8"), ("logits_width", "i8"),  # [L, width] float32
-        ("mid", "i8"), ("last", "i8"),  # [T, width] float32: the router's two hidden states; mid 0: not wanted
+        ("mid", "i8"), ("last", "i8"),  # [T, width] float32: for the router; mid 0: not wanted
         # the stacks in use
         ("rounds", "i8"), ("columns", "i8"), ("experts", "i8"),  # most columns N * r and experts N of a round
         ("round_table", "i8"), ("factor_table", "i8"), ("weights", "i8"),  # [rounds, T] float32, w * s
@@ -75,7 +75,8 @@ LINEAR = np.dtype(
         ("codes", "i8"), ("scales", "i8"), ("offsets", "i8"), ("levels", "i8"),  # see `panels.Panels`
         ("panels", "i8"), ("codes_step", "i8"), ("scales_step", "i8"),  # bytes from panel to panel
         ("blocks", "i8"), ("chunks", "i8"),  # of a row; of a block
-        ("fast", "i8"), ("column", "i8"), ("d_in", "i8"), ("d_out", "i8"), ("projection", "i8"),  # column: of its first output
+        ("fast", "i8"), ("column", "i8"), ("d_in", "i8"), ("d_out", "i8"),
+        ("projection", "i8"),  # column: of its first output
     ],
     align=True,
 )  # fmt: skip

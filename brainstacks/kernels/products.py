@@ -1,7 +1,7 @@
 """The base's linears: y += W x for a group's panels and all tokens of a step.
 
-A product is one compiled function per kind of weight (see `layers/panels.py`), called by its address: only kinds
-that a model has are compiled.
+A product is one compiled function per kind of weight (see `layers/panels.py`), called by its address: only
+kinds that a model has are compiled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,20 @@ def _product(kind: str) -> Any:
 def _tiled(kind: int, most: int) -> Any:
     @cfunc(PRODUCT, cache=True)
     def product(
-        codes, scales, offsets, levels, x, x_step, factors, sums, block_step, out, out_step, blocks, chunks, count
+        codes,
+        scales,
+        offsets,
+        levels,
+        x,
+        x_step,
+        factors,
+        sums,
+        block_step,
+        out,
+        out_step,
+        blocks,
+        chunks,
+        count,
     ):
         t = 0
         while t < count:

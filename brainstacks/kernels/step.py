@@ -1,4 +1,5 @@
-"""One forward of all tokens of a step, from embeddings to logits: the order of the phases, and what computes them.
+"""One forward of all tokens of a step, from embeddings to logits: the order of the phases, and what
+computes them.
 
 `drive` below is the model: every line opens a phase, whose pieces the team shares (see `team.py`).
 """
@@ -64,8 +65,8 @@ def drive(at, context):
         run(at, step.head, head, product_pieces(group_at(step, head), step.wanted_count))
 
 
-# Each of these is compiled for the one dtype that is in use. They are functions of it alone: a compiled function
-# that was made with another one as an argument would not be found again on disk.
+# Each of these is compiled for the one dtype that is in use. They are functions of it alone: a compiled
+# function that was made with another one as an argument would not be found again on disk.
 
 
 def _down(dtype: Any) -> Any:

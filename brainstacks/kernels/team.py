@@ -1,12 +1,13 @@
 """Compiled work on several threads: a run of phases, each of many pieces.
 
-The thread that asks for a run drives it: it opens one phase after the other and computes pieces itself. The others
-help where there are pieces left, and the driver waits only for pieces that somebody has taken. So a helper that the
-system does not run, since other processes want the cores too, delays nothing; who finds nothing to do yields, and
-soon sleeps. An OpenMP region would wait for each of its threads, twice, and let them spin meanwhile.
+The thread that asks for a run drives it: it opens one phase after the other and computes pieces itself. The
+others help where there are pieces left, and the driver waits only for pieces that somebody has taken. So a
+helper that the system does not run, since other processes want the cores too, delays nothing; who finds
+nothing to do yields, and soon sleeps. An OpenMP region would wait for each of its threads, twice, and let
+them spin meanwhile.
 
-A team's memory is an array of int64, its fields eight apart, so that threads that write to one do not slow down
-those who read another.
+A team's memory is an array of int64, its fields eight apart, so that threads that write to one do not slow
+down those who read another.
 """
 
 from __future__ import annotations
@@ -234,7 +235,9 @@ class Team:
         self._bells = [threading.Lock() for _ in range(threads - 1)]
         for bell in self._bells:
             bell.acquire()
-            helper = threading.Thread(target=_helper, args=(self.memory, bell), daemon=True, name="step helper")
+            helper = threading.Thread(
+                target=_helper, args=(self.memory, bell), daemon=True, name="step helper"
+            )
             helper.start()
 
     def drive(self, driver: int, context: int) -> None:

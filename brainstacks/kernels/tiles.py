@@ -1,18 +1,21 @@
-"""The inner loop of every product with the base's weights: one panel of 16 outputs, a few tokens, in vector code.
+"""The inner loop of every product with the base's weights: one panel of 16 outputs, a few tokens, in vector
+code.
 
     y[t, row] += sum_k w[row, k] x[t, k]        for the 16 rows of a panel and up to T tokens
 
-A vector's lanes are the panel's rows, so nothing is summed across lanes, and every token's sum is added in one
-order, whatever the number of tokens beside it. Weights lie in blocks along k that share a scale and an offset:
+A vector's lanes are the panel's rows, so nothing is summed across lanes, and every token's sum is added in
+one order, whatever the number of tokens beside it. Weights lie in blocks along k that share a scale and an
+offset:
 
     w = scale * value + offset,     value = levels[code] (4 bits) or code (8 bits)
 
-`fast` multiplies int8 weights by int8 activations and adds in int32, which is exact; a block's sum is scaled in
-float32. `exact` multiplies the very values in float32. What a panel looks like in memory, see `panels.py`.
+`fast` multiplies int8 weights by int8 activations and adds in int32, which is exact; a block's sum is
+scaled in float32. `exact` multiplies the very values in float32. What a panel looks like in memory, see
+`panels.py`.
 
-numba compiles loops, but does not know the instructions that make these fast, so this module writes LLVM's own
-language, for the best of AVX-512 with VNNI, AVX with VNNI, and AVX2 that the CPU has. `generic.py` has the same
-functions as plain loops, for all other CPUs and as the obvious form that these are tested against.
+numba compiles loops, but does not know the instructions that make these fast, so this module writes LLVM's
+own language, for the best of AVX-512 with VNNI, AVX with VNNI, and AVX2 that the CPU has. `generic.py` has
+the same functions as plain loops, for all other CPUs and as the obvious form that these are tested against.
 """
 
 from __future__ import annotations
@@ -71,9 +74,10 @@ int8 fit into 16 bits, which AVX2's multiplication of bytes saturates at."""
 class _Tile:
     """The code of one tile, as far as all kinds of weights share it.
 
-    Args, as the intrinsic gets them: `codes`, the panel's; `scales`, `offsets` [blocks, 16] float32, offsets 0 for
-    none; `levels`, 16 of them; `x`, of the first token; `factors`, `sums` [tokens, blocks], see `quantise` in
-    `activations.py`; `out` [tokens, >= 16] float32, which is added to. `*_stride`: bytes from token to token.
+    Args, as the intrinsic gets them: `codes`, the panel's; `scales`, `offsets` [blocks, 16] float32,
+    offsets 0 for none; `levels`, 16 of them; `x`, of the first token; `factors`, `sums` [tokens, blocks],
+    see `quantise` in `activations.py`; `out` [tokens, >= 16] float32, which is added to. `*_stride`: bytes
+    from token to token.
     """
 
     ARGUMENTS = (
@@ -152,9 +156,7 @@ class _Tile:
         with cgutils.for_range(b, a["blocks"], intp=_I64) as block:
             scale_at = b.mul(block.index, _I64(4 * PANEL))
             scale_at = self.plus(scale_at, 4 * self.half * self.lanes)
-            factor_at = [
-                b.add(b.mul(row, a["block_stride"]), b.mul(block.index, _I64(4))) for row in rows
-            ]
+            factor_at = [b.add(b.mul(row, a["block_stride"]), b.mul(block.index, _I64(4))) for row in rows]
             sums = [cgutils.alloca_once(b, self.sum_type) for _ in rows]
             for total, at in zip(sums, factor_at, strict=True):
                 b.store(self.first_sum(at), total)
@@ -180,7 +182,7 @@ class _Tile:
         return self.b.select(self.b.icmp_signed("<", _I64(t), last), _I64(t), last)
 
     def parts(self, index: Any, width: int, size: int) -> list[tuple[int, Any]]:
-        """The index-th chunk of the panel in parts of `width` k and `size` bytes: (first k, address of each)."""
+        """The index-th chunk in parts of `width` k and `size` bytes: (first k, address) of each."""
         at = self.b.mul(index, _I64(CHUNK // width * size))
         at = self.plus(self.b.add(self.args["codes"], at), size // PANEL * self.half * self.lanes)
         return [(width * i, self.plus(at, size * i)) for i in range(CHUNK // width)]
@@ -210,7 +212,7 @@ class _Tile:
 
 
 class _Fast(_Tile):
-    """int8 x int8. `factors` has a block's activation scale float32, `sums` -64 * its sum of int8 as int32."""
+    """int8 x int8. `factors` has each block's activation scale, `sums` -ZERO_POINT * its sum, int32."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -222,10 +224,12 @@ class _Fast(_Tile):
         for k, weights in self.fours(index):
             for row, total in zip(rows, sums, strict=True):
                 four = self.spread(self.load(self.plus(row, k), _I32), self.i32)
-                self.b.store(self.product(self.b.load(total), weights, self.b.bitcast(four, self.bytes)), total)
+                self.b.store(
+                    self.product(self.b.load(total), weights, self.b.bitcast(four, self.bytes)), total
+                )
 
     def fours(self, index: Any) -> Iterator[tuple[int, Any]]:
-        """The weights of the index-th chunk, four k at a time: the first k, and bytes to give to `product`."""
+        """The weights of the index-th chunk, four k at a time: the first k, and what `product` takes."""
         raise NotImplementedError
 
     def product(self, total: Any, weights: Any, four: Any) -> Any:
@@ -385,10 +389,10 @@ KINDS: tuple[tuple[str, type[_Tile]], ...] = (
 )
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic(prefer_literal=True)
 def tile(typing_context: Any, kind: Any, tokens: Any, *arguments: Any) -> Any:
-    """`tile(kind, tokens, codes, scales, ..., count)`: an index into `KINDS` and the most tokens, both constants,
-    then what `_Tile` says, int64 each.
+    """`tile(kind, tokens, codes, scales, ..., count)`: an index into `KINDS` and the most tokens, both
+    constants, then what `_Tile` says, int64 each.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,7 +1,8 @@
 """A base model as the compiled step reads it: the decoder of a family that it knows, laid out in tables.
 
-Llama, Mistral, Qwen 2 and 3 and Gemma 3 differ in biases, norms, windows and the MLP's activation, all of which are
-read from the modules of a loaded model. What departs from what `kernels.step` computes is refused by name.
+Llama, Mistral, Qwen 2 and 3 and Gemma 3 differ in biases, norms, windows and the MLP's activation, all of
+which are read from the modules of a loaded model. What departs from what `kernels.step` computes is refused
+by name.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class FlatModel:
         self._kept: list[Array] = []  # what the tables point to
         self._rotary = model.get_decoder().rotary_emb
         _check(config, model)
-        decoders = decoder_layers(model)
+        decoders: Any = decoder_layers(model)
         self._kinds: list[str | None] = sorted(set(config.layer_types)) if _by_layer_type(model) else [None]
         self.gelu = ACTIVATIONS[_activation(config)]
         self.eps = float(config.rms_norm_eps)
@@ -144,8 +145,12 @@ class FlatModel:
         attention, layer = decoder.self_attn, self.layers[index]
         own = hasattr(decoder, "pre_feedforward_layernorm")  # Gemma has norms after attention and MLP too
         norms = (
-            (decoder.input_layernorm, decoder.post_attention_layernorm)
-            + (decoder.pre_feedforward_layernorm, decoder.post_feedforward_layernorm)
+            (
+                decoder.input_layernorm,
+                decoder.post_attention_layernorm,
+                decoder.pre_feedforward_layernorm,
+                decoder.post_feedforward_layernorm,
+            )
             if own
             else (decoder.input_layernorm, None, decoder.post_attention_layernorm, None)
         )
@@ -159,11 +164,11 @@ class FlatModel:
         layer["angles"] = self._kinds.index(config.layer_types[index]) if self._kinds != [None] else 0
         layer["scale"] = attention.scaling
 
-    def _norm(self, norm: nn.Module | None) -> int:
+    def _norm(self, norm: Any) -> int:
         """Address of its weight, 0 for none; Gemma's is kept less one."""
         if norm is None:
             return 0
-        weight = norm.weight.detach().float()  # type: ignore[union-attr]
+        weight = norm.weight.detach().float()
         return self._keep((weight + 1.0 if "Gemma" in type(norm).__name__ else weight).numpy())
 
     def _add_group(
@@ -175,7 +180,9 @@ class FlatModel:
         packed = []
         for i, (module, found) in enumerate(zip(modules, blocks, strict=True)):
             panels = (
-                of_blocks(found, fast=self.fast, block=least) if found is not None else of_values(_values(module))
+                of_blocks(found, fast=self.fast, block=least)
+                if found is not None
+                else of_values(_values(module))
             )
             packed.append(panels)
             self._add_linear(first + i, panels, module, column)

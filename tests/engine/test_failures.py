@@ -116,7 +116,7 @@ def test_logits_that_are_not_finite_end_their_own_request_alone(
     def poisoned(rows: Any, bank: Any) -> Any:
         batch, logits = plain_run(rows, bank)
         at, logits = 0, logits.clone()
-        for row, count in zip(batch.rows, batch.logit_counts, strict=True):
+        for row, count in zip(batch.rows, batch.wanted_counts, strict=True):
             if row.sequence.request.request_id == "bad":
                 logits[at : at + count] = float("nan")
             at += count
