@@ -61,12 +61,25 @@ def _sum(x, start, end):
 
 
 @njit(cache=True)
+def round_block(x, q, start, end):
+    """x[start:end] = scale * q with q int8, |q| <= 127; the scale, and -ZERO_POINT * the sum of q.
+
+    A number that is not finite makes the scale NaN.
+    """
+    nothing = np.float32(0.0) * _sum(x, start, end)
+    largest = _largest(x, start, end)
+    if largest == 0.0 or nothing != 0.0:
+        q[start:end] = 0
+        return nothing, 0
+    total = _round(x, q, start, end, np.float32(127.0) / largest)
+    return largest / np.float32(127.0), -ZERO_POINT * total
+
+
+@njit(cache=True)
 def quantise(step, group, t, x, n):
     """Write x, row t of a group's input with n real numbers, as its products read it.
 
-    In blocks of the group's own size, x = scale * q with q int8, |q| <= 127; `zero` has -ZERO_POINT * the
-    sum of a block's q (int32), `mass` the sum of its x (float32). A number that is not finite makes its
-    block's scale NaN.
+    In blocks of the group's own size: int8, see `round_block`; and `mass`, the sum of a block's x.
     """
     blocks = group.d_in // group.block
     x[n : group.d_in] = np.float32(0.0)  # weights are filled up with zeros, but 0 * NaN is NaN
@@ -75,15 +88,7 @@ def quantise(step, group, t, x, n):
         scale = floats(step.scale, step.tokens, step.block_count)[t]
         zero = carray(as_pointer(step.zero), (step.tokens, step.block_count), np.int32)[t]
         for b in range(blocks):
-            start, end = b * group.block, (b + 1) * group.block
-            nothing = np.float32(0.0) * _sum(x, start, end)
-            largest = _largest(x, start, end)
-            if largest == 0.0 or nothing != 0.0:
-                q[start:end] = 0
-                scale[b], zero[b] = nothing, 0
-                continue
-            scale[b] = largest / np.float32(127.0)
-            zero[b] = -ZERO_POINT * _round(x, q, start, end, np.float32(127.0) / largest)
+            scale[b], zero[b] = round_block(x, q, b * group.block, (b + 1) * group.block)
     if group.exact:
         mass = floats(step.mass, step.tokens, step.block_count)[t]
         for b in range(blocks):

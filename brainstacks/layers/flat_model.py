@@ -126,6 +126,15 @@ class FlatModel:
         self._cos = self._sin = np.zeros((len(self._kinds), 0, self.dims.dim), np.float32)
 
     @property
+    def delta_blocks(self) -> list[int]:
+        """Of each input group, how many inputs share a scale; 0 where they are exact, or layers differ."""
+        groups = self.groups[:-1].reshape(-1, len(INPUT_GROUPS))
+        return [
+            int(column["block"][0]) if column["fast"].all() and len(set(column["block"])) == 1 else 0
+            for column in groups.T
+        ]
+
+    @property
     def nbytes(self) -> int:
         """Of weights."""
         return sum(array.nbytes for array in self._kept)
