@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
-from brainstacks.kernels.numbers import exponential, narrow
+from brainstacks.kernels.numbers import exponential, larger, narrow, nearest
 from brainstacks.kernels.team import PIECE, as_pointer
 from brainstacks.kernels.tiles import ZERO_POINT
 
@@ -37,7 +37,7 @@ def _rms(x, weight, out, n, eps):
 def _largest(x, start, end):
     largest = np.float32(0.0)
     for i in range(np.uintp(start), np.uintp(end)):
-        largest = max(largest, abs(x[i]))
+        largest = larger(largest, abs(x[i]))
     return largest
 
 
@@ -46,7 +46,7 @@ def _round(x, q, start, end, inverse):
     """q = round(x * inverse) as int8; their sum."""
     total = np.int32(0)
     for i in range(np.uintp(start), np.uintp(end)):
-        value = np.int32(np.rint(x[i] * inverse))
+        value = nearest(x[i] * inverse)
         q[i] = np.int8(value)
         total += value
     return total
@@ -135,18 +135,18 @@ def joined(context, index, piece):
             _start_output(step, group, t)
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+# numpy's division, which raises nothing: a check would stop vectorisation.
+@njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True)
 def _silu(y, other, x, n):
     for i in range(np.uintp(n)):
         gate = y[i]
-        size = abs(gate)
-        small = exponential(-size)  # e^-|g|, which overflows nowhere
+        small = exponential(-abs(gate))  # which overflows nowhere
         share = np.float32(1.0) / (np.float32(1.0) + small)
         share = share if gate >= 0.0 else small * share
         x[i] = gate * share * y[other + i]
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True)
 def _gelu(y, other, x, n):
     """gelu in its tanh form: g * sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3)."""
     for i in range(np.uintp(n)):

@@ -11,7 +11,7 @@ import numpy as np
 from numba import carray, njit
 
 from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
-from brainstacks.kernels.numbers import exponential, widen
+from brainstacks.kernels.numbers import exponential, larger, widen
 from brainstacks.kernels.team import as_pointer
 
 TILE_TOKENS = 8
@@ -52,7 +52,7 @@ def _scores(query, q, keys, at, scores, to, width, dim):
 def _highest(scores, start, end):
     highest = scores[start]
     for p in range(start, end):
-        highest = max(highest, scores[p])
+        highest = larger(highest, scores[p])
     return highest
 
 

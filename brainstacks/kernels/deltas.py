@@ -30,8 +30,8 @@ SPAN = 64
 MOST_PANELS = 16
 """Panels of outputs that one piece of `up` takes."""
 
-GATE, DOWN, UP = 0, 1, 2
-"""Of the five linears of a round in a group: the gates and A of all its projections, and each one's B."""
+DOWN, UP, LINEARS = 0, 3, 6
+"""Of the linears of a round in a group: each projection's A and gate together, then each one's B."""
 
 
 @njit(cache=True)
@@ -59,7 +59,7 @@ def _shape(step, g):
 @njit(cache=True)
 def _linear(step, index, g, which):
     """Of round g in group `index`; its product is 0 where the stack has no such projection."""
-    at = (index * step.rounds + g) * 5 + which
+    at = (index * step.rounds + g) * LINEARS + which
     return carray(as_pointer(step.delta_table), (at + 1,), LINEAR)[at]
 
 
@@ -107,12 +107,19 @@ def _choose(logits, gates, top_k):
 
 
 @njit(cache=True)
-def _copy(source, step, rows, count, width):
-    """Rows of `width` bytes at `source`, `step` bytes apart -> [count, width] uint8."""
-    out = np.empty((count, width), np.uint8)
+def _gathered(source, step, rows, count, width, into):
+    """Rows of `width` bytes, `step` apart from `source` on, side by side in `into`; their address."""
+    words = width // 4
     for i in range(count):
-        out[i] = carray(as_pointer(source + rows[i] * step), (width,), np.uint8)
-    return out
+        row = carray(as_pointer(source + rows[i] * step), (words,), np.int32)
+        for j in range(np.uintp(words)):
+            into[i * words + j] = row[j]
+    return np.int64(into.ctypes.data)
+
+
+@njit(cache=True)
+def _neighbours(rows, count):
+    return rows[count - 1] - rows[0] == count - 1
 
 
 @njit(cache=True)
@@ -139,32 +146,6 @@ def _product(linear, panel, first_block, blocks, x, x_step, scale, zero, scale_s
 
 
 @njit(cache=True)
-def _gate(step, group, index, projection, g, users, count):
-    """Choose the experts of one projection for the tokens `users[:count]`."""
-    linear, shape = _linear(step, index, g, GATE), _shape(step, g)
-    logits = np.zeros((count, linear.panels * PANEL), np.float32)
-    x, x_step, scale, zero = _inputs(step, linear.fast, users, count)
-    for panel in range(linear.panels):
-        out = logits.ctypes.data + 4 * panel * PANEL
-        _product(linear, panel, 0, linear.blocks, x.ctypes.data, x_step, scale.ctypes.data, zero.ctypes.data,
-                 4 * step.block_count, out, logits.strides[0], count)  # fmt: skip
-    gates = _gates(step, projection, g)
-    at = linear.column + projection * shape.experts
-    for i in range(count):
-        _choose(logits[i, at : at + shape.experts], gates[users[i], : shape.experts], shape.top_k)
-
-
-@njit(cache=True)
-def _inputs(step, fast, rows, count):
-    """The group's input of the tokens `rows[:count]`: values, bytes of a row, scales and zeros."""
-    size = 1 if fast else 4
-    x = _copy(step.q if fast else step.x, size * step.x_width, rows, count, size * step.x_width)
-    scale = _copy(step.scale, 4 * step.block_count, rows, count if fast else 0, 4 * step.block_count)
-    zero = _copy(step.zero, 4 * step.block_count, rows, count if fast else 0, 4 * step.block_count)
-    return x, size * step.x_width, scale, zero
-
-
-@njit(cache=True)
 def _uses(gates, shape, unit):
     if shape.units == 1:
         for e in range(shape.experts):  # noqa: SIM110 -- numba knows no any()
@@ -175,36 +156,45 @@ def _uses(gates, shape, unit):
 
 
 @njit(cache=True)
-def _low_unit(step, group, index, projection, g, unit, users, count):
-    """h of one unit, for those of the tokens `users[:count]` that use it."""
-    linear, shape = _linear(step, index, g, DOWN), _shape(step, g)
-    gates, weights = _gates(step, projection, g), floats(step.weights, step.rounds, step.tokens)[g]
-    some = np.empty(SPAN, np.int64)
-    chosen = 0
-    for i in range(count):
-        if _uses(gates[users[i]], shape, unit):
-            some[chosen] = users[i]
-            chosen += 1
-    if not chosen:
-        return
-    width = shape.unit
-    values = np.zeros((chosen, width), np.float32)
-    x, x_step, scale, zero = _inputs(step, linear.fast, some, chosen)
-    panels = width // PANEL
+def _project(step, group, linear, panel, panels, rows, count, out):
+    """out [count, 16 * panels] = some panels of A or gate, times the inputs of the tokens `rows[:count]`."""
+    size = 1 if linear.fast else 4
+    blocks = 4 * linear.blocks
+    x, x_step = step.q if linear.fast else step.x, size * step.x_width
+    scale, zero, scale_step = step.scale, step.zero, 4 * step.block_count
+    held = np.empty(0, np.int32)
+    if _neighbours(rows, count):
+        x, scale, zero = x + rows[0] * x_step, scale + rows[0] * scale_step, zero + rows[0] * scale_step
+    else:
+        width = size * group.d_in
+        held = np.empty(count * (width + 2 * blocks) // 4, np.int32)
+        at, after = count * width // 4, count * (width + blocks) // 4
+        x, x_step = _gathered(x, x_step, rows, count, width, held), width
+        scale = _gathered(scale, scale_step, rows, count, blocks, held[at:])
+        zero, scale_step = _gathered(zero, scale_step, rows, count, blocks, held[after:]), blocks
+    out[:count] = np.float32(0.0)
     for i in range(panels):
-        panel = (projection * shape.units + unit) * panels + i
-        out = values.ctypes.data + 4 * i * PANEL
-        _product(linear, panel, 0, linear.blocks, x.ctypes.data, x_step, scale.ctypes.data, zero.ctypes.data,
-                 4 * step.block_count, out, values.strides[0], chosen)  # fmt: skip
-    experts = shape.experts // shape.units
+        to = out.ctypes.data + 4 * i * PANEL
+        _product(
+            linear, panel + i, 0, linear.blocks, x, x_step, scale, zero, scale_step, to, out.strides[0], count
+        )
+    return held.size  # which keeps what was gathered until here
+
+
+@njit(cache=True)
+def _keep(step, linear, projection, g, unit, rows, count, values):
+    """h of one unit of the tokens `rows[:count]`: A x of `values`, gated and weighted, as `up` reads it."""
+    shape = _shape(step, g)
+    gates, weights = _gates(step, projection, g), floats(step.weights, step.rounds, step.tokens)[g]
+    experts, width = shape.experts // shape.units, shape.unit
     low_scale, low_zero = _low_scales(step, projection, g)
-    for i in range(chosen):
-        t = some[i]
-        row = values[i]
+    for i in range(count):
+        t, row = rows[i], values[i]
         for e in range(experts):
             factor = gates[t, unit * experts + e] * weights[t]
             for r in range(e * shape.rank, (e + 1) * shape.rank):
                 row[r] *= factor
+        row[experts * shape.rank : width] = np.float32(0.0)
         at = t * step.columns + unit * width
         if linear.fast:
             q = carray(as_pointer(_low(step, projection, g, 1) + at), (width,), np.int8)
@@ -212,7 +202,7 @@ def _low_unit(step, group, index, projection, g, unit, users, count):
             zeros = carray(as_pointer(low_zero + 4 * t * step.experts), (step.experts,), np.int32)
             scales[unit], zeros[unit] = round_block(row, q, 0, width)
         else:
-            carray(as_pointer(_low(step, projection, g, 4) + 4 * at), (width,), np.float32)[:] = row
+            carray(as_pointer(_low(step, projection, g, 4) + 4 * at), (width,), np.float32)[:] = row[:width]
 
 
 @cfunc(PIECE, cache=True)
@@ -222,22 +212,41 @@ def down(context, index, piece):
     projection, rest = piece % group.linears, piece // group.linears
     g, first = rest % step.rounds, rest // step.rounds * SPAN
     last = min(step.tokens, first + SPAN)
-    shape = _shape(step, g)
+    shape, linear = _shape(step, g), _linear(step, index, g, DOWN + projection)
     gates = _gates(step, projection, g)
     gates[first:last] = np.float32(0.0)
-    if not _linear(step, index, g, UP + projection).product:
-        return
     weights = floats(step.weights, step.rounds, step.tokens)[g]
-    users = np.empty(SPAN, np.int64)
-    count = 0
+    users, count = np.empty(SPAN, np.int64), 0
     for t in range(first, last):
         if weights[t] != 0.0:
             users[count] = t
             count += 1
-    if count:
-        _gate(step, group, index, projection, g, users, count)
+    if not linear.product or not count:
+        return
+    per_unit = shape.unit // PANEL
+    if shape.units == 1:  # the gate lies behind the columns of A, in the same panels
+        values = np.empty((count, linear.panels * PANEL), np.float32)
+        _project(step, group, linear, 0, linear.panels, users, count, values)
+        behind = shape.experts * shape.rank
+        for i in range(count):
+            _choose(values[i, behind : behind + shape.experts], gates[users[i], : shape.experts], shape.top_k)
+        _keep(step, linear, projection, g, 0, users, count, values)
+        return
+    before = shape.units * per_unit  # panels of A
+    logits = np.empty((count, (linear.panels - before) * PANEL), np.float32)
+    _project(step, group, linear, before, linear.panels - before, users, count, logits)
+    for i in range(count):
+        _choose(logits[i, : shape.experts], gates[users[i], : shape.experts], shape.top_k)
+    some, values = np.empty(SPAN, np.int64), np.empty((count, shape.unit), np.float32)
     for unit in range(shape.units):
-        _low_unit(step, group, index, projection, g, unit, users, count)
+        chosen = 0
+        for i in range(count):
+            if _uses(gates[users[i]], shape, unit):
+                some[chosen] = users[i]
+                chosen += 1
+        if chosen:
+            _project(step, group, linear, unit * per_unit, per_unit, some, chosen, values)
+            _keep(step, linear, projection, g, unit, some, chosen, values)
 
 
 @njit(cache=True)
@@ -255,26 +264,32 @@ def _up_unit(step, index, projection, column, g, unit, first, last, lowest, high
         return
     size = 1 if linear.fast else 4
     low_scale, low_zero = _low_scales(step, projection, g)
+    x, x_step = _low(step, projection, g, size) + size * unit * shape.unit, size * step.columns
+    scale, zero, scale_step = low_scale + 4 * unit, low_zero + 4 * unit, 4 * step.experts
     out, width = target(step, index)
-    x = _copy(_low(step, projection, g, size) + size * unit * shape.unit, size * step.columns, some, count,
-              size * shape.unit)  # fmt: skip
-    scale = _copy(low_scale + 4 * unit, 4 * step.experts, some, count, 4)
-    zero = _copy(low_zero + 4 * unit, 4 * step.experts, some, count, 4)
-    alone = some[count - 1] - some[0] == count - 1  # neighbours: their outputs are too
+    if _neighbours(some, count):
+        x, out = x + some[0] * x_step, out + 4 * some[0] * width
+        scale, zero = scale + some[0] * scale_step, zero + some[0] * scale_step
+        for panel in range(lowest, highest):
+            to = out + 4 * (column + panel * PANEL)
+            _product(linear, panel, unit, 1, x, x_step, scale, zero, scale_step, to, 4 * width, count)
+        return
+    bytes_ = size * shape.unit
+    held = np.empty(count * (bytes_ + 8) // 4, np.int32)
+    at, after = count * bytes_ // 4, count * (bytes_ + 4) // 4
+    x = _gathered(x, x_step, some, count, bytes_, held)
+    scale = _gathered(scale, scale_step, some, count, 4, held[at:])
+    zero = _gathered(zero, scale_step, some, count, 4, held[after:])
     found = np.empty((count, PANEL), np.float32)
     rows = floats(out, step.tokens, width)
     for panel in range(lowest, highest):
-        at = column + panel * PANEL
-        if alone:
-            _product(linear, panel, unit, 1, x.ctypes.data, x.strides[0], scale.ctypes.data,
-                     zero.ctypes.data, 4, out + 4 * (some[0] * width + at), 4 * width, count)  # fmt: skip
-            continue
+        to = column + panel * PANEL
         for i in range(count):
-            found[i] = rows[some[i], at : at + PANEL]
-        _product(linear, panel, unit, 1, x.ctypes.data, x.strides[0], scale.ctypes.data, zero.ctypes.data, 4,
-                 found.ctypes.data, found.strides[0], count)  # fmt: skip
+            found[i] = rows[some[i], to : to + PANEL]
+        _product(linear, panel, unit, 1, x, bytes_, scale, zero, 4, found.ctypes.data, 4 * PANEL, count)
         for i in range(count):
-            rows[some[i], at : at + PANEL] = found[i]
+            rows[some[i], to : to + PANEL] = found[i]
+    held[0] = 0  # which keeps what was gathered until here
 
 
 @cfunc(PIECE, cache=True)

@@ -1,4 +1,4 @@
-"""One stack as the compiled step multiplies with it: the panels of every round's gates, A and B.
+"""One stack as the compiled step multiplies with it: the panels of every round's A, gates and B.
 
 Columns of a round's low-rank space come in units that are chosen together: each expert's, filled up to
 whole panels, where the rank is at least a panel; else all experts' at once.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainstacks.kernels.deltas import DOWN, GATE, UP
+from brainstacks.kernels.deltas import DOWN, LINEARS, UP
 from brainstacks.kernels.layout import LINEAR, ROUND
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
@@ -21,9 +21,6 @@ from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.layers.projections import INPUT_GROUPS
 
 Array = np.ndarray[Any, Any]
-
-LINEARS = UP + max(len(names) for names in INPUT_GROUPS)
-"""Of a round in a group: the gates and A of all projections, and each one's B."""
 
 
 class DeltaPanels:
@@ -65,23 +62,17 @@ class DeltaPanels:
     def _add_group(self, stack: PackedStack, group: int, names: Sequence[str | None], block: int) -> None:
         shape = stack.shape
         down = torch.stack([stack.down[layer, group] for layer in range(shape.layers)])  # [L, n, rows, d_in]
-        d_in = down.shape[-1]
         present = [name for name in names if name is not None]
         split = len(present) * shape.columns
-        a = down[:, :, :split].unflatten(2, (len(present), shape.columns))
-        gates = down[:, :, split:].unflatten(2, (len(present), shape.experts))
-        # The place of each projection in its group, whether the stack has it or not.
-        at = [i for i, name in enumerate(names) if name is not None]
-        wide_a = down.new_zeros(*down.shape[:2], len(names), self.columns, d_in)
-        wide_a[:, :, at] = self._in_units(a, 3)
-        wide_gates = down.new_zeros(*down.shape[:2], len(names), shape.experts, d_in)
-        wide_gates[:, :, at] = gates
-        self._fill(group, GATE, wide_gates.flatten(2, 3), block)
-        self._fill(group, DOWN, wide_a.flatten(2, 3), block)
-        for i, name in enumerate(names):
-            if name is not None:
-                up = torch.stack([stack.up[layer, name] for layer in range(shape.layers)])  # [L, n, C, d_out]
-                self._fill(group, UP + i, self._in_units(up, 2).transpose(2, 3), self.unit, bool(block))
+        every_a = down[:, :, :split].unflatten(2, (len(present), shape.columns)).unbind(2)
+        every_gate = down[:, :, split:].unflatten(2, (len(present), shape.experts)).unbind(2)
+        for name, a, gate in zip(present, every_a, every_gate, strict=True):
+            at = names.index(name)
+            # Gates lie behind A: in its last panel where all experts are one unit, else in one of their own.
+            columns = a if self.units == 1 else self._in_units(a, 2)
+            self._fill(group, DOWN + at, torch.cat([columns, gate], 2), block, bool(block))
+            up = torch.stack([stack.up[layer, name] for layer in range(shape.layers)])  # [L, n, C, d_out]
+            self._fill(group, UP + at, self._in_units(up, 2).transpose(2, 3), self.unit, bool(block))
 
     def _in_units(self, columns: Tensor, dim: int) -> Any:
         """Columns [..., N * r, ...] of all experts -> [..., units * unit, ...], filled up with zeros."""
@@ -92,9 +83,8 @@ class DeltaPanels:
             each = torch.cat([each, filling], dim + 1)
         return each.flatten(dim, dim + 1)
 
-    def _fill(self, group: int, which: int, values: Tensor, block: int, fast: bool | None = None) -> None:
+    def _fill(self, group: int, which: int, values: Tensor, block: int, fast: bool) -> None:
         """Pack values [layers, rounds, d_out, d_in] and say in the table where they are."""
-        fast = bool(block) if fast is None else fast
         layers, rounds, d_out, d_in = values.shape
         width = -(-d_in // CHUNK) * CHUNK
         block = block or width
