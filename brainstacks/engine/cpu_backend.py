@@ -16,11 +16,12 @@ from brainstacks.engine.kv_cache import PagedCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
 from brainstacks.kernels.layout import BLOCK, LINEAR, ROUND, STEP, TILE
+from brainstacks.kernels.products import product_address
 from brainstacks.kernels.team import Team
 from brainstacks.kernels.tiles import ISA, PANEL
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.delta_panels import DeltaPanels
-from brainstacks.layers.flat_model import FlatModel
+from brainstacks.layers.flat_model import FlatModel, apart
 from brainstacks.layers.packed_stack import PackedStack
 
 Array = np.ndarray[Any, Any]
@@ -51,6 +52,7 @@ class CpuBackend:
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             model.layers[layer]["keys"], model.layers[layer]["values"] = keys.data_ptr(), values.data_ptr()
         self._step = np.zeros(1, STEP)
+        self._ones = np.ones(PANEL, np.float32)
         bodies = compiled.bodies(base.dtype == torch.float32)
         self._set(
             layers=dims.layers,
@@ -59,6 +61,9 @@ class CpuBackend:
             heads=dims.heads,
             kv_heads=dims.kv_heads,
             dim=dims.dim,
+            depth=PANEL * -(-dims.dim // PANEL),
+            plain=product_address("floats" if base.dtype == torch.float32 else "halves"),
+            ones=self._ones.ctypes.data,
             gelu=model.gelu,
             eps=model.eps,
             layer_table=model.layers.ctypes.data,
@@ -69,7 +74,7 @@ class CpuBackend:
             x_width=dims.inputs,
             y_width=dims.outputs,
             block_count=dims.blocks,
-            logits_width=PANEL * -(-dims.vocab // PANEL),
+            logits_width=apart(PANEL * -(-dims.vocab // PANEL)),
             **bodies,
         )
 

@@ -9,9 +9,9 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
-from brainstacks.kernels.numbers import exponential, larger, narrow, nearest
+from brainstacks.kernels.numbers import exponential, itemsize, larger, narrow, nearest
 from brainstacks.kernels.team import PIECE, as_pointer
-from brainstacks.kernels.tiles import ZERO_POINT
+from brainstacks.kernels.tiles import PANEL, ZERO_POINT
 
 TOKENS_OF_PIECE = 4
 """Tokens that one piece of these phases takes."""
@@ -224,6 +224,26 @@ def _turn(head, cos, sin, half):
 
 
 @njit(cache=True)
+def _store(step, layer, slot, head, key, value, ends, dtype):
+    """One head's key and value [dim] of one token; see `engine.kv_cache.PagedCache`."""
+    size = BLOCK * step.depth  # of a head's keys or values in a block
+    at = itemsize(dtype) * ((slot // BLOCK) * step.kv_heads + head) * size
+    keys = carray(as_pointer(layer.keys + at), (size,), dtype)
+    values = carray(as_pointer(layer.values + at), (size,), dtype)
+    place = slot % BLOCK
+    nothing = narrow(np.float32(0.0), keys[0])
+    for i in range(step.depth):
+        keys[i * BLOCK + place] = narrow(key[i], keys[0]) if i < step.dim else nothing
+    for vector in range(0, step.depth, PANEL):
+        row = (vector // PANEL * BLOCK + place) * PANEL
+        for i in range(PANEL):
+            known = vector + i < step.dim
+            values[row + i] = narrow(value[vector + i], keys[0]) if known else nothing
+        if ends:
+            values[row + PANEL : (vector // PANEL + 1) * BLOCK * PANEL] = nothing
+
+
+@njit(cache=True)
 def rotate_work(context, index, piece, dtype):
     """q, k, v in y: norms and rotary embedding of q and k in place; keys and values to their blocks."""
     step = step_at(context)
@@ -243,13 +263,8 @@ def rotate_work(context, index, piece, dtype):
             if weight:
                 _rms(vector, floats(weight, 1, dim)[0], vector, dim, step.eps)
             _turn(vector, cos[positions[t]], sin[positions[t]], dim // 2)
-        of_block, place = slots[t] // BLOCK, slots[t] % BLOCK
-        size = step.kv_heads * BLOCK * dim
-        keys = carray(as_pointer(layer.keys), ((of_block + 1) * size,), dtype)
-        values = carray(as_pointer(layer.values), ((of_block + 1) * size,), dtype)
+        # The last token of its block in this step leaves no value behind it that was never written.
+        ends = t + 1 == step.tokens or slots[t + 1] != slots[t] + 1
         for head in range(step.kv_heads):
-            base = of_block * size + head * BLOCK * dim
-            key, value = key_column + head * dim, value_column + head * dim
-            for i in range(dim):
-                keys[base + i * BLOCK + place] = narrow(y[t, key + i], keys[0])
-                values[base + place * dim + i] = narrow(y[t, value + i], values[0])
+            key, value = y[t, key_column + head * dim :], y[t, value_column + head * dim :]
+            _store(step, layer, slots[t], head, key, value, ends, dtype)

@@ -17,9 +17,10 @@ STEP = np.dtype(
     [
         # what the model is
         ("layers", "i8"), ("hidden", "i8"), ("width", "i8"),  # width: hidden, filled up to whole panels
-        ("heads", "i8"), ("kv_heads", "i8"), ("dim", "i8"), ("gelu", "i8"), ("eps", "f8"),
+        ("heads", "i8"), ("kv_heads", "i8"), ("dim", "i8"), ("depth", "i8"), ("gelu", "i8"), ("eps", "f8"),
         ("layer_table", "i8"), ("group_table", "i8"), ("linear_table", "i8"), ("final_norm", "i8"),
         ("middle", "i8"),  # the layer whose input the router reads
+        ("plain", "i8"), ("ones", "i8"),  # the product for keys and values as they are stored; 16 float32
         # what the step computes
         ("tokens", "i8"), ("positions", "i8"), ("slots", "i8"),  # [T] int64; slot: block * BLOCK + place
         ("cos", "i8"), ("sin", "i8"), ("reach", "i8"),  # [kinds of layers, reach, dim] float32, by position
@@ -51,7 +52,7 @@ LAYER = np.dtype(
     [
         ("norms", "i8", (4,)),  # before and after attention, before and after the MLP: [hidden] float32
         ("q_norm", "i8"), ("k_norm", "i8"),  # [dim] float32
-        ("keys", "i8"), ("values", "i8"),  # of this layer: [blocks, kv_heads, BLOCK, dim], see `attention.py`
+        ("keys", "i8"), ("values", "i8"),  # of this layer; see `engine.kv_cache.PagedCache`
         ("window", "i8"),  # tokens that it looks back, itself included; 0 for all
         ("angles", "i8"),  # index into cos and sin
         ("scale", "f8"),  # of the scores

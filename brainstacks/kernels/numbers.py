@@ -96,3 +96,9 @@ def exponential(x):
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
     return (y * r * r + r + np.float32(1.0)) * _power_of_two(n)
+
+
+@njit(cache=True)
+def itemsize(dtype):
+    """Bytes of a float32 or of a bfloat16 (uint16)."""
+    return 4 if dtype is np.float32 else 2

@@ -119,7 +119,7 @@ class FlatModel:
             kv_heads=kv_heads,
             dim=int(attention.head_dim),
             inputs=int(self.groups["d_in"].max()),
-            outputs=int(self.groups["columns"][:-1].max()),
+            outputs=apart(int(self.groups["columns"][:-1].max())),
             blocks=int((self.groups["d_in"] // self.groups["block"]).max()),
             vocab=int(head.out_features),
         )
@@ -292,6 +292,11 @@ def _bias(module: Any, columns: int) -> Array:
     if module.bias is not None:
         bias[: module.out_features] = module.bias.detach().float().numpy()
     return bias
+
+
+def apart(columns: int) -> int:
+    """Columns of float32 of which neighbouring rows do not lie in the same sets of a cache."""
+    return columns + CHUNK if columns % 1024 == 0 else columns
 
 
 def _filled(count: int, whole: int) -> int:
