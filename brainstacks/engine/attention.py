@@ -162,8 +162,7 @@ def paged_attention(
     layer = module.layer_idx
     q, k, v = query[0], key[0], value[0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    paged.cache.keys[layer][paged.blocks, :, paged.offsets] = k.transpose(0, 1)
-    paged.cache.values[layer][paged.blocks, :, paged.offsets] = v.transpose(0, 1)
+    paged.cache.write(layer, paged.blocks, paged.offsets, k, v)
     parts = [
         _decode(q[:, g.first : g.last], g, paged.cache, layer, scale, sliding_window) for g in paged.decode
     ]
@@ -184,12 +183,8 @@ def _decode(
     """Over as many blocks as the longest row of the group has: query [H, g, D] -> [g, H, D]."""
     ahead = (group.distance < 0)[:, None, :, None]
 
-    def gathered(tensor: Tensor) -> Tensor:
-        held = tensor[group.blocks].transpose(1, 2).flatten(2, 3)  # [g, H_kv, m * BLOCK_TOKENS, D]
-        # A masked position still multiplies what it holds by 0, and 0 * NaN is NaN.
-        return held.masked_fill(ahead, 0.0)
-
-    keys, values = gathered(cache.keys[layer]), gathered(cache.values[layer])
+    # A masked position still multiplies what it holds by 0, and 0 * NaN is NaN.
+    keys, values = (held.masked_fill(ahead, 0.0) for held in cache.read(layer, group.blocks))
     heads, count, dim = query.shape
     # Query heads of one KV head go as its queries.
     grouped = query.transpose(0, 1).reshape(count, keys.shape[1], -1, dim)
@@ -211,10 +206,7 @@ def _prefill(
     if row.start > 0:
         first = row.first_block(window)
         blocks, seen = row.blocks[first:], row.start + row.count - first * BLOCK_TOKENS
-        key, value = (
-            t[blocks].transpose(0, 1).flatten(1, 2)[:, :seen]
-            for t in (cache.keys[layer], cache.values[layer])
-        )
+        key, value = (held[:, :seen] for held in cache.read(layer, blocks))
     mask = row.mask(window)
     out = F.scaled_dot_product_attention(
         query[None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,11 +15,14 @@ from brainstacks.engine.batch import StepBatch
 from brainstacks.engine.kv_cache import PagedCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
-from brainstacks.kernels.layout import BLOCK, FACTOR, ROUND, STEP, TILE
+from brainstacks.kernels.layout import BLOCK, LINEAR, ROUND, STEP, TILE
+from brainstacks.kernels.products import product_address
 from brainstacks.kernels.team import Team
 from brainstacks.kernels.tiles import ISA, PANEL
 from brainstacks.layers.bank import StackBank
-from brainstacks.layers.flat_model import FlatModel
+from brainstacks.layers.delta_panels import DeltaPanels
+from brainstacks.layers.flat_model import FlatModel, apart
+from brainstacks.layers.packed_stack import PackedStack
 
 Array = np.ndarray[Any, Any]
 
@@ -43,11 +47,12 @@ class CpuBackend:
         self._embed = base.model.get_input_embeddings()
         self._team = Team(torch.get_num_threads())
         self._scratch = _Scratch()
-        self._stacks = _Stacks()
         model, dims = self._model, self._model.dims
+        self._stacks = _Stacks(model.delta_blocks)
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             model.layers[layer]["keys"], model.layers[layer]["values"] = keys.data_ptr(), values.data_ptr()
         self._step = np.zeros(1, STEP)
+        self._ones = np.ones(PANEL, np.float32)
         bodies = compiled.bodies(base.dtype == torch.float32)
         self._set(
             layers=dims.layers,
@@ -56,6 +61,9 @@ class CpuBackend:
             heads=dims.heads,
             kv_heads=dims.kv_heads,
             dim=dims.dim,
+            depth=PANEL * -(-dims.dim // PANEL),
+            plain=product_address("floats" if base.dtype == torch.float32 else "halves"),
+            ones=self._ones.ctypes.data,
             gelu=model.gelu,
             eps=model.eps,
             layer_table=model.layers.ctypes.data,
@@ -66,7 +74,7 @@ class CpuBackend:
             x_width=dims.inputs,
             y_width=dims.outputs,
             block_count=dims.blocks,
-            logits_width=PANEL * -(-dims.vocab // PANEL),
+            logits_width=apart(PANEL * -(-dims.vocab // PANEL)),
             **bodies,
         )
 
@@ -90,7 +98,9 @@ class CpuBackend:
         h = scratch.take("h", np.float32, tokens, dims.width)
         with torch.inference_mode():
             h[:, : dims.hidden] = self._embed(torch.from_numpy(batch.ids)).float().numpy()
-        rounds = self._stacks.bind(batch.weights if bank is not None else (), bank)
+        rounds = self._stacks.bind(batch.weights, bank) if bank is not None else _Rounds({}, {})
+        weights = rounds.weights(batch.weights)
+        low = 3 * rounds.count * tokens
         cos, sin = self._model.angles(int(batch.positions.max()) + 1)
         tiles = _tiles(batch)
         slots = batch.places * BLOCK + batch.positions % BLOCK
@@ -118,10 +128,12 @@ class CpuBackend:
             columns=rounds.columns,
             experts=rounds.experts,
             round_table=rounds.shapes.ctypes.data,
-            factor_table=rounds.factors.ctypes.data,
-            weights=rounds.weights.ctypes.data,
-            low=scratch.take("low", np.float32, 3 * rounds.count * tokens, rounds.columns).ctypes.data,
-            gates=scratch.take("gates", np.float32, 3 * rounds.count * tokens, rounds.experts).ctypes.data,
+            delta_table=rounds.linears.ctypes.data,
+            weights=weights.ctypes.data,
+            gates=scratch.take("gates", np.float32, low, rounds.experts).ctypes.data,
+            low=scratch.take("low", np.float32, low, rounds.columns).ctypes.data,
+            low_scale=scratch.take("low scale", np.float32, low, rounds.experts).ctypes.data,
+            low_zero=scratch.take("low zero", np.int32, low, rounds.experts).ctypes.data,
         )
         self._team.drive(int(compiled.drive.address), self._step.ctypes.data)
 
@@ -155,62 +167,58 @@ class _Scratch:
 
 
 class _Rounds:
-    """What the step reads of the stacks in use.
+    """What the step reads of the stacks of a composition.
 
     Attributes:
-        shapes: `layout.ROUND` [rounds]; factors: `layout.FACTOR` [layers, 7, rounds].
-        weights: [rounds, T] float32.
+        shapes: `layout.ROUND` [rounds]; linears: `layout.LINEAR` [layers, groups, rounds, 5].
+        columns, experts: most of a round.
     """
 
-    def __init__(self, keys: tuple[Any, ...], bank: StackBank | None) -> None:
-        stacks = [bank.stack(key) for key in keys] if bank is not None else []
-        self.held = stacks  # what is pointed to stays alive
-        self.columns_of = [
-            (key, stack.scaling) for key, stack in zip(keys, stacks, strict=True) for _ in range(stack.rounds)
-        ]
-        self.count = len(self.columns_of)
-        shapes = [
-            (stack.shape.rank, stack.shape.experts, stack.shape.top_k)
-            for stack in stacks
-            for _ in range(stack.rounds)
-        ]
-        self.shapes = np.array(shapes, ROUND)
-        self.columns = max((rank * experts for rank, experts, _ in shapes), default=0)
-        self.experts = max((experts for _, experts, _ in shapes), default=0)
-        self.factors = (
-            np.ascontiguousarray(np.concatenate([stack.factors for stack in stacks], axis=2))
-            if stacks
-            else np.zeros(0, FACTOR)
-        )
-        self.weights = np.zeros((0, 0), np.float32)
+    def __init__(self, panels: Mapping[Any, DeltaPanels], scalings: Mapping[Any, float]) -> None:
+        self.panels = panels  # what is pointed to stays alive
+        found = list(panels.values())
+        self._columns = [(key, scalings[key]) for key, one in panels.items() for _ in one.rounds]
+        self.count = len(self._columns)
+        self.columns = max((one.columns for one in found), default=0)
+        self.experts = max((one.experts for one in found), default=0)
+        self.shapes = np.concatenate([np.zeros(0, ROUND), *(one.rounds for one in found)])
+        self.linears = np.zeros(0, LINEAR)
+        if found:
+            self.linears = np.ascontiguousarray(np.concatenate([one.linears for one in found], axis=2))
+
+    def weights(self, rows: Sequence[Mapping[Any, float]]) -> Array:
+        """w * s of every round and token, [rounds, T] float32; neighbours often share a mapping."""
+        columns: dict[int, list[float]] = {}
+        for row in rows:
+            if id(row) not in columns:
+                columns[id(row)] = [row.get(key, 0.0) * scaling for key, scaling in self._columns]
+        table = np.array([columns[id(row)] for row in rows], np.float32)
+        return np.ascontiguousarray(table.T)
 
 
 class _Stacks:
-    """The tables of the last composition, which most often is the next one's too."""
+    """Panels of the stacks; and the tables of the last composition, most often the next one's too."""
 
-    def __init__(self) -> None:
-        self._keys: tuple[Any, ...] = ()
-        self._rounds = _Rounds((), None)
+    def __init__(self, blocks: Sequence[int]) -> None:
+        self._blocks = blocks
+        self._panels: WeakKeyDictionary[PackedStack, DeltaPanels] = WeakKeyDictionary()
+        self._last: tuple[tuple[Any, ...], _Rounds] = ((), _Rounds({}, {}))
 
-    def bind(self, weights: Sequence[Mapping[Any, float]], bank: StackBank | None) -> _Rounds:
+    def prepare(self, stack: PackedStack) -> DeltaPanels:
+        """Its panels; made once, by whoever asks first."""
+        found = self._panels.get(stack)
+        if found is None:
+            found = self._panels[stack] = DeltaPanels(stack, self._blocks)
+        return found
+
+    def bind(self, weights: Sequence[Mapping[Any, float]], bank: StackBank) -> _Rounds:
         """For tokens with these weights (key -> weight). Raises KeyError: one is not resident."""
-        used = {
-            key for row in {id(row): row for row in weights}.values() for key, w in row.items() if w != 0.0
-        }
-        keys = tuple(sorted(used, key=str))  # sums are added in one order, whatever else is in the batch
-        if keys != self._keys or any(
-            bank is None or bank.stack(k) is not s for k, s in zip(keys, self._rounds.held, strict=True)
-        ):
-            self._keys, self._rounds = keys, _Rounds(keys, bank)
-        rounds = self._rounds
-        columns: dict[int, Array] = {}
-        rounds.weights = np.empty((rounds.count, len(weights)), np.float32)
-        for t, row in enumerate(weights):
-            column = columns.get(id(row))
-            if column is None:
-                column = np.array(
-                    [row.get(key, 0.0) * scaling for key, scaling in rounds.columns_of], np.float32
-                )
-                columns[id(row)] = column
-            rounds.weights[:, t] = column
-        return rounds
+        distinct = {id(row): row for row in weights}.values()
+        used = {key for row in distinct for key, weight in row.items() if weight != 0.0}
+        # In one order, whatever else is in the batch: so are sums.
+        stacks = {key: bank.stack(key) for key in sorted(used, key=str)}
+        name = tuple((key, id(stack)) for key, stack in stacks.items())
+        if name != self._last[0]:
+            panels = {key: self.prepare(stack) for key, stack in stacks.items()}
+            self._last = (name, _Rounds(panels, {key: stack.scaling for key, stack in stacks.items()}))
+        return self._last[1]

@@ -6,11 +6,16 @@ import os
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_manager import BlockCopy
 from brainstacks.engine.block_pool import BLOCK_TOKENS
 from brainstacks.errors import ConfigError
+
+LANES = 16
+"""Dimensions that lie side by side: a vector of the compiled step."""
 
 MOST_TOKENS = 131072
 """Of KV memory whose size nobody chose."""
@@ -45,7 +50,11 @@ class PagedCache:
         device, dtype: of keys and values.
 
     Attributes:
-        keys, values: per layer [blocks, kv_heads, BLOCK_TOKENS, head_dim].
+        keys: per layer [blocks, kv_heads, depth, BLOCK_TOKENS], depth being head_dim filled up to whole
+        vectors: a
+            dimension of a block's keys is one vector.
+        values: per layer [blocks, kv_heads, depth / LANES, BLOCK_TOKENS, LANES], a token's dimensions
+        likewise.
 
     Raises:
         ConfigError: the device has no room for it.
@@ -61,19 +70,32 @@ class PagedCache:
         dtype: torch.dtype,
     ) -> None:
         shape = (layers, blocks + 1, kv_heads)
+        self._dim = head_dim
+        vectors = -(-head_dim // LANES)
         try:
-            # A dimension of 16 keys lies side by side: compiled attention reads it as one vector.
-            keys = torch.empty(*shape, head_dim, BLOCK_TOKENS, device=device, dtype=dtype)
-            values = torch.empty(*shape, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
+            keys = torch.empty(*shape, vectors * LANES, BLOCK_TOKENS, device=device, dtype=dtype)
+            values = torch.empty(*shape, vectors, BLOCK_TOKENS, LANES, device=device, dtype=dtype)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             tokens = blocks * BLOCK_TOKENS
-            gigabytes = 2 * layers * tokens * kv_heads * head_dim * dtype.itemsize / 1e9
+            gigabytes = 2 * layers * tokens * kv_heads * vectors * LANES * dtype.itemsize / 1e9
             raise ConfigError(
                 f"kv_cache_tokens is {tokens}, which takes {gigabytes:.1f} GB on {device}, "
                 "more than there is; ask for fewer"
             ) from error
-        self._stored = (keys.transpose(-1, -2), values)
+        self._stored = (keys, values)
         self.keys, self.values = (list(stored.unbind()) for stored in self._stored)
+
+    def write(self, layer: int, blocks: Tensor, places: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store keys and values [kv_heads, T, head_dim] of tokens, each at its place [T] of its block [T]."""
+        self.keys[layer][blocks, :, : self._dim, places] = key.transpose(0, 1)
+        filled = F.pad(value.transpose(0, 1), (0, -self._dim % LANES))
+        self.values[layer][blocks, :, :, places] = filled.unflatten(-1, (-1, LANES))
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of blocks [..., m]: [..., kv_heads, m * BLOCK_TOKENS, head_dim] each."""
+        keys = self.keys[layer][blocks].movedim(-4, -3).transpose(-1, -2).flatten(-3, -2)
+        values = self.values[layer][blocks].movedim(-5, -4).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        return keys[..., : self._dim], values[..., : self._dim]
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy whole blocks, in every layer."""

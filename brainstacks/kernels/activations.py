@@ -9,9 +9,9 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
-from brainstacks.kernels.numbers import exponential, narrow
+from brainstacks.kernels.numbers import exponential, itemsize, larger, narrow, nearest
 from brainstacks.kernels.team import PIECE, as_pointer
-from brainstacks.kernels.tiles import ZERO_POINT
+from brainstacks.kernels.tiles import PANEL, ZERO_POINT
 
 TOKENS_OF_PIECE = 4
 """Tokens that one piece of these phases takes."""
@@ -37,7 +37,7 @@ def _rms(x, weight, out, n, eps):
 def _largest(x, start, end):
     largest = np.float32(0.0)
     for i in range(np.uintp(start), np.uintp(end)):
-        largest = max(largest, abs(x[i]))
+        largest = larger(largest, abs(x[i]))
     return largest
 
 
@@ -46,7 +46,7 @@ def _round(x, q, start, end, inverse):
     """q = round(x * inverse) as int8; their sum."""
     total = np.int32(0)
     for i in range(np.uintp(start), np.uintp(end)):
-        value = np.int32(np.rint(x[i] * inverse))
+        value = nearest(x[i] * inverse)
         q[i] = np.int8(value)
         total += value
     return total
@@ -61,12 +61,25 @@ def _sum(x, start, end):
 
 
 @njit(cache=True)
+def round_block(x, q, start, end):
+    """x[start:end] = scale * q with q int8, |q| <= 127; the scale, and -ZERO_POINT * the sum of q.
+
+    A number that is not finite makes the scale NaN.
+    """
+    nothing = np.float32(0.0) * _sum(x, start, end)
+    largest = _largest(x, start, end)
+    if largest == 0.0 or nothing != 0.0:
+        q[start:end] = 0
+        return nothing, 0
+    total = _round(x, q, start, end, np.float32(127.0) / largest)
+    return largest / np.float32(127.0), -ZERO_POINT * total
+
+
+@njit(cache=True)
 def quantise(step, group, t, x, n):
     """Write x, row t of a group's input with n real numbers, as its products read it.
 
-    In blocks of the group's own size, x = scale * q with q int8, |q| <= 127; `zero` has -ZERO_POINT * the
-    sum of a block's q (int32), `mass` the sum of its x (float32). A number that is not finite makes its
-    block's scale NaN.
+    In blocks of the group's own size: int8, see `round_block`; and `mass`, the sum of a block's x.
     """
     blocks = group.d_in // group.block
     x[n : group.d_in] = np.float32(0.0)  # weights are filled up with zeros, but 0 * NaN is NaN
@@ -75,15 +88,7 @@ def quantise(step, group, t, x, n):
         scale = floats(step.scale, step.tokens, step.block_count)[t]
         zero = carray(as_pointer(step.zero), (step.tokens, step.block_count), np.int32)[t]
         for b in range(blocks):
-            start, end = b * group.block, (b + 1) * group.block
-            nothing = np.float32(0.0) * _sum(x, start, end)
-            largest = _largest(x, start, end)
-            if largest == 0.0 or nothing != 0.0:
-                q[start:end] = 0
-                scale[b], zero[b] = nothing, 0
-                continue
-            scale[b] = largest / np.float32(127.0)
-            zero[b] = -ZERO_POINT * _round(x, q, start, end, np.float32(127.0) / largest)
+            scale[b], zero[b] = round_block(x, q, b * group.block, (b + 1) * group.block)
     if group.exact:
         mass = floats(step.mass, step.tokens, step.block_count)[t]
         for b in range(blocks):
@@ -130,18 +135,18 @@ def joined(context, index, piece):
             _start_output(step, group, t)
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+# numpy's division, which raises nothing: a check would stop vectorisation.
+@njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True)
 def _silu(y, other, x, n):
     for i in range(np.uintp(n)):
         gate = y[i]
-        size = abs(gate)
-        small = exponential(-size)  # e^-|g|, which overflows nowhere
+        small = exponential(-abs(gate))  # which overflows nowhere
         share = np.float32(1.0) / (np.float32(1.0) + small)
         share = share if gate >= 0.0 else small * share
         x[i] = gate * share * y[other + i]
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True)
 def _gelu(y, other, x, n):
     """gelu in its tanh form: g * sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3)."""
     for i in range(np.uintp(n)):
@@ -219,6 +224,26 @@ def _turn(head, cos, sin, half):
 
 
 @njit(cache=True)
+def _store(step, layer, slot, head, key, value, ends, dtype):
+    """One head's key and value [dim] of one token; see `engine.kv_cache.PagedCache`."""
+    size = BLOCK * step.depth  # of a head's keys or values in a block
+    at = itemsize(dtype) * ((slot // BLOCK) * step.kv_heads + head) * size
+    keys = carray(as_pointer(layer.keys + at), (size,), dtype)
+    values = carray(as_pointer(layer.values + at), (size,), dtype)
+    place = slot % BLOCK
+    nothing = narrow(np.float32(0.0), keys[0])
+    for i in range(step.depth):
+        keys[i * BLOCK + place] = narrow(key[i], keys[0]) if i < step.dim else nothing
+    for vector in range(0, step.depth, PANEL):
+        row = (vector // PANEL * BLOCK + place) * PANEL
+        for i in range(PANEL):
+            known = vector + i < step.dim
+            values[row + i] = narrow(value[vector + i], keys[0]) if known else nothing
+        if ends:
+            values[row + PANEL : (vector // PANEL + 1) * BLOCK * PANEL] = nothing
+
+
+@njit(cache=True)
 def rotate_work(context, index, piece, dtype):
     """q, k, v in y: norms and rotary embedding of q and k in place; keys and values to their blocks."""
     step = step_at(context)
@@ -238,13 +263,8 @@ def rotate_work(context, index, piece, dtype):
             if weight:
                 _rms(vector, floats(weight, 1, dim)[0], vector, dim, step.eps)
             _turn(vector, cos[positions[t]], sin[positions[t]], dim // 2)
-        of_block, place = slots[t] // BLOCK, slots[t] % BLOCK
-        size = step.kv_heads * BLOCK * dim
-        keys = carray(as_pointer(layer.keys), ((of_block + 1) * size,), dtype)
-        values = carray(as_pointer(layer.values), ((of_block + 1) * size,), dtype)
+        # The last token of its block in this step leaves no value behind it that was never written.
+        ends = t + 1 == step.tokens or slots[t + 1] != slots[t] + 1
         for head in range(step.kv_heads):
-            base = of_block * size + head * BLOCK * dim
-            key, value = key_column + head * dim, value_column + head * dim
-            for i in range(dim):
-                keys[base + i * BLOCK + place] = narrow(y[t, key + i], keys[0])
-                values[base + place * dim + i] = narrow(y[t, value + i], values[0])
+            key, value = y[t, key_column + head * dim :], y[t, value_column + head * dim :]
+            _store(step, layer, slots[t], head, key, value, ends, dtype)

@@ -17,9 +17,10 @@ STEP = np.dtype(
     [
         # what the model is
         ("layers", "i8"), ("hidden", "i8"), ("width", "i8"),  # width: hidden, filled up to whole panels
-        ("heads", "i8"), ("kv_heads", "i8"), ("dim", "i8"), ("gelu", "i8"), ("eps", "f8"),
+        ("heads", "i8"), ("kv_heads", "i8"), ("dim", "i8"), ("depth", "i8"), ("gelu", "i8"), ("eps", "f8"),
         ("layer_table", "i8"), ("group_table", "i8"), ("linear_table", "i8"), ("final_norm", "i8"),
         ("middle", "i8"),  # the layer whose input the router reads
+        ("plain", "i8"), ("ones", "i8"),  # the product for keys and values as they are stored; 16 float32
         # what the step computes
         ("tokens", "i8"), ("positions", "i8"), ("slots", "i8"),  # [T] int64; slot: block * BLOCK + place
         ("cos", "i8"), ("sin", "i8"), ("reach", "i8"),  # [kinds of layers, reach, dim] float32, by position
@@ -30,14 +31,15 @@ STEP = np.dtype(
         ("mid", "i8"), ("last", "i8"),  # [T, width] float32: for the router; mid 0: not wanted
         # the stacks in use
         ("rounds", "i8"), ("columns", "i8"), ("experts", "i8"),  # most columns N * r and experts N of a round
-        ("round_table", "i8"), ("factor_table", "i8"), ("weights", "i8"),  # [rounds, T] float32, w * s
+        ("round_table", "i8"), ("delta_table", "i8"), ("weights", "i8"),  # [rounds, T] float32, w * s
         # memory of the step
         ("h", "i8"),  # [T, width] float32, the residual stream
         ("x", "i8"), ("x_width", "i8"),  # [T, x_width] float32, a group's input
         ("q", "i8"), ("scale", "i8"), ("zero", "i8"), ("mass", "i8"),  # the same in int8; see `quantise`
         ("block_count", "i8"),  # most blocks of a row
         ("y", "i8"), ("y_width", "i8"),  # [T, y_width] float32, a group's output
-        ("low", "i8"), ("gates", "i8"),  # [3, rounds, T, columns] and [3, rounds, T, experts] float32
+        ("gates", "i8"),  # [3, rounds, T, experts] float32
+        ("low", "i8"), ("low_scale", "i8"), ("low_zero", "i8"),  # [3, rounds, T, columns or experts]
         # bodies of the phases
         ("norm", "i8"), ("products", "i8"), ("down", "i8"), ("up", "i8"), ("rotate", "i8"), ("attend", "i8"),
         ("joined", "i8"), ("activate", "i8"), ("after", "i8"), ("last_hidden", "i8"), ("final", "i8"),
@@ -50,7 +52,7 @@ LAYER = np.dtype(
     [
         ("norms", "i8", (4,)),  # before and after attention, before and after the MLP: [hidden] float32
         ("q_norm", "i8"), ("k_norm", "i8"),  # [dim] float32
-        ("keys", "i8"), ("values", "i8"),  # of this layer: [blocks, kv_heads, BLOCK, dim], see `attention.py`
+        ("keys", "i8"), ("values", "i8"),  # of this layer; see `engine.kv_cache.PagedCache`
         ("window", "i8"),  # tokens that it looks back, itself included; 0 for all
         ("angles", "i8"),  # index into cos and sin
         ("scale", "f8"),  # of the scores
@@ -81,9 +83,10 @@ LINEAR = np.dtype(
     align=True,
 )  # fmt: skip
 
-ROUND = np.dtype([("rank", "i8"), ("experts", "i8"), ("top_k", "i8")], align=True)
-FACTOR = np.dtype([("A", "i8"), ("gate", "i8"), ("B", "i8")], align=True)
-"""Of one projection of one layer and round: A [N * r, d_in], gate [N, d_in], B transposed [N * r, d_out]."""
+ROUND = np.dtype(
+    [("rank", "i8"), ("experts", "i8"), ("top_k", "i8"), ("units", "i8"), ("unit", "i8")], align=True
+)
+"""`unit`: columns that are chosen together, filled up; see `layers/delta_panels.py`."""
 
 TILE = np.dtype([("sequence", "i8"), ("first", "i8"), ("count", "i8"), ("position", "i8")], align=True)
 """Neighbouring packed tokens of one sequence: its row in `blocks`, the first of them, their number, and the

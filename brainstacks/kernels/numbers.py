@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -44,6 +45,30 @@ def narrow(typing_context: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
+def larger(typing_context: Any, a: Any, b: Any) -> Any:
+    """The larger of two float32, neither of them NaN: in a form of which the compiler makes vectors."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_F32, [_F32, _F32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.maxnum.f32")
+        return builder.call(function, args, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@intrinsic
+def nearest(typing_context: Any, value: Any) -> Any:
+    """float32 -> the nearest int32, ties to even; of what no int32 holds, anything."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_F32, [_F32])
+        rounding = cgutils.get_or_insert_function(builder.module, kind, "llvm.rint.f32")
+        return builder.fptosi(builder.call(rounding, args), _I32)
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
 def _power_of_two(typing_context: Any, n: Any) -> Any:
     """2^n as float32, for n in -126..127."""
 
@@ -61,13 +86,19 @@ def exponential(x):
     arithmetic, of which the compiler makes vectors, as it cannot of a call to libm.
     """
     x = max(x, np.float32(-87.0))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375)  # ln(2) in two parts: the first is exact in few bits
-    r = r - n * np.float32(-2.12194440e-4)
+    n = nearest(x * np.float32(1.44269504))
+    r = x - np.float32(n) * np.float32(0.693359375)  # ln(2) in two parts: the first is exact in few bits
+    r = r - np.float32(n) * np.float32(-2.12194440e-4)
     y = np.float32(1.9875691500e-4)
     y = y * r + np.float32(1.3981999507e-3)
     y = y * r + np.float32(8.3334519073e-3)
     y = y * r + np.float32(4.1665795894e-2)
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
-    return (y * r * r + r + np.float32(1.0)) * _power_of_two(np.int32(n))
+    return (y * r * r + r + np.float32(1.0)) * _power_of_two(n)
+
+
+@njit(cache=True)
+def itemsize(dtype):
+    """Bytes of a float32 or of a bfloat16 (uint16)."""
+    return 4 if dtype is np.float32 else 2

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numba import cfunc, njit
 
-from brainstacks.kernels import activations, products
+from brainstacks.kernels import activations, deltas, products
 from brainstacks.kernels.activations import rotate_work, token_pieces
 from brainstacks.kernels.attention import attend_work
-from brainstacks.kernels.deltas import down_pieces, down_work, up_pieces, up_work
+from brainstacks.kernels.deltas import down_pieces, up_pieces
 from brainstacks.kernels.layout import floats, group_at, layer_at, step_at
 from brainstacks.kernels.products import product_pieces
 from brainstacks.kernels.team import DRIVER, PIECE, run
@@ -69,22 +69,6 @@ def drive(at, context):
 # function that was made with another one as an argument would not be found again on disk.
 
 
-def _down(dtype: Any) -> Any:
-    @cfunc(PIECE, cache=True)
-    def down(context, index, piece):
-        down_work(context, index, piece, dtype)
-
-    return down
-
-
-def _up(dtype: Any) -> Any:
-    @cfunc(PIECE, cache=True)
-    def up(context, index, piece):
-        up_work(context, index, piece, dtype)
-
-    return up
-
-
 def _rotate(dtype: Any) -> Any:
     @cfunc(PIECE, cache=True)
     def rotate(context, index, piece):
@@ -105,7 +89,7 @@ def bodies(wide: bool) -> dict[str, int]:
     """Field of `STEP` -> the address of what computes a piece of that phase.
 
     Args:
-        wide: stacks, keys and values are float32; else bfloat16.
+        wide: keys and values are float32; else bfloat16.
     """
     return {field: int(function.address) for field, function in _compiled(wide).items()}
 
@@ -116,8 +100,8 @@ def _compiled(wide: bool) -> dict[str, Any]:
     return {
         "norm": activations.norm,
         "products": products.products,
-        "down": _down(dtype),
-        "up": _up(dtype),
+        "down": deltas.down,
+        "up": deltas.up,
         "rotate": _rotate(dtype),
         "attend": _attend(dtype),
         "joined": activations.joined,

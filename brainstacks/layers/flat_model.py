@@ -119,11 +119,20 @@ class FlatModel:
             kv_heads=kv_heads,
             dim=int(attention.head_dim),
             inputs=int(self.groups["d_in"].max()),
-            outputs=int(self.groups["columns"][:-1].max()),
+            outputs=apart(int(self.groups["columns"][:-1].max())),
             blocks=int((self.groups["d_in"] // self.groups["block"]).max()),
             vocab=int(head.out_features),
         )
         self._cos = self._sin = np.zeros((len(self._kinds), 0, self.dims.dim), np.float32)
+
+    @property
+    def delta_blocks(self) -> list[int]:
+        """Of each input group, how many inputs share a scale; 0 where they are exact, or layers differ."""
+        groups = self.groups[:-1].reshape(-1, len(INPUT_GROUPS))
+        return [
+            int(column["block"][0]) if column["fast"].all() and len(set(column["block"])) == 1 else 0
+            for column in groups.T
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -283,6 +292,11 @@ def _bias(module: Any, columns: int) -> Array:
     if module.bias is not None:
         bias[: module.out_features] = module.bias.detach().float().numpy()
     return bias
+
+
+def apart(columns: int) -> int:
+    """Columns of float32 of which neighbouring rows do not lie in the same sets of a cache."""
+    return columns + CHUNK if columns % 1024 == 0 else columns
 
 
 def _filled(count: int, whole: int) -> int:

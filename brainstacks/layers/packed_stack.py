@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from brainstacks.config import PROJECTIONS, StackConfig
-from brainstacks.kernels.layout import FACTOR
+from brainstacks.config import StackConfig
 from brainstacks.layers.delta import pack_down
 from brainstacks.layers.projections import INPUT_GROUPS
 
@@ -146,21 +142,3 @@ class PackedStack:
         moved = PackedStack(self.shape, self.rounds, self.scaling, device, dtype)
         moved._memory.copy_(self._memory)
         return moved
-
-    @cached_property
-    def factors(self) -> np.ndarray[Any, Any]:
-        """Where the compiled step finds A, gate and B: `layout.FACTOR` [layers, 7, rounds]; 0 for none."""
-        table = np.zeros((self.shape.layers, len(PROJECTIONS), self.rounds), FACTOR)
-        for layer in range(self.shape.layers):
-            for group in range(len(INPUT_GROUPS)):
-                names = self.shape.projections(group)
-                for i, name in enumerate(names):
-                    for n in range(self.rounds):
-                        down, up = self.down[layer, group][n], self.up[layer, name][n]
-                        gates = len(names) * self.shape.columns + i * self.shape.experts
-                        table[layer, PROJECTIONS.index(name), n] = (
-                            down[i * self.shape.columns].data_ptr(),
-                            down[gates].data_ptr(),
-                            up.data_ptr(),
-                        )
-        return table
