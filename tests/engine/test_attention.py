@@ -51,10 +51,11 @@ class Pages:
 
     def write(self, row: int, tokens: int) -> None:
         """The first `tokens` tokens of a row are in the cache already."""
-        for at in range(tokens):
-            block, offset = self.tables[row][at // BLOCK_TOKENS], at % BLOCK_TOKENS
-            self.cache.keys[0][block, :, offset] = self.keys[row][:, at]
-            self.cache.values[0][block, :, offset] = self.values[row][:, at]
+        at = torch.arange(tokens)
+        blocks = torch.tensor(self.tables[row])[at // BLOCK_TOKENS]
+        self.cache.write(
+            0, blocks, at % BLOCK_TOKENS, self.keys[row][:, :tokens], self.values[row][:, :tokens]
+        )
 
     def plain(self, query: torch.Tensor, row: int, position: int, window: int | None) -> torch.Tensor:
         """One token [H, D], head by head."""
@@ -121,10 +122,12 @@ def test_decode_and_prefill_rows_of_one_step_equal_the_plain_sum(window: int | N
         for i, (row, position) in enumerate(places):
             expected = pages.plain(query[0, :, i], row, position, window)
             torch.testing.assert_close(out[0, i], expected, atol=1e-5, rtol=1e-5)
-    for row, position in places:
-        block, offset = pages.tables[row][position // BLOCK_TOKENS], position % BLOCK_TOKENS
-        assert torch.equal(pages.cache.keys[0][block, :, offset], pages.keys[row][:, position])
-        assert torch.equal(pages.cache.values[0][block, :, offset], pages.values[row][:, position])
+    for row, table in enumerate(pages.tables):
+        for held, given in zip(
+            pages.cache.read(0, torch.tensor(table)), (pages.keys, pages.values), strict=True
+        ):
+            assert torch.equal(held[:, : given[row].shape[1]], given[row])
+            assert held[:, given[row].shape[1] :].isnan().all()
 
 
 def test_a_row_in_a_group_of_its_own_does_not_depend_on_its_neighbours() -> None:

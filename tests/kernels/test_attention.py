@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from brainstacks.kernels.attention import TILE_TOKENS
 from brainstacks.kernels.layout import BLOCK, TILE
+from brainstacks.kernels.products import product_address
+from brainstacks.kernels.tiles import PANEL
 from tests.kernels.steps import Step, zeros
 
 Array = np.ndarray[Any, Any]
@@ -19,12 +21,15 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Attention:
-    """Queries of some runs of tokens over a cache; whatever none of them may read is NaN.
+    """Queries of some runs of tokens over a cache.
+
+    Whatever none of them may read is NaN; behind a sequence's last value its block holds zeros, which are
+    multiplied by zero.
 
     Attributes:
         runs: (start, count) of each sequence's new tokens, whose keys and values are in the cache too.
         q: [T, kv_heads * share, dim] float32.
-        keys: [blocks, kv_heads, dim, BLOCK]; values: [blocks, kv_heads, BLOCK, dim]; float32.
+        keys, values: [blocks, kv_heads, BLOCK, dim] float32.
         tables: [sequences, width] int32.
     """
 
@@ -61,19 +66,30 @@ def random_attention(
     needed = [-(-(start + count) // BLOCK) for start, count in runs]
     total = sum(needed) + 3
     order = (1 + random.permutation(total - 1)).tolist()  # block 0 belongs to nobody
-    keys = np.full((total, kv_heads, dim, BLOCK), np.nan, np.float32)
-    values = np.full((total, kv_heads, BLOCK, dim), np.nan, np.float32)
+    keys, values = (np.full((total, kv_heads, BLOCK, dim), np.nan, np.float32) for _ in range(2))
     tables = np.zeros((len(runs), max(needed) + 1), np.int32)
     for row, (start, count) in enumerate(runs):
         tables[row, : needed[row]] = [order.pop() for _ in range(needed[row])]
+        values[tables[row, needed[row] - 1]] = 0.0
         first = 0 if window is None else max(0, start - window + 1) // BLOCK * BLOCK
         for position in range(first, start + count):
             block, place = tables[row, position // BLOCK], position % BLOCK
-            keys[block, :, :, place] = random.normal(size=(kv_heads, dim))
+            keys[block, :, place] = random.normal(size=(kv_heads, dim))
             values[block, :, place] = random.normal(size=(kv_heads, dim))
     tokens = sum(count for _, count in runs)
     q = random.normal(size=(tokens, kv_heads * share, dim)).astype(np.float32)
     return Attention(runs, q, keys, values, tables, dim**-0.5, window)
+
+
+def stored(call: Attention, wide: bool) -> tuple[Array, Array]:
+    """Keys and values as `engine.kv_cache.PagedCache` has them."""
+    dim = call.q.shape[-1]
+    filled = [np.pad(held, ((0, 0), (0, 0), (0, 0), (0, -dim % PANEL))) for held in (call.keys, call.values)]
+    if not wide:
+        filled = [(held.view(np.uint32) >> 16).astype(np.uint16) for held in filled]
+    keys, values = filled
+    vectors = values.reshape(*values.shape[:3], -1, PANEL)
+    return np.ascontiguousarray(keys.swapaxes(2, 3)), np.ascontiguousarray(vectors.swapaxes(2, 3))
 
 
 def halves(values: Array) -> Array:
@@ -90,9 +106,7 @@ def computed(call: Attention, *, wide: bool = True) -> Array:
         for at in range(0, count, call.tile):
             tiles.append((sequence, first + at, min(call.tile, count - at), start + at))
         first += count
-    stored = [call.keys, call.values]
-    if not wide:
-        stored = [(np.ascontiguousarray(held).view(np.uint32) >> 16).astype(np.uint16) for held in stored]
+    keys, values = stored(call, wide)
     width = heads * dim + 5
     y, x = np.full((tokens, width), np.nan, np.float32), zeros(tokens, width)
     y[:, : heads * dim] = call.q.reshape(tokens, -1)
@@ -102,6 +116,9 @@ def computed(call: Attention, *, wide: bool = True) -> Array:
         heads=heads,
         kv_heads=kv_heads,
         dim=dim,
+        depth=-(-dim // PANEL) * PANEL,
+        plain=product_address("floats" if wide else "halves"),
+        ones=np.ones(PANEL, np.float32),
         tiles=np.array(tiles, TILE),
         tile_count=len(tiles),
         blocks=call.tables,
@@ -111,7 +128,7 @@ def computed(call: Attention, *, wide: bool = True) -> Array:
         y=y,
         y_width=width,
     )
-    step.set(step.layer, keys=stored[0], values=stored[1], window=call.window or 0, scale=call.scale)
+    step.set(step.layer, keys=keys, values=values, window=call.window or 0, scale=call.scale)
     step.run("attend", 0, len(tiles) * kv_heads)
     assert not x[:, heads * dim :].any()
     return x[:, : heads * dim].reshape(tokens, heads, dim)
@@ -127,7 +144,7 @@ def plain(call: Attention) -> Array:
             at = np.arange(first, position + 1)
             blocks, places = call.tables[row][at // BLOCK], at % BLOCK
             for head in range(call.q.shape[1]):
-                keys = call.keys[blocks, head // share, :, places].astype(np.float64)
+                keys = call.keys[blocks, head // share, places].astype(np.float64)
                 scores = keys @ call.q[t, head] * call.scale
                 weights = np.exp(scores - scores.max())
                 values = call.values[blocks, head // share, places]
