@@ -53,7 +53,7 @@ async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_els
     def produced() -> int:
         return len(step_engine._jobs["slow"].sequences[0].output_ids)
 
-    running.step = step_and_wait  # type: ignore[method-assign]
+    running.step = step_and_wait
     step_engine.pause = watched_pause  # type: ignore[method-assign]
     step_engine.resume = watched_resume  # type: ignore[method-assign]
     slow, other = long("slow", fixed(chat=1.0)), long("other", fixed(chat=1.0), seed=1)

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import brainstacks
+
+SOURCES = Path(brainstacks.__file__).parent
 WHERE = "import brainstacks.kernels, numba; print(numba.config.CACHE_DIR)"
 
 
-def kept_in(**environment: str) -> Path:
+def kept_in(directory: Path | None = None, **environment: str) -> Path:
     found = subprocess.run(
         [sys.executable, "-c", WHERE],
         env={**os.environ, "NUMBA_CACHE_DIR": "", **environment},
+        cwd=directory,
         capture_output=True,
         text=True,
         check=True,
@@ -22,7 +26,20 @@ def kept_in(**environment: str) -> Path:
 
 
 def test_compiled_code_is_kept_in_the_users_cache(tmp_path: Path) -> None:
-    assert kept_in(XDG_CACHE_HOME=str(tmp_path)) == tmp_path / "brainstacks" / "numba"
+    assert kept_in(XDG_CACHE_HOME=str(tmp_path)).parent == tmp_path / "brainstacks" / "numba"
+
+
+def test_each_state_of_the_sources_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    """numba looks at a function's own file alone, and keeps what was compiled from the others before."""
+    copy = tmp_path / "brainstacks"  # in the working directory, which comes first
+    for name in ("__init__.py", "cpu.py", "errors.py", "kernels/__init__.py", "kernels/numbers.py"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text((SOURCES / name).read_text() if name != "__init__.py" else "")
+    before = kept_in(tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert kept_in(tmp_path, XDG_CACHE_HOME=str(tmp_path)) == before
+    with (copy / "kernels" / "numbers.py").open("a") as file:
+        file.write("# changed\n")
+    assert kept_in(tmp_path, XDG_CACHE_HOME=str(tmp_path)) != before
 
 
 def test_a_directory_that_was_chosen_is_used(tmp_path: Path) -> None:

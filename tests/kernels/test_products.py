@@ -120,7 +120,7 @@ def whole_values(panels: Panels, blocks: Blocks) -> Array:
     levels = panels.levels.astype(np.float64) - ZERO_POINT
     whole = levels[blocks.codes] if blocks.levels is not None else blocks.codes.astype(np.float64)
     scales = panels.scales.transpose(0, 2, 1).reshape(-1, panels.scales.shape[1])[: panels.d_out]
-    return whole * np.repeat(scales, panels.block, axis=1)
+    return np.asarray(whole * np.repeat(scales, panels.block, axis=1))
 
 
 def sums(values: Array, x: Array) -> tuple[Array, Array]:

@@ -24,8 +24,7 @@ how often each piece was computed."""
 MANY = 3000
 
 
-@cfunc(PIECE, cache=True)
-def body(context: Any, phase: Any, piece: Any) -> None:
+def _body(context: Any, phase: Any, piece: Any) -> None:
     """Count the piece, in a cell of its own; and check that all of the phase before are there."""
     head = carray(as_pointer(context), (3,), np.int64)
     pieces = head[PIECES]
@@ -38,16 +37,23 @@ def body(context: Any, phase: Any, piece: Any) -> None:
     counts[phase * pieces + piece] += 1
 
 
-@njit
+body = cfunc(PIECE, cache=True)(_body)
+
+
 def _phases(at: Any, context: Any) -> None:
     head = carray(as_pointer(context), (3,), np.int64)
     for phase in range(head[PHASES]):
         run(at, head[BODY], phase, head[PIECES])
 
 
-@cfunc(DRIVER)
-def driver(at: Any, context: Any) -> None:
-    _phases(at, context)
+phases_of = njit(_phases)
+
+
+def _driver(at: Any, context: Any) -> None:
+    phases_of(at, context)
+
+
+driver = cfunc(DRIVER)(_driver)
 
 
 class Work:
@@ -68,8 +74,7 @@ class Work:
         return bool((self.counts == 1).all()) and not self.late.any()
 
 
-@cfunc(PIECE)
-def wait_for_the_other(context: Any, phase: Any, piece: Any) -> None:
+def _wait_for_the_other(context: Any, phase: Any, piece: Any) -> None:
     """Say that this piece has begun, and wait a while for the other one; count it if that is in vain."""
     team._store(context + 8 * piece, 1)
     for _ in range(1_000_000):
@@ -78,9 +83,14 @@ def wait_for_the_other(context: Any, phase: Any, piece: Any) -> None:
     team._add(context + 8 * 2, 1)
 
 
-@cfunc(DRIVER)
-def meeting(at: Any, context: Any) -> None:
+wait_for_the_other = cfunc(PIECE)(_wait_for_the_other)
+
+
+def _meeting(at: Any, context: Any) -> None:
     run(at, carray(as_pointer(context), (4,), np.int64)[3], 0, 2)
+
+
+meeting = cfunc(DRIVER)(_meeting)
 
 
 def meet(both: Team) -> bool:
