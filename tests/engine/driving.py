@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from brainstacks.base_model import BaseModel, load_base
-from brainstacks.config import EngineConfig
+from brainstacks.config import Backend, EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import (
     CompositionRequest,
@@ -29,6 +29,8 @@ from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, save_base, stack_config, write_router
 
 DOMAINS = ("chat", "code", "math")
+backend: Backend = "auto"
+"""Of an engine whose test does not name one; the fixture `each_backend` sets it."""
 
 
 @dataclass
@@ -64,7 +66,8 @@ def serve(
         publish_stack(registry, base.identity, domain, stack, directory)
     if router:
         registry.publish_router(write_router(directory / "router.safetensors", registry, base.identity))
-    return Served(StepEngine(base, registry, EngineConfig(**limits)), base, registry, stacks)
+    config = EngineConfig(**{"backend": backend, **limits})
+    return Served(StepEngine(base, registry, config), base, registry, stacks)
 
 
 @dataclass

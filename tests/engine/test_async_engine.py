@@ -25,7 +25,7 @@ from tests.engine.driving import DOMAINS, fixed, prompt_of, request
 from tests.tiny import plain_greedy, random_stack, tiny_model, write_router, write_stack
 
 ROUTED = CompositionRequest("routed")
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_backend")]
 
 
 async def test_streams_side_by_side_equal_plain_generation(running: Running) -> None:

@@ -23,7 +23,7 @@ from tests.engine.driving import fixed, prompt_of, request
 from tests.tiny import random_stack
 
 ROUTED = CompositionRequest("routed")
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_backend")]
 
 
 # --- readers that do not read, ids that are taken --------------------------------------------------
@@ -31,9 +31,16 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_elses(tmp_path: Path) -> None:
     running = Running(tmp_path, max_unread_events=8)
-    step_engine, loop = running.served.engine, asyncio.get_running_loop()
+    step_engine, loop, step = running.served.engine, asyncio.get_running_loop(), running.step
     pause, resume, paused = step_engine.pause, step_engine.resume, asyncio.Event()
     resumed: list[str] = []
+
+    def step_and_wait() -> None:
+        """The event loop has seen all that a step made before the next one begins: it pauses in time."""
+        step()
+        seen = threading.Event()
+        loop.call_soon_threadsafe(seen.set)
+        assert seen.wait(300)
 
     def watched_pause(request_id: str) -> None:
         pause(request_id)
@@ -46,6 +53,7 @@ async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_els
     def produced() -> int:
         return len(step_engine._jobs["slow"].sequences[0].output_ids)
 
+    running.step = step_and_wait  # type: ignore[method-assign]
     step_engine.pause = watched_pause  # type: ignore[method-assign]
     step_engine.resume = watched_resume  # type: ignore[method-assign]
     slow, other = long("slow", fixed(chat=1.0)), long("other", fixed(chat=1.0), seed=1)

@@ -1,16 +1,18 @@
-"""Attention over blocks is the model's own attention: with the whole context, a window, and grouped heads."""
+"""The torch backend's attention over blocks is the model's own: with the whole context, a window, grouped
+heads.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
-from brainstacks.engine import attention
-from brainstacks.engine.attention import DecodeRows, PagedContext, PrefillRow, paged_attention
+from brainstacks.engine.attention import PagedContext, paged_attention, paged_context
+from brainstacks.engine.batch import Span, StepBatch
 from brainstacks.engine.block_pool import BLOCK_TOKENS, blocks_for
 from brainstacks.engine.kv_cache import PagedCache
 from tests.engine.driving import prompt_of, serve
@@ -23,7 +25,7 @@ SCALE = 0.7
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_pages_the_served_model_is_bit_for_bit_its_own(tmp_path: Path, family: str) -> None:
     """Plain forwards (training, logits) of a base that the engine has taken over."""
-    served = serve(tmp_path, family)
+    served = serve(tmp_path, family, backend="torch")
     ids = torch.tensor([prompt_of(21), prompt_of(21, seed=1)])
     with torch.no_grad():
         found = served.base.model(ids, use_cache=False).logits
@@ -49,17 +51,10 @@ class Pages:
 
     def write(self, row: int, tokens: int) -> None:
         """The first `tokens` tokens of a row are in the cache already."""
-        for at in range(tokens):
-            block, offset = self.tables[row][at // BLOCK_TOKENS], at % BLOCK_TOKENS
-            self.cache.keys[0][block, :, offset] = self.keys[row][:, at]
-            self.cache.values[0][block, :, offset] = self.values[row][:, at]
-
-    def decode_rows(self, tables: list[list[int]], positions: list[int], runs: tuple[int, ...]) -> DecodeRows:
-        width = max(map(len, tables))
-        return DecodeRows(
-            torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32),
-            torch.tensor([p + 1 for p in positions], dtype=torch.int32),
-            runs,
+        at = torch.arange(tokens)
+        blocks = torch.tensor(self.tables[row])[at // BLOCK_TOKENS]
+        self.cache.write(
+            0, blocks, at % BLOCK_TOKENS, self.keys[row][:, :tokens], self.values[row][:, :tokens]
         )
 
     def plain(self, query: torch.Tensor, row: int, position: int, window: int | None) -> torch.Tensor:
@@ -73,33 +68,48 @@ class Pages:
         return torch.stack(out)
 
 
-@pytest.mark.parametrize("window", [None, 1, 3, 17, 100])
-@pytest.mark.parametrize("runs", [(4,), (2, 2), (1, 1, 1, 1), "compiled"])
-def test_decode_and_prefill_rows_of_one_step_equal_the_plain_sum(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, runs: tuple[int, ...] | Literal["compiled"]
-) -> None:
-    """Nothing beyond a row's own tokens is read: it is NaN."""
-    if runs == "compiled":
-        runs = (4,)
-    else:
-        monkeypatch.setattr(attention, "supports", lambda _: False)
-    decode = [1, 5, 16, 40]  # positions of the new tokens
-    prefill = [(0, 5), (0, 16), (20, 33), (16, 1), (7, 2)]
-    pages = Pages([p + 1 for p in decode] + [start + n for start, n in prefill])
-    places = [(row, p) for row, p in enumerate(decode)]
-    places += [(len(decode) + i, start + j) for i, (start, n) in enumerate(prefill) for j in range(n)]
-    for row, position in enumerate([*decode, *(start for start, _ in prefill)]):
-        pages.write(row, position)
-    context = PagedContext(
-        pages.cache,
-        torch.tensor([pages.tables[row][p // BLOCK_TOKENS] for row, p in places]),
-        torch.tensor([p % BLOCK_TOKENS for _, p in places]),
-        pages.decode_rows(pages.tables[: len(decode)], decode, runs),
-        tuple(
-            PrefillRow(torch.tensor(pages.tables[len(decode) + i]), start, n)
-            for i, (start, n) in enumerate(prefill)
-        ),
+def context_of(pages: Pages, rows: list[tuple[int, int, int]], *, alone: bool = False) -> PagedContext:
+    """Of a step with `rows` (row of `pages`, start, count), single tokens first."""
+    spans, first = [], 0
+    for _, start, count in rows:
+        spans.append(Span(first, count, start))
+        first += count
+    tables = [pages.tables[row] for row, _, _ in rows]
+    blocks = np.zeros((len(rows), max(map(len, tables))), np.int32)
+    for held, table in zip(blocks, tables, strict=True):
+        held[: len(table)] = table
+    positions = np.concatenate([np.arange(start, start + count) for _, start, count in rows])
+    sequence = np.repeat(np.arange(len(rows)), [count for _, _, count in rows])
+    nothing = np.zeros(0, np.int64)
+    batch = StepBatch(
+        rows=(),
+        spans=tuple(spans),
+        decoding=sum(count == 1 and start > 0 for _, start, count in rows),
+        ids=np.zeros(first, np.int64),
+        positions=positions,
+        blocks=blocks,
+        places=blocks[sequence, positions // BLOCK_TOKENS].astype(np.int64),
+        weights=(),
+        wanted=nothing,
+        wanted_counts=(),
+        alone=alone,
     )
+    return paged_context(batch, pages.cache, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 17, 100])
+@pytest.mark.parametrize("alone", [False, True])
+def test_decode_and_prefill_rows_of_one_step_equal_the_plain_sum(window: int | None, alone: bool) -> None:
+    """Nothing beyond a row's own tokens is read: it is NaN."""
+    rows = [(p, 1) for p in (1, 5, 16, 40)] + [(0, 5), (0, 16), (20, 33), (16, 2), (7, 2)]  # start, count
+    pages = Pages([start + count for start, count in rows])
+    for row, (start, _) in enumerate(rows):
+        pages.write(row, start)
+    context = context_of(pages, [(i, *row) for i, row in enumerate(rows)], alone=alone)
+    assert [(group.first, group.last) for group in context.decode] == (
+        [(0, 1), (1, 2), (2, 3), (3, 4)] if alone else [(0, 2), (2, 4)]
+    )
+    places = [(row, start + j) for row, (start, count) in enumerate(rows) for j in range(count)]
     query = pages.new(HEADS, len(places))[None]
     key, value = (
         torch.stack([held[r][:, p] for r, p in places], 1)[None] for held in (pages.keys, pages.values)
@@ -112,18 +122,15 @@ def test_decode_and_prefill_rows_of_one_step_equal_the_plain_sum(
         for i, (row, position) in enumerate(places):
             expected = pages.plain(query[0, :, i], row, position, window)
             torch.testing.assert_close(out[0, i], expected, atol=1e-5, rtol=1e-5)
-    for row, position in places:
-        block, offset = pages.tables[row][position // BLOCK_TOKENS], position % BLOCK_TOKENS
-        assert torch.equal(pages.cache.keys[0][block, :, offset], pages.keys[row][:, position])
-        assert torch.equal(pages.cache.values[0][block, :, offset], pages.values[row][:, position])
+    for row, table in enumerate(pages.tables):
+        for held, given in zip(
+            pages.cache.read(0, torch.tensor(table)), (pages.keys, pages.values), strict=True
+        ):
+            assert torch.equal(held[:, : given[row].shape[1]], given[row])
+            assert held[:, given[row].shape[1] :].isnan().all()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_row_in_a_group_of_its_own_does_not_depend_on_its_neighbours(
-    monkeypatch: pytest.MonkeyPatch, compiled: bool
-) -> None:
-    if not compiled:
-        monkeypatch.setattr(attention, "supports", lambda _: False)
+def test_a_row_in_a_group_of_its_own_does_not_depend_on_its_neighbours() -> None:
     positions = [20, 3, 300, 40, 15]
     pages = Pages([p + 1 for p in positions])
     query, key, value = (
@@ -137,15 +144,7 @@ def test_a_row_in_a_group_of_its_own_does_not_depend_on_its_neighbours(
         pages.write(row, position)
 
     def attend(rows: list[int]) -> torch.Tensor:
-        context = PagedContext(
-            pages.cache,
-            torch.tensor([pages.tables[row][-1] for row in rows]),
-            torch.tensor([positions[row] % BLOCK_TOKENS for row in rows]),
-            pages.decode_rows(
-                [pages.tables[row] for row in rows], [positions[row] for row in rows], (1,) * len(rows)
-            ),
-            (),
-        )
+        context = context_of(pages, [(row, positions[row], 1) for row in rows], alone=True)
         q, k, v = (t[None, :, rows] for t in (query, key, value))
         out, _ = paged_attention(SimpleNamespace(layer_idx=0), q, k, v, None, SCALE, paged=context)
         return out[0]

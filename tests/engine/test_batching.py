@@ -11,6 +11,8 @@ from brainstacks.engine.request import CompositionRequest
 from tests.engine.driving import Answer, Served, finish, fixed, prompt_of, request, run, serve, start
 from tests.tiny import END, FAMILIES, WINDOW, plain_greedy, tiny_model
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 COMPOSITIONS = [
     CompositionRequest("base"),
     fixed(chat=1.0),

@@ -13,7 +13,10 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import CompositionRequest, GenerationRequest
 from brainstacks.stacks.registry import Registry
+from tests.engine import driving
 from tests.engine.driving import Answer, finish, fixed, prompt_of, request, run, serve, start
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 COMPOSITIONS = [
     CompositionRequest("routed"),
@@ -77,12 +80,13 @@ def test_float32_answers_are_the_same_bits_alone_and_in_a_crowd(tmp_path: Path, 
 
 
 @pytest.fixture(scope="module")
-def packaged(tmp_path_factory: pytest.TempPathFactory) -> StepEngine:
+def packaged(each_backend: None, tmp_path_factory: pytest.TempPathFactory) -> StepEngine:
     """The packaged NF4 base with the demo stacks, as they are served."""
     directory = tmp_path_factory.mktemp("demo") / "registry"
     shutil.copytree(Path(__file__).parents[2] / "stacks_registry", directory)
     base = load_base("packaged:smollm2-135m-instruct", quantization="nf4", device="cpu")
-    return StepEngine(base, Registry(directory), EngineConfig(deterministic=True, max_prefill_tokens=64))
+    config = EngineConfig(backend=driving.backend, deterministic=True, max_prefill_tokens=64)
+    return StepEngine(base, Registry(directory), config)
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ from tests.engine.driving import (
 )
 from tests.tiny import END, VOCAB, plain_greedy, plain_logits, tiny_model
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 ASCII = {token: -100.0 for token in range(VOCAB) if not 32 <= token < 127}
 """A bias that leaves printable ASCII: the text of a random model is then text."""
 

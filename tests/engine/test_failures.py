@@ -13,6 +13,8 @@ from brainstacks.errors import EngineFailure, Unavailable
 from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, run, serve, start
 from tests.tiny import plain_greedy, tiny_model
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @pytest.fixture
 def served(tmp_path: Path) -> Served:

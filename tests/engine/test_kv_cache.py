@@ -9,32 +9,56 @@ import torch
 
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_pool import BLOCK_TOKENS
-from brainstacks.engine.kv_cache import MOST_TOKENS, PagedCache, affordable_tokens, attention_shape
+from brainstacks.engine.kv_cache import LANES, MOST_TOKENS, PagedCache, affordable_tokens, attention_shape
 from brainstacks.errors import ConfigError
 
 
-def cache(blocks: int = 5) -> PagedCache:
+def cache(blocks: int = 5, head_dim: int = 20) -> PagedCache:
     return PagedCache(
-        layers=3, blocks=blocks, kv_heads=2, head_dim=4, device=torch.device("cpu"), dtype=torch.float32
+        layers=3,
+        blocks=blocks,
+        kv_heads=2,
+        head_dim=head_dim,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
     )
 
 
 def test_there_is_a_block_of_keys_and_values_per_layer_and_one_for_padding() -> None:
     made = cache()
     assert len(made.keys) == len(made.values) == 3
-    assert all(t.shape == (6, 2, BLOCK_TOKENS, 4) for t in (*made.keys, *made.values))
-    assert all(t.is_contiguous() for t in made.values)
-    assert all(t.transpose(2, 3).is_contiguous() for t in made.keys), "a dimension's 16 lie side by side"
+    assert all(t.shape == (6, 2, 2 * LANES, BLOCK_TOKENS) for t in made.keys)
+    assert all(t.shape == (6, 2, 2, BLOCK_TOKENS, LANES) for t in made.values)
+    assert all(t.is_contiguous() for t in (*made.keys, *made.values))
+
+
+@pytest.mark.parametrize("head_dim", [3, 16, 20, 64])
+def test_what_is_written_to_some_places_is_read_there_and_nothing_else_changes(head_dim: int) -> None:
+    made = cache(head_dim=head_dim)
+    for tensor in (*made.keys, *made.values):
+        tensor.fill_(7.0)
+    key, value = torch.randn(2, 2, 4, head_dim)
+    made.write(1, torch.tensor([3, 3, 1, 0]), torch.tensor([5, 6, 0, 15]), key, value)
+    for held, given in zip(made.read(1, torch.tensor([[1, 3], [4, 0]])), (key, value), strict=True):
+        assert held.shape == (2, 2, 2 * BLOCK_TOKENS, head_dim)
+        expected = torch.full(held.shape, 7.0)
+        expected[0, :, 0] = given[:, 2]
+        expected[0, :, BLOCK_TOKENS + 5 : BLOCK_TOKENS + 7] = given[:, :2]
+        expected[1, :, BLOCK_TOKENS + 15] = given[:, 3]
+        assert torch.equal(held, expected)
+    for layer in (0, 2):
+        assert bool((made.keys[layer] == 7.0).all())
+        assert bool((made.values[layer] == 7.0).all())
 
 
 def test_a_copy_takes_keys_and_values_of_every_layer_and_touches_no_other_block() -> None:
     made = cache()
     for i, tensor in enumerate((*made.keys, *made.values)):
-        tensor.copy_(torch.arange(6.0)[:, None, None, None].expand_as(tensor) + 10 * i)
+        tensor.copy_((torch.arange(6.0) + 10 * i).view(6, *[1] * (tensor.dim() - 1)).expand_as(tensor))
     made.copy([(2, 4), (1, 5)])
     for i, tensor in enumerate((*made.keys, *made.values)):
-        assert tensor[:, 0, 0, 0].tolist() == [10 * i + block for block in (0, 1, 2, 3, 2, 1)]
-        assert bool((tensor == tensor[:, :1, :1, :1]).all())
+        assert tensor.flatten(1)[:, 0].tolist() == [10 * i + block for block in (0, 1, 2, 3, 2, 1)]
+        assert bool((tensor.flatten(1) == tensor.flatten(1)[:, :1]).all())
 
 
 def test_a_cache_that_does_not_fit_names_its_size_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

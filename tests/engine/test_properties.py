@@ -12,6 +12,8 @@ from brainstacks.engine.request import CompositionRequest, GenerationRequest
 from tests.engine.driving import Answer, Served, finish, fixed, idle, prompt_of, request, run, serve, start
 from tests.tiny import END, plain_greedy, plain_logits, publish_stack, random_stack, tiny_model
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 COMPOSITIONS = [
     CompositionRequest("base"),
     fixed(chat=1.0),

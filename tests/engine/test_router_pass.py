@@ -11,6 +11,8 @@ from brainstacks.engine.request import CompositionRequest
 from tests.engine.driving import Answer, Served, finish, idle, prompt_of, request, run, serve, start
 from tests.tiny import FAMILIES, plain_greedy, tiny_model, write_router
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 ROUTED = CompositionRequest("routed")
 
 

@@ -11,6 +11,8 @@ from brainstacks.engine.sticky_routes import StickyRoutes
 from brainstacks.routing.router import Router
 from tests.engine.driving import Served, prompt_of, request, run, serve
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @pytest.fixture
 def router(tmp_path: Path) -> Router:

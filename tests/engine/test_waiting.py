@@ -14,6 +14,8 @@ from brainstacks.stacks.lease import Lease
 from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, serve, start, step_until
 from tests.tiny import plain_greedy, tiny_model
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @pytest.fixture
 def served(tmp_path: Path) -> Served:

@@ -51,11 +51,10 @@ def fused(
     x: list[Tensor],
     *,
     packed: bool = False,
-    invariant: bool = False,
     onto: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """projection -> the whole batch's delta of layer 0, added to `onto` where there is one."""
-    bound = bank.bind(weights, packed=packed, invariant=invariant)
+    bound = bank.bind(weights, packed=packed)
     out = {}
     for group, names in enumerate(INPUT_GROUPS):
         corrections = bound.corrections(0, group, x[group])
@@ -74,7 +73,6 @@ def fused_tokens(
     weights: Weights,
     x: list[Tensor],
     *,
-    invariant: bool = False,
     onto: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """`fused` of one packed row whose tokens are the rows of `x` [T, 1, d_in], each with its own weights."""
@@ -83,7 +81,6 @@ def fused_tokens(
         weights,
         [t.transpose(0, 1).contiguous() for t in x],
         packed=True,
-        invariant=invariant,
         onto=None if onto is None else {name: t.transpose(0, 1) for name, t in onto.items()},
     )
     return {name: t.transpose(0, 1) for name, t in found.items()}

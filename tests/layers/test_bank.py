@@ -276,7 +276,7 @@ LONG = [LONG_RUN, LONG_RUN + 9]
         pytest.param([1, 1, *LONG], id="decode and prefill"),
         pytest.param([*LONG, 1, 3], id="prefill first"),
         pytest.param([2, LONG[0], 1, 1, LONG[1], 2], id="in turn"),
-        pytest.param([1] * 70, id="more single tokens than the compiled loops take"),
+        pytest.param([1] * 70, id="many single tokens"),
         pytest.param([LONG[1]], id="one prompt"),
     ],
 )
