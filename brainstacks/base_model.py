@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from brainstacks.base_files import base_name, quiet_transformers, resolve
 from brainstacks.config import PROJECTIONS, Quantization
 from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError, UnsupportedModel
+from brainstacks.layers.dequantized import dequantize
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.tokenizer import ChatTokenizer
@@ -43,6 +45,11 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     sites: dict[tuple[int, str], Site]
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32`, say."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def max_context(self) -> int:
@@ -120,6 +127,16 @@ def load_base(
         dtype=model.get_input_embeddings().weight.dtype,  # type: ignore[operator]
         sites=sites,
     )
+
+
+def in_float32(base: BaseModel) -> BaseModel:
+    """`base` with its own values, quantised or not, in float32 (`layers.dequantized`).
+
+    Args:
+        base: freshly loaded: its model is changed in place, and must have had no forward.
+    """
+    dequantize(base.model)
+    return dataclasses.replace(base, dtype=torch.float32, sites=find_sites(base.model))
 
 
 def identify_base(base: str | os.PathLike[str]) -> BaseIdentity:
