@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from brainstacks.cpu import cpu
 from brainstacks.layers.linear4bit import shorten
 
 
@@ -21,7 +22,7 @@ def linear() -> Any:
     )
     module.load_state_dict({"weight": torch.randn(64, 128).bfloat16()})
     module = module.to("cpu").eval().requires_grad_(False)
-    if not module.support_avx512bf16_for_cpu:
+    if not (module.support_avx512bf16_for_cpu and cpu().has("avx512bf16")):
         pytest.skip("bitsandbytes packs 4-bit weights on CPUs with AVX512-BF16 only")
     return module
 
