@@ -127,15 +127,15 @@ def _faster(base: BaseModel, backward: bool, measure: Measure) -> Compute:
     figures = f"{1000 * widened:.1f} ms in float32, {1000 * as_it_is:.1f} ms in {own}"
     passes = "forward and backward" if backward else "forward"
     return Compute(
-        FLOAT32 if widened < as_it_is else own, f"the {passes} of one linear takes {figures} on {cpu()}"
+        FLOAT32 if widened < as_it_is else own, f"the {passes} of one linear takes a core {figures}: {cpu()}"
     )
 
 
 def seconds(linear: nn.Module, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
-    """Median seconds of a pass through `linear` as it is, its input in `dtype`, and through its float32 form.
+    """Median CPU seconds of a pass through `linear` as it is, input in `dtype`, and in its float32 form.
 
-    They take turns, on random input from a fixed seed. `linear` itself is not called: its first forward
-    might repack it.
+    They take turns, on random input from a fixed seed. What counts is one thread's own CPU time: who else
+    works on the machine does not decide. `linear` itself is not called: its first forward might repack it.
     """
     weights = int(linear.in_features) * int(linear.out_features)  # type: ignore[arg-type]
     tokens = max(LEAST_TOKENS, min(MOST_TOKENS, WORK // weights))
@@ -143,19 +143,24 @@ def seconds(linear: nn.Module, dtype: torch.dtype, backward: bool) -> tuple[floa
     x = torch.randn(1, tokens, int(linear.in_features), generator=random)  # type: ignore[arg-type]
     contestants = [(copy.deepcopy(linear), x.to(dtype)), (dequantized(linear), x)]
     taken: list[list[float]] = [[], []]
-    for _ in range(ROUNDS):
-        for i, (module, given) in enumerate(contestants):
-            taken[i].append(_timed(module, given, backward))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(ROUNDS):
+            for i, (module, given) in enumerate(contestants):
+                taken[i].append(_timed(module, given, backward))
+    finally:
+        torch.set_num_threads(threads)
     return median(taken[0]), median(taken[1])
 
 
 def _timed(module: nn.Module, x: torch.Tensor, backward: bool) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     with torch.set_grad_enabled(backward):
         output = module(x.detach().requires_grad_(backward))
         if backward:
             output.backward(output.detach())
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def memory_of(device: torch.device) -> int:

@@ -47,8 +47,8 @@ def never(*arguments: Any) -> tuple[float, float]:
 def test_the_faster_of_the_two_is_taken_and_the_figures_are_told(base: BaseModel) -> None:
     fast = choose(base, "auto", backward=True, measure=measured(0.25, 0.004))
     assert fast.dtype == "float32"
-    told = "computes in float32: the forward and backward of one linear takes 4.0 ms in float32, 250.0 ms in"
-    assert str(fast) == f"{told} bfloat16 on {cpu()}"
+    told = "computes in float32: the forward and backward of one linear takes a core 4.0 ms in float32, 250.0"
+    assert str(fast) == f"{told} ms in bfloat16: {cpu()}"
     slow = choose(base, "auto", backward=False, measure=measured(0.004, 0.25))
     assert slow.dtype == "bfloat16"
     assert "the forward of one linear" in slow.reason
@@ -114,8 +114,10 @@ def test_measuring_leaves_the_base_as_it_was(directory: Path, quantization: Any,
     options = {"quantization": quantization, "device": "cpu", "dtype": torch.bfloat16}
     base, other = (load_base(directory, trainable=backward, **options) for _ in range(2))
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    threads = torch.get_num_threads()
     figures = seconds(base.sites[0, "k_proj"].module, base.dtype, backward)
     assert min(figures) > 0
+    assert torch.get_num_threads() == threads
     widened, untouched = (in_float32(b).model.state_dict() for b in (base, other))
     assert widened.keys() == untouched.keys()
     assert all(torch.equal(widened[name], untouched[name]) for name in widened)

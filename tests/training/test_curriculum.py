@@ -292,7 +292,9 @@ def test_a_run_computes_in_what_its_first_start_measured_to_its_end(
     plan, run, lines = recipe(tiny_directory, quantization="nf4"), tmp_path / "run", list[str]()
     monkeypatch.setattr(compute, "seconds", lambda linear, dtype, backward: (2.0, 1.0))
     run_curriculum(plan, registry, run, data, lines.append)
-    assert lines[0].startswith("computes in float32: the forward and backward of one linear takes 1000.0 ms")
+    assert lines[0].startswith(
+        "computes in float32: the forward and backward of one linear takes a core 1000.0"
+    )
     assert json.loads((run / "run.json").read_text(encoding="utf-8"))["compute"] == "float32"
     stack = read_stack_metadata(registry.blob_path(digests(registry)["math"]))
     assert stack.hyperparameters["compute"] == "float32"
