@@ -195,7 +195,7 @@ class AsyncEngine:
             vocab_size=base.vocab_size,
             fingerprint=base.identity.fingerprint,
             quantization=base.quantization,
-            dtype=str(base.dtype).removeprefix("torch."),
+            dtype=base.dtype_name,
             device=str(base.device),
             created=self._created,
         )
