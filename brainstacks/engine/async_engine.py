@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from brainstacks import fresh_thread
 from brainstacks.base_model import load_base, parse_dtype
 from brainstacks.config import EngineConfig, Quantization
+from brainstacks.cpu import cpu
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
 from brainstacks.engine.replies import Replies, Reply
@@ -198,6 +199,8 @@ class AsyncEngine:
             dtype=base.dtype_name,
             device=str(base.device),
             created=self._created,
+            backend=self._engine.backend,
+            cpu=str(cpu()),
         )
 
     @property
