@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
@@ -71,11 +72,13 @@ def running(
             "BRAINSTACKS_API_KEY": "",
         },
         stderr=subprocess.PIPE,
-        text=True,
         cwd=ROOT,
     ) as process:
+        if process.stderr is None:
+            raise RuntimeError("the server's process has no stderr")
+        lines = io.TextIOWrapper(process.stderr, newline="\n")
         # Reads to the end: a full pipe would stop the server.
-        reader = threading.Thread(target=_read, args=(process.stderr, log, started), daemon=True)
+        reader = threading.Thread(target=_read, args=(lines, log, started), daemon=True)
         reader.start()
         try:
             url = started.result()
@@ -93,7 +96,7 @@ def running(
 def _read(lines: Iterable[str], log: deque[str], started: Future[str]) -> None:
     """Keep the end of the server's log; `started` gets its address, or why there is none."""
     for line in lines:
-        log.append(line)
+        log.append(line.rpartition("\r")[2])  # of a progress bar, its last state
         found = re.search(r"running on (http://\S+:\d+)", line)
         if found and not started.done():
             started.set_result(found[1])

@@ -33,10 +33,11 @@ from brainstacks.layers.packed_stack import StackTensors
 from training.active_stack import ActiveStack
 from training.allocator import keep_freed_memory
 from training.batches import Batch, collate
+from training.compute import choose
 from training.encoding import Example
 from training.objective import response_nll
 from training.optimizer import make_optimizer
-from training.settings import RoundConfig, StackRecipe
+from training.settings import ComputeMode, RoundConfig, StackRecipe
 
 NAME = "train_step"
 
@@ -184,6 +185,7 @@ def main(
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
     device: options.Device = "auto",
+    compute: Annotated[ComputeMode, typer.Option(help="Of the base, as in a recipe.")] = "auto",
     seed: options.Seed = 0,
     output: options.Output = RESULTS,
 ) -> None:
@@ -196,13 +198,26 @@ def main(
     keep_freed_memory()
     facts = machine()
 
+    def loaded() -> BaseModel:
+        return load_base(base, quantization=cast(Quantization, quantization), device=device)
+
+    computing = choose(loaded(), compute, backward=True)
+    typer.echo(str(computing))
+
     def load() -> BaseModel:
-        return load_base(base, quantization=cast(Quantization, quantization), device=device, trainable=True)
+        return computing.of(loaded())
 
     bench = Bench(load, batch_size, tokens, seed)
     cases = [bench.compare(stack, rounds) for stack in SHAPES]
     chosen = options.asked(
-        base, quantization, device, rounds=rounds, batch_size=batch_size, tokens=tokens, seed=seed
+        base,
+        quantization,
+        device,
+        rounds=rounds,
+        batch_size=batch_size,
+        tokens=tokens,
+        compute=computing.dtype,
+        seed=seed,
     )
     document = {"machine": facts, "settings": chosen, "cases": [case.to_document() for case in cases]}
     note = f"Median (min..max) of {rounds} rounds of one step of {batch_size} rows of {tokens} tokens.\n\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.fingerprint import fingerprint
 from brainstacks.gguf_checkpoint import GgufCheckpoint
 from brainstacks.layers.blocks import Blocks, int8_blocks, nf4_blocks
+from brainstacks.layers.dequantized import dequantize
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.layers.quantize4bit import speed_up_quantize_4bit
 from brainstacks.stacks.artifact import BaseIdentity
@@ -51,6 +53,11 @@ class BaseModel:
     gguf: GgufCheckpoint | None = None
 
     @property
+    def dtype_name(self) -> str:
+        """`float32`, say."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def max_context(self) -> int:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
@@ -74,9 +81,10 @@ class BaseModel:
         module = self.sites[layer, projection].module
         if self.gguf is not None:
             return self.gguf.blocks(layer, projection)
-        if self.quantization == "nf4":
+        kind = type(module).__name__  # in `in_float32`, values have taken their place
+        if kind == "Linear4bit":
             return nf4_blocks(module)
-        return int8_blocks(module) if self.quantization == "int8" else None
+        return int8_blocks(module) if kind == "Linear8bitLt" else None
 
     def head_blocks(self) -> Blocks | None:
         """Those of the output head, which a GGUF file alone quantises."""
@@ -97,7 +105,6 @@ def load_base(
     quantization: Quantization = "nf4",
     device: str = "auto",
     dtype: torch.dtype | None = None,
-    trainable: bool = False,
 ) -> BaseModel:
     """Load `base` once, quantised.
 
@@ -109,7 +116,6 @@ def load_base(
         dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base, the
             checkpoint's own dtype for an unquantised one, and float32 for a native one, whose values are
             products of a float16 and a code: bfloat16 would round each of them a second time.
-        trainable: gradients must flow through the base to its inputs.
 
     Raises:
         ConfigError: an unknown quantization or device, or `native` for a base that is no GGUF file.
@@ -148,6 +154,16 @@ def load_base(
         sites=sites,
         gguf=checkpoint.gguf,
     )
+
+
+def in_float32(base: BaseModel) -> BaseModel:
+    """`base` with its own values, quantised or not, in float32 (`layers.dequantized`).
+
+    Args:
+        base: freshly loaded: its model is changed in place, and must have had no forward.
+    """
+    dequantize(base.model)
+    return dataclasses.replace(base, dtype=torch.float32, sites=find_sites(base.model))
 
 
 def identify_base(base: str | os.PathLike[str]) -> BaseIdentity:

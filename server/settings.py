@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brainstacks.config import EngineConfig, Quantization
+from brainstacks.config import Backend, EngineConfig, Quantization
 
 
 class Settings(BaseSettings):
@@ -46,6 +46,14 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the base runs")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="computing type; the base's own when left out"
+    )
+    backend: Backend = Field(
+        default=EngineConfig.backend,
+        description="what computes steps: cpu is compiled, torch runs anywhere; auto takes the faster",
+    )
+    exact: bool = Field(
+        default=EngineConfig.exact,
+        description="compute with the very values of quantised weights, where a CPU would use int8",
     )
     deterministic: bool = Field(
         default=EngineConfig.deterministic,

@@ -25,7 +25,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def packaged_base() -> BaseModel:
     """The packaged base in NF4, open to gradients: the one load that every slow test shares."""
-    return load_base("packaged:smollm2-135m-instruct", quantization="nf4", device="cpu", trainable=True)
+    return load_base("packaged:smollm2-135m-instruct", quantization="nf4", device="cpu")
 
 
 @pytest.fixture(scope="session")

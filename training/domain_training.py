@@ -265,6 +265,7 @@ class DomainTraining:
         return {
             **dataclasses.asdict(recipe.round_of(domain, 0)),
             "quantization": recipe.quantization,
+            "compute": self._workshop.base.dtype_name,
             "max_tokens": recipe.data.max_tokens,
             "packing": recipe.data.packing,
             "splits": {name: getattr(recipe.data, name) for name in SPLITTING},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from brainstacks.base_files import locate
 from brainstacks.base_model import resolve_device
 from brainstacks.checkpoint import plain_checkpoint
 from brainstacks.errors import ConfigError
-from training.estimate import MemoryEstimate, RunSize, estimate, run_size
+from training.compute import candidates, memory_of
+from training.estimate import MemoryEstimate, RunSize, estimate, own_dtype, run_size
 from training.recipe import Recipe
 
 
@@ -29,7 +30,11 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     """
     device = resolve_device("auto")
     model = empty_model(base_config(recipe.base))
-    show(run_size(recipe, model), estimate(recipe, model, device), memory_of(device), device, console)
+    memory = {
+        str(dtype).removeprefix("torch."): estimate(recipe, model, device, dtype)
+        for dtype in candidates(model, own_dtype(recipe, model), recipe.compute, device)
+    }
+    show(run_size(recipe, model), memory, memory_of(device), device, console)
 
 
 def base_config(base: str) -> Any:
@@ -60,34 +65,40 @@ def empty_model(config: Any) -> nn.Module:
     return model
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes that the device has, used or not."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def show(
-    size: RunSize, memory: MemoryEstimate, available: int, device: torch.device, console: Console
+    size: RunSize,
+    memory: Mapping[str, MemoryEstimate],
+    available: int,
+    device: torch.device,
+    console: Console,
 ) -> None:
-    """Print the counts, and the bytes against the `available` ones of `device`."""
-    table = Table(title=f"memory of {device.type}", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    """Print the counts, and the bytes against the `available` ones of `device`.
+
+    Args:
+        memory: the name of a dtype that the run may compute in -> what it takes then.
+    """
+    table = Table(title=f"memory of {device.type}")
+    table.add_column("computing in")
+    for name in memory:
+        table.add_column(name, justify="right")
+    found = memory.values()
     for name in ("base", "frozen", "active", "null_space", "activations", "logits"):
-        table.add_row(name.replace("_", " "), decimal(getattr(memory, name)))
+        table.add_row(name.replace("_", " "), *(decimal(getattr(one, name)) for one in found))
     table.add_section()
-    table.add_row("at most, in all", decimal(memory.total))
-    table.add_row("the device has", decimal(available))
+    table.add_row("at most, in all", *(decimal(one.total) for one in found))
+    table.add_row("the device has", *[decimal(available)] * len(memory))
     console.print(
         f"a round: {size.trained:,} parameters in training, {size.stored:,} kept, a file of "
         f"{decimal(size.round_file)}"
     )
     console.print(f"at most {size.rounds} rounds, {size.steps:,} steps, {size.tokens:,} tokens")
     console.print(table)
-    console.print(f"the router's training keeps features of {decimal(memory.router_features)} in host memory")
-    if memory.total > available:
+    if len(memory) > 1:
+        console.print(f"which of {' and '.join(memory)} it is, a measurement decides when the run is started")
+    features = next(iter(found)).router_features
+    console.print(f"the router's training keeps features of {decimal(features)} in host memory")
+    if max(one.total for one in found) > available:
         console.print(
             "It may not fit: turn on round.gradient_checkpointing, halve round.batch_size and double "
-            "round.accumulation, or lower data.max_tokens."
+            "round.accumulation, lower data.max_tokens, or set compute: bfloat16 where that is less."
         )

@@ -50,8 +50,8 @@ class MemoryEstimate:
     """Bytes, at their peak: in the last round of the last domain.
 
     Attributes:
-        base: its weights as loaded; see `base_bytes`.
-        frozen: all stacks but the one in training, in the base's dtype.
+        base: its weights as loaded, all of them dequantised in float32; see `base_bytes`.
+        frozen: all stacks but the one in training, in the dtype of the computation.
         active: the round in training: float32 weights and gradients, and the optimiser's states, which are
             8 bytes a parameter for AdamW and 2 for its 8-bit form.
         null_space: its directions, float32.
@@ -97,24 +97,32 @@ def run_size(recipe: Recipe, model: nn.Module) -> RunSize:
     )
 
 
-def estimate(recipe: Recipe, model: nn.Module, device: torch.device) -> MemoryEstimate:
-    """Bytes that `recipe` takes on `device`, for a base that looks like `model`.
+def own_dtype(recipe: Recipe, model: nn.Module) -> torch.dtype:
+    """Of activations and unquantised weights, as `load_base` chooses it."""
+    if recipe.quantization != "none":
+        return torch.float32 if recipe.quantization == "native" else torch.bfloat16
+    return model.config.dtype or torch.float32  # type: ignore[return-value]
+
+
+def estimate(recipe: Recipe, model: nn.Module, device: torch.device, dtype: torch.dtype) -> MemoryEstimate:
+    """Bytes that `recipe` takes on `device`, for a base that looks like `model`, computing in `dtype`.
 
     Raises:
         UnsupportedModel: the base lacks a projection.
     """
-    size, dtype = run_size(recipe, model), _dtype(recipe, model)
+    size = run_size(recipe, model)
+    quantization = "none" if dtype == torch.float32 else recipe.quantization
     eight_bit = optimizer_kind(recipe.round, device) == "paged_adamw_8bit"
     hidden = projection_dims(find_sites(model))["q_proj"][0]
     router = recipe.router
     prompts = len(recipe.domains) * (router.prompts + router.unmeasured + router.held_out)
     return MemoryEstimate(
-        base=base_bytes(model, recipe.quantization, dtype),
+        base=base_bytes(model, quantization, dtype),
         frozen=(size.rounds - 1) * size.stored * dtype.itemsize,
         active=size.trained * (4 + 4 + (2 if eight_bit else 8)),
         null_space=_null_space_bytes(recipe, model),
-        activations=activation_bytes(recipe, model),
-        logits=_logit_bytes(recipe, model),
+        activations=activation_bytes(recipe, model, dtype),
+        logits=_logit_bytes(recipe, model, dtype),
         router_features=prompts * router.sequence_length * hidden * 4,
     )
 
@@ -141,21 +149,21 @@ def base_bytes(model: nn.Module, quantization: Quantization, dtype: torch.dtype)
     return total + sum(whole.values()) * dtype.itemsize
 
 
-def activation_bytes(recipe: Recipe, model: nn.Module) -> int:
+def activation_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes that the forward of one micro-batch keeps for its backward pass; rough, and rather too many.
 
-    For each token a layer keeps, in elements of the base's dtype, with hidden size h, intermediate size m,
+    For each token a layer keeps, in elements of `dtype`, with hidden size h, intermediate size m,
     and q and k the widths of queries and of keys (values are as wide):
 
         2 h + 2 q + 2 k + 4 m     what projections and attention read, and the parts of the MLP's product
         2 N r + F N r             for each projection, with F frozen rounds that are on
 
     besides a float32 for each input of an RMSNorm, some bytes for each of the N gates of a delta, and, once
-    for all tokens, the active weights in the base's dtype. With gradient checkpointing one layer keeps that
+    for all tokens, the active weights in `dtype`. With gradient checkpointing one layer keeps that
     at a time, and every layer its input, h. A quantised weight is unpacked where it is used, one at a time.
     """
     dims, layers = projection_dims(find_sites(model)), decoder_layers(model)
-    itemsize, tokens = _dtype(recipe, model).itemsize, _micro_batch(recipe)
+    itemsize, tokens = dtype.itemsize, _micro_batch(recipe)
     (hidden, queries), keys, wide = dims["q_proj"], dims["k_proj"][1], dims["down_proj"][0]
     rank, frozen = recipe.stack.rank * itemsize, _frozen_rounds_on(recipe)
     delta = recipe.stack.experts * (2 * rank + GATE_BYTES + frozen * (rank + FROZEN_GATE_BYTES))
@@ -186,10 +194,10 @@ def _null_space_bytes(recipe: Recipe, model: nn.Module) -> int:
     return len(decoder_layers(model)) * sum(4 * width * min(config.directions, width) for width in widths)
 
 
-def _logit_bytes(recipe: Recipe, model: nn.Module) -> int:
+def _logit_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> int:
     """The head's output, its float32 copy and log-probabilities; in training, gradients of the first two."""
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    itemsize = _dtype(recipe, model).itemsize
+    itemsize = dtype.itemsize
     training = _micro_batch(recipe) * (2 * itemsize + 12)
     evaluation = max(TOKENS // LABEL_COST, recipe.data.max_tokens) * (itemsize + 8)
     return int(vocabulary) * max(training, evaluation)
@@ -203,12 +211,3 @@ def _frozen_rounds_on(recipe: Recipe) -> int:
 def _micro_batch(recipe: Recipe) -> int:
     """Tokens of a forward in training, all rows full."""
     return recipe.round.batch_size * recipe.data.max_tokens
-
-
-def _dtype(recipe: Recipe, model: nn.Module) -> torch.dtype:
-    """Of activations and unquantised weights, as `load_base` chooses it."""
-    if recipe.quantization == "native":
-        return torch.float32
-    if recipe.quantization != "none":
-        return torch.bfloat16
-    return model.config.dtype or torch.float32  # type: ignore[return-value]

@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from brainstacks.base_model import BaseModel, load_base
+from brainstacks.base_model import BaseModel
 from brainstacks.composed_model import ComposedModel
 from brainstacks.durable import atomic_write
 from brainstacks.stacks.registry import Registry
+from training.compute import load_to_measure
 from training.data import DomainData, prepare
 from training.evaluation import Evaluation
 from training.expert_use import measure_expert_use, save_expert_use
@@ -62,7 +63,7 @@ def evaluate_run(
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, records)
         served = Registry(registry)
-        base = load_base(recipe.base, quantization=recipe.quantization)
+        base = load_to_measure(recipe, run.compute(), console.print)
         found, document = _measured(recipe, base, served, records, run, console, limit, oracle_limit)
         if tasks:  # these take long, and may fail: what is measured is written
             document["lm_eval"] = _harness(base, served, tasks, limit, chat)
@@ -104,6 +105,7 @@ def _measured(
     transfer.show(console)
     document: dict[str, Any] = {
         **found.to_dict(),
+        "compute": base.dtype_name,
         "router_analysis": analysis.to_dict(),
         "transfer": transfer.to_dict(),
     }

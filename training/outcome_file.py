@@ -86,6 +86,16 @@ class OutcomeFile:
             os.fsync(file.fileno())
 
 
+def measured_in(path: Path) -> str | None:
+    """The name of the dtype that the outcomes in `path` were measured in; None where there are none.
+
+    Raises:
+        ConfigError: a line is damaged.
+    """
+    lines = read_lines(path)
+    return lines[0].get("compute") if lines else None
+
+
 def _digest(example: Example) -> str:
     """sha256 of what was measured: an id may come to name another text."""
     return hashlib.sha256(json.dumps([example.prompt, example.response]).encode()).hexdigest()

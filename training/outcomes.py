@@ -196,6 +196,7 @@ def measure_all(
     settings = {
         "base": composed.base.identity.fingerprint,
         "quantization": composed.base.quantization,
+        "compute": composed.base.dtype_name,
         "levels": list(levels),
         "min_gain": min_gain,
         "searches": SEARCHES,

@@ -13,12 +13,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.durable import atomic_write
 from brainstacks.errors import BrainstacksError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
+from training.compute import Compute, choose
 from training.data import DomainData, prepare
 from training.domain_training import DomainTraining, check_data
 from training.forgetting import ForgettingMatrix, measure_row
@@ -99,10 +103,13 @@ def _open(
             resources.enter_context(run)  # before anything large is loaded a second time
         records = prepare(recipe, data)
         device = str(accelerator.device)
-        base = load_base(recipe.base, quantization=recipe.quantization, device=device, trainable=True)
+        base = load_base(recipe.base, quantization=recipe.quantization, device=device)
         check_data(recipe, records, base.chat_tokenizer())
+        compute = _compute(recipe, base, run, accelerator)
         if main:
-            run.check_identity(_identity(recipe, command, base, records, accelerator.num_processes))
+            report(str(compute))
+            run.check_identity(_identity(recipe, command, base, compute, records, accelerator.num_processes))
+        base = compute.of(base)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         resources.callback(hooks.detach)
@@ -111,16 +118,30 @@ def _open(
         yield _Curriculum(recipe, workshop, run, records, report if main else lambda line: None)
 
 
+def _compute(recipe: Recipe, base: BaseModel, run: RunDirectory, accelerator: Accelerator) -> Compute:
+    """The main process's choice, in every process."""
+    main = accelerator.is_main_process
+    found = [choose(base, recipe.compute, run.compute(), backward=True) if main else None]
+    chosen: Compute = broadcast_object_list(found)[0]
+    return chosen
+
+
 def _identity(
-    recipe: Recipe, command: Any, base: BaseModel, records: Mapping[str, DomainData], processes: int
+    recipe: Recipe,
+    command: Any,
+    base: BaseModel,
+    compute: Compute,
+    records: Mapping[str, DomainData],
+    processes: int,
 ) -> dict[str, Any]:
-    """What the stacks of a run depend on; the router's settings are not among it."""
+    """What the stacks of a run depend on: what `compute: auto` chose, and none of the router's settings."""
     settings = dataclasses.asdict(recipe)
-    del settings["router"]
+    del settings["router"], settings["compute"]
     return {
         "command": command,
         "recipe": settings,
         "base": base.identity.fingerprint,
+        "compute": compute.dtype,
         "data": data_identity(records),
         "processes": processes,
         "tools": tool_versions(),

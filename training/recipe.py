@@ -18,6 +18,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
 from training.fields import check_fields, shown
 from training.settings import (
+    ComputeMode,
     DataRecipe,
     EarlierMode,
     NullSpaceConfig,
@@ -135,6 +136,8 @@ class Recipe:
 
     Attributes:
         base, quantization: as for `brainstacks.base_model.load_base`; train on the base as it is served.
+        compute: the dtype of activations, and of the base's values; `auto` takes the faster of the base's own
+            and float32 (`training.compute`).
         max_rounds: most residual-boosting rounds per domain.
         min_gain: nats by which a round must lower the selection NLL to be frozen, and for another to
             follow (the paper's min_loss_delta).
@@ -147,6 +150,7 @@ class Recipe:
     base: str
     domains: tuple[DomainRecipe, ...]
     quantization: Quantization = "nf4"
+    compute: ComputeMode = "auto"
     max_rounds: int = 1
     min_gain: float = 0.002
     earlier_stacks: EarlierMode = "all"

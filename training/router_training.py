@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brainstacks.base_model import load_base
 from brainstacks.config import MetaRouterConfig
 from brainstacks.errors import ConfigError
 from brainstacks.routing.features import pad_features
@@ -26,8 +25,10 @@ from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router
 from training.combination import name_of
 from training.composition import Composed
+from training.compute import load_to_measure
 from training.data import DomainData
 from training.encoding import Example
+from training.outcome_file import measured_in
 from training.outcomes import Outcome, measure_all
 from training.provenance import tool_versions
 from training.recipe import Recipe
@@ -58,7 +59,8 @@ def train_router(
     """
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, data)
-        composed = Composed.load(load_base(recipe.base, quantization=recipe.quantization), registry)
+        begun = measured_in(run.outcomes) or run.compute()
+        composed = Composed.load(load_to_measure(recipe, begun, report), registry)
         prompts = _prompts(recipe, data, composed, report)
         train, held_out = _measured(recipe, composed, prompts, run, report)
         metadata = _metadata(recipe, composed, data)
@@ -112,7 +114,11 @@ def _metadata(recipe: Recipe, composed: Composed, data: Mapping[str, DomainData]
         config=settings.config(domains, composed.base.identity.hidden_size),
         stacks=dict(composed.digests),
         base=composed.base.identity.ref,
-        hyperparameters={**dataclasses.asdict(settings), "quantization": recipe.quantization},
+        hyperparameters={
+            **dataclasses.asdict(settings),
+            "quantization": recipe.quantization,
+            "compute": composed.base.dtype_name,
+        },
         data=tuple(source for d in domains for source in data[d].sources),
         seed=settings.seed,
         tool_versions=tool_versions(),

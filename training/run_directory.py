@@ -105,6 +105,10 @@ class RunDirectory(RunPaths):
                 "neither; give another --run, remove it, or undo:\n  " + "\n  ".join(changed)
             )
 
+    def compute(self) -> str | None:
+        """The name of the dtype that the run computes in; None where it was not started."""
+        return read_as(self.identity, lambda document: document.get("compute"))
+
     def check_splits(self, settings: DataRecipe, records: Mapping[str, DomainData]) -> None:
         """See that the run, if any, made the same splits of the same data: else what its stacks trained on
         would be held out from the router, or validate them. Domains may have been added since.

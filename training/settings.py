@@ -17,6 +17,7 @@ from training.fields import check_fields
 
 EarlierMode = Literal["all", "none", "sampled"]
 Contamination = Literal["report", "drop", "reassign"]
+ComputeMode = Literal["auto", "float32", "bfloat16"]
 
 
 def require(condition: bool, message: str) -> None:

@@ -54,7 +54,7 @@ class Materials:
     def _workshop(self, quantization: Quantization) -> Workshop:
         """The base in this quantisation, open to gradients, with hooks."""
         device = str(self._accelerator.device)
-        base = load_base(self.settings.base, quantization=quantization, device=device, trainable=True)
+        base = load_base(self.settings.base, quantization=quantization, device=device)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         return Workshop(self._accelerator, base, hooks, NoLog(), self._stop)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from brainstacks import fresh_thread
 from brainstacks.base_model import load_base, parse_dtype
 from brainstacks.config import EngineConfig, Quantization
+from brainstacks.cpu import cpu
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
 from brainstacks.engine.replies import Replies, Reply
@@ -195,9 +196,11 @@ class AsyncEngine:
             vocab_size=base.vocab_size,
             fingerprint=base.identity.fingerprint,
             quantization=base.quantization,
-            dtype=str(base.dtype).removeprefix("torch."),
+            dtype=base.dtype_name,
             device=str(base.device),
             created=self._created,
+            backend=self._engine.backend,
+            cpu=str(cpu()),
         )
 
     @property

@@ -15,6 +15,7 @@ from brainstacks.engine.torch_backend import TorchBackend
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.packed_stack import PackedStack
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ class Backend(Protocol):
 
     name: str
     fixed_shapes: bool
+
+    def prepare(self, stack: PackedStack) -> None:
+        """Make ready what steps need of a stack, so that no step has to; called on any thread."""
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         """Compute a step and store its keys and values.

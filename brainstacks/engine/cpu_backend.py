@@ -78,6 +78,9 @@ class CpuBackend:
             **bodies,
         )
 
+    def prepare(self, stack: PackedStack) -> None:
+        self._stacks.panels(stack)
+
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         count = len(batch.wanted)
         logits = np.empty((count, int(self._step["logits_width"][0])), np.float32)
@@ -204,7 +207,7 @@ class _Stacks:
         self._panels: WeakKeyDictionary[PackedStack, DeltaPanels] = WeakKeyDictionary()
         self._last: tuple[tuple[Any, ...], _Rounds] = ((), _Rounds({}, {}))
 
-    def prepare(self, stack: PackedStack) -> DeltaPanels:
+    def panels(self, stack: PackedStack) -> DeltaPanels:
         """Its panels; made once, by whoever asks first."""
         found = self._panels.get(stack)
         if found is None:
@@ -219,6 +222,6 @@ class _Stacks:
         stacks = {key: bank.stack(key) for key in sorted(used, key=str)}
         name = tuple((key, id(stack)) for key, stack in stacks.items())
         if name != self._last[0]:
-            panels = {key: self.prepare(stack) for key, stack in stacks.items()}
+            panels = {key: self.panels(stack) for key, stack in stacks.items()}
             self._last = (name, _Rounds(panels, {key: stack.scaling for key, stack in stacks.items()}))
         return self._last[1]

@@ -14,6 +14,7 @@ from itertools import count
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.cpu import cpu
 from brainstacks.engine import output
 from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.block_pool import BLOCK_TOKENS
@@ -72,6 +73,8 @@ class StepEngine:
         )
         self._scheduler = Scheduler(config, self._blocks)
         self._runner = ModelRunner(base, self.hooks, self._blocks.pool.size, config)
+        self.residency.bank.prepare_with(self._runner.backend.prepare)
+        log.info("steps are computed by %s; the processor is %s", self.backend, cpu())
         router_pass = RouterPass(base, config, self._blocks, self._runner)
         self._intake = Intake(base, config, self._serving, router_pass, self.records, self._end)
         self._sampler = Sampler(self.tokenizer, base.eos_token_ids)

@@ -25,6 +25,7 @@ class ModelInfo:
         vocab_size: token ids lie in 0..vocab_size-1.
         fingerprint: the base fingerprint.
         quantization, dtype, device: as loaded, for people.
+        backend: what computes its steps; cpu: the processor and its features; for people.
     """
 
     name: str
@@ -35,6 +36,8 @@ class ModelInfo:
     dtype: str
     device: str
     created: int
+    backend: str
+    cpu: str
 
 
 @dataclass(frozen=True)

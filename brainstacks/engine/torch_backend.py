@@ -13,6 +13,7 @@ from brainstacks.engine.batch import StepBatch
 from brainstacks.engine.kv_cache import PagedCache
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.routing.features import decoder_states
 
 
@@ -32,6 +33,9 @@ class TorchBackend:
         self._base, self._hooks, self._cache = base, hooks, cache
         # A 4-d mask is taken as it is; paged attention makes its own.
         self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)
+
+    def prepare(self, stack: PackedStack) -> None:
+        pass  # hooks compute with the stack itself
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         bound = bank.bind(batch.weights, packed=True)

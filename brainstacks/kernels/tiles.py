@@ -66,6 +66,9 @@ def best(cpu: Cpu) -> Isa:
 ISA = best(cpu())
 """Of this process."""
 
+AHEAD = 6144
+"""Bytes before its use that a weight is fetched: about a panel, where the processor's own guess ends."""
+
 ZERO_POINT = 64
 """Added to a level so that it is an unsigned byte. Levels lie in -64..64: two products of such a byte with an
 int8 fit into 16 bits, which AVX2's multiplication of bytes saturates at."""
@@ -114,6 +117,12 @@ class _Tile:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.call(f"llvm.fma.v{self.lanes}f32", self.f32, a, b, c)
+
+    def prefetch(self, address: Any) -> None:
+        pointer = self.b.inttoptr(address, _I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        self.b.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # for reading, into all caches, data
 
     def plus(self, address: Any, offset: int | Any) -> Any:
         return self.b.add(address, _I64(offset) if isinstance(offset, int) else offset)
@@ -185,6 +194,8 @@ class _Tile:
         """The index-th chunk in parts of `width` k and `size` bytes: (first k, address) of each."""
         at = self.b.mul(index, _I64(CHUNK // width * size))
         at = self.plus(self.b.add(self.args["codes"], at), size // PANEL * self.half * self.lanes)
+        for line in range(0, CHUNK // width * size, 64):
+            self.prefetch(self.plus(at, AHEAD + line))
         return [(width * i, self.plus(at, size * i)) for i in range(CHUNK // width)]
 
     # --- what kinds of weights differ in ----------------------------------------------------------

@@ -6,7 +6,7 @@ computes meanwhile sees nothing of it. Only the stacks that some row of the batc
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,13 @@ class StackBank:
         self.device = device
         self.dtype = dtype
         self._stacks: Mapping[Key, PackedStack] = {}
+        self._prepare: Callable[[PackedStack], object] = lambda stack: None
+
+    def prepare_with(self, prepare: Callable[[PackedStack], object]) -> None:
+        """Call `prepare` with every stack that is resident, and with each further one before it is."""
+        self._prepare = prepare
+        for stack in self._stacks.values():
+            prepare(stack)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -59,7 +66,9 @@ class StackBank:
         if key in self._stacks:
             raise KeyError(f"{key!r} is resident already")
         packed = PackedStack.pack(stack, self.dtype) if isinstance(stack, StackTensors) else stack
-        self._stacks = {**self._stacks, key: packed.to(self.device, self.dtype)}
+        there = packed.to(self.device, self.dtype)
+        self._prepare(there)
+        self._stacks = {**self._stacks, key: there}
 
     def remove(self, key: Key) -> None:
         """Give up the memory of `key`, once no bound batch uses it any more.

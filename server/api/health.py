@@ -25,8 +25,12 @@ async def health(ctx: Ctx) -> JSONResponse:
             alive = await ctx.engine.healthy()
     except TimeoutError:
         alive = False
-    load = dataclasses.asdict(ctx.engine.load())
-    return JSONResponse({"status": "ok" if alive else "failing", **load}, status_code=200 if alive else 503)
+    body = {
+        "status": "ok" if alive else "failing",
+        "backend": ctx.engine.model.backend,
+        **dataclasses.asdict(ctx.engine.load()),
+    }
+    return JSONResponse(body, status_code=200 if alive else 503)
 
 
 @routes.get("/ready", summary="Requests can be served", response_model=None)

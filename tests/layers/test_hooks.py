@@ -190,33 +190,38 @@ def test_a_forward_that_fails_leaves_nothing_behind_for_the_next_one() -> None:
 def test_gradients_pass_every_family_however_it_is_quantised(
     tmp_path: Path, family: str, quantization: Quantization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quantised linears give views, biases and all; the plain sum is what the in-place one must equal."""
+    """Quantised linears give views, biases and all; the plain sum is what the in-place one must equal.
+
+    In float32, whatever the CPU: an error in bfloat16 depends on how its matmul sums.
+    """
     directory = save_base(tmp_path / family, family, hidden_size=64, intermediate_size=128, head_dim=16)
-    base = load_base(directory, quantization=quantization, device="cpu", trainable=True)
+    base = load_base(directory, quantization=quantization, device="cpu", dtype=torch.float32)
     hooks = CompositionHooks(base.sites)
     hooks.attach()
     bank = bank_of({"a": random_stack(base.identity.dims, 1, size=0.1)}, base.dtype)
-    up = torch.full((4, 64), 0.01, dtype=base.dtype)
+    random = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 4, 64, generator=random) * 0.1
 
     class Trained:
         def __init__(self) -> None:
-            self.down = torch.full((4, 64), 0.01, requires_grad=True)
+            self.down = down.clone().requires_grad_()
 
         def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
-            hidden = torch.nn.functional.linear(x, self.down.to(x.dtype)) if group == 1 else None
+            hidden = torch.nn.functional.linear(x, self.down) if group == 1 else None
             return {} if hidden is None else {"o_proj": [LowRank(hidden, up)]}
 
     def gradient() -> Tensor:
         trained = Trained()
         with hooks.composed(bank.bind([{"a": 1.0}]), trained):
-            base.model(input_ids=IDS, use_cache=False).logits.float().square().mean().backward()
-        assert trained.down.grad is not None
-        return trained.down.grad
+            base.model(input_ids=IDS, use_cache=False).logits.square().mean().backward()
+        found: Tensor | None = trained.down.grad
+        assert found is not None
+        return found
 
     fast = gradient()
     monkeypatch.setattr(LowRank, "__call__", lambda self, output: output + self.hidden @ self.up)
     slow = gradient()
     assert float(slow.abs().max()) > 0
-    # bfloat16 sums in another order; int8 rounds activations too, which such a difference tips over.
-    tolerance = {"none": 1e-5, "nf4": 3e-2, "int8": 0.2}[quantization]
+    # int8 rounds activations: a sum's last bit may tip one of them over, by 1/127 of the largest in its row.
+    tolerance = 1e-2 if quantization == "int8" else 1e-5
     assert float((fast - slow).norm()) <= tolerance * float(slow.norm())

@@ -80,7 +80,9 @@ class FakeEngine:
     """
 
     def __init__(self, domains: Sequence[str] = ("chat", "math"), reply: str = "Hello, wörld") -> None:
-        self.model = ModelInfo("tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000)
+        self.model = ModelInfo(
+            "tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000, "fake", "a CPU"
+        )
         self.tokenizer = ByteTokenizer()
         self.generation = 7
         self.names = list(domains)

@@ -23,6 +23,7 @@ from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_stack
 from tests.tiny import write_records
 from tests.tiny_gguf import save_gguf
+from training import compute
 from training.data import prepare
 from training.evaluate_run import evaluate_run
 from training.evaluation import Evaluation
@@ -297,6 +298,43 @@ def test_a_run_refuses_another_recipe_order_or_data_and_says_what_differs(
         file.write(json.dumps({"id": "new", "prompt": "0101", "response": "1"}) + "\n")
     with pytest.raises(ConfigError, match=r"data\.math"):
         run_curriculum(recipe(tiny_directory), registry, run, data, quiet)
+
+
+def test_a_run_computes_in_what_its_first_start_measured_to_its_end(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its router and its evaluation too; and other machines, or other hours, would measure otherwise."""
+    plan, run, lines = recipe(tiny_directory, quantization="nf4"), tmp_path / "run", list[str]()
+    monkeypatch.setattr(compute, "seconds", lambda linear, dtype, backward: (2.0, 1.0))
+    run_curriculum(plan, registry, run, data, lines.append)
+    assert lines[0].startswith(
+        "computes in float32: the forward and backward of one linear takes a core 1000.0"
+    )
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["compute"] == "float32"
+    stack = read_stack_metadata(registry.blob_path(digests(registry)["math"]))
+    assert stack.hyperparameters["compute"] == "float32"
+
+    monkeypatch.setattr(compute, "seconds", lambda linear, dtype, backward: (1.0, 2.0))
+    shutil.rmtree(run / "math")
+    other, again = Registry(tmp_path / "other", create=True), list[str]()
+    run_curriculum(plan, other, run, data, again.append)
+    assert again[0] == "computes in float32: as the run was started"
+    assert digests(other) == digests(registry)
+    asked = dataclasses.replace(plan, compute="float32")
+    run_curriculum(asked, registry, run, data, quiet)  # what it does anyway
+    with pytest.raises(ConfigError, match='compute: "float32" -> "bfloat16"'):
+        run_curriculum(dataclasses.replace(plan, compute="bfloat16"), registry, run, data, quiet)
+
+    for _ in range(2):
+        train_router(plan, prepare(plan, data), registry, run, again.append)
+        assert again.count("computes in float32: as the run was started") > 1
+        (run / "run.json").unlink(missing_ok=True)  # the outcomes remember it as well
+    records, narrow = prepare(plan, data), dataclasses.replace(plan, compute="bfloat16")
+    with pytest.raises(ConfigError, match="another value of compute"):
+        train_router(narrow, records, registry, run, quiet)
+    console = Console(quiet=True)
+    evaluate_run(asked, data, tmp_path / "registry", run, console, oracle_limit=0)
+    assert json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["compute"] == "float32"
 
 
 def test_stacks_without_data_are_part_of_the_forgetting_matrix_and_refused_for_a_null_space(

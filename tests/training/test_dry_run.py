@@ -12,9 +12,11 @@ from rich.console import Console
 
 from brainstacks.errors import ConfigError, UnsupportedModel
 from tests.tiny import tiny_config
-from training.dry_run import base_config, dry_run, empty_model, memory_of, show
+from training.dry_run import base_config, dry_run, empty_model, show
 from training.estimate import estimate, run_size
 from training.recipe import Recipe, recipe_from
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -41,9 +43,23 @@ def test_a_run_s_size_and_memory_are_printed_for_a_base_without_weights(weightle
 
 def test_a_run_that_needs_more_than_there_is_says_what_to_change(weightless: Path) -> None:
     model, made, out = empty_model(base_config(str(weightless))), recipe(weightless), StringIO()
-    memory = estimate(made, model, torch.device("cpu"))
-    show(run_size(made, model), memory, memory.total - 1, torch.device("cpu"), Console(file=out, width=120))
+    memory = estimate(made, model, CPU, torch.float32)
+    show(run_size(made, model), {"float32": memory}, memory.total - 1, CPU, Console(file=out, width=120))
     assert "It may not fit: turn on round.gradient_checkpointing" in out.getvalue()
+
+
+def test_where_a_measurement_will_decide_both_dtypes_are_told(weightless: Path) -> None:
+    def columns(**changes: str) -> str:
+        out = StringIO()
+        dry_run(recipe(weightless, **changes), Console(file=out, width=120))
+        return next(line for line in out.getvalue().splitlines() if "computing in" in line)
+
+    auto = columns()
+    assert "bfloat16" in auto
+    assert "float32" in auto
+    assert "bfloat16" not in columns(compute="float32")
+    assert "float32" not in columns(compute="bfloat16")
+    assert "bfloat16" not in columns(quantization="none")
 
 
 def test_the_model_of_a_configuration_has_shapes_and_no_weights(weightless: Path) -> None:
@@ -64,7 +80,3 @@ def test_a_directory_or_package_that_holds_no_model_is_refused(tmp_path: Path) -
         base_config(str(tmp_path))
     with pytest.raises(UnsupportedModel, match="no packaged base"):
         base_config("packaged:nothing")
-
-
-def test_a_cpu_has_the_memory_of_its_machine() -> None:
-    assert memory_of(torch.device("cpu")) > 1 << 28

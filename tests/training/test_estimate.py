@@ -134,16 +134,16 @@ def test_activations_are_what_autograd_keeps_and_rather_more(
     family: str, dtype: torch.dtype, frozen: int
 ) -> None:
     model = tiny_model(family, hidden_size=64, intermediate_size=160, head_dim=16).to(dtype)
-    model.config.dtype = dtype
     made = recipe(domains=domains(frozen + 1), stack={"rank": 8, "experts": 4})
     kept = kept_by_a_forward(model, frozen)
-    assert kept <= activation_bytes(made, model) <= 1.35 * kept
+    assert kept <= activation_bytes(made, model, dtype) <= 1.35 * kept
 
 
 def test_gradient_checkpointing_leaves_one_layer_and_the_layers_inputs() -> None:
     def bytes_with(layers: int, enabled: bool) -> int:
         model = empty_model(tiny_config(num_hidden_layers=layers))
-        return activation_bytes(recipe(round={"batch_size": ROWS, "gradient_checkpointing": enabled}), model)
+        made = recipe(round={"batch_size": ROWS, "gradient_checkpointing": enabled})
+        return activation_bytes(made, model, torch.float32)
 
     inputs = ROWS * TOKENS * 32 * 4
     assert bytes_with(6, True) - bytes_with(2, True) == 4 * inputs
@@ -156,11 +156,11 @@ def test_the_frozen_stacks_and_the_active_one_take_what_they_hold() -> None:
     config = stack_config(rank=2, experts=3, layers=2)
     bank = bank_of({n: random_stack(projection_dims(sites), n, config=config) for n in range(2)})
     made = recipe(domains=domains(3))
-    found = estimate(made, model, CPU)
+    found = estimate(made, model, CPU, torch.float32)
     assert found.frozen == bank.nbytes
     trained = sum(p.numel() for p in ActiveStack(config, projection_dims(sites)).parameters())
     assert found.active == 16 * trained
-    assert estimate(made, model, CUDA).active == 10 * trained  # auto takes 8-bit states there
+    assert estimate(made, model, CUDA, torch.float32).active == 10 * trained  # auto takes 8-bit states there
 
 
 def test_the_null_space_takes_its_directions_and_a_single_domain_has_none() -> None:
@@ -168,21 +168,21 @@ def test_the_null_space_takes_its_directions_and_a_single_domain_has_none() -> N
     outputs, inputs = 32 + 16 + 16 + 32 + 48 + 48 + 32, 32 + 32 + 32 + 48
     for side, widths in (("output", outputs), ("input", inputs)):
         made = recipe(null_space={"side": side, "directions": 4})
-        assert estimate(made, model, CPU).null_space == 2 * widths * 4 * 4
-    assert estimate(recipe(domains=domains(1), null_space={}), model, CPU).null_space == 0
+        assert estimate(made, model, CPU, torch.float32).null_space == 2 * widths * 4 * 4
+    assert estimate(recipe(domains=domains(1), null_space={}), model, CPU, torch.float32).null_space == 0
 
 
 def test_logits_are_those_of_a_micro_batch_or_of_the_budget_of_an_evaluation() -> None:
     def logits(rows: int, tokens: int) -> int:
         made = recipe(data={"max_tokens": tokens}, round={"batch_size": rows})
-        return estimate(made, tiny_model(), CPU).logits
+        return estimate(made, tiny_model(), CPU, torch.float32).logits
 
     assert logits(1, 32) == logits(1, 64) == 1024 * 259 * (4 + 4 + 4)
     assert logits(1, 4096) == logits(4, 1024) == 4096 * 259 * (4 + 4 + 4 + 4 + 4)
 
 
 def test_the_total_is_what_lies_on_the_device_in_training() -> None:
-    found = estimate(recipe(null_space={}), tiny_model(), CPU)
+    found = estimate(recipe(null_space={}), tiny_model(), CPU, torch.float32)
     parts = dataclasses.asdict(found)
     assert found.total == sum(parts.values()) - found.router_features
 
@@ -190,7 +190,10 @@ def test_the_total_is_what_lies_on_the_device_in_training() -> None:
 def test_the_router_keeps_the_features_of_all_its_prompts() -> None:
     router = {"prompts": 5, "unmeasured": 7, "held_out": 2, "sequence_length": 16}
     one = recipe(router=router)
-    assert estimate(one, tiny_model(), CPU).router_features == len(one.domains) * (5 + 7 + 2) * 16 * 32 * 4
+    assert (
+        estimate(one, tiny_model(), CPU, torch.float32).router_features
+        == len(one.domains) * (5 + 7 + 2) * 16 * 32 * 4
+    )
 
 
 @pytest.mark.parametrize("quantization", ["none", "native"])
@@ -198,6 +201,17 @@ def test_a_base_that_holds_its_values_takes_its_own_bytes(quantization: Quantiza
     model = tiny_model("gemma3_text", tie_word_embeddings=True)
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert base_bytes(model, quantization, torch.float32) == own
+
+
+def test_in_float32_a_quantised_base_takes_the_bytes_of_one_that_is_not() -> None:
+    made, model = paper_recipe(), tiny_model()
+    found, packed = (estimate(made, model, CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
+    plain = estimate(dataclasses.replace(made, quantization="none"), model, CPU, torch.float32)
+    assert found == plain
+    assert found.base == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert found.frozen == 2 * packed.frozen
+    assert packed.base < found.base
+    assert packed.activations < found.activations
 
 
 @pytest.mark.slow

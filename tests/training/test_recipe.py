@@ -222,6 +222,7 @@ def test_a_domain_has_its_own_steps_and_every_round_a_seed_of_its_own() -> None:
         ({"stack": 3}, "stack is 3; it is a mapping"),
         ({"earlier_stacks": "some"}, "'some'; it is one of all, none, sampled"),
         ({"quantization": "nf3"}, "'nf3'; it is one of nf4, int8, none, native"),
+        ({"compute": "float16"}, "'float16'; it is one of auto, float32, bfloat16"),
         ({"max_rounds": 0}, "max_rounds is 0; it is at least 1"),
         ({"data": {"contamination": "hide"}}, "contamination is 'hide'"),
         ({"data": {"max_tokens": 8}}, "max_tokens is 8; it is at least 16"),

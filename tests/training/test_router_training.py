@@ -242,7 +242,7 @@ def test_the_published_router_has_the_metrics_of_what_it_routes(
     plan, run = recipe(tiny_directory, "chat", "math"), tmp_path / "run"
     prepared, lines = prepare(plan, data), list[str]()
     train_router(plan, prepared, registry, run, lines.append)
-    assert "chat: 4 prompts (3 of them no stack trained on), 3 held out; 0 left out" in lines[0]
+    assert "chat: 4 prompts (3 of them no stack trained on), 3 held out; 0 left out" in lines[1]
 
     history = registry.snapshot().router
     assert history is not None
