@@ -24,6 +24,7 @@ class Step:
         self.record = np.zeros(1, STEP)
         self.layer, self.groups, self.linears = np.zeros(1, LAYER), np.zeros(5, GROUP), np.zeros(8, LINEAR)
         self._kept: list[Array] = []
+        self._arrays: dict[str, Array] = {}
         self._bodies = bodies(wide)
         self.set(layer_table=self.layer, group_table=self.groups, linear_table=self.linears, **fields)
 
@@ -31,9 +32,18 @@ class Step:
         """Fields of the step, or of one record of another table."""
         for name, value in fields.items():
             if isinstance(value, np.ndarray):
-                self._kept.append(value)
-                value = value.ctypes.data
+                self._arrays[name] = value
+                value = self.keep(value)
             (self.record if table is None else table)[name] = value
+
+    def keep(self, array: Array) -> int:
+        """Its address, for as long as this lives."""
+        self._kept.append(array)
+        return array.ctypes.data
+
+    def __getitem__(self, name: str) -> Array:
+        """The array that a field was given last."""
+        return self._arrays[name]
 
     def run(self, phase: str, index: int, pieces: int) -> None:
         """All pieces of `phase`, in order, as far as `pieces`."""
