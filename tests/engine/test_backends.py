@@ -164,7 +164,10 @@ def test_prompts_cut_into_runs_beside_single_tokens_of_others_have_the_same_logi
         assert_close(torch.cat(parts), expected(family, prompt, stepped.stacks, row), 1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"head_dim": 20, "num_key_value_heads": 1}, {"vocab_size": 261}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"head_dim": 20, "num_key_value_heads": 1}, {"vocab_size": 261}, {"intermediate_size": 210}],
+)
 def test_shapes_that_are_no_multiples_of_a_vector(tmp_path: Path, changes: dict[str, Any]) -> None:
     odd = {"hidden_size": 36, "intermediate_size": 50, **changes}
     stepped = Stepped(tmp_path, "cpu", **odd)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,11 @@ meeting = cfunc(DRIVER)(_meeting)
 
 
 def meet(both: Team) -> bool:
-    """Whether two threads compute two pieces at once, in some of a few runs: a busy machine may delay one."""
-    for _ in range(100):
+    """Whether two threads compute two pieces at once, in some run of a minute: the other one may have to be
+    compiled first, and a busy machine may delay either.
+    """
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         memory = np.array([0, 0, 0, int(wait_for_the_other.address)], np.int64)
         both.drive(int(meeting.address), memory.ctypes.data)
         if memory[2] == 0:
