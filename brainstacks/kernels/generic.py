@@ -23,8 +23,8 @@ def _nibble(codes, row, k):
 
 @njit(cache=True)
 def fast_nibbles(codes, levels, row, k):
-    table = carray(as_pointer(levels), (16,), np.uint8)
-    return np.int32(table[_nibble(carray(as_pointer(codes), (_FAR,), np.uint8), row, k)]) - ZERO_POINT
+    table = carray(as_pointer(levels), (16,), np.int8)
+    return np.int32(table[_nibble(carray(as_pointer(codes), (_FAR,), np.uint8), row, k)])
 
 
 @njit(cache=True)

@@ -69,9 +69,8 @@ ISA = best(cpu())
 AHEAD = 6144
 """Bytes before its use that a weight is fetched: about a panel, where the processor's own guess ends."""
 
-ZERO_POINT = 64
-"""Added to a level so that it is an unsigned byte. Levels lie in -64..64: two products of such a byte with an
-int8 fit into 16 bits, which AVX2's multiplication of bytes saturates at."""
+ZERO_POINT = 128
+"""Added to an int8 so that it is an unsigned byte, which one side of an instruction's products must be."""
 
 
 class _Tile:
@@ -243,8 +242,21 @@ class _Fast(_Tile):
         """The weights of the index-th chunk, four k at a time: the first k, and what `product` takes."""
         raise NotImplementedError
 
+    def first_sum(self, at: Any) -> Any:
+        # Unsigned weights are too large by ZERO_POINT.
+        return self.spread(self.zero_sum(at), self.i32) if ISA.vnni else super().first_sum(at)
+
     def product(self, total: Any, weights: Any, four: Any) -> Any:
-        return self.dot(total, weights, four)
+        """total + weights * four: unsigned weights with VNNI; else signed ones, whose sign goes over to the
+        activations, for AVX2 saturates where an unsigned byte is large."""
+        if ISA.vnni:
+            return self.dot(total, weights, four)
+        size = self.call(f"llvm.abs.v{4 * self.lanes}i8", self.bytes, weights, ir.IntType(1)(0))
+        return self.dot(total, size, self.call("llvm.x86.avx2.psign.b", self.bytes, four, weights))
+
+    def signed(self, weights: Any) -> Any:
+        """int8 -> what `product` takes."""
+        return self.b.xor(weights, self.all(self.bytes, ZERO_POINT)) if ISA.vnni else weights
 
     def zero_sum(self, at: Any) -> Any:
         return self.load(self.b.add(self.args["sums"], at), _I32)
@@ -262,15 +274,12 @@ class _Fast(_Tile):
 
 
 class FastNibbles(_Fast):
-    """4-bit codes; `levels` are 16 unsigned bytes, each a level + ZERO_POINT. A chunk is 8 k."""
+    """4-bit codes; `levels` are 16 int8."""
 
     def prepare(self) -> None:
         table = self.load(self.args["levels"], ir.VectorType(_I8, 16))
         repeated = ir.Constant(ir.VectorType(_I32, 4 * self.lanes), list(range(16)) * (self.lanes // 4))
-        self.table = self.b.shuffle_vector(table, table, repeated)
-
-    def first_sum(self, at: Any) -> Any:
-        return self.spread(self.zero_sum(at), self.i32)
+        self.table = self.signed(self.b.shuffle_vector(table, table, repeated))
 
     def fours(self, index: Any) -> Iterator[tuple[int, Any]]:
         b = self.b
@@ -283,24 +292,11 @@ class FastNibbles(_Fast):
 
 
 class FastBytes(_Fast):
-    """8-bit codes, -127..127. A chunk is 4 k."""
-
-    def first_sum(self, at: Any) -> Any:
-        if not ISA.vnni:
-            return super().first_sum(at)
-        sum_ = self.zero_sum(at)
-        return self.spread(self.b.add(sum_, sum_), self.i32)  # -128 * the sum of int8
+    """8-bit codes, int8."""
 
     def fours(self, index: Any) -> Iterator[tuple[int, Any]]:
         for k, at in self.parts(index, 4, 64):
-            codes = self.load(at, self.bytes)
-            yield k, self.b.xor(codes, self.all(self.bytes, 128)) if ISA.vnni else codes
-
-    def product(self, total: Any, weights: Any, four: Any) -> Any:
-        if ISA.vnni:
-            return self.dot(total, weights, four)
-        size = self.call(f"llvm.abs.v{4 * self.lanes}i8", self.bytes, weights, ir.IntType(1)(0))
-        return self.dot(total, size, self.call("llvm.x86.avx2.psign.b", self.bytes, four, weights))
+            yield k, self.signed(self.load(at, self.bytes))
 
 
 class _Exact(_Tile):

@@ -29,6 +29,10 @@ Array = np.ndarray[Any, Any]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+OUTLIERS, FINE = (1, 3), 32
+"""Groups whose inputs, what attention and the MLP's activation put out, have outliers: there int8 activations
+share a scale among fewer, which halves what they cost in NLL."""
+
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles depend on the position alone."""
 
@@ -184,6 +188,8 @@ class FlatModel:
         self, index: int, first: int, modules: Sequence[nn.Module], blocks: Sequence[Blocks | None]
     ) -> None:
         least = min((found.block for found in blocks if found is not None), default=0)
+        if self.fast and index % 4 in OUTLIERS:
+            least = min(least, FINE)
         column = 0
         biases: list[Array] = []
         packed = []

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from brainstacks.kernels.tiles import CHUNK, PANEL, ZERO_POINT
+from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import Blocks
 
 Array = np.ndarray[Any, Any]
+
+LARGEST = 127
+"""Of an int8 whose sign may change."""
 
 KINDS = ("fast_nibbles", "fast_bytes", "exact_nibbles", "exact_bytes", "floats", "halves")
 
@@ -29,7 +32,7 @@ class Panels:
     kind: one of `KINDS`.
     codes: as above.
     scales, offsets: [panels, blocks, 16] float32; offsets may be None. Those of floats are 1, in one block.
-    levels: of nibbles, 16 uint8 (fast) or float32 (exact); else empty.
+    levels: of nibbles, 16 int8 (fast) or float32 (exact); else empty.
     block: k's that share a scale.
     d_in: k's that are multiplied, filled up; d_out: real outputs.
     """
@@ -61,7 +64,7 @@ def of_blocks(blocks: Blocks, *, fast: bool, block: int | None = None) -> Panels
     """Pack quantised weights.
 
     Args:
-        fast: int8 products; levels that are no whole numbers are rounded to 1/64 of the largest, at most.
+        fast: int8 products; levels that are no whole numbers become int8.
         block: cut the blocks into smaller ones, so that linears with one input agree.
     """
     block = block or blocks.block
@@ -75,7 +78,7 @@ def of_blocks(blocks: Blocks, *, fast: bool, block: int | None = None) -> Panels
         levels = np.ascontiguousarray(blocks.levels, np.float32)
         if fast:
             whole, unit = whole_levels(levels)
-            levels, scales = (whole + ZERO_POINT).astype(np.uint8), scales * np.float32(unit)
+            levels, scales = whole, scales * np.float32(unit)
     d_out, d_in = blocks.codes.shape
     codes = _rows(blocks.codes)
     if nibbles:
@@ -115,21 +118,14 @@ def of_values(values: Array) -> Panels:
 
 
 def whole_levels(levels: Array) -> tuple[Array, float]:
-    """Levels as whole numbers in -ZERO_POINT..ZERO_POINT, times a unit: the pair whose worst error is least.
-
-    Whole levels of that size are kept as they are.
-    """
-    if np.array_equal(levels, np.rint(levels)) and np.abs(levels).max() <= ZERO_POINT:
+    """Levels as int8 times a unit: the pair whose squared error is least. Whole ones are kept as they are."""
+    if np.array_equal(levels, np.rint(levels)) and np.abs(levels).max() <= LARGEST:
         return levels.astype(np.int8), 1.0
-    largest = float(np.abs(levels).max())
-
-    def error(top: float) -> float:
-        unit = largest / top
-        return float(np.abs(np.rint(levels / unit) * unit - levels).max())
-
-    top = min(np.linspace(ZERO_POINT / 2, ZERO_POINT, 2049), key=error)
-    unit = largest / float(top)
-    return np.rint(levels / unit).astype(np.int8), unit
+    tops = np.linspace(LARGEST / 2, LARGEST, 4097)  # what the largest level becomes, before it is rounded
+    whole = np.rint(levels * (tops / np.abs(levels).max())[:, None])
+    units = (whole @ levels) / (whole**2).sum(-1)
+    best = int(((whole * units[:, None] - levels) ** 2).sum(-1).argmin())
+    return whole[best].astype(np.int8), float(units[best])
 
 
 def _rows(codes: Array) -> Array:
