@@ -117,8 +117,11 @@ def random_panels(kind: str, seed: int = 0, d_out: int = 40) -> tuple[Panels, Ar
 
 def whole_values(panels: Panels, blocks: Blocks) -> Array:
     """[d_out, d_in] float64: what `fast` panels multiply with, without the offsets."""
-    levels = panels.levels.astype(np.float64) - ZERO_POINT
-    whole = levels[blocks.codes] if blocks.levels is not None else blocks.codes.astype(np.float64)
+    whole = (
+        panels.levels[blocks.codes].astype(np.float64)
+        if blocks.levels is not None
+        else blocks.codes.astype(np.float64)
+    )
     scales = panels.scales.transpose(0, 2, 1).reshape(-1, panels.scales.shape[1])[: panels.d_out]
     return np.asarray(whole * np.repeat(scales, panels.block, axis=1))
 

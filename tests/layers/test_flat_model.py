@@ -12,7 +12,7 @@ import torch
 from brainstacks.errors import UnsupportedModel
 from brainstacks.kernels.tiles import PANEL
 from brainstacks.layers.blocks import Blocks
-from brainstacks.layers.flat_model import ROTARY, FlatModel
+from brainstacks.layers.flat_model import FINE, ROTARY, FlatModel
 from brainstacks.layers.projections import find_sites
 from tests.tiny import FAMILIES, VOCAB, WINDOW, tiny_model
 
@@ -103,10 +103,10 @@ def some_blocks(model: Any, block: int) -> Any:
     return blocks
 
 
-def test_linears_with_one_input_share_the_smallest_block() -> None:
+def test_linears_with_one_input_share_the_smallest_block_and_inputs_with_outliers_have_fine_ones() -> None:
     model = tiny_model(hidden_size=64, intermediate_size=128, head_dim=16)
     found = flat(model, fast=True, blocks=some_blocks(model, 64))
-    assert found.groups["block"].tolist() == [16, 64, 64, 64] * 2 + [64]
+    assert found.groups["block"].tolist() == [16, FINE, 64, FINE] * 2 + [64]
     assert found.linears["chunks"][:3].tolist() == [1, 1, 1]
     assert found.groups["fast"].all(), "the head is rounded too"
     assert not found.groups["exact"].any()
