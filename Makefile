@@ -9,7 +9,7 @@ REGISTRY ?= stacks_registry
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: setup serve test lint bench soak clean
+.PHONY: setup serve test test-cpus lint bench soak clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,18 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(MAKE) test-cpus
+
+# The compiled step as CPUs compute it that have fewer instructions than this one.
+test-cpus: setup
+	@fewer=""; case $$($(BIN)/python -c "from brainstacks.kernels.tiles import ISA; print(ISA.name)") in \
+		*vnni) fewer="avx2 generic";; \
+		avx2) fewer="generic";; \
+	esac; \
+	for cpu in $$fewer; do \
+		echo "BRAINSTACKS_CPU=$$cpu"; \
+		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest tests/kernels tests/engine/test_backends.py || exit 1; \
+	done
 
 # The short form of every benchmark; benchmarks/README.md has the commands that the records come from.
 bench: setup
