@@ -40,7 +40,7 @@ class Variant:
     Attributes:
         quantization: as the server names it.
         engine: fields of `EngineConfig`.
-        of: the variant that computes with the same values exactly, which it is to equal; None for one of those.
+        of: the variant that computes with the same values exactly; None for one that does.
     """
 
     quantization: str
@@ -106,7 +106,7 @@ def measure(
 
 
 def compare(found: Mapping[str, Scores], variants: Sequence[str]) -> list[dict[str, Any]]:
-    """Each variant less the one that it is of: per domain, and the plain mean of the domains, with 95% intervals."""
+    """Each variant less the one that it is of, with 95% intervals: per domain, and their mean."""
     drawn = {domain: scores.resampled() for domain, scores in found.items()}
     nll = {domain: np.array([scores.nll(v) for v in variants]) for domain, scores in found.items()}
     drawn[MEAN] = np.mean(list(drawn.values()), axis=0)

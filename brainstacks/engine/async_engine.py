@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from brainstacks import fresh_thread
 from brainstacks.base_model import load_base, parse_dtype
 from brainstacks.config import EngineConfig, Quantization
@@ -93,6 +95,11 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""
+        if self._engine.own_threads:
+            # Of this thread alone: a team of torch's that spins between two small operators, such as the
+            # sampler's, takes the cores from the step's own; and where others want them too, waiting for each
+            # of its members at each operator slows a step out of all proportion.
+            torch.set_num_threads(1)
         while True:
             while not self._engine.can_step or not self._commands.empty():
                 command = self._commands.get()

@@ -24,9 +24,11 @@ class Backend(Protocol):
     """Attributes:
     name: what it is and computes with, for people.
     fixed_shapes: a row's result depends, in its last bits, on the shapes that others decide.
+    own_threads: it computes with threads of its own, not torch's.
     """
 
     name: str
+    own_threads: bool
     fixed_shapes: bool
 
     def prepare(self, stack: PackedStack) -> None:

@@ -38,7 +38,7 @@ class CpuBackend:
     """
 
     fixed_shapes = False
-    """A row's result depends on no other row, whatever the shapes."""
+    own_threads = True
 
     def __init__(self, base: BaseModel, cache: PagedCache, *, exact: bool) -> None:
         self._base, self._cache = base, cache

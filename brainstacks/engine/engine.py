@@ -111,6 +111,11 @@ class StepEngine:
         return self._runner.backend.name
 
     @property
+    def own_threads(self) -> bool:
+        """Steps are computed by threads of their own, not torch's."""
+        return self._runner.backend.own_threads
+
+    @property
     def load(self) -> Load:
         return Load(
             running=len(self._scheduler.running),

@@ -25,6 +25,7 @@ class TorchBackend:
     """
 
     fixed_shapes = True
+    own_threads = False
 
     def __init__(self, base: BaseModel, hooks: CompositionHooks, cache: PagedCache) -> None:
         attention.register()

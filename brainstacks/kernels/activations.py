@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
-from brainstacks.kernels.numbers import exponential, itemsize, larger, narrow, nearest
+from brainstacks.kernels.numbers import copy, exponential, fill, itemsize, larger, narrow, nearest
 from brainstacks.kernels.team import PIECE, as_pointer
 from brainstacks.kernels.tiles import PANEL, ZERO_POINT
 
@@ -69,7 +69,7 @@ def round_block(x, q, start, end):
     nothing = np.float32(0.0) * _sum(x, start, end)
     largest = _largest(x, start, end)
     if largest == 0.0 or nothing != 0.0:
-        q[start:end] = 0
+        fill(q, start, end, np.int8(0))
         return nothing, 0
     total = _round(x, q, start, end, np.float32(127.0) / largest)
     return largest / np.float32(127.0), -ZERO_POINT * total
@@ -82,7 +82,7 @@ def quantise(step, group, t, x, n):
     In blocks of the group's own size: int8, see `round_block`; and `mass`, the sum of a block's x.
     """
     blocks = group.d_in // group.block
-    x[n : group.d_in] = np.float32(0.0)  # weights are filled up with zeros, but 0 * NaN is NaN
+    fill(x, n, group.d_in, np.float32(0.0))  # weights are filled up with zeros, but 0 * NaN is NaN
     if group.fast:
         q = carray(as_pointer(step.q), (step.tokens, step.x_width), np.int8)[t]
         scale = floats(step.scale, step.tokens, step.block_count)[t]
@@ -100,9 +100,9 @@ def _start_output(step, group, t):
     """The group's outputs before anything is added: the bias, or nothing."""
     y = floats(step.y, step.tokens, step.y_width)[t]
     if group.bias:
-        y[: group.columns] = floats(group.bias, 1, group.columns)[0]
+        copy(floats(group.bias, 1, group.columns)[0], 0, y, 0, group.columns)
     else:
-        y[: group.columns] = np.float32(0.0)
+        fill(y, 0, group.columns, np.float32(0.0))
 
 
 @njit(cache=True)
@@ -201,7 +201,7 @@ def final(context, index, piece):
     for row in range(piece * TOKENS_OF_PIECE, min(step.wanted_count, (piece + 1) * TOKENS_OF_PIECE)):
         _rms(h[wanted[row]], weight, x[row], step.hidden, step.eps)
         quantise(step, group, row, x[row], step.hidden)
-        logits[row] = np.float32(0.0)
+        fill(logits[row], 0, step.logits_width, np.float32(0.0))
 
 
 @cfunc(PIECE, cache=True)
@@ -240,7 +240,7 @@ def _store(step, layer, slot, head, key, value, ends, dtype):
             known = vector + i < step.dim
             values[row + i] = narrow(value[vector + i], keys[0]) if known else nothing
         if ends:
-            values[row + PANEL : (vector // PANEL + 1) * BLOCK * PANEL] = nothing
+            fill(values, row + PANEL, (vector // PANEL + 1) * BLOCK * PANEL, nothing)
 
 
 @njit(cache=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import carray, njit
 
 from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
-from brainstacks.kernels.numbers import exponential, itemsize, larger
+from brainstacks.kernels.numbers import copy, exponential, fill, itemsize, larger
 from brainstacks.kernels.team import as_pointer, call
 from brainstacks.kernels.tiles import CHUNK, PANEL
 
@@ -70,7 +70,7 @@ def attend_work(context, index, piece, dtype):
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim
-            query[i * share + g, :dim] = y[tile.first + i, column : column + dim]
+            copy(y[tile.first + i], column, query[i * share + g], 0, dim)
 
     size = itemsize(dtype) * BLOCK * depth  # bytes of a head's keys or values in a block
     scores = np.zeros((queries, span), np.float32)
@@ -84,9 +84,9 @@ def attend_work(context, index, piece, dtype):
         start = max(0, length - layer.window) if layer.window else 0
         for g in range(share):
             row = scores[i * share + g]
-            row[: start - offset] = np.float32(0.0)
+            fill(row, 0, start - offset, np.float32(0.0))
             _softmax(row, start - offset, length - offset, np.float32(layer.scale))
-            row[length - offset :] = np.float32(0.0)
+            fill(row, length - offset, span, np.float32(0.0))
     total = np.zeros((queries, depth), np.float32)
     for block in range(first_block, last_block + 1):
         values = layer.values + (np.int64(table[block]) * step.kv_heads + kv_head) * size
@@ -98,4 +98,4 @@ def attend_work(context, index, piece, dtype):
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim
-            x[tile.first + i, column : column + dim] = total[i * share + g, :dim]
+            copy(total[i * share + g], 0, x[tile.first + i], column, dim)

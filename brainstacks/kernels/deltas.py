@@ -20,6 +20,7 @@ from numba import carray, cfunc, njit
 
 from brainstacks.kernels.activations import round_block
 from brainstacks.kernels.layout import LINEAR, ROUND, floats, group_at, linear_at, step_at
+from brainstacks.kernels.numbers import copy, fill
 from brainstacks.kernels.products import target
 from brainstacks.kernels.team import PIECE, as_pointer, call
 from brainstacks.kernels.tiles import PANEL
@@ -87,7 +88,7 @@ def _low_scales(step, projection, g):
 def _choose(logits, gates, top_k):
     """softmax of the top_k largest logits [N] into gates [N], zero elsewhere; the first of equals wins."""
     n = logits.shape[0]
-    gates[:] = np.float32(-1.0)  # not chosen yet
+    fill(gates, 0, n, np.float32(-1.0))  # not chosen yet
     highest = np.float32(0.0)
     total = np.float32(0.0)
     for k in range(top_k):
@@ -172,7 +173,8 @@ def _project(step, group, linear, panel, panels, rows, count, out):
         x, x_step = _gathered(x, x_step, rows, count, width, held), width
         scale = _gathered(scale, scale_step, rows, count, blocks, held[at:])
         zero, scale_step = _gathered(zero, scale_step, rows, count, blocks, held[after:]), blocks
-    out[:count] = np.float32(0.0)
+    for i in range(count):
+        fill(out[i], 0, panels * PANEL, np.float32(0.0))
     for i in range(panels):
         to = out.ctypes.data + 4 * i * PANEL
         _product(
@@ -194,7 +196,7 @@ def _keep(step, linear, projection, g, unit, rows, count, values):
             factor = gates[t, unit * experts + e] * weights[t]
             for r in range(e * shape.rank, (e + 1) * shape.rank):
                 row[r] *= factor
-        row[experts * shape.rank : width] = np.float32(0.0)
+        fill(row, experts * shape.rank, width, np.float32(0.0))
         at = t * step.columns + unit * width
         if linear.fast:
             q = carray(as_pointer(_low(step, projection, g, 1) + at), (width,), np.int8)
@@ -202,7 +204,8 @@ def _keep(step, linear, projection, g, unit, rows, count, values):
             zeros = carray(as_pointer(low_zero + 4 * t * step.experts), (step.experts,), np.int32)
             scales[unit], zeros[unit] = round_block(row, q, 0, width)
         else:
-            carray(as_pointer(_low(step, projection, g, 4) + 4 * at), (width,), np.float32)[:] = row[:width]
+            low = carray(as_pointer(_low(step, projection, g, 4) + 4 * at), (width,), np.float32)
+            copy(row, 0, low, 0, width)
 
 
 @cfunc(PIECE, cache=True)
@@ -214,7 +217,8 @@ def down(context, index, piece):
     last = min(step.tokens, first + SPAN)
     shape, linear = _shape(step, g), _linear(step, index, g, DOWN + projection)
     gates = _gates(step, projection, g)
-    gates[first:last] = np.float32(0.0)
+    for t in range(first, last):
+        fill(gates[t], 0, step.experts, np.float32(0.0))
     weights = floats(step.weights, step.rounds, step.tokens)[g]
     users, count = np.empty(SPAN, np.int64), 0
     for t in range(first, last):
@@ -285,10 +289,10 @@ def _up_unit(step, index, projection, column, g, unit, first, last, lowest, high
     for panel in range(lowest, highest):
         to = column + panel * PANEL
         for i in range(count):
-            found[i] = rows[some[i], to : to + PANEL]
+            copy(rows[some[i]], to, found[i], 0, PANEL)
         _product(linear, panel, unit, 1, x, bytes_, scale, zero, 4, found.ctypes.data, 4 * PANEL, count)
         for i in range(count):
-            rows[some[i], to : to + PANEL] = found[i]
+            copy(found[i], 0, rows[some[i]], to, PANEL)
     held[0] = 0  # which keeps what was gathered until here
 
 

@@ -102,3 +102,21 @@ def exponential(x):
 def itemsize(dtype):
     """Bytes of a float32 or of a bfloat16 (uint16)."""
     return 4 if dtype is np.float32 else 2
+
+
+# numba's own assignment to a slice brings the code that makes its error messages: seconds of compiling.
+
+
+@njit(cache=True)
+def fill(array, start, end, value):
+    """array[start:end] = value, for an array [n]."""
+    for i in range(np.uintp(start), np.uintp(end)):
+        array[i] = value
+
+
+@njit(cache=True)
+def copy(source, start, target, at, count):
+    """target[at : at + count] = source[start : start + count], for arrays [n]."""
+    first, into = np.uintp(start), np.uintp(at)
+    for i in range(np.uintp(count)):
+        target[into + i] = source[first + i]

@@ -17,6 +17,7 @@ from brainstacks.kernels.activations import rotate_work, token_pieces
 from brainstacks.kernels.attention import attend_work
 from brainstacks.kernels.deltas import down_pieces, up_pieces
 from brainstacks.kernels.layout import floats, group_at, layer_at, step_at
+from brainstacks.kernels.numbers import copy
 from brainstacks.kernels.products import product_pieces
 from brainstacks.kernels.team import DRIVER, PIECE, run
 
@@ -36,7 +37,8 @@ def _linear(at, step, index):
 @njit(cache=True)
 def _keep(step):
     """The router reads this layer's input."""
-    floats(step.mid, step.tokens, step.width)[:] = floats(step.h, step.tokens, step.width)
+    size = step.tokens * step.width
+    copy(floats(step.h, 1, size)[0], 0, floats(step.mid, 1, size)[0], 0, size)
 
 
 @cfunc(DRIVER, cache=True)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+import weakref
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -232,13 +234,14 @@ class Team:
         self.memory = whole[start : start + 8 * APART]
         self.memory[THREADS], self.memory[YIELD] = threads, yield_address()
         self.memory[ASLEEP] = threads - 1
+        over = threading.Event()
         self._bells = [threading.Lock() for _ in range(threads - 1)]
         for bell in self._bells:
             bell.acquire()
-            helper = threading.Thread(
-                target=_helper, args=(self.memory, bell), daemon=True, name="step helper"
-            )
-            helper.start()
+            threading.Thread(
+                target=_helper, args=(self.memory, bell, over), daemon=True, name="step helper"
+            ).start()
+        weakref.finalize(self, _dismiss, self._bells, over)
 
     def drive(self, driver: int, context: int) -> None:
         """Run the `DRIVER` at that address; `context` is for it and for the pieces of its phases."""
@@ -250,7 +253,16 @@ class Team:
         _drive(self.memory, driver)
 
 
-def _helper(memory: np.ndarray[Any, Any], bell: threading.Lock) -> None:
-    while True:
-        bell.acquire()
+def _helper(memory: np.ndarray[Any, Any], bell: threading.Lock, over: threading.Event) -> None:
+    bell.acquire()
+    while not over.is_set():
         _help(memory)
+        bell.acquire()
+
+
+def _dismiss(bells: Sequence[threading.Lock], over: threading.Event) -> None:
+    """A team that nobody holds any more ends."""
+    over.set()
+    for bell in bells:
+        if bell.locked():
+            bell.release()
