@@ -16,7 +16,6 @@ ADJACENT = "engine: 4 of 10 r16, adjacent"
 APART = "engine: 4 of 10 r16, spread out"
 REWEIGHTED = "engine: 4 of 10 r16, weights per row"
 DISTINCT = "engine: 4 of 10 r16, stacks per row"
-GENERATE = "transformers generate, quantised base"
 GENERATE_FLOAT32 = "transformers generate, same values in float32"
 GENERATE_BFLOAT16 = "transformers generate, same values in bfloat16"
 PEFT_ONE = "PEFT: one LoRA r64"
@@ -48,7 +47,6 @@ COMPARISONS = (
     Comparison(DISTINCT, (ADJACENT,), {16: 0.90}),
     Comparison(REWEIGHTED, (ADJACENT,), {}),
     Comparison(BASE_ONLY, PLAIN, {1: 1.5, 16: 1.5}),
-    Comparison(BASE_ONLY, (GENERATE,), {}),
     Comparison(ADJACENT, (PEFT_ONE,), {}),
     Comparison(ADJACENT, (PEFT_FOUR,), {}),
     Comparison(DISTINCT, (PEFT_MIXED,), {}),

@@ -11,7 +11,6 @@ import torch
 
 from benchmarks import gguf_lora, llama_cpp, peers, traffic
 from benchmarks.decode_case import (
-    GENERATE,
     GENERATE_BFLOAT16,
     GENERATE_FLOAT32,
     LLAMA_CPP,
@@ -56,7 +55,6 @@ class Peers:
         self._gguf = gguf
         self._models: dict[str, Any] = {}
         if "transformers" in chosen:
-            self._models[GENERATE] = load().model
             self._models[GENERATE_FLOAT32] = peers.dequantized(load(), torch.float32)
             self._models[GENERATE_BFLOAT16] = peers.dequantized(load(), torch.bfloat16)
         self._shuttle = ShuttleModel(load(), stacks.registry) if "published" in chosen else None

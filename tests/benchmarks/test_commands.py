@@ -99,7 +99,7 @@ def test_decode_compares_every_contestant_at_every_batch_size(run: Any) -> None:
     )
     one, three = document["cases"]
     assert (one["batch_size"], three["batch_size"]) == (1, 3)
-    alone = {names.BASE_ONLY, names.TRAINED, names.ADJACENT, names.APART, names.GENERATE, *names.PLAIN}
+    alone = {names.BASE_ONLY, names.TRAINED, names.ADJACENT, names.APART, *names.PLAIN}
     alone |= {names.SHUTTLE, names.SHUTTLE_NO_COPIES, names.LLAMA_CPP, names.LLAMA_CPP_FOUR}
     if peers.installed("peft"):
         alone |= {names.PEFT_ONE, names.PEFT_FOUR}
@@ -115,7 +115,6 @@ def test_decode_compares_every_contestant_at_every_batch_size(run: Any) -> None:
     assert compared[names.BASE_ONLY, names.LLAMA_CPP]["target"] == 0.8
     assert compared[names.BASE_ONLY, names.LLAMA_CPP]["same_tokens"] is None, "it tells none"
     # In float32 both sides choose the same tokens where they run the same composition.
-    assert compared[names.BASE_ONLY, names.GENERATE]["same_tokens"] == 6
     assert compared[names.ADJACENT, names.SHUTTLE]["same_tokens"] == 6
     assert all(c["target"] is None for c in three["comparisons"]), "targets are set at 1 and 16"
     assert one["llama_cpp"] == "FAKE = 1"
@@ -129,7 +128,7 @@ def test_decode_goes_on_without_optional_peers_and_says_so(run: Any, monkeypatch
     assert "llama.cpp is left out" in output
     assert "the trained registry is left out" in output  # the demo's, which is of another base
     (found,) = document["cases"]
-    assert names.GENERATE in found["contestants"]
+    assert names.GENERATE_FLOAT32 in found["contestants"]
     assert not {names.PEFT_ONE, names.LLAMA_CPP, names.TRAINED} & set(found["contestants"])
 
 
