@@ -64,9 +64,15 @@ def test_an_impossible_router_is_refused_by_its_value(change: dict[str, Any], na
         MetaRouterConfig(**{**ROUTER, **change})
 
 
-SWITCHES = {"prefix_caching", "deterministic"}
+SWITCHES = {"prefix_caching", "deterministic", "exact"}
+CHOICES = {"backend"}
 BUDGETS = {"device_stack_bytes", "host_stack_bytes"}
-LIMITS = {f.name for f in dataclasses.fields(EngineConfig)} - SWITCHES - BUDGETS
+LIMITS = {f.name for f in dataclasses.fields(EngineConfig)} - SWITCHES - CHOICES - BUDGETS
+
+
+def test_a_backend_that_there_is_not_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="backend is 'tpu'; it is auto, torch or cpu"):
+        engine_config(backend="tpu")
 
 
 def engine_config(**values: Any) -> EngineConfig:

@@ -20,6 +20,7 @@ async def test_health_is_200_while_the_engine_answers_and_503_when_not(
     assert reply.status_code == 200
     assert reply.json() == {
         "status": "ok",
+        "backend": "fake",
         "running": 1,
         "waiting": 2,
         "kv_tokens_used": 30,
