@@ -55,10 +55,6 @@ class DeltaPanels:
                     stack, group, [name if name in present else None for name in names], blocks[group]
                 )
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._kept)
-
     def _add_group(self, stack: PackedStack, group: int, names: Sequence[str | None], block: int) -> None:
         shape = stack.shape
         down = torch.stack([stack.down[layer, group] for layer in range(shape.layers)])  # [L, n, rows, d_in]
