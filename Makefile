@@ -36,7 +36,7 @@ test: lint
 
 # The compiled step as CPUs compute it that have fewer instructions than this one.
 test-cpus: setup
-	@fewer=""; case $$($(BIN)/python -c "from brainstacks.kernels.tiles import ISA; print(ISA.name)") in \
+	@fewer=""; case $$($(BIN)/python -c "from brainstacks.kernels.vectors import ISA; print(ISA.name)") in \
 		*vnni) fewer="avx2 generic";; \
 		avx2) fewer="generic";; \
 	esac; \

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks import options, traffic
 from benchmarks.engine_batch import Reply, advance, fixed, request
-from benchmarks.results import RESULTS, Spread, backend_of, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
 from benchmarks.timing import Clock, Progress
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -135,7 +135,7 @@ def main(
     facts = machine()
     loaded = options.load(base, quantization, device)
     engine = StepEngine(loaded, None, EngineConfig(max_batch_size=max(batches), prefix_caching=False))
-    facts |= backend_of(engine)
+    facts["backend"] = engine.backend.name
     prompts = [
         traffic.random_prompt(loaded.vocab_size, prompt_tokens, seed + row) for row in range(max(batches))
     ]

@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 
 from benchmarks import options, peers, traffic
-from benchmarks.decode_case import ADJACENT, APART, BASE_ONLY, DISTINCT, REWEIGHTED, TRAINED, Case
+from benchmarks.decode_case import Case, compositions
 from benchmarks.decode_peers import PEERS, Peers
 from benchmarks.engine_batch import engine_batch
 from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, backend_of, machine, write_results
+from benchmarks.results import RESULTS, Spread, machine, write_results
 from benchmarks.roofline import base_bytes, read_bandwidth, step_bytes
 from benchmarks.timing import interleave, say
 from brainstacks.base_model import BaseModel, identify_base
@@ -68,26 +68,10 @@ class Bench:
         gguf = peers.llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
         self._peers = Peers(load, self.base, chosen, stacks, gguf, scratch)
 
-    def compositions(self, batch: int) -> dict[str, list[traffic.Composition]]:
-        """Of the engine's contestants: one per row."""
-        random = self._stacks.random
-        four = traffic.adjacent(random)
-        found: dict[str, list[traffic.Composition]] = {
-            BASE_ONLY: [{}] * batch,
-            ADJACENT: [four] * batch,
-            APART: [traffic.apart(random)] * batch,
-        }
-        if self._stacks.trained:
-            found[TRAINED] = [dict.fromkeys(self._stacks.trained, 1.0)] * batch
-        if batch > 1:
-            found[REWEIGHTED] = traffic.reweighted(four, batch, self._seed)
-            found[DISTINCT] = traffic.distinct(random, batch, self._seed)
-        return found
-
     def compare(self, batch: int, rounds: int, tokens: int) -> Case:
         """Everything at one batch size, interleaved."""
         say(f"batch of {batch}:")
-        rows = self.compositions(batch)
+        rows = compositions(self._stacks, batch, self._seed)
         prompts = self._prompts[:batch]
         ours = {name: engine_batch(self.engine, prompts, weights) for name, weights in rows.items()}
         bandwidth: list[float] = []
@@ -149,7 +133,7 @@ def main(
             seed,
             Path(scratch),
         )
-        facts |= backend_of(bench.engine)
+        facts["backend"] = bench.engine.backend.name
         cases = [bench.compare(batch, rounds, tokens) for batch in batches]
     chosen = options.asked(
         base,

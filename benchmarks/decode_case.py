@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import traffic
+from benchmarks.registries import Served
 from benchmarks.results import Spread, markdown_table
 from benchmarks.roofline import StepBytes
 from benchmarks.timing import Run, common_prefix
@@ -25,6 +27,22 @@ SHUTTLE = "published scheme: 4 of 10 r16"
 SHUTTLE_NO_COPIES = "published scheme, without copies"
 LLAMA_CPP = "llama.cpp, base only"
 LLAMA_CPP_FOUR = "llama.cpp, four LoRAs r64, all rows alike"
+
+
+def compositions(stacks: Served, batch: int, seed: int) -> dict[str, list[traffic.Composition]]:
+    """Of the engine's contestants: one per row."""
+    four = traffic.adjacent(stacks.random)
+    found: dict[str, list[traffic.Composition]] = {
+        BASE_ONLY: [{}] * batch,
+        ADJACENT: [four] * batch,
+        APART: [traffic.apart(stacks.random)] * batch,
+    }
+    if stacks.trained:
+        found[TRAINED] = [dict.fromkeys(stacks.trained, 1.0)] * batch
+    if batch > 1:
+        found[REWEIGHTED] = traffic.reweighted(four, batch, seed)
+        found[DISTINCT] = traffic.distinct(stacks.random, batch, seed)
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import typer
 
 from benchmarks import options, traffic
 from benchmarks.engine_batch import engine_batch
-from benchmarks.results import RESULTS, Spread, backend_of, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
 from benchmarks.timing import interleave, say
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -47,7 +47,7 @@ def main(
         for name, fixed in (("as usual", False), ("deterministic", True))
     }
     usual = engines["as usual"]
-    facts |= backend_of(usual)
+    facts["backend"] = usual.backend.name
     cases, rows = [], []
     for batch in options.positive_list(batch_sizes, "batch sizes such as 1,16"):
         say(f"batch of {batch}:")

@@ -18,7 +18,7 @@ import typer
 
 from benchmarks import options
 from benchmarks.answer_scoring import Score, score, validation_examples
-from benchmarks.results import RESULTS, backend_of, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.timing import Progress, say
 from brainstacks.config import EngineConfig, from_mapping
 from brainstacks.engine.engine import StepEngine
@@ -193,7 +193,7 @@ def main(
     found = measure(engines, validation_examples(data, tokenizer, records, max_tokens))
     documents = compare(found, names)
     for document in documents:
-        document |= backend_of(engines[document["variant"]])
+        document["backend"] = engines[document["variant"]].backend.name
     chosen = options.asked(
         base, "as each variant says", device, records=records, variants=names, max_tokens=max_tokens
     )

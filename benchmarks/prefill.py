@@ -20,7 +20,7 @@ from benchmarks.asking import Answer, Prompts, ask
 from benchmarks.engine_batch import fixed
 from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, backend_of, machine, markdown_table, write_results
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
 from benchmarks.timing import Progress, say
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
@@ -235,7 +235,7 @@ def main(
             StepEngine(each, stacks.registry, EngineConfig(prefix_caching=reuse))
             for each, reuse in zip(loaded, (True, False), strict=True)
         ]
-        facts |= backend_of(engines[0])
+        facts["backend"] = engines[0].backend.name
         gguf = peers.llama_cpp_file(base, loaded[0].device)
         peer = None
         if gguf is not None:

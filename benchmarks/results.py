@@ -75,12 +75,6 @@ def vector_extension(features: Collection[str]) -> str:
     return next((name for feature, name in EXTENSIONS.items() if feature in features), "generic")
 
 
-def backend_of(engine: object) -> dict[str, str]:
-    """What computes an engine's steps, for `machine()`'s facts; nothing of one that does not say."""
-    backend = getattr(engine, "backend", None)
-    return {"backend": backend} if isinstance(backend, str) else {}
-
-
 def machine() -> dict[str, Any]:
     """What the figures were measured on; nothing in it identifies the host or its users.
 

@@ -95,7 +95,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""
-        if self._engine.own_threads:
+        if self._engine.backend.own_threads:
             # Of this thread alone: a team of torch's that spins between two small operators, such as the
             # sampler's, takes the cores from the step's own; and where others want them too, waiting for each
             # of its members at each operator slows a step out of all proportion.
@@ -206,7 +206,7 @@ class AsyncEngine:
             dtype=base.dtype_name,
             device=str(base.device),
             created=self._created,
-            backend=self._engine.backend,
+            backend=self._engine.backend.name,
             cpu=str(cpu()),
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,16 +16,32 @@ from brainstacks.engine.batch import StepBatch
 from brainstacks.engine.kv_cache import PagedCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
-from brainstacks.kernels.layout import BLOCK, LINEAR, ROUND, STEP, TILE
+from brainstacks.kernels.deltas import PROJECTIONS
+from brainstacks.kernels.layout import BLOCK, LINEAR, ROUND, STEP, TILE, UP
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.team import Team
-from brainstacks.kernels.tiles import ISA, PANEL
+from brainstacks.kernels.tiles import PANEL
+from brainstacks.kernels.vectors import ISA
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.delta_panels import DeltaPanels
 from brainstacks.layers.flat_model import FlatModel, apart
 from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.layers.panels import aligned_zeros
 
 Array = np.ndarray[Any, Any]
+
+
+class Phase(NamedTuple):
+    """One phase of a step, as `traced` notes it.
+
+    Attributes:
+        name: field of `layout.STEP` that says what computes it.
+        group: index of a layer's input group, 4 to a layer; the last one is the head.
+    """
+
+    name: str
+    group: int
+    seconds: float
 
 
 class CpuBackend:
@@ -52,8 +69,9 @@ class CpuBackend:
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             model.layers[layer]["keys"], model.layers[layer]["values"] = keys.data_ptr(), values.data_ptr()
         self._step = np.zeros(1, STEP)
-        self._ones = np.ones(PANEL, np.float32)
-        bodies = compiled.bodies(base.dtype == torch.float32)
+        self._ones, self._nothing = np.ones(PANEL, np.float32), np.zeros(PANEL, np.float32)
+        self._counted = np.zeros(0, np.int64)
+        self._bodies = compiled.bodies(base.dtype == torch.float32)
         self._set(
             layers=dims.layers,
             hidden=dims.hidden,
@@ -64,6 +82,8 @@ class CpuBackend:
             depth=PANEL * -(-dims.dim // PANEL),
             plain=product_address("floats" if base.dtype == torch.float32 else "halves"),
             ones=self._ones.ctypes.data,
+            nothing=self._nothing.ctypes.data,
+            threads=torch.get_num_threads(),
             gelu=model.gelu,
             eps=model.eps,
             layer_table=model.layers.ctypes.data,
@@ -75,7 +95,7 @@ class CpuBackend:
             y_width=dims.outputs,
             block_count=dims.blocks,
             logits_width=apart(PANEL * -(-dims.vocab // PANEL)),
-            **bodies,
+            **self._bodies,
         )
 
     def prepare(self, stack: PackedStack) -> None:
@@ -83,7 +103,7 @@ class CpuBackend:
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         count = len(batch.wanted)
-        logits = np.empty((count, int(self._step["logits_width"][0])), np.float32)
+        logits = aligned_zeros((count, int(self._step["logits_width"][0])), np.float32)
         self._set(logits=logits.ctypes.data, mid=0)
         self._run(batch, bank, batch.wanted)
         return torch.from_numpy(logits)[:, : self._model.dims.vocab]
@@ -103,7 +123,7 @@ class CpuBackend:
             h[:, : dims.hidden] = self._embed(torch.from_numpy(batch.ids)).float().numpy()
         rounds = self._stacks.bind(batch.weights, bank) if bank is not None else _Rounds({}, {})
         weights = rounds.weights(batch.weights)
-        low = 3 * rounds.count * tokens
+        low = PROJECTIONS * rounds.count * tokens
         cos, sin = self._model.angles(int(batch.positions.max()) + 1)
         tiles = _tiles(batch)
         slots = batch.places * BLOCK + batch.positions % BLOCK
@@ -127,18 +147,43 @@ class CpuBackend:
             zero=scratch.take("zero", np.int32, tokens, dims.blocks).ctypes.data,
             mass=scratch.take("mass", np.float32, tokens, dims.blocks).ctypes.data,
             y=scratch.take("y", np.float32, tokens, dims.outputs).ctypes.data,
+            order=self._order(tokens).ctypes.data,
             rounds=rounds.count,
+            units=rounds.units,
             columns=rounds.columns,
             experts=rounds.experts,
             round_table=rounds.shapes.ctypes.data,
-            delta_table=rounds.linears.ctypes.data,
+            down_table=rounds.down.ctypes.data,
+            up_table=rounds.up.ctypes.data,
             weights=weights.ctypes.data,
+            choices=scratch.take("choices", np.float32, rounds.count * tokens, rounds.choices).ctypes.data,
+            choice_width=rounds.choices,
             gates=scratch.take("gates", np.float32, low, rounds.experts).ctypes.data,
-            low=scratch.take("low", np.float32, low, rounds.columns).ctypes.data,
-            low_scale=scratch.take("low scale", np.float32, low, rounds.experts).ctypes.data,
-            low_zero=scratch.take("low zero", np.int32, low, rounds.experts).ctypes.data,
+            inner=scratch.take("inner", np.float32, low, rounds.inner).ctypes.data,
+            inner_width=rounds.inner,
+            low=scratch.take("low", np.int8, low, rounds.columns).ctypes.data,
+            low_scale=scratch.take("low scale", np.float32, low, rounds.units).ctypes.data,
+            low_zero=scratch.take("low zero", np.int32, low, rounds.units).ctypes.data,
         )
         self._team.drive(int(compiled.drive.address), self._step.ctypes.data)
+
+    @contextmanager
+    def traced(self, most: int) -> Iterator[list[Phase]]:
+        """Note the first `most` phases of the steps inside, oldest first, in a list that is filled when the
+        block ends."""
+        found: list[Phase] = []
+        with self._team.traced(most) as phases:
+            yield found
+        names = {address: name for name, address in self._bodies.items()}
+        found += [Phase(names[body], index, ns / 1e9) for body, index, ns in phases]
+
+    def _order(self, tokens: int) -> Array:
+        """0, 1, 2, ... int64, for all tokens and for all rows of a tile's attention."""
+        dims = self._model.dims
+        most = max(tokens, TILE_TOKENS * dims.heads // dims.kv_heads)
+        if len(self._counted) < most:
+            self._counted = np.arange(1 << (most - 1).bit_length())
+        return self._counted
 
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():
@@ -165,7 +210,7 @@ class _Scratch:
         """[rows, columns], of any content that is finite."""
         size = rows * columns
         if name not in self._held or self._held[name].size < size:
-            self._held[name] = np.zeros(1 << max(0, size - 1).bit_length(), dtype)
+            self._held[name] = aligned_zeros([1 << max(0, size - 1).bit_length()], dtype)
         return self._held[name][:size].reshape(rows, columns)
 
 
@@ -173,8 +218,8 @@ class _Rounds:
     """What the step reads of the stacks of a composition.
 
     Attributes:
-        shapes: `layout.ROUND` [rounds]; linears: `layout.LINEAR` [layers, groups, rounds, 5].
-        columns, experts: most of a round.
+        shapes, down, up: the tables of its stacks, see `DeltaPanels`, along the rounds.
+        units, columns, experts, inner, choices: most of a round.
     """
 
     def __init__(self, panels: Mapping[Any, DeltaPanels], scalings: Mapping[Any, float]) -> None:
@@ -182,12 +227,15 @@ class _Rounds:
         found = list(panels.values())
         self._columns = [(key, scalings[key]) for key, one in panels.items() for _ in one.rounds]
         self.count = len(self._columns)
-        self.columns = max((one.columns for one in found), default=0)
-        self.experts = max((one.experts for one in found), default=0)
+        self.units, self.columns, self.experts, self.inner, self.choices = (
+            max((getattr(one, name) for one in found), default=0)
+            for name in ("units", "columns", "experts", "inner", "choices")
+        )
         self.shapes = np.concatenate([np.zeros(0, ROUND), *(one.rounds for one in found)])
-        self.linears = np.zeros(0, LINEAR)
+        self.down, self.up = np.zeros(0, LINEAR), np.zeros(0, UP)
         if found:
-            self.linears = np.ascontiguousarray(np.concatenate([one.linears for one in found], axis=2))
+            self.down = np.ascontiguousarray(np.concatenate([one.down for one in found], axis=2))
+            self.up = np.ascontiguousarray(np.concatenate([one.up for one in found], axis=2))
 
     def weights(self, rows: Sequence[Mapping[Any, float]]) -> Array:
         """w * s of every round and token, [rounds, T] float32; neighbours often share a mapping."""

@@ -16,6 +16,7 @@ from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.cpu import cpu
 from brainstacks.engine import output
+from brainstacks.engine.backend import Backend
 from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.block_pool import BLOCK_TOKENS
 from brainstacks.engine.forward import Forward, Outcome
@@ -73,8 +74,8 @@ class StepEngine:
         )
         self._scheduler = Scheduler(config, self._blocks)
         self._runner = ModelRunner(base, self.hooks, self._blocks.pool.size, config)
-        self.residency.bank.prepare_with(self._runner.backend.prepare)
-        log.info("steps are computed by %s; the processor is %s", self.backend, cpu())
+        self.residency.bank.prepare_with(self.backend.prepare)
+        log.info("steps are computed by %s; the processor is %s", self.backend.name, cpu())
         router_pass = RouterPass(base, config, self._blocks, self._runner)
         self._intake = Intake(base, config, self._serving, router_pass, self.records, self._end)
         self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
@@ -106,14 +107,9 @@ class StepEngine:
         return self._intake.max_context
 
     @property
-    def backend(self) -> str:
-        """What computes its steps, for people."""
-        return self._runner.backend.name
-
-    @property
-    def own_threads(self) -> bool:
-        """Steps are computed by threads of their own, not torch's."""
-        return self._runner.backend.own_threads
+    def backend(self) -> Backend:
+        """What computes its steps."""
+        return self._runner.backend
 
     @property
     def load(self) -> Load:

@@ -9,9 +9,10 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
-from brainstacks.kernels.numbers import copy, exponential, fill, itemsize, larger, narrow, nearest
+from brainstacks.kernels.numbers import exponential, fill, itemsize, larger, narrow, nearest
 from brainstacks.kernels.team import PIECE, as_pointer
-from brainstacks.kernels.tiles import PANEL, ZERO_POINT
+from brainstacks.kernels.tiles import PANEL
+from brainstacks.kernels.vectors import ZERO_POINT
 
 TOKENS_OF_PIECE = 4
 """Tokens that one piece of these phases takes."""
@@ -96,16 +97,6 @@ def quantise(step, group, t, x, n):
 
 
 @njit(cache=True)
-def _start_output(step, group, t):
-    """The group's outputs before anything is added: the bias, or nothing."""
-    y = floats(step.y, step.tokens, step.y_width)[t]
-    if group.bias:
-        copy(floats(group.bias, 1, group.columns)[0], 0, y, 0, group.columns)
-    else:
-        fill(y, 0, group.columns, np.float32(0.0))
-
-
-@njit(cache=True)
 def _tokens(step, piece):
     return range(piece * TOKENS_OF_PIECE, min(step.tokens, (piece + 1) * TOKENS_OF_PIECE))
 
@@ -120,7 +111,6 @@ def norm(context, index, piece):
     for t in _tokens(step, piece):
         _rms(h[t], weight, x[t], step.hidden, step.eps)
         quantise(step, group, t, x[t], step.hidden)
-        _start_output(step, group, t)
 
 
 @cfunc(PIECE, cache=True)
@@ -131,8 +121,6 @@ def joined(context, index, piece):
     x = floats(step.x, step.tokens, step.x_width)
     for t in _tokens(step, piece):
         quantise(step, group, t, x[t], step.heads * step.dim)
-        if layer.norms[1]:
-            _start_output(step, group, t)
 
 
 # numpy's division, which raises nothing: a check would stop vectorisation.
@@ -172,8 +160,6 @@ def activate(context, index, piece):
         else:
             _silu(y[t], np.uintp(other), x[t], d_ff)
         quantise(step, group, t, x[t], d_ff)
-        if layer.norms[3]:
-            _start_output(step, group, t)
 
 
 @cfunc(PIECE, cache=True)
@@ -197,11 +183,9 @@ def final(context, index, piece):
     wanted = integers(step.wanted, step.wanted_count)
     h, x = floats(step.h, step.tokens, step.width), floats(step.x, step.tokens, step.x_width)
     weight = floats(step.final_norm, 1, step.hidden)[0]
-    logits = floats(step.logits, step.wanted_count, step.logits_width)
     for row in range(piece * TOKENS_OF_PIECE, min(step.wanted_count, (piece + 1) * TOKENS_OF_PIECE)):
         _rms(h[wanted[row]], weight, x[row], step.hidden, step.eps)
         quantise(step, group, row, x[row], step.hidden)
-        fill(logits[row], 0, step.logits_width, np.float32(0.0))
 
 
 @cfunc(PIECE, cache=True)

@@ -44,9 +44,28 @@ def _softmax(scores, first, length, scale):
 
 
 @njit(cache=True)
-def _multiply(step, weights, chunks, x, x_step, out, out_step, count):
-    """out [count, 16] += x times 16 chunks of keys or values as they are stored."""
-    call(step.plain, weights, step.ones, 0, 0, x, x_step, 0, 0, 0, out, out_step, 1, chunks, count)
+def _multiply(step, weights, chunks, x, x_step, start, out, out_step, count):
+    """out [count, 16] = start + x times chunks of keys or values as they are stored; start 0: what is in out."""
+    call(
+        step.plain,
+        weights,
+        step.ones,
+        0,
+        0,
+        x,
+        x_step,
+        0,
+        0,
+        0,
+        start,
+        out,
+        out_step,
+        1,
+        chunks,
+        step.order,
+        count,
+        0,
+    )
 
 
 @njit(cache=True)
@@ -73,11 +92,13 @@ def attend_work(context, index, piece, dtype):
             copy(y[tile.first + i], column, query[i * share + g], 0, dim)
 
     size = itemsize(dtype) * BLOCK * depth  # bytes of a head's keys or values in a block
-    scores = np.zeros((queries, span), np.float32)
+    scores = np.empty((queries, span), np.float32)
     for block in range(first_block, last_block + 1):
         keys = layer.keys + (np.int64(table[block]) * step.kv_heads + kv_head) * size
         to = scores.ctypes.data + 4 * (block - first_block) * BLOCK
-        _multiply(step, keys, depth // CHUNK, query.ctypes.data, 4 * depth, to, 4 * span, queries)
+        _multiply(
+            step, keys, depth // CHUNK, query.ctypes.data, 4 * depth, step.nothing, to, 4 * span, queries
+        )
     offset = first_block * BLOCK
     for i in range(count):
         length = tile.position + i + 1
@@ -94,7 +115,7 @@ def attend_work(context, index, piece, dtype):
         for vector in range(depth // PANEL):
             at = values + itemsize(dtype) * vector * BLOCK * PANEL
             to = total.ctypes.data + 4 * vector * PANEL
-            _multiply(step, at, BLOCK // CHUNK, weights, 4 * span, to, 4 * depth, queries)
+            _multiply(step, at, BLOCK // CHUNK, weights, 4 * span, 0, to, 4 * depth, queries)
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim

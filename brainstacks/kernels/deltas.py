@@ -1,16 +1,16 @@
 """Deltas of a step, compiled: per token only the stacks that it uses, and of each the experts that its gate
 keeps.
 
-The maths is that of `layers.delta` (`gate_weights`, `gated_hidden`), in two phases per group of projections
-that share an input:
+The maths is that of `layers.delta` (`gate_weights`, `gated_hidden`), in up to three phases per group of
+projections that share an input:
 
-    down:  l = x G^T;  g = softmax(top-K of l);  h = w * s * g_e * (A_e x)   for the K chosen experts e
-    up:    out += h B_all
+    gate:  l = x G^T;  g = softmax(top-K of l)
+    down:  h = w * s * g_e * (A_e x)                 for the K chosen experts e
+    add:   out += h B_all                            right after the base's product, while out is in the cache
 
-Weights lie in panels as the base's do (see `layers/delta_panels.py`) and go through the same products.
 Columns of A_all come in units that are chosen together: an expert, or a whole round where experts have few
-columns. The tokens that use a unit are gathered, so that nothing is computed for the others; a token's own
-sums are added in an order that does not depend on them.
+columns; the gates of such a round lie in A's panels, and `gate` does what `down` would. A token's own sums
+are added in an order that does not depend on the others.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.activations import round_block
-from brainstacks.kernels.layout import LINEAR, ROUND, floats, group_at, linear_at, step_at
-from brainstacks.kernels.numbers import copy, fill
-from brainstacks.kernels.products import target
+from brainstacks.kernels.layout import LINEAR, ROUND, UP, floats, group_at, step_at
+from brainstacks.kernels.numbers import fetch, fill, room
 from brainstacks.kernels.team import PIECE, as_pointer, call
 from brainstacks.kernels.tiles import PANEL
 
 SPAN = 64
 """Tokens that one piece takes."""
 
-MOST_PANELS = 16
-"""Panels of outputs that one piece of `up` takes."""
+PROJECTIONS = 3
+"""Most of a group."""
 
-DOWN, UP, LINEARS = 0, 3, 6
-"""Of the linears of a round in a group: each projection's A and gate together, then each one's B."""
+GATES, LINEARS = PROJECTIONS, PROJECTIONS + 1
+"""Of the linears of a round in a group: each projection's A, then all gates."""
 
 
 @njit(cache=True)
@@ -41,15 +40,15 @@ def _spans(tokens):
 
 
 @njit(cache=True)
-def down_pieces(step, group):
+def gate_pieces(step, group):
     """A piece is a span of tokens, a round and a projection."""
     return _spans(step.tokens) * step.rounds * group.linears
 
 
 @njit(cache=True)
-def up_pieces(step, group):
-    """A piece is a span of tokens and some panels of the group's outputs."""
-    return _spans(step.tokens) * ((group.panels + MOST_PANELS - 1) // MOST_PANELS)
+def down_pieces(step, group):
+    """A piece is a span of tokens, a round, a projection and a unit; none where rounds are whole units."""
+    return gate_pieces(step, group) * step.units if step.units > 1 else 0
 
 
 @njit(cache=True)
@@ -58,30 +57,40 @@ def _shape(step, g):
 
 
 @njit(cache=True)
-def _linear(step, index, g, which):
-    """Of round g in group `index`; its product is 0 where the stack has no such projection."""
+def _down(step, index, g, which):
+    """A or gates of round g in group `index`; its product is 0 where the stack has none."""
     at = (index * step.rounds + g) * LINEARS + which
-    return carray(as_pointer(step.delta_table), (at + 1,), LINEAR)[at]
+    return carray(as_pointer(step.down_table), (at + 1,), LINEAR)[at]
+
+
+@njit(cache=True)
+def _up(step, index, g, projection):
+    """B of round g in group `index`; its product is 0 where the stack has none."""
+    at = (index * step.rounds + g) * PROJECTIONS + projection
+    return carray(as_pointer(step.up_table), (at + 1,), UP)[at]
+
+
+@njit(cache=True)
+def _weights(step, g):
+    """[T] of a round; 0 where a token does not use its stack."""
+    return floats(step.weights, step.rounds, step.tokens)[g]
+
+
+@njit(cache=True)
+def _at(step, address, projection, g, width):
+    """Address of [T, width] float32 of a round for the projection-th of a group."""
+    return address + 4 * (projection * step.rounds + g) * step.tokens * width
+
+
+@njit(cache=True)
+def _rows(step, address, projection, g, width):
+    return floats(_at(step, address, projection, g, width), step.tokens, width)
 
 
 @njit(cache=True)
 def _gates(step, projection, g):
-    """[T, experts] of a round for the projection-th of a group; 0 where an expert is not used."""
-    at = (projection * step.rounds + g) * step.tokens * step.experts
-    return floats(step.gates + 4 * at, step.tokens, step.experts)
-
-
-@njit(cache=True)
-def _low(step, projection, g, size):
-    """Address of h [T, columns] of a round: int8, or float32 where products are exact (`size` bytes)."""
-    return step.low + size * (projection * step.rounds + g) * step.tokens * step.columns
-
-
-@njit(cache=True)
-def _low_scales(step, projection, g):
-    """Addresses of the scales and zeros [T, experts] of h, one per unit."""
-    at = 4 * (projection * step.rounds + g) * step.tokens * step.experts
-    return step.low_scale + at, step.low_zero + at
+    """[T, experts]; 0 where an expert is not used."""
+    return _rows(step, step.gates, projection, g, step.experts)
 
 
 @njit(cache=True)
@@ -108,212 +117,172 @@ def _choose(logits, gates, top_k):
 
 
 @njit(cache=True)
-def _gathered(source, step, rows, count, width, into):
-    """Rows of `width` bytes, `step` apart from `source` on, side by side in `into`; their address."""
-    words = width // 4
-    for i in range(count):
-        row = carray(as_pointer(source + rows[i] * step), (words,), np.int32)
-        for j in range(np.uintp(words)):
-            into[i * words + j] = row[j]
-    return np.int64(into.ctypes.data)
-
-
-@njit(cache=True)
-def _neighbours(rows, count):
-    return rows[count - 1] - rows[0] == count - 1
-
-
-@njit(cache=True)
-def _product(linear, panel, first_block, blocks, x, x_step, scale, zero, scale_step, out, out_step, count):
-    """out [count, 16] += one panel over some of its blocks, for inputs that begin at the first of them."""
-    size = linear.codes_step // linear.blocks  # of a block of a panel
-    call(
-        linear.product,
-        linear.codes + panel * linear.codes_step + first_block * size,
-        linear.scales + panel * linear.scales_step + first_block * 4 * PANEL,
-        0,
-        0,
-        x,
-        x_step,
-        scale,
-        zero,
-        scale_step,
-        out,
-        out_step,
-        blocks,
-        linear.chunks,
-        count,
-    )
-
-
-@njit(cache=True)
-def _uses(gates, shape, unit):
-    if shape.units == 1:
-        for e in range(shape.experts):  # noqa: SIM110 -- numba knows no any()
-            if gates[e] != 0.0:
-                return True
-        return False
-    return gates[unit] != 0.0
-
-
-@njit(cache=True)
-def _project(step, group, linear, panel, panels, rows, count, out):
-    """out [count, 16 * panels] = some panels of A or gate, times the inputs of the tokens `rows[:count]`."""
-    size = 1 if linear.fast else 4
-    blocks = 4 * linear.blocks
-    x, x_step = step.q if linear.fast else step.x, size * step.x_width
-    scale, zero, scale_step = step.scale, step.zero, 4 * step.block_count
-    held = np.empty(0, np.int32)
-    if _neighbours(rows, count):
-        x, scale, zero = x + rows[0] * x_step, scale + rows[0] * scale_step, zero + rows[0] * scale_step
-    else:
-        width = size * group.d_in
-        held = np.empty(count * (width + 2 * blocks) // 4, np.int32)
-        at, after = count * width // 4, count * (width + blocks) // 4
-        x, x_step = _gathered(x, x_step, rows, count, width, held), width
-        scale = _gathered(scale, scale_step, rows, count, blocks, held[at:])
-        zero, scale_step = _gathered(zero, scale_step, rows, count, blocks, held[after:]), blocks
-    for i in range(count):
-        fill(out[i], 0, panels * PANEL, np.float32(0.0))
-    for i in range(panels):
-        to = out.ctypes.data + 4 * i * PANEL
-        _product(
-            linear, panel + i, 0, linear.blocks, x, x_step, scale, zero, scale_step, to, out.strides[0], count
+def _project(step, linear, first, panels, rows, count, out, out_width):
+    """out [T, out_width] = some panels of A or gates, times the inputs of the tokens `rows[:count]`."""
+    for panel in range(panels):
+        codes = linear.codes + (first + panel) * linear.codes_step
+        scales = linear.scales + (first + panel) * linear.scales_step
+        fetch(codes, linear.codes_step)
+        fetch(scales, linear.scales_step)
+        call(
+            linear.product,
+            codes,
+            scales,
+            0,
+            0,
+            step.q if linear.fast else step.x,
+            step.x_width if linear.fast else 4 * step.x_width,
+            step.scale,
+            step.zero,
+            4 * step.block_count,
+            step.nothing,
+            out + 4 * PANEL * panel,
+            4 * out_width,
+            linear.blocks,
+            linear.chunks,
+            rows.ctypes.data,
+            count,
+            0,
         )
-    return held.size  # which keeps what was gathered until here
 
 
 @njit(cache=True)
-def _keep(step, linear, projection, g, unit, rows, count, values):
-    """h of one unit of the tokens `rows[:count]`: A x of `values`, gated and weighted, as `up` reads it."""
+def _keep(step, linear, projection, g, unit, rows, count):
+    """h of one unit of the tokens `rows[:count]`: A x, gated and weighted, as `up` reads it."""
     shape = _shape(step, g)
-    gates, weights = _gates(step, projection, g), floats(step.weights, step.rounds, step.tokens)[g]
-    experts, width = shape.experts // shape.units, shape.unit
-    low_scale, low_zero = _low_scales(step, projection, g)
+    gates, weights = _gates(step, projection, g), _weights(step, g)
+    experts = shape.experts // shape.units
+    inner = _rows(step, step.inner, projection, g, step.inner_width)
+    at = (projection * step.rounds + g) * step.tokens
+    q = carray(as_pointer(step.low + at * step.columns), (step.tokens, step.columns), np.int8)
+    scales = _rows(step, step.low_scale, projection, g, step.units)
+    zeros = carray(as_pointer(step.low_zero + 4 * at * step.units), (step.tokens, step.units), np.int32)
     for i in range(count):
-        t, row = rows[i], values[i]
+        t = rows[i]
+        h = inner[t, unit * shape.panels * PANEL :]
         for e in range(experts):
             factor = gates[t, unit * experts + e] * weights[t]
             for r in range(e * shape.rank, (e + 1) * shape.rank):
-                row[r] *= factor
-        fill(row, experts * shape.rank, width, np.float32(0.0))
-        at = t * step.columns + unit * width
+                h[r] *= factor
+        fill(h, experts * shape.rank, shape.unit, np.float32(0.0))
         if linear.fast:
-            q = carray(as_pointer(_low(step, projection, g, 1) + at), (width,), np.int8)
-            scales = carray(as_pointer(low_scale + 4 * t * step.experts), (step.experts,), np.float32)
-            zeros = carray(as_pointer(low_zero + 4 * t * step.experts), (step.experts,), np.int32)
-            scales[unit], zeros[unit] = round_block(row, q, 0, width)
-        else:
-            low = carray(as_pointer(_low(step, projection, g, 4) + 4 * at), (width,), np.float32)
-            copy(row, 0, low, 0, width)
+            scales[t, unit], zeros[t, unit] = round_block(h, q[t, unit * shape.unit :], 0, shape.unit)
 
 
 @cfunc(PIECE, cache=True)
-def down(context, index, piece):
+def gate(context, index, piece):
+    """Choose the experts of a span of tokens; where a round is one unit, all of h besides."""
     step = step_at(context)
     group = group_at(step, index)
     projection, rest = piece % group.linears, piece // group.linears
     g, first = rest % step.rounds, rest // step.rounds * SPAN
     last = min(step.tokens, first + SPAN)
-    shape, linear = _shape(step, g), _linear(step, index, g, DOWN + projection)
-    gates = _gates(step, projection, g)
-    for t in range(first, last):
-        fill(gates[t], 0, step.experts, np.float32(0.0))
-    weights = floats(step.weights, step.rounds, step.tokens)[g]
-    users, count = np.empty(SPAN, np.int64), 0
+    shape, weights = _shape(step, g), _weights(step, g)
+    whole = shape.units == 1
+    if not whole and projection:
+        return  # the first piece chooses for all projections
+    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), 0
     for t in range(first, last):
         if weights[t] != 0.0:
             users[count] = t
             count += 1
-    if not linear.product or not count:
-        return
-    per_unit = shape.unit // PANEL
-    if shape.units == 1:  # the gate lies behind the columns of A, in the same panels
-        values = np.empty((count, linear.panels * PANEL), np.float32)
-        _project(step, group, linear, 0, linear.panels, users, count, values)
-        behind = shape.experts * shape.rank
-        for i in range(count):
-            _choose(values[i, behind : behind + shape.experts], gates[users[i], : shape.experts], shape.top_k)
-        _keep(step, linear, projection, g, 0, users, count, values)
-        return
-    before = shape.units * per_unit  # panels of A
-    logits = np.empty((count, (linear.panels - before) * PANEL), np.float32)
-    _project(step, group, linear, before, linear.panels - before, users, count, logits)
-    for i in range(count):
-        _choose(logits[i, : shape.experts], gates[users[i], : shape.experts], shape.top_k)
-    some, values = np.empty(SPAN, np.int64), np.empty((count, shape.unit), np.float32)
-    for unit in range(shape.units):
-        chosen = 0
-        for i in range(count):
-            if _uses(gates[users[i]], shape, unit):
-                some[chosen] = users[i]
-                chosen += 1
-        if chosen:
-            _project(step, group, linear, unit * per_unit, per_unit, some, chosen, values)
-            _keep(step, linear, projection, g, unit, some, chosen, values)
-
-
-@njit(cache=True)
-def _up_unit(step, index, projection, column, g, unit, first, last, lowest, highest):
-    """out += h B of one unit, for those of the tokens first..last that use it, panels lowest..highest."""
-    shape, linear = _shape(step, g), _linear(step, index, g, UP + projection)
-    gates = _gates(step, projection, g)
-    some = np.empty(SPAN, np.int64)
-    count = 0
-    for t in range(first, last):
-        if _uses(gates[t], shape, unit):
-            some[count] = t
-            count += 1
-    if not count:
-        return
-    size = 1 if linear.fast else 4
-    low_scale, low_zero = _low_scales(step, projection, g)
-    x, x_step = _low(step, projection, g, size) + size * unit * shape.unit, size * step.columns
-    scale, zero, scale_step = low_scale + 4 * unit, low_zero + 4 * unit, 4 * step.experts
-    out, width = target(step, index)
-    if _neighbours(some, count):
-        x, out = x + some[0] * x_step, out + 4 * some[0] * width
-        scale, zero = scale + some[0] * scale_step, zero + some[0] * scale_step
-        for panel in range(lowest, highest):
-            to = out + 4 * (column + panel * PANEL)
-            _product(linear, panel, unit, 1, x, x_step, scale, zero, scale_step, to, 4 * width, count)
-        return
-    bytes_ = size * shape.unit
-    held = np.empty(count * (bytes_ + 8) // 4, np.int32)
-    at, after = count * bytes_ // 4, count * (bytes_ + 4) // 4
-    x = _gathered(x, x_step, some, count, bytes_, held)
-    scale = _gathered(scale, scale_step, some, count, 4, held[at:])
-    zero = _gathered(zero, scale_step, some, count, 4, held[after:])
-    found = np.empty((count, PANEL), np.float32)
-    rows = floats(out, step.tokens, width)
-    for panel in range(lowest, highest):
-        to = column + panel * PANEL
-        for i in range(count):
-            copy(rows[some[i]], to, found[i], 0, PANEL)
-        _product(linear, panel, unit, 1, x, bytes_, scale, zero, 4, found.ctypes.data, 4 * PANEL, count)
-        for i in range(count):
-            copy(found[i], 0, rows[some[i]], to, PANEL)
-    held[0] = 0  # which keeps what was gathered until here
+    linear = _down(step, index, g, projection if whole else GATES)
+    logits, width = _at(step, step.choices, 0, g, step.choice_width), step.choice_width
+    if whole:
+        logits, width = _at(step, step.inner, projection, g, step.inner_width), step.inner_width
+    if linear.product and count:
+        _project(step, linear, 0, linear.panels, users, count, logits, width)
+    for which in range(projection, projection + 1 if whole else group.linears):
+        gates = _gates(step, which, g)
+        for t in range(first, last):
+            fill(gates[t], 0, step.experts, np.float32(0.0))
+        at = shape.experts * (shape.rank if whole else which)
+        if _down(step, index, g, which).product:
+            for i in range(count):
+                found = floats(logits + 4 * users[i] * width, 1, at + shape.experts)[0]
+                _choose(found[at:], gates[users[i], : shape.experts], shape.top_k)
+    if whole and linear.product:
+        _keep(step, linear, projection, g, 0, users, count)
 
 
 @cfunc(PIECE, cache=True)
-def up(context, index, piece):
+def down(context, index, piece):
+    """A of an expert, for those of a span's tokens whose gates keep it."""
     step = step_at(context)
     group = group_at(step, index)
-    spans = _spans(step.tokens)
-    first = piece % spans * SPAN
-    last = min(step.tokens, first + SPAN)
-    begin = piece // spans * MOST_PANELS
-    end = min(group.panels, begin + MOST_PANELS)
-    done = 0  # panels of the projections before
-    for projection in range(group.linears):
-        linear = linear_at(step, group.first + projection)
-        lowest, highest = max(begin, done) - done, min(end, done + linear.panels) - done
-        done += linear.panels
-        if lowest < highest:
-            for g in range(step.rounds):
-                if _linear(step, index, g, UP + projection).product:
-                    for unit in range(_shape(step, g).units):
-                        _up_unit(
-                            step, index, projection, linear.column, g, unit, first, last, lowest, highest
-                        )
+    unit, rest = piece % step.units, piece // step.units
+    projection, rest = rest % group.linears, rest // group.linears
+    g, first = rest % step.rounds, rest // step.rounds * SPAN
+    shape, linear = _shape(step, g), _down(step, index, g, projection)
+    if shape.units == 1 or unit >= shape.units or not linear.product:
+        return
+    gates = _gates(step, projection, g)
+    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), 0
+    for t in range(first, min(step.tokens, first + SPAN)):
+        if gates[t, unit] != 0.0:
+            users[count] = t
+            count += 1
+    if count:
+        at = unit * shape.panels
+        out = _at(step, step.inner, projection, g, step.inner_width) + 4 * PANEL * at
+        _project(step, linear, at, shape.panels, users, count, out, step.inner_width)
+        _keep(step, linear, projection, g, unit, users, count)
+
+
+@njit(cache=True)
+def _uses(step, g, projection, unit):
+    """Where a unit's use by each token is said, float32, 0 for none: the first one's address, and the step."""
+    if _shape(step, g).units == 1:
+        return step.weights + 4 * g * step.tokens, 4
+    return _at(step, step.gates, projection, g, step.experts) + 4 * unit, 4 * step.experts
+
+
+@njit(cache=True)
+def _used(uses, stride, t):
+    return floats(uses + t * stride, 1, 1)[0, 0] != 0.0
+
+
+@njit(cache=True)
+def fetch_up(step, index, g, projection, lowest, highest):
+    """Ask for what `add` will read."""
+    b = _up(step, index, g, projection)
+    if b.product:
+        for unit in range(_shape(step, g).units):
+            uses, stride = _uses(step, g, projection, unit)
+            for t in range(step.tokens):
+                if _used(uses, stride, t):
+                    at = b.weights + unit * b.unit_step + lowest * b.panel_step
+                    fetch(at, (highest - lowest) * b.panel_step)
+                    break
+
+
+@njit(cache=True)
+def add(step, index, g, projection, lowest, highest, out, width):
+    """out [T, width] += h B of a round, for panels lowest..highest of a projection.
+
+    Unit by unit, so that all tokens find a unit's panels in the cache.
+    """
+    b, shape = _up(step, index, g, projection), _shape(step, g)
+    if not b.product:
+        return
+    at = (projection * step.rounds + g) * step.tokens
+    for unit in range(shape.units):
+        uses, stride = _uses(step, g, projection, unit)
+        low, low_step = step.low + at * step.columns + unit * shape.unit, step.columns
+        if not b.fast:
+            low = step.inner + 4 * (at * step.inner_width + unit * shape.panels * PANEL)
+            low_step = 4 * step.inner_width
+        factor = 4 * (at * step.units + unit)
+        for t in range(step.tokens):
+            if _used(uses, stride, t):
+                factor_at = factor + 4 * t * step.units
+                call(
+                    b.product,
+                    b.weights + unit * b.unit_step + lowest * b.panel_step,
+                    highest - lowest,
+                    low + t * low_step,
+                    step.low_scale + factor_at,
+                    step.low_zero + factor_at,
+                    shape.unit // 4,
+                    out + 4 * (t * width + lowest * PANEL),
+                )

@@ -9,7 +9,8 @@ from numba import carray, njit
 
 from brainstacks.kernels.numbers import widen
 from brainstacks.kernels.team import as_pointer
-from brainstacks.kernels.tiles import CHUNK, PANEL, ZERO_POINT
+from brainstacks.kernels.tiles import CHUNK, PANEL
+from brainstacks.kernels.vectors import ZERO_POINT
 
 _FAR = 2**40
 """More elements than any panel has: the length of an array whose end the call does not know."""
@@ -53,8 +54,19 @@ def plain_halves(codes, levels, row, k):
     return widen(carray(as_pointer(codes), (_FAR,), np.uint16)[k * PANEL + row])
 
 
-def product(value: Any, fast: bool) -> Any:
-    """The loops over a panel's rows, tokens and blocks, for weights that `value` reads; see `tiles._Tile`."""
+VALUES = {
+    "fast_nibbles": fast_nibbles,
+    "fast_bytes": fast_bytes,
+    "exact_nibbles": exact_nibbles,
+    "exact_bytes": exact_bytes,
+    "floats": plain_floats,
+    "halves": plain_halves,
+}
+
+
+def product(kind: str) -> Any:
+    """The loops over a panel's rows, tokens and blocks, for weights of that kind; see `tiles._Tile`."""
+    value, fast = VALUES[kind], kind.startswith("fast")
 
     @njit
     def plain(
@@ -67,22 +79,27 @@ def product(value: Any, fast: bool) -> Any:
         factors,
         sums,
         block_step,
+        start,
         out,
         out_step,
         blocks,
         chunks,
+        rows,
         count,
+        ahead,
     ):
         size = CHUNK * chunks
         scale_of = carray(as_pointer(scales), (blocks, PANEL), np.float32)
-        for t in range(count):
+        for t in carray(as_pointer(rows), (count,), np.int64):
             target = carray(as_pointer(out + t * out_step), (PANEL,), np.float32)
             mass = carray(as_pointer(sums + t * block_step), (blocks,), np.float32)
             ints = carray(as_pointer(x + t * x_step), (blocks * size,), np.int8)
             zero = carray(as_pointer(sums + t * block_step), (blocks,), np.int32)
             factor = carray(as_pointer(factors + t * block_step), (blocks,), np.float32)
             wide = carray(as_pointer(x + t * x_step), (blocks * size,), np.float32)
+            begin = carray(as_pointer(start if start else out + t * out_step), (PANEL,), np.float32)
             for row in range(PANEL):
+                target[row] = begin[row]
                 for b in range(blocks):
                     if fast:
                         whole = np.int32(0)
@@ -104,11 +121,30 @@ def product(value: Any, fast: bool) -> Any:
     return plain
 
 
-VALUES = {
-    "fast_nibbles": fast_nibbles,
-    "fast_bytes": fast_bytes,
-    "exact_nibbles": exact_nibbles,
-    "exact_bytes": exact_bytes,
-    "floats": plain_floats,
-    "halves": plain_halves,
-}
+def columns(kind: str) -> Any:
+    """The loops over panels, rows and columns; see `columns.COLUMNS`."""
+    value, fast, itemsize = VALUES[kind], kind.startswith("fast"), 4 if kind == "floats" else 2
+
+    @njit
+    def plain(weights, panels, h, scale, zero, fours, out):
+        count = 4 * fours
+        size = 4 * PANEL * (1 + fours) if fast else PANEL * count * itemsize
+        for panel in range(panels):
+            at = weights + panel * size
+            ints = carray(as_pointer(h), (count,), np.int8)
+            wide = carray(as_pointer(h), (count,), np.float32)
+            target = carray(as_pointer(out + 4 * PANEL * panel), (PANEL,), np.float32)
+            for row in range(PANEL):
+                if fast:
+                    whole = np.int32(0)
+                    for k in range(count):
+                        whole += value(at + 4 * PANEL, 0, row, k) * np.int32(ints[k])
+                    factor = carray(as_pointer(scale), (1,), np.float32)[0]
+                    total = np.float32(whole) * (carray(as_pointer(at), (PANEL,), np.float32)[row] * factor)
+                else:
+                    total = np.float32(0.0)
+                    for k in range(count):
+                        total += value(at, 0, row, k) * wide[k]
+                target[row] += total
+
+    return plain

@@ -21,6 +21,8 @@ STEP = np.dtype(
         ("layer_table", "i8"), ("group_table", "i8"), ("linear_table", "i8"), ("final_norm", "i8"),
         ("middle", "i8"),  # the layer whose input the router reads
         ("plain", "i8"), ("ones", "i8"),  # the product for keys and values as they are stored; 16 float32
+        ("order", "i8"), ("nothing", "i8"),  # 0, 1, 2, ... int64; a panel of zeros, float32
+        ("threads", "i8"),  # of the team
         # what the step computes
         ("tokens", "i8"), ("positions", "i8"), ("slots", "i8"),  # [T] int64; slot: block * BLOCK + place
         ("cos", "i8"), ("sin", "i8"), ("reach", "i8"),  # [kinds of layers, reach, dim] float32, by position
@@ -30,18 +32,21 @@ STEP = np.dtype(
         ("logits", "i8"), ("logits_width", "i8"),  # [L, width] float32
         ("mid", "i8"), ("last", "i8"),  # [T, width] float32: for the router; mid 0: not wanted
         # the stacks in use
-        ("rounds", "i8"), ("columns", "i8"), ("experts", "i8"),  # most columns N * r and experts N of a round
-        ("round_table", "i8"), ("delta_table", "i8"), ("weights", "i8"),  # [rounds, T] float32, w * s
+        ("rounds", "i8"), ("units", "i8"), ("columns", "i8"), ("experts", "i8"),  # most of a round
+        ("round_table", "i8"), ("down_table", "i8"), ("up_table", "i8"),  # [layers, groups, rounds, ...]
+        ("weights", "i8"),  # [rounds, T] float32, w * s
         # memory of the step
         ("h", "i8"),  # [T, width] float32, the residual stream
         ("x", "i8"), ("x_width", "i8"),  # [T, x_width] float32, a group's input
         ("q", "i8"), ("scale", "i8"), ("zero", "i8"), ("mass", "i8"),  # the same in int8; see `quantise`
         ("block_count", "i8"),  # most blocks of a row
         ("y", "i8"), ("y_width", "i8"),  # [T, y_width] float32, a group's output
+        ("choices", "i8"), ("choice_width", "i8"),  # [rounds, T, choice_width] float32, logits of gates
         ("gates", "i8"),  # [3, rounds, T, experts] float32
-        ("low", "i8"), ("low_scale", "i8"), ("low_zero", "i8"),  # [3, rounds, T, columns or experts]
+        ("inner", "i8"), ("inner_width", "i8"),  # [3, rounds, T, inner_width] float32, of A
+        ("low", "i8"), ("low_scale", "i8"), ("low_zero", "i8"),  # the same in int8, [3, rounds, T, columns or units]
         # bodies of the phases
-        ("norm", "i8"), ("products", "i8"), ("down", "i8"), ("up", "i8"), ("rotate", "i8"), ("attend", "i8"),
+        ("norm", "i8"), ("gate", "i8"), ("down", "i8"), ("products", "i8"), ("rotate", "i8"), ("attend", "i8"),
         ("joined", "i8"), ("activate", "i8"), ("after", "i8"), ("last_hidden", "i8"), ("final", "i8"),
         ("head", "i8"),
     ],
@@ -66,7 +71,7 @@ GROUP = np.dtype(
         ("d_in", "i8"), ("columns", "i8"),  # outputs together, each linear's filled up to whole panels
         ("block", "i8"),  # inputs that share a scale
         ("fast", "i8"), ("exact", "i8"),  # whether a linear multiplies int8, or needs sums of float32
-        ("panels", "i8"), ("bias", "i8"),  # [columns] float32
+        ("panels", "i8"), ("bias", "i8"),  # [columns] float32, zeros where there is none
     ],
     align=True,
 )  # fmt: skip
@@ -84,9 +89,23 @@ LINEAR = np.dtype(
 )  # fmt: skip
 
 ROUND = np.dtype(
-    [("rank", "i8"), ("experts", "i8"), ("top_k", "i8"), ("units", "i8"), ("unit", "i8")], align=True
-)
-"""`unit`: columns that are chosen together, filled up; see `layers/delta_panels.py`."""
+    [
+        ("rank", "i8"), ("experts", "i8"), ("top_k", "i8"),
+        ("units", "i8"), ("unit", "i8"),  # columns that are chosen together, filled up to fours
+        ("panels", "i8"),  # of A, for a unit
+    ],
+    align=True,
+)  # fmt: skip
+"""See `layers/delta_panels.py`."""
+
+UP = np.dtype(
+    [
+        ("product", "i8"), ("fast", "i8"),  # address of a `columns.COLUMNS`
+        ("weights", "i8"), ("unit_step", "i8"), ("panel_step", "i8"),  # bytes from unit to unit, and so on
+    ],
+    align=True,
+)  # fmt: skip
+"""B of one projection of a round: see `columns.py`."""
 
 TILE = np.dtype([("sequence", "i8"), ("first", "i8"), ("count", "i8"), ("position", "i8")], align=True)
 """Neighbouring packed tokens of one sequence: its row in `blocks`, the first of them, their number, and the

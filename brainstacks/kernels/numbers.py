@@ -98,10 +98,40 @@ def exponential(x):
     return (y * r * r + r + np.float32(1.0)) * _power_of_two(n)
 
 
+@intrinsic(prefer_literal=True)
+def room(typing_context: Any, count: Any) -> Any:
+    """Address of `count` (a constant) int64s of any content, until the function that asks returns."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        found = cgutils.alloca_once(builder, ir.IntType(64), size=signature.args[0].literal_value)
+        return builder.ptrtoint(found, ir.IntType(64))
+
+    return types.int64(count), generate
+
+
 @njit(cache=True)
 def itemsize(dtype):
     """Bytes of a float32 or of a bfloat16 (uint16)."""
     return 4 if dtype is np.float32 else 2
+
+
+@intrinsic
+def _fetch_line(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # for reading, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@njit(cache=True)
+def fetch(address, size):
+    """Ask for `size` bytes, so that all of them are under way before the first is needed."""
+    for line in range(0, size, 64):
+        _fetch_line(address + line)
 
 
 # numba's own assignment to a slice brings the code that makes its error messages: seconds of compiling.

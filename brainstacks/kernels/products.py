@@ -12,18 +12,25 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from brainstacks.kernels import generic
-from brainstacks.kernels.layout import group_at, layer_at, linear_at, step_at
+from brainstacks.kernels.layout import group_at, linear_at, step_at
 from brainstacks.kernels.team import PIECE, call
-from brainstacks.kernels.tiles import ISA, KINDS, PANEL, tile
+from brainstacks.kernels.tiles import KINDS, PANEL, tile
+from brainstacks.kernels.vectors import ISA
 
-PRODUCT = types.void(*(types.int64,) * 14)
-"""See `tiles._Tile` for the arguments; here `count` may be any number of tokens."""
+PRODUCT = types.void(*(types.int64,) * 17)
+"""See `tiles._Tile` for the arguments; `count` may be any number of tokens."""
 
 FEW = 4
 """Tokens of a smaller tile than the largest."""
 
+AHEAD = 6144
+"""Bytes before its use that a weight is fetched: about a panel, where the processor's own guess ends."""
+
 MOST_PANELS = 8
-"""Panels of one piece of work, where there are few tokens."""
+"""Panels of one piece of work."""
+
+PIECES = 4
+"""Least pieces for each thread, as far as there are panels."""
 
 
 def product_address(kind: str) -> int:
@@ -35,7 +42,7 @@ def product_address(kind: str) -> int:
 def _product(kind: str) -> Any:
     if ISA.lanes:
         return _tiled([name for name, _ in KINDS].index(kind), ISA.tokens)
-    return cfunc(PRODUCT)(generic.product(generic.VALUES[kind], kind.startswith("fast")).py_func)
+    return cfunc(PRODUCT)(generic.product(kind).py_func)
 
 
 def _tiled(kind: int, most: int) -> Any:
@@ -50,31 +57,32 @@ def _tiled(kind: int, most: int) -> Any:
         factors,
         sums,
         block_step,
+        start,
         out,
         out_step,
         blocks,
         chunks,
+        rows,
         count,
+        ahead,
     ):
         t = 0
         while t < count:
-            left = count - t
-            x_, factors_, sums_ = x + t * x_step, factors + t * block_step, sums + t * block_step
-            out_ = out + t * out_step
+            left, rows_ = count - t, rows + 8 * t
             if left == 1:
                 tile(
-                    kind, 1, codes, scales, offsets, levels, x_, x_step, factors_, sums_, block_step,
-                    out_, out_step, blocks, chunks, left,
+                    kind, 1, codes, scales, offsets, levels, x, x_step, factors, sums, block_step,
+                    start, out, out_step, blocks, chunks, rows_, left, ahead,
                 )  # fmt: skip
             elif left <= FEW < most:
                 tile(
-                    kind, FEW, codes, scales, offsets, levels, x_, x_step, factors_, sums_, block_step,
-                    out_, out_step, blocks, chunks, left,
+                    kind, FEW, codes, scales, offsets, levels, x, x_step, factors, sums, block_step,
+                    start, out, out_step, blocks, chunks, rows_, left, ahead,
                 )  # fmt: skip
             else:
                 tile(
-                    kind, most, codes, scales, offsets, levels, x_, x_step, factors_, sums_, block_step,
-                    out_, out_step, blocks, chunks, min(left, most),
+                    kind, most, codes, scales, offsets, levels, x, x_step, factors, sums, block_step,
+                    start, out, out_step, blocks, chunks, rows_, min(left, most), ahead,
                 )  # fmt: skip
             t += most
 
@@ -82,64 +90,59 @@ def _tiled(kind: int, most: int) -> Any:
 
 
 @njit(cache=True)
-def panels_of_piece(tokens):
-    return max(1, min(MOST_PANELS, 2 * MOST_PANELS // tokens))
+def _panels_of_piece(step, group):
+    return max(1, min(MOST_PANELS, group.panels // (PIECES * step.threads)))
 
 
 @njit(cache=True)
-def product_pieces(group, tokens):
-    some = panels_of_piece(tokens)
+def product_pieces(step, group):
+    some = _panels_of_piece(step, group)
     return (group.panels + some - 1) // some
 
 
 @njit(cache=True)
-def _multiply(step, group, piece, tokens, out, out_width):
-    """The products of a piece's panels, added to `out` [tokens, out_width] float32."""
-    some = panels_of_piece(tokens)
-    panel, end = piece * some, min(group.panels, (piece + 1) * some)
-    first = 0
-    for i in range(group.linears):
-        linear = linear_at(step, group.first + i)
-        while panel < end and panel - first < linear.panels:
-            at = panel - first
-            call(
-                linear.product,
-                linear.codes + at * linear.codes_step,
-                linear.scales + at * linear.scales_step,
-                linear.offsets + at * linear.scales_step if linear.offsets else 0,
-                linear.levels,
-                step.q if linear.fast else step.x,
-                step.x_width if linear.fast else 4 * step.x_width,
-                step.scale,
-                step.zero if linear.fast else step.mass,
-                4 * step.block_count,
-                out + 4 * (linear.column + at * PANEL),
-                4 * out_width,
-                linear.blocks,
-                linear.chunks,
-                tokens,
-            )
-            panel += 1
-        first += linear.panels
+def range_of(step, group, piece, done, linear):
+    """The panels (lowest, highest) of a linear that belong to a piece; `done` panels of the group come before."""
+    some = _panels_of_piece(step, group)
+    first, last = piece * some - done, (piece + 1) * some - done
+    return max(0, first), min(linear.panels, last)
 
 
 @njit(cache=True)
-def target(step, index):
-    """Where group `index` puts its outputs: the residual stream, where nothing is done to them before."""
-    into = index % 4 in (1, 3) and not layer_at(step, index // 4).norms[index % 4]
-    return (step.h, step.width) if into else (step.y, step.y_width)
+def multiply(step, linear, lowest, highest, tokens, start, out, out_width):
+    """out [tokens, out_width] float32 = the products of some panels; each panel's outputs are 16 of its columns.
 
-
-@cfunc(PIECE, cache=True)
-def products(context, index, piece):
-    """One piece of group `index`."""
-    step = step_at(context)
-    out, width = target(step, index)
-    _multiply(step, group_at(step, index), piece, step.tokens, out, width)
+    Args:
+        start: address of what is added to, float32, for all panels of the linear; 0 for what is in `out`.
+    """
+    for panel in range(lowest, highest):
+        call(
+            linear.product,
+            linear.codes + panel * linear.codes_step,
+            linear.scales + panel * linear.scales_step,
+            linear.offsets + panel * linear.scales_step if linear.offsets else 0,
+            linear.levels,
+            step.q if linear.fast else step.x,
+            step.x_width if linear.fast else 4 * step.x_width,
+            step.scale,
+            step.zero if linear.fast else step.mass,
+            4 * step.block_count,
+            start + 4 * panel * PANEL if start else 0,
+            out + 4 * panel * PANEL,
+            4 * out_width,
+            linear.blocks,
+            linear.chunks,
+            step.order,
+            tokens,
+            AHEAD,
+        )
 
 
 @cfunc(PIECE, cache=True)
 def head(context, index, piece):
     """One piece of the head, group `index`: the logits of the wanted tokens."""
     step = step_at(context)
-    _multiply(step, group_at(step, index), piece, step.wanted_count, step.logits, step.logits_width)
+    group = group_at(step, index)
+    linear = linear_at(step, group.first)
+    lowest, highest = range_of(step, group, piece, 0, linear)
+    multiply(step, linear, lowest, highest, step.wanted_count, group.bias, step.logits, step.logits_width)

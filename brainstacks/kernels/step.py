@@ -15,10 +15,10 @@ from numba import cfunc, njit
 from brainstacks.kernels import activations, deltas, products
 from brainstacks.kernels.activations import rotate_work, token_pieces
 from brainstacks.kernels.attention import attend_work
-from brainstacks.kernels.deltas import down_pieces, up_pieces
-from brainstacks.kernels.layout import floats, group_at, layer_at, step_at
+from brainstacks.kernels.deltas import down_pieces, gate_pieces
+from brainstacks.kernels.layout import floats, group_at, layer_at, linear_at, step_at
 from brainstacks.kernels.numbers import copy
-from brainstacks.kernels.products import product_pieces
+from brainstacks.kernels.products import multiply, product_pieces, range_of
 from brainstacks.kernels.team import DRIVER, PIECE, run
 
 
@@ -26,12 +26,35 @@ from brainstacks.kernels.team import DRIVER, PIECE, run
 def _linear(at, step, index):
     """The projections of a group, and their deltas."""
     group = group_at(step, index)
-    run(at, step.products, index, product_pieces(group, step.tokens))
-    if step.rounds:
-        run(at, step.down, index, down_pieces(step, group))
-        run(at, step.up, index, up_pieces(step, group))
+    run(at, step.gate, index, gate_pieces(step, group))
+    run(at, step.down, index, down_pieces(step, group))
+    run(at, step.products, index, product_pieces(step, group))
     if index % 2 and layer_at(step, index // 4).norms[index % 4]:
         run(at, step.after, index, token_pieces(step.tokens))
+
+
+@cfunc(PIECE, cache=True)
+def linear(context, index, piece):
+    """Some panels of group `index`: the base's products, and what stacks add to them."""
+    step = step_at(context)
+    group = group_at(step, index)
+    out, width, start = step.y, step.y_width, group.bias
+    if index % 2 and not layer_at(step, index // 4).norms[index % 4]:
+        out, width, start = step.h, step.width, 0  # nothing is done to them before the residual stream
+    done = 0  # panels of the linears before
+    for i in range(group.linears):
+        one = linear_at(step, group.first + i)
+        lowest, highest = range_of(step, group, piece, done, one)
+        if lowest < highest:
+            to = out + 4 * one.column
+            for g in range(step.rounds):
+                deltas.fetch_up(step, index, g, i, lowest, highest)
+            multiply(
+                step, one, lowest, highest, step.tokens, start + 4 * one.column if start else 0, to, width
+            )
+            for g in range(step.rounds):
+                deltas.add(step, index, g, i, lowest, highest, to, width)
+        done += one.panels
 
 
 @njit(cache=True)
@@ -64,7 +87,7 @@ def drive(at, context):
     head = 4 * step.layers
     if step.wanted_count:
         run(at, step.final, head, token_pieces(step.wanted_count))
-        run(at, step.head, head, product_pieces(group_at(step, head), step.wanted_count))
+        run(at, step.head, head, product_pieces(step, group_at(step, head)))
 
 
 # Each of these is compiled for the one dtype that is in use. They are functions of it alone: a compiled
@@ -101,9 +124,9 @@ def _compiled(wide: bool) -> dict[str, Any]:
     dtype = np.float32 if wide else np.uint16
     return {
         "norm": activations.norm,
-        "products": products.products,
+        "products": linear,
+        "gate": deltas.gate,
         "down": deltas.down,
-        "up": deltas.up,
         "rotate": _rotate(dtype),
         "attend": _attend(dtype),
         "joined": activations.joined,

@@ -15,8 +15,10 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -31,9 +33,16 @@ _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 APART = 8
 """int64s from one of these fields to the next: a cache line."""
 
-TICKET, DONE, BODY, CONTEXT, ARGUMENT, THREADS, YIELD, ASLEEP = (APART * i for i in range(8))
+TICKET, DONE, BODY, CONTEXT, ARGUMENT, THREADS, YIELD, ASLEEP, TRACE = (APART * i for i in range(9))
 """The phase's number and its pieces left; pieces that helpers have done; what computes a piece, and of what;
-threads of the team; the address of `sched_yield`; how many helpers sleep, or are about to."""
+threads of the team; the address of `sched_yield`; how many helpers sleep, or are about to; the address of a
+trace, 0 for none."""
+
+_FIELDS = 9 * APART
+
+TRACED = 3
+"""int64s of a trace for each phase: its body, its argument, and the nanoseconds it took. Three go before all
+of them: the address of `clock_gettime`, and how many phases there are and how many fit."""
 
 _PIECES = 24  # bits of the ticket that count pieces; the others number the phases, and never come again
 
@@ -48,9 +57,9 @@ DRIVER = types.void(types.int64, types.int64)
 
 
 @cache
-def yield_address() -> int:
-    """Address of the C library's `sched_yield`, 0 where there is none."""
-    found = getattr(ctypes.CDLL(None), "sched_yield", None)
+def _address_of(name: str) -> int:
+    """Of a function of the C library, 0 where there is none."""
+    found = getattr(ctypes.CDLL(None), name, None)
     return ctypes.cast(found, ctypes.c_void_p).value or 0 if found is not None else 0
 
 
@@ -145,6 +154,21 @@ def _give_way(typing_context: Any, function: Any) -> Any:
     return types.void(types.int64), generate
 
 
+@intrinsic
+def _now(typing_context: Any, function: Any) -> Any:
+    """Nanoseconds since some moment, of the `int clock_gettime(int, struct timespec *)` at that address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        time_ = cgutils.alloca_once(builder, _I64, size=2)
+        kind = ir.FunctionType(_I32, [_I32, time_.type])
+        clock = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(clock, [_I32(time.CLOCK_MONOTONIC), time_])
+        seconds, rest = (builder.load(builder.gep(time_, [_I32(i)])) for i in (0, 1))
+        return builder.add(builder.mul(seconds, _I64(10**9)), rest)
+
+    return types.int64(types.int64), generate
+
+
 @njit(cache=True)
 def _wait(memory, turns):
     """One turn of waiting; after some, let others have the core."""
@@ -167,14 +191,8 @@ def _claimed(at):
 
 
 @njit(cache=True)
-def run(at, body, argument, pieces):
-    """Of the driver: compute `body(context, argument, piece)` for each piece; return when all are done.
-
-    Args:
-        at: address of the team's memory.
-        body: of a `PIECE`.
-    """
-    memory = carray(as_pointer(at), (8 * APART,), np.int64)
+def _share(at, memory, body, argument, pieces):
+    """Compute the pieces of a phase, with who helps."""
     if pieces <= 1 or memory[THREADS] <= 1:
         for piece in range(pieces):
             call(body, memory[CONTEXT], argument, piece)
@@ -193,6 +211,27 @@ def run(at, body, argument, pieces):
     while _load(at + 8 * DONE) + mine < pieces:
         _wait(memory, turns)
         turns += 1
+
+
+@njit(cache=True)
+def run(at, body, argument, pieces):
+    """Of the driver: compute `body(context, argument, piece)` for each piece; return when all are done.
+
+    Args:
+        at: address of the team's memory.
+        body: of a `PIECE`.
+    """
+    memory = carray(as_pointer(at), (_FIELDS,), np.int64)
+    if memory[TRACE] == 0:
+        _share(at, memory, body, argument, pieces)
+        return
+    head = carray(as_pointer(memory[TRACE]), (TRACED,), np.int64)
+    began = _now(head[0])
+    _share(at, memory, body, argument, pieces)
+    if head[1] < head[2]:
+        row = carray(as_pointer(memory[TRACE] + 8 * TRACED * (1 + head[1])), (TRACED,), np.int64)
+        row[0], row[1], row[2] = body, argument, _now(head[0]) - began
+        head[1] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -229,10 +268,10 @@ class Team:
     """
 
     def __init__(self, threads: int) -> None:
-        whole = np.zeros(9 * APART, np.int64)
+        whole = np.zeros(_FIELDS + APART, np.int64)
         start = -whole.ctypes.data // 8 % APART  # so that no two fields lie in one cache line
-        self.memory = whole[start : start + 8 * APART]
-        self.memory[THREADS], self.memory[YIELD] = threads, yield_address()
+        self.memory = whole[start : start + _FIELDS]
+        self.memory[THREADS], self.memory[YIELD] = threads, _address_of("sched_yield")
         self.memory[ASLEEP] = threads - 1
         over = threading.Event()
         self._bells = [threading.Lock() for _ in range(threads - 1)]
@@ -251,6 +290,21 @@ class Team:
                 if bell.locked():
                     bell.release()  # one that is awake comes round once more, and finds nothing to do
         _drive(self.memory, driver)
+
+    @contextmanager
+    def traced(self, most: int) -> Iterator[list[tuple[int, int, int]]]:
+        """Note the first `most` phases of the runs inside: (body, argument, nanoseconds), oldest first, in a
+        list that is filled when the block ends.
+        """
+        trace = np.zeros((1 + most, TRACED), np.int64)
+        trace[0] = _address_of("clock_gettime"), 0, most
+        found: list[tuple[int, int, int]] = []
+        self.memory[TRACE] = trace.ctypes.data
+        try:
+            yield found
+        finally:
+            self.memory[TRACE] = 0
+        found += map(tuple, trace[1 : 1 + trace[0, 1]].tolist())
 
 
 def _helper(memory: np.ndarray[Any, Any], bell: threading.Lock, over: threading.Event) -> None:

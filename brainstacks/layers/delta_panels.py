@@ -1,7 +1,7 @@
 """One stack as the compiled step multiplies with it: the panels of every round's A, gates and B.
 
-Columns of a round's low-rank space come in units that are chosen together: each expert's, filled up to
-whole panels, where the rank is at least a panel; else all experts' at once.
+Columns of a round's low-rank space come in units that are chosen together: each expert's, where the rank is
+at least half a panel; else all experts' at once, whose gates lie behind A in the same panels.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainstacks.kernels.deltas import DOWN, LINEARS, UP
-from brainstacks.kernels.layout import LINEAR, ROUND
+from brainstacks.kernels.columns import columns_address
+from brainstacks.kernels.deltas import GATES, LINEARS, PROJECTIONS
+from brainstacks.kernels.layout import LINEAR, ROUND, UP
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.layers.panels import LARGEST, Memory
 from brainstacks.layers.projections import INPUT_GROUPS
 
 Array = np.ndarray[Any, Any]
@@ -30,30 +32,41 @@ class DeltaPanels:
 
     Attributes:
         rounds: `layout.ROUND` [rounds].
-        linears: `layout.LINEAR` [layers, groups, rounds, LINEARS]; zeros for a projection without a delta.
+        down: `layout.LINEAR` [layers, groups, rounds, LINEARS]; zeros for a projection without a delta.
+        up: `layout.UP` [layers, groups, rounds, PROJECTIONS].
+        units: of a round.
+        columns: of a round's h, filled up; inner: of its A as it is computed, choices: of its gates.
     """
 
     def __init__(self, stack: PackedStack, blocks: Sequence[int]) -> None:
         shape = stack.shape
-        whole = shape.rank < PANEL
-        self.units = 1 if whole else shape.experts
-        self.unit = -(-(shape.columns if whole else shape.rank) // PANEL) * PANEL
-        self.columns = self.units * self.unit
         self.experts = shape.experts
+        self.whole = shape.rank < PANEL // 2
+        self.units = 1 if self.whole else shape.experts
+        columns = shape.columns // self.units
+        unit = _filled(columns, 4)
+        panels = _filled(columns + shape.experts if self.whole else columns, PANEL) // PANEL
+        self.columns, self.inner = self.units * unit, self.units * panels * PANEL
+        self.choices = 0 if self.whole else _filled(PROJECTIONS * shape.experts, PANEL)
         self.rounds = np.zeros(stack.rounds, ROUND)
         for field, value in (
             ("rank", shape.rank), ("experts", shape.experts), ("top_k", shape.top_k),
-            ("units", self.units), ("unit", self.unit),
+            ("units", self.units), ("unit", unit), ("panels", panels),
         ):  # fmt: skip
             self.rounds[field] = value
-        self.linears = np.zeros((shape.layers, len(INPUT_GROUPS), stack.rounds, LINEARS), LINEAR)
-        self._kept: list[Array] = []
+        self.down = np.zeros((shape.layers, len(INPUT_GROUPS), stack.rounds, LINEARS), LINEAR)
+        self.up = np.zeros((shape.layers, len(INPUT_GROUPS), stack.rounds, PROJECTIONS), UP)
+        self._memory = Memory()
         for group, names in enumerate(INPUT_GROUPS):
             present = shape.projections(group)
             if present:
                 self._add_group(
                     stack, group, [name if name in present else None for name in names], blocks[group]
                 )
+
+    @property
+    def nbytes(self) -> int:
+        return self._memory.nbytes
 
     def _add_group(self, stack: PackedStack, group: int, names: Sequence[str | None], block: int) -> None:
         shape = stack.shape
@@ -62,51 +75,93 @@ class DeltaPanels:
         split = len(present) * shape.columns
         every_a = down[:, :, :split].unflatten(2, (len(present), shape.columns)).unbind(2)
         every_gate = down[:, :, split:].unflatten(2, (len(present), shape.experts)).unbind(2)
+        unit, panels = int(self.rounds["unit"][0]), int(self.rounds["panels"][0])
+        gates = [torch.zeros_like(every_gate[0])] * len(names)
         for name, a, gate in zip(present, every_a, every_gate, strict=True):
             at = names.index(name)
-            # Gates lie behind A: in its last panel where all experts are one unit, else in one of their own.
-            columns = a if self.units == 1 else self._in_units(a, 2)
-            self._fill(group, DOWN + at, torch.cat([columns, gate], 2), block, bool(block))
+            gates[at] = gate
+            rows = torch.cat([a, gate], 2) if self.whole else self._in_units(a, 2, panels * PANEL)
+            self._add_down(group, at, rows, block)
             up = torch.stack([stack.up[layer, name] for layer in range(shape.layers)])  # [L, n, C, d_out]
-            self._fill(group, UP + at, self._in_units(up, 2).transpose(2, 3), self.unit, bool(block))
+            self._add_up(group, at, self._in_units(up, 2, unit).unflatten(2, (self.units, unit)), bool(block))
+        if not self.whole:
+            self._add_down(group, GATES, torch.cat(gates, 2), block)
 
-    def _in_units(self, columns: Tensor, dim: int) -> Any:
+    def _in_units(self, columns: Tensor, dim: int, unit: int) -> Tensor:
         """Columns [..., N * r, ...] of all experts -> [..., units * unit, ...], filled up with zeros."""
         each = columns.unflatten(dim, (self.units, -1))
-        missing = self.unit - each.shape[dim + 1]
-        if missing:
-            filling = each.new_zeros(*each.shape[: dim + 1], missing, *each.shape[dim + 2 :])
-            each = torch.cat([each, filling], dim + 1)
-        return each.flatten(dim, dim + 1)
+        return _padded(each, dim + 1, unit).flatten(dim, dim + 1)
 
-    def _fill(self, group: int, which: int, values: Tensor, block: int, fast: bool) -> None:
-        """Pack values [layers, rounds, d_out, d_in] and say in the table where they are."""
-        layers, rounds, d_out, d_in = values.shape
-        width = -(-d_in // CHUNK) * CHUNK
-        block = block or width
-        rows = -(-d_out // PANEL) * PANEL
-        padded = values.new_zeros(layers, rounds, rows, width)
-        padded[:, :, :d_out, :d_in] = values
-        panels, blocks = rows // PANEL, width // block
-        scales = np.ones((layers, rounds, panels, blocks, PANEL), np.float32)
+    def _add_down(self, group: int, which: int, values: Tensor, block: int) -> None:
+        """Pack values [layers, rounds, rows, d_in] and say in the table where they are."""
+        width = _filled(values.shape[3], CHUNK)
+        fast, block = bool(block), block or width
+        padded = _padded(_padded(values, 2, _filled(values.shape[2], PANEL)), 3, width)
+        panelled = padded.unflatten(2, (-1, PANEL))  # [layers, rounds, panels, 16, d_in]
+        layers, rounds, panels = panelled.shape[:3]
+        scales = np.ones((layers, rounds, panels, width // block, PANEL), np.float32)
         if fast:
-            blocked = padded.float().view(layers, rounds, panels, PANEL, blocks, block)
-            largest = blocked.abs().amax(-1)
-            codes = (blocked * (127.0 / largest.where(largest > 0, 1.0))[..., None]).round().to(torch.int8)
-            scales[:] = (largest / 127.0).transpose(-1, -2).numpy()
-            fours = codes.view(layers, rounds, panels, PANEL, width // 4, 4)
-            kind, packed = "fast_bytes", fours.transpose(3, 4).contiguous().numpy()
+            codes, found = _rounded(panelled.unflatten(4, (-1, block)))
+            scales[:] = found.transpose(-1, -2).numpy()
+            packed = codes.flatten(4).unflatten(4, (-1, 4)).transpose(3, 4)
         else:
-            tall = padded.view(layers, rounds, panels, PANEL, width).transpose(3, 4).contiguous()
-            kind = "floats" if tall.dtype == torch.float32 else "halves"
-            packed = tall.numpy() if kind == "floats" else tall.view(torch.int16).numpy()
-        self._kept += [packed, scales]
-        table = self.linears[:, group, :, which]
-        offsets = np.arange(layers)[:, None], np.arange(rounds)[None]
-        for field, array in (("codes", packed), ("scales", scales)):
-            places = (array.strides[i] * offset for i, offset in enumerate(offsets))
-            table[field] = array.ctypes.data + sum(places)
+            packed = panelled.transpose(3, 4)
+        kind, codes_ = _stored(packed, fast)
+        table = self.down[:, group, :, which]
+        for field, array in (("codes", self._memory.keep(codes_)), ("scales", self._memory.keep(scales))):
+            table[field] = _addresses(array)
             table[f"{field}_step"] = array.strides[2]
         table["product"] = product_address(kind)
-        table["panels"], table["blocks"], table["chunks"] = panels, blocks, block // CHUNK
-        table["fast"], table["d_in"], table["d_out"] = fast, d_in, d_out
+        table["panels"], table["blocks"], table["chunks"] = panels, width // block, block // CHUNK
+        table["fast"] = fast
+
+    def _add_up(self, group: int, which: int, values: Tensor, fast: bool) -> None:
+        """Pack values [layers, rounds, units, unit, d_out] and say in the table where they are."""
+        panelled = _padded(values, 4, _filled(values.shape[4], PANEL)).unflatten(4, (-1, PANEL))
+        panelled = panelled.permute(0, 1, 2, 4, 3, 5)  # [layers, rounds, units, panels, unit, 16]
+        if fast:
+            codes, scales = _rounded(panelled.transpose(4, 5))
+            kind, packed = _stored(codes.unflatten(5, (-1, 4)).transpose(4, 5).flatten(4), fast)
+            packed = np.concatenate([scales.contiguous().numpy().view(np.int8), packed], -1)
+        else:
+            kind, packed = _stored(panelled, fast)
+        packed = self._memory.keep(packed)
+        table = self.up[:, group, :, which]
+        table["product"], table["fast"] = columns_address(kind), fast
+        table["weights"] = _addresses(packed)
+        table["unit_step"], table["panel_step"] = packed.strides[2], packed.strides[3]
+
+
+def _addresses(array: Array) -> Array:
+    """Of array[layer, round], [layers, rounds]."""
+    layers, rounds = np.ogrid[: array.shape[0], : array.shape[1]]
+    return np.asarray(array.ctypes.data + layers * array.strides[0] + rounds * array.strides[1])
+
+
+def _rounded(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [..., n] as int8 and their scales [...] float32."""
+    largest = values.float().abs().amax(-1)
+    codes = (values.float() * (LARGEST / largest.where(largest > 0, 1.0))[..., None]).round().to(torch.int8)
+    return codes, largest / LARGEST
+
+
+def _stored(values: Tensor, fast: bool) -> tuple[str, Array]:
+    """The kind of panels that hold `values`, and those in memory."""
+    values = values.contiguous()
+    if fast:
+        return "fast_bytes", values.numpy()
+    if values.dtype == torch.float32:
+        return "floats", values.numpy()
+    return "halves", values.view(torch.int16).numpy()
+
+
+def _padded(values: Tensor, dim: int, size: int) -> Tensor:
+    """Filled up with zeros to `size` along `dim`."""
+    missing = size - values.shape[dim]
+    if not missing:
+        return values
+    return torch.cat([values, values.new_zeros(*values.shape[:dim], missing, *values.shape[dim + 1 :])], dim)
+
+
+def _filled(count: int, whole: int) -> int:
+    return -(-count // whole) * whole

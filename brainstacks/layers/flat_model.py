@@ -22,7 +22,7 @@ from brainstacks.kernels.layout import GROUP, LAYER, LINEAR
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import BLOCK, LEAST_BLOCK, Blocks
-from brainstacks.layers.panels import Panels, of_blocks, of_values
+from brainstacks.layers.panels import Memory, Panels, of_blocks, of_values
 from brainstacks.layers.projections import INPUT_GROUPS, Site, decoder_layers
 
 Array = np.ndarray[Any, Any]
@@ -90,7 +90,8 @@ class FlatModel:
     ) -> None:
         config = model.config.get_text_config()
         self.fast = fast
-        self._kept: list[Array] = []  # what the tables point to
+        self._memory = Memory()  # of what the tables point to
+        self._zeros = 0, 0  # address, and how many
         self._rotary = model.get_decoder().rotary_emb
         _check(config, model)
         decoders: Any = decoder_layers(model)
@@ -140,8 +141,7 @@ class FlatModel:
 
     @property
     def nbytes(self) -> int:
-        """Of weights."""
-        return sum(array.nbytes for array in self._kept)
+        return self._memory.nbytes
 
     def angles(self, positions: int) -> tuple[Array, Array]:
         """cos and sin [kinds of layers, at least `positions`, dim] float32, by position."""
@@ -213,7 +213,7 @@ class FlatModel:
         group["fast"] = any(panels.fast for panels in packed)
         group["exact"] = any(not panels.fast and panels.offsets is not None for panels in packed)
         group["panels"] = sum(panels.count for panels in packed)
-        group["bias"] = self._keep(bias) if bias.any() else 0
+        group["bias"] = self._keep(bias) if bias.any() else self._nothing(column)
 
     def _add_linear(self, index: int, panels: Panels, module: Any, column: int) -> None:
         linear = self.linears[index]
@@ -228,10 +228,15 @@ class FlatModel:
         linear["d_in"], linear["d_out"] = module.in_features, panels.d_out
         linear["projection"] = index % 7
 
+    def _nothing(self, columns: int) -> int:
+        """Address of as many zeros at least, which most groups share."""
+        if self._zeros[1] < columns:
+            self._zeros = self._keep(np.zeros(columns, np.float32)), columns
+        return self._zeros[0]
+
     def _keep(self, array: Array) -> int:
         """Its address, for as long as this model lives."""
-        self._kept.append(np.ascontiguousarray(array))
-        return self._kept[-1].ctypes.data
+        return self._memory.keep(array).ctypes.data
 
 
 def _check(config: Any, model: Any) -> None:

@@ -10,6 +10,8 @@ Rows are filled up with zeros to whole panels; d_in of floats to whole chunks of
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,12 @@ from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import Blocks
 
 Array = np.ndarray[Any, Any]
+
+LINE = 64
+"""Bytes of a cache line."""
+
+MEMORY_BLOCK = 8 << 20
+"""Bytes that `Memory` takes at once: numpy asks for huge pages from 4 MiB on."""
 
 LARGEST = 127
 """Of an int8 whose sign may change."""
@@ -115,6 +123,44 @@ def of_values(values: Array) -> Panels:
         d_in=width,
         d_out=d_out,
     )
+
+
+class Memory:
+    """Memory for arrays that steps read again and again; it only grows.
+
+    Each begins with a cache line, as every vector of a panel then does: one that lies across two is read
+    twice. They lie together in large blocks, which numpy asks the system to map in huge pages.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Array] = []
+        self._free = np.zeros(0, np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(block.nbytes for block in self._blocks)
+
+    def keep(self, array: Array) -> Array:
+        """A copy, for as long as this lives."""
+        size = -(-array.nbytes // LINE) * LINE
+        if size > len(self._free):
+            block = np.empty(max(size, MEMORY_BLOCK) + LINE, np.uint8)
+            self._blocks.append(block)
+            start = -block.ctypes.data % LINE
+            self._free = block[start : start + max(size, MEMORY_BLOCK)]
+        found = self._free[: array.nbytes].view(array.dtype).reshape(array.shape)
+        self._free = self._free[size:]
+        found[...] = array
+        return found
+
+
+def aligned_zeros(shape: Sequence[int], dtype: Any) -> Array:
+    """Zeros that begin with a cache line: two threads that write to neighbouring panels would else take the
+    line that they share from each other."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def whole_levels(levels: Array) -> tuple[Array, float]:

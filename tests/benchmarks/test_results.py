@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from benchmarks import results
 from benchmarks.results import (
     EXTENSIONS,
     Spread,
-    backend_of,
     machine,
     markdown_table,
     percentile,
@@ -68,9 +66,8 @@ def test_two_kinds_of_cpu_do_not_share_a_file(monkeypatch: pytest.MonkeyPatch) -
     assert kinds == {f"cpu-{os.cpu_count()}-avx2", f"cpu-{os.cpu_count()}-avx512"}
 
 
-def test_the_backend_is_told_where_the_engine_says_it(tmp_path: Path) -> None:
-    assert backend_of(object()) == {}
-    facts = machine() | backend_of(SimpleNamespace(backend="avx512 int8 blocks"))
+def test_the_backend_is_told_where_there_is_one(tmp_path: Path) -> None:
+    facts = machine() | {"backend": "avx512 int8 blocks"}
     path = write_results("name", {"machine": facts}, "text", tmp_path, report=lambda line: None)
     assert json.loads(path.read_text())["machine"]["backend"] == "avx512 int8 blocks"
     assert "computed by avx512 int8 blocks\n" in path.with_suffix(".md").read_text()

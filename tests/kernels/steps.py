@@ -27,6 +27,7 @@ class Step:
         self._arrays: dict[str, Array] = {}
         self._bodies = bodies(wide)
         self.set(layer_table=self.layer, group_table=self.groups, linear_table=self.linears, **fields)
+        self.set(order=np.arange(1024))
 
     def set(self, table: Array | None = None, **fields: Any) -> None:
         """Fields of the step, or of one record of another table."""

@@ -12,7 +12,8 @@ from numba import njit
 
 from brainstacks.kernels.activations import TOKENS_OF_PIECE, round_block, token_pieces
 from brainstacks.kernels.layout import BLOCK
-from brainstacks.kernels.tiles import PANEL, ZERO_POINT
+from brainstacks.kernels.tiles import PANEL
+from brainstacks.kernels.vectors import ZERO_POINT
 from tests.kernels.steps import Step, zeros
 from tests.tiny import tiny_model
 

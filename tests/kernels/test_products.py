@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from brainstacks.kernels import generic
 from brainstacks.kernels.products import product_address
-from brainstacks.kernels.tiles import CHUNK, ISA, PANEL, ZERO_POINT
+from brainstacks.kernels.tiles import CHUNK, PANEL
+from brainstacks.kernels.vectors import ISA, ZERO_POINT
 from brainstacks.layers.blocks import Blocks
 from brainstacks.layers.panels import KINDS, Panels, of_blocks, of_values
 
@@ -27,7 +28,7 @@ ROUNDING = 2.0**-23
 
 def compiled(kind: str) -> Product:
     """What the step calls."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 14)(product_address(kind))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 15)(product_address(kind))
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,18 @@ class Activations:
         return Activations(*(np.ascontiguousarray(part[t : t + 1]) for part in vars(self).values()))
 
 
-def multiplied(panels: Panels, given: Activations, out: Array, product: Product | None = None) -> Array:
-    """out [T, panels * 16] float32 + the products of all panels, one by one."""
+def multiplied(
+    panels: Panels,
+    given: Activations,
+    out: Array,
+    product: Product | None = None,
+    rows: Array | None = None,
+) -> Array:
+    """out [T, panels * 16] float32 + the products of all panels, one by one, for all tokens or some rows."""
     product = product or compiled(panels.kind)
     out = out.copy()
     x, sums = (given.q, given.zero) if panels.fast else (given.x, given.mass)
+    rows = np.arange(len(x)) if rows is None else rows
     for i in range(panels.count):
         product(
             panels.codes[i].ctypes.data,
@@ -79,7 +87,8 @@ def multiplied(panels: Panels, given: Activations, out: Array, product: Product 
             out.strides[0],
             panels.d_in // panels.block,
             panels.block // CHUNK,
-            len(x),
+            rows.ctypes.data,
+            len(rows),
         )
     return out
 
@@ -232,6 +241,21 @@ def test_a_token_has_the_same_bits_whatever_the_number_of_others(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_only_the_rows_that_are_named_are_computed(kind: str) -> None:
+    panels, values = random_panels(kind)
+    random = np.random.default_rng(4)
+    given = Activations.of(random.normal(size=(20, values.shape[1])).astype(np.float32), panels)
+    before = random.normal(size=(20, PANEL * panels.count)).astype(np.float32)
+    everything = multiplied(panels, given, before)
+    for count in (1, 2, 5, 9, 14):
+        rows = np.sort(random.choice(20, count, replace=False))
+        found = multiplied(panels, given, before, rows=rows)
+        assert np.array_equal(found[rows], everything[rows])
+        others = np.delete(np.arange(20), rows)
+        assert np.array_equal(found[others], before[others])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_token_that_is_no_number_disturbs_no_other(kind: str) -> None:
     panels, values = random_panels(kind)
     x = np.random.default_rng(2).normal(size=(7, values.shape[1])).astype(np.float32)
@@ -253,7 +277,7 @@ def test_vector_code_computes_what_the_plain_loops_do(kind: str) -> None:
     x = random.normal(size=(13, values.shape[1])).astype(np.float32)
     given = Activations.of(x, panels)
     before = random.normal(size=(13, PANEL * panels.count)).astype(np.float32)
-    plain = generic.product(generic.VALUES[kind], panels.fast)
+    plain = generic.product(kind)
     found, expected = multiplied(panels, given, before), multiplied(panels, given, before, plain)
     # Whole sums are the same; only what is done in float32 may be rounded at other places.
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6 if panels.fast else 2e-5)

@@ -1,0 +1,157 @@
+"""Where a decode step's time goes on the cpu backend, part by part.
+
+    python -m benchmarks.step_profile
+
+The driver of a step notes how long each phase took, waiting for helpers included. What is left of a step is
+Python's: the scheduler, the sampler, text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import options, traffic
+from benchmarks.decode_case import compositions
+from benchmarks.engine_batch import engine_batch
+from benchmarks.registries import served
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.roofline import read_bandwidth
+from benchmarks.timing import Progress, timed
+from brainstacks.base_model import identify_base
+from brainstacks.config import EngineConfig
+from brainstacks.engine.cpu_backend import CpuBackend, Phase
+from brainstacks.engine.engine import StepEngine
+from brainstacks.errors import BrainstacksError
+from brainstacks.layers.projections import INPUT_GROUPS
+
+NAME = "step_profile"
+
+MOST_PHASES = 1 << 20
+"""Of one run."""
+
+OUTSIDE = "outside the compiled step"
+PARTS = (*(", ".join(names) for names in INPUT_GROUPS), "head", "gates", "A", "attention", "the rest")
+"""Of the compiled step: the base's products and the stacks' B, by their input; gates, and the A of stacks whose
+ranks are small; the A of others; and what happens between."""
+
+
+def part_of(phase: Phase) -> str:
+    if phase.name == "products":
+        return PARTS[phase.group % len(INPUT_GROUPS)]
+    return {"head": "head", "gate": "gates", "down": "A", "attend": "attention"}.get(phase.name, "the rest")
+
+
+def steps_of(phases: Sequence[Phase]) -> list[list[Phase]]:
+    """Cut before each norm of the first group."""
+    steps: list[list[Phase]] = []
+    for phase in phases:
+        if phase.name == "norm" and phase.group == 0:
+            steps.append([])
+        steps[-1].append(phase)
+    return steps
+
+
+def profile(
+    engine: StepEngine, prompts: Sequence[Sequence[int]], rows: Sequence[traffic.Composition], tokens: int
+) -> dict[str, float]:
+    """Part -> milliseconds of a step in which all rows decode; their sum is the step's time."""
+    backend = engine.backend
+    if not isinstance(backend, CpuBackend):
+        raise BrainstacksError(f"steps are computed by {backend.name}; only the cpu backend has phases")
+    with backend.traced(MOST_PHASES) as phases:
+        run = timed(engine_batch(engine, prompts, rows), tokens)
+    steps = run.decoded // len(rows)
+    spent: Counter[str] = Counter()
+    for step in steps_of(phases)[-steps:]:
+        for phase in step:
+            spent[part_of(phase)] += 1000 * phase.seconds / steps
+    whole = 1000 * run.decode_s / steps
+    return {part: spent[part] for part in PARTS} | {OUTSIDE: whole - spent.total()}
+
+
+def main(
+    batch_sizes: Annotated[str, typer.Option(help="Separated by commas.")] = "1,16",
+    rounds: options.Rounds = 5,
+    tokens: Annotated[int, typer.Option(min=3, help="Tokens to generate per row in each run.")] = 24,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    base: options.Base = options.DEFAULT_BASE,
+    quantization: options.Quantize = "nf4",
+    registry: options.Trained = options.DEMO_REGISTRY,
+    seed: options.Seed = 0,
+    output: options.Output = RESULTS,
+) -> None:
+    """Milliseconds of a decode step by part, for each batch size and composition.
+
+    A quick look: python -m benchmarks.step_profile --rounds 1 --tokens 8 --batch-sizes 4
+    """
+    batches = options.positive_list(batch_sizes, "batch sizes such as 1,4,16")
+    facts = machine()
+    with served(identify_base(base), trained=registry, seed=seed) as stacks:
+        loaded = options.load(base, quantization, "cpu")
+        config = EngineConfig(max_batch_size=max(batches), prefix_caching=False)
+        engine = StepEngine(loaded, stacks.registry, config)
+        facts["backend"] = engine.backend.name
+        prompts = [
+            traffic.random_prompt(loaded.vocab_size, prompt_tokens, seed + row) for row in range(max(batches))
+        ]
+        cases = {
+            (batch, name): rows
+            for batch in batches
+            for name, rows in compositions(stacks, batch, seed).items()
+        }
+        for (batch, _), rows in cases.items():  # uncounted: loads what later runs find ready
+            profile(engine, prompts[:batch], rows, 3)
+        found: dict[tuple[int, str], list[Mapping[str, float]]] = {case: [] for case in cases}
+        progress = Progress(rounds * len(cases))
+        bandwidth = []
+        for _ in range(rounds):
+            bandwidth.append(read_bandwidth(loaded.device))
+            for case, rows in cases.items():
+                found[case].append(profile(engine, prompts[: case[0]], rows, tokens))
+                progress.done(f"{case[0]} rows, {case[1]}: {sum(found[case][-1].values()):.1f} ms a step")
+    documents, text = report(found)
+    speed = Spread.of(bandwidth)
+    chosen = options.asked(
+        base, quantization, "cpu", rounds=rounds, tokens=tokens, prompt_tokens=prompt_tokens, seed=seed
+    )
+    document = {"machine": facts, "settings": chosen, "read_bandwidth": speed, "cases": documents}
+    note = (
+        f"Milliseconds of a step; median of {rounds} rounds. Memory is read at {speed.median / 1e9:.1f} GB/s."
+    )
+    write_results(NAME, document, f"{note}\n\n{text}", output)
+
+
+def report(
+    found: Mapping[tuple[int, str], Sequence[Mapping[str, float]]],
+) -> tuple[list[dict[str, Any]], str]:
+    """Of (batch, composition) -> part -> milliseconds, of each round: a table per batch."""
+    documents: list[dict[str, Any]] = []
+    tables = []
+    for batch in dict.fromkeys(batch for batch, _ in found):
+        columns = {name: rounds for (size, name), rounds in found.items() if size == batch}
+        spreads = {
+            name: {part: Spread.of(one[part] for one in rounds) for part in (*PARTS, OUTSIDE)}
+            | {"step": Spread.of(sum(one.values()) for one in rounds)}
+            for name, rounds in columns.items()
+        }
+        documents += [
+            {"batch_size": batch, "contestant": name, "milliseconds": parts}
+            for name, parts in spreads.items()
+        ]
+        header = ["part", *(name.removeprefix("engine: ") for name in columns)]
+        rows = [
+            [part, *(f"{parts[part].median:.2f}" for parts in spreads.values())]
+            for part in (*PARTS, OUTSIDE, "step")
+        ]
+        tables.append(f"## Batch of {batch}\n\n{markdown_table(header, rows)}")
+    return documents, "\n\n".join(tables)
+
+
+app = options.application(main)
+
+if __name__ == "__main__":
+    app()
