@@ -8,7 +8,6 @@ Python's: the scheduler, the sampler, text.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -35,8 +34,8 @@ MOST_PHASES = 1 << 20
 
 OUTSIDE = "outside the compiled step"
 PARTS = (*(", ".join(names) for names in INPUT_GROUPS), "head", "gates", "A", "attention", "the rest")
-"""Of the compiled step: the base's products and the stacks' B, by their input; gates, and the A of stacks whose
-ranks are small; the A of others; and what happens between."""
+"""Of the compiled step: the base's products and the stacks' B, by their input; gates, and the A of stacks of
+small rank; the A of others; and what happens between."""
 
 
 def part_of(phase: Phase) -> str:
@@ -65,12 +64,12 @@ def profile(
     with backend.traced(MOST_PHASES) as phases:
         run = timed(engine_batch(engine, prompts, rows), tokens)
     steps = run.decoded // len(rows)
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for step in steps_of(phases)[-steps:]:
         for phase in step:
             spent[part_of(phase)] += 1000 * phase.seconds / steps
     whole = 1000 * run.decode_s / steps
-    return {part: spent[part] for part in PARTS} | {OUTSIDE: whole - spent.total()}
+    return spent | {OUTSIDE: whole - sum(spent.values())}
 
 
 def main(

@@ -17,7 +17,7 @@ from brainstacks.engine.kv_cache import PagedCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
 from brainstacks.kernels.deltas import PROJECTIONS
-from brainstacks.kernels.layout import BLOCK, LINEAR, ROUND, STEP, TILE, UP
+from brainstacks.kernels.layout import BLOCK, DOWN, ROUND, STEP, TILE, UP
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.team import Team
 from brainstacks.kernels.tiles import PANEL
@@ -232,10 +232,10 @@ class _Rounds:
             for name in ("units", "columns", "experts", "inner", "choices")
         )
         self.shapes = np.concatenate([np.zeros(0, ROUND), *(one.rounds for one in found)])
-        self.down, self.up = np.zeros(0, LINEAR), np.zeros(0, UP)
+        self.down, self.up = np.zeros(0, DOWN), np.zeros(0, UP)
         if found:
-            self.down = np.ascontiguousarray(np.concatenate([one.down for one in found], axis=2))
-            self.up = np.ascontiguousarray(np.concatenate([one.up for one in found], axis=2))
+            self.down = np.ascontiguousarray(np.concatenate([one.down for one in found], axis=1))
+            self.up = np.ascontiguousarray(np.concatenate([one.up for one in found], axis=1))
 
     def weights(self, rows: Sequence[Mapping[Any, float]]) -> Array:
         """w * s of every round and token, [rounds, T] float32; neighbours often share a mapping."""

@@ -117,7 +117,7 @@ def norm(context, index, piece):
 def joined(context, index, piece):
     """What attention left in x -> as group `index` (1 of its layer) reads it."""
     step = step_at(context)
-    group, layer = group_at(step, index), layer_at(step, index // 4)
+    group = group_at(step, index)
     x = floats(step.x, step.tokens, step.x_width)
     for t in _tokens(step, piece):
         quantise(step, group, t, x[t], step.heads * step.dim)
@@ -150,7 +150,7 @@ def _gelu(y, other, x, n):
 def activate(context, index, piece):
     """y of gate and up -> x of group `index` (3 of its layer): act(gate) * up."""
     step = step_at(context)
-    group, layer = group_at(step, index), layer_at(step, index // 4)
+    group = group_at(step, index)
     other = linear_at(step, group_at(step, index - 1).first + 1).column
     d_ff = linear_at(step, group_at(step, index - 1).first).d_out
     y, x = floats(step.y, step.tokens, step.y_width), floats(step.x, step.tokens, step.x_width)

@@ -45,7 +45,7 @@ def _softmax(scores, first, length, scale):
 
 @njit(cache=True)
 def _multiply(step, weights, chunks, x, x_step, start, out, out_step, count):
-    """out [count, 16] = start + x times chunks of keys or values as they are stored; start 0: what is in out."""
+    """out [count, 16] = start (0: what is in out) + x times chunks of keys or values as they are stored."""
     call(
         step.plain,
         weights,
@@ -64,6 +64,7 @@ def _multiply(step, weights, chunks, x, x_step, start, out, out_step, count):
         chunks,
         step.order,
         count,
+        0,
         0,
     )
 

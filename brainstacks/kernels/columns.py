@@ -162,7 +162,7 @@ KINDS: tuple[tuple[str, type[_Columns]], ...] = (
 
 @intrinsic(prefer_literal=True)
 def _columns(typing_context: Any, kind: Any, known: Any, *arguments: Any) -> Any:
-    """`_columns(kind, known, weights, ..., out)`: an index into `KINDS` and the fours or 0, both constants."""
+    """`_columns(kind, known, weights, ..., out)`: an index into `KINDS`, the fours or 0, both constants."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values = tuple(cgutils.unpack_tuple(builder, args[2]))

@@ -19,10 +19,13 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from brainstacks.kernels.activations import round_block
-from brainstacks.kernels.layout import LINEAR, ROUND, UP, floats, group_at, step_at
+from brainstacks.kernels.layout import DOWN, ROUND, UP, floats, group_at, step_at
 from brainstacks.kernels.numbers import fetch, fill, room
 from brainstacks.kernels.team import PIECE, as_pointer, call
 from brainstacks.kernels.tiles import PANEL
+
+AHEAD = 2048
+"""Bytes of A before its use that one is fetched."""
 
 SPAN = 64
 """Tokens that one piece takes."""
@@ -47,8 +50,16 @@ def gate_pieces(step, group):
 
 @njit(cache=True)
 def down_pieces(step, group):
-    """A piece is a span of tokens, a round, a projection and a unit; none where rounds are whole units."""
-    return gate_pieces(step, group) * step.units if step.units > 1 else 0
+    """A piece is a span of tokens, a round and a projection; where these are few, a unit besides."""
+    if step.units < 2:
+        return 0
+    return gate_pieces(step, group) * _cut(step, group)
+
+
+@njit(cache=True)
+def _cut(step, group):
+    """In how many pieces the units of a projection are computed."""
+    return step.units if gate_pieces(step, group) < 2 * step.threads else 1
 
 
 @njit(cache=True)
@@ -59,14 +70,14 @@ def _shape(step, g):
 @njit(cache=True)
 def _down(step, index, g, which):
     """A or gates of round g in group `index`; its product is 0 where the stack has none."""
-    at = (index * step.rounds + g) * LINEARS + which
-    return carray(as_pointer(step.down_table), (at + 1,), LINEAR)[at]
+    at = (index % 4 * step.rounds + g) * LINEARS + which
+    return carray(as_pointer(step.down_table), (at + 1,), DOWN)[at]
 
 
 @njit(cache=True)
 def _up(step, index, g, projection):
     """B of round g in group `index`; its product is 0 where the stack has none."""
-    at = (index * step.rounds + g) * PROJECTIONS + projection
+    at = (index % 4 * step.rounds + g) * PROJECTIONS + projection
     return carray(as_pointer(step.up_table), (at + 1,), UP)[at]
 
 
@@ -117,12 +128,12 @@ def _choose(logits, gates, top_k):
 
 
 @njit(cache=True)
-def _project(step, linear, first, panels, rows, count, out, out_width):
+def _project(step, layer, linear, first, panels, rows, count, out, out_width):
     """out [T, out_width] = some panels of A or gates, times the inputs of the tokens `rows[:count]`."""
     for panel in range(panels):
-        codes = linear.codes + (first + panel) * linear.codes_step
-        scales = linear.scales + (first + panel) * linear.scales_step
-        fetch(codes, linear.codes_step)
+        codes = linear.codes + layer * linear.codes_layer + (first + panel) * linear.codes_step
+        scales = linear.scales + layer * linear.scales_layer + (first + panel) * linear.scales_step
+        fetch(codes, min(AHEAD, linear.codes_step))
         fetch(scales, linear.scales_step)
         call(
             linear.product,
@@ -142,7 +153,8 @@ def _project(step, linear, first, panels, rows, count, out, out_width):
             linear.chunks,
             rows.ctypes.data,
             count,
-            0,
+            AHEAD,
+            codes + linear.codes_step - 64,
         )
 
 
@@ -191,7 +203,7 @@ def gate(context, index, piece):
     if whole:
         logits, width = _at(step, step.inner, projection, g, step.inner_width), step.inner_width
     if linear.product and count:
-        _project(step, linear, 0, linear.panels, users, count, logits, width)
+        _project(step, index // 4, linear, 0, linear.panels, users, count, logits, width)
     for which in range(projection, projection + 1 if whole else group.linears):
         gates = _gates(step, which, g)
         for t in range(first, last):
@@ -207,31 +219,34 @@ def gate(context, index, piece):
 
 @cfunc(PIECE, cache=True)
 def down(context, index, piece):
-    """A of an expert, for those of a span's tokens whose gates keep it."""
+    """A of experts, for those of a span's tokens whose gates keep them."""
     step = step_at(context)
     group = group_at(step, index)
-    unit, rest = piece % step.units, piece // step.units
+    cut = _cut(step, group)
+    part, rest = piece % cut, piece // cut
     projection, rest = rest % group.linears, rest // group.linears
     g, first = rest % step.rounds, rest // step.rounds * SPAN
     shape, linear = _shape(step, g), _down(step, index, g, projection)
-    if shape.units == 1 or unit >= shape.units or not linear.product:
+    if shape.units == 1 or not linear.product:
         return
     gates = _gates(step, projection, g)
-    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), 0
-    for t in range(first, min(step.tokens, first + SPAN)):
-        if gates[t, unit] != 0.0:
-            users[count] = t
-            count += 1
-    if count:
-        at = unit * shape.panels
-        out = _at(step, step.inner, projection, g, step.inner_width) + 4 * PANEL * at
-        _project(step, linear, at, shape.panels, users, count, out, step.inner_width)
-        _keep(step, linear, projection, g, unit, users, count)
+    users = carray(as_pointer(room(SPAN)), (SPAN,), np.int64)
+    for unit in range(part, shape.units, cut):
+        count = 0
+        for t in range(first, min(step.tokens, first + SPAN)):
+            if gates[t, unit] != 0.0:
+                users[count] = t
+                count += 1
+        if count:
+            at = unit * shape.panels
+            out = _at(step, step.inner, projection, g, step.inner_width) + 4 * PANEL * at
+            _project(step, index // 4, linear, at, shape.panels, users, count, out, step.inner_width)
+            _keep(step, linear, projection, g, unit, users, count)
 
 
 @njit(cache=True)
 def _uses(step, g, projection, unit):
-    """Where a unit's use by each token is said, float32, 0 for none: the first one's address, and the step."""
+    """Where a unit's use by each token is said, float32, 0 for none: the first one's address, the step."""
     if _shape(step, g).units == 1:
         return step.weights + 4 * g * step.tokens, 4
     return _at(step, step.gates, projection, g, step.experts) + 4 * unit, 4 * step.experts
@@ -251,7 +266,7 @@ def fetch_up(step, index, g, projection, lowest, highest):
             uses, stride = _uses(step, g, projection, unit)
             for t in range(step.tokens):
                 if _used(uses, stride, t):
-                    at = b.weights + unit * b.unit_step + lowest * b.panel_step
+                    at = b.weights + index // 4 * b.layer_step + unit * b.unit_step + lowest * b.panel_step
                     fetch(at, (highest - lowest) * b.panel_step)
                     break
 
@@ -272,13 +287,14 @@ def add(step, index, g, projection, lowest, highest, out, width):
         if not b.fast:
             low = step.inner + 4 * (at * step.inner_width + unit * shape.panels * PANEL)
             low_step = 4 * step.inner_width
+        weights = b.weights + index // 4 * b.layer_step + unit * b.unit_step + lowest * b.panel_step
         factor = 4 * (at * step.units + unit)
         for t in range(step.tokens):
             if _used(uses, stride, t):
                 factor_at = factor + 4 * t * step.units
                 call(
                     b.product,
-                    b.weights + unit * b.unit_step + lowest * b.panel_step,
+                    weights,
                     highest - lowest,
                     low + t * low_step,
                     step.low_scale + factor_at,

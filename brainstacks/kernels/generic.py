@@ -87,6 +87,7 @@ def product(kind: str) -> Any:
         rows,
         count,
         ahead,
+        end,
     ):
         size = CHUNK * chunks
         scale_of = carray(as_pointer(scales), (blocks, PANEL), np.float32)

@@ -33,7 +33,7 @@ STEP = np.dtype(
         ("mid", "i8"), ("last", "i8"),  # [T, width] float32: for the router; mid 0: not wanted
         # the stacks in use
         ("rounds", "i8"), ("units", "i8"), ("columns", "i8"), ("experts", "i8"),  # most of a round
-        ("round_table", "i8"), ("down_table", "i8"), ("up_table", "i8"),  # [layers, groups, rounds, ...]
+        ("round_table", "i8"), ("down_table", "i8"), ("up_table", "i8"),  # [groups, rounds, ...]
         ("weights", "i8"),  # [rounds, T] float32, w * s
         # memory of the step
         ("h", "i8"),  # [T, width] float32, the residual stream
@@ -44,11 +44,11 @@ STEP = np.dtype(
         ("choices", "i8"), ("choice_width", "i8"),  # [rounds, T, choice_width] float32, logits of gates
         ("gates", "i8"),  # [3, rounds, T, experts] float32
         ("inner", "i8"), ("inner_width", "i8"),  # [3, rounds, T, inner_width] float32, of A
-        ("low", "i8"), ("low_scale", "i8"), ("low_zero", "i8"),  # the same in int8, [3, rounds, T, columns or units]
+        ("low", "i8"), ("low_scale", "i8"), ("low_zero", "i8"),  # in int8, [3, rounds, T, columns or units]
         # bodies of the phases
-        ("norm", "i8"), ("gate", "i8"), ("down", "i8"), ("products", "i8"), ("rotate", "i8"), ("attend", "i8"),
-        ("joined", "i8"), ("activate", "i8"), ("after", "i8"), ("last_hidden", "i8"), ("final", "i8"),
-        ("head", "i8"),
+        ("norm", "i8"), ("gate", "i8"), ("down", "i8"), ("products", "i8"), ("rotate", "i8"),
+        ("attend", "i8"), ("joined", "i8"), ("activate", "i8"), ("after", "i8"), ("last_hidden", "i8"),
+        ("final", "i8"), ("head", "i8"),
     ],
     align=True,
 )  # fmt: skip
@@ -98,14 +98,26 @@ ROUND = np.dtype(
 )  # fmt: skip
 """See `layers/delta_panels.py`."""
 
-UP = np.dtype(
+DOWN = np.dtype(
     [
-        ("product", "i8"), ("fast", "i8"),  # address of a `columns.COLUMNS`
-        ("weights", "i8"), ("unit_step", "i8"), ("panel_step", "i8"),  # bytes from unit to unit, and so on
+        ("product", "i8"), ("fast", "i8"),  # address of a `products.PRODUCT`
+        ("codes", "i8"), ("scales", "i8"),  # see `panels.Panels`
+        ("codes_layer", "i8"), ("scales_layer", "i8"),  # bytes from layer to layer
+        ("codes_step", "i8"), ("scales_step", "i8"),  # and from panel to panel
+        ("panels", "i8"), ("blocks", "i8"), ("chunks", "i8"),  # of a layer; of a row; of a block
     ],
     align=True,
 )  # fmt: skip
-"""B of one projection of a round: see `columns.py`."""
+"""A of one projection of a round, or its gates: in all layers, so that few of these lie in the cache."""
+
+UP = np.dtype(
+    [
+        ("product", "i8"), ("fast", "i8"),  # address of a `columns.COLUMNS`
+        ("weights", "i8"), ("layer_step", "i8"), ("unit_step", "i8"), ("panel_step", "i8"),  # bytes
+    ],
+    align=True,
+)  # fmt: skip
+"""B of one projection of a round, in all layers: see `columns.py`."""
 
 TILE = np.dtype([("sequence", "i8"), ("first", "i8"), ("count", "i8"), ("position", "i8")], align=True)
 """Neighbouring packed tokens of one sequence: its row in `blocks`, the first of them, their number, and the

@@ -17,7 +17,7 @@ from brainstacks.kernels.team import PIECE, call
 from brainstacks.kernels.tiles import KINDS, PANEL, tile
 from brainstacks.kernels.vectors import ISA
 
-PRODUCT = types.void(*(types.int64,) * 17)
+PRODUCT = types.void(*(types.int64,) * 18)
 """See `tiles._Tile` for the arguments; `count` may be any number of tokens."""
 
 FEW = 4
@@ -25,6 +25,9 @@ FEW = 4
 
 AHEAD = 6144
 """Bytes before its use that a weight is fetched: about a panel, where the processor's own guess ends."""
+
+FAR = 1 << 62
+"""Behind every address."""
 
 MOST_PANELS = 8
 """Panels of one piece of work."""
@@ -65,6 +68,7 @@ def _tiled(kind: int, most: int) -> Any:
         rows,
         count,
         ahead,
+        end,
     ):
         t = 0
         while t < count:
@@ -72,17 +76,17 @@ def _tiled(kind: int, most: int) -> Any:
             if left == 1:
                 tile(
                     kind, 1, codes, scales, offsets, levels, x, x_step, factors, sums, block_step,
-                    start, out, out_step, blocks, chunks, rows_, left, ahead,
+                    start, out, out_step, blocks, chunks, rows_, left, ahead, end,
                 )  # fmt: skip
             elif left <= FEW < most:
                 tile(
                     kind, FEW, codes, scales, offsets, levels, x, x_step, factors, sums, block_step,
-                    start, out, out_step, blocks, chunks, rows_, left, ahead,
+                    start, out, out_step, blocks, chunks, rows_, left, ahead, end,
                 )  # fmt: skip
             else:
                 tile(
                     kind, most, codes, scales, offsets, levels, x, x_step, factors, sums, block_step,
-                    start, out, out_step, blocks, chunks, rows_, min(left, most), ahead,
+                    start, out, out_step, blocks, chunks, rows_, min(left, most), ahead, end,
                 )  # fmt: skip
             t += most
 
@@ -102,7 +106,7 @@ def product_pieces(step, group):
 
 @njit(cache=True)
 def range_of(step, group, piece, done, linear):
-    """The panels (lowest, highest) of a linear that belong to a piece; `done` panels of the group come before."""
+    """The panels (lowest, highest) of a linear that belong to a piece; `done` of the group come before."""
     some = _panels_of_piece(step, group)
     first, last = piece * some - done, (piece + 1) * some - done
     return max(0, first), min(linear.panels, last)
@@ -110,7 +114,7 @@ def range_of(step, group, piece, done, linear):
 
 @njit(cache=True)
 def multiply(step, linear, lowest, highest, tokens, start, out, out_width):
-    """out [tokens, out_width] float32 = the products of some panels; each panel's outputs are 16 of its columns.
+    """out [tokens, out_width] float32 = the products of some panels: 16 columns each.
 
     Args:
         start: address of what is added to, float32, for all panels of the linear; 0 for what is in `out`.
@@ -135,6 +139,7 @@ def multiply(step, linear, lowest, highest, tokens, start, out, out_width):
             step.order,
             tokens,
             AHEAD,
+            FAR,
         )
 
 

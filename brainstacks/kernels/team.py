@@ -221,6 +221,8 @@ def run(at, body, argument, pieces):
         at: address of the team's memory.
         body: of a `PIECE`.
     """
+    if pieces <= 0:
+        return
     memory = carray(as_pointer(at), (_FIELDS,), np.int64)
     if memory[TRACE] == 0:
         _share(at, memory, body, argument, pieces)

@@ -49,7 +49,7 @@ class _Tile(Vectors, ABC):
 
     ARGUMENTS = (
         "codes", "scales", "offsets", "levels", "x", "x_stride", "factors", "sums", "block_stride",
-        "start", "out", "out_stride", "blocks", "chunks", "rows", "count", "ahead",
+        "start", "out", "out_stride", "blocks", "chunks", "rows", "count", "ahead", "end",
     )  # fmt: skip
 
     def __init__(self, builder: Any, arguments: tuple[Any, ...], tokens: int) -> None:
@@ -113,7 +113,9 @@ class _Tile(Vectors, ABC):
         at = self.b.mul(index, I64(CHUNK // width * size))
         at = self.plus(self.b.add(self.args["codes"], at), size // PANEL * self.half * self.lanes)
         for line in range(0, CHUNK // width * size, 64):
-            self.prefetch(self.plus(self.plus(at, line), self.args["ahead"]))
+            wanted = self.plus(self.plus(at, line), self.args["ahead"])
+            there = self.b.icmp_signed("<", wanted, self.args["end"])
+            self.prefetch(self.b.select(there, wanted, self.args["end"]))
         return [(width * i, self.plus(at, size * i)) for i in range(CHUNK // width)]
 
     # --- what kinds of weights differ in ----------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from brainstacks.kernels.columns import columns_address
 from brainstacks.kernels.deltas import GATES, LINEARS, PROJECTIONS
-from brainstacks.kernels.layout import LINEAR, ROUND, UP
+from brainstacks.kernels.layout import DOWN, ROUND, UP
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.packed_stack import PackedStack
@@ -32,8 +32,8 @@ class DeltaPanels:
 
     Attributes:
         rounds: `layout.ROUND` [rounds].
-        down: `layout.LINEAR` [layers, groups, rounds, LINEARS]; zeros for a projection without a delta.
-        up: `layout.UP` [layers, groups, rounds, PROJECTIONS].
+        down: `layout.DOWN` [groups, rounds, LINEARS]; zeros for a projection without a delta.
+        up: `layout.UP` [groups, rounds, PROJECTIONS].
         units: of a round.
         columns: of a round's h, filled up; inner: of its A as it is computed, choices: of its gates.
     """
@@ -54,8 +54,8 @@ class DeltaPanels:
             ("units", self.units), ("unit", unit), ("panels", panels),
         ):  # fmt: skip
             self.rounds[field] = value
-        self.down = np.zeros((shape.layers, len(INPUT_GROUPS), stack.rounds, LINEARS), LINEAR)
-        self.up = np.zeros((shape.layers, len(INPUT_GROUPS), stack.rounds, PROJECTIONS), UP)
+        self.down = np.zeros((len(INPUT_GROUPS), stack.rounds, LINEARS), DOWN)
+        self.up = np.zeros((len(INPUT_GROUPS), stack.rounds, PROJECTIONS), UP)
         self._memory = Memory()
         for group, names in enumerate(INPUT_GROUPS):
             present = shape.projections(group)
@@ -107,10 +107,10 @@ class DeltaPanels:
         else:
             packed = panelled.transpose(3, 4)
         kind, codes_ = _stored(packed, fast)
-        table = self.down[:, group, :, which]
+        table = self.down[group, :, which]
         for field, array in (("codes", self._memory.keep(codes_)), ("scales", self._memory.keep(scales))):
             table[field] = _addresses(array)
-            table[f"{field}_step"] = array.strides[2]
+            table[f"{field}_layer"], table[f"{field}_step"] = array.strides[0], array.strides[2]
         table["product"] = product_address(kind)
         table["panels"], table["blocks"], table["chunks"] = panels, width // block, block // CHUNK
         table["fast"] = fast
@@ -126,16 +126,15 @@ class DeltaPanels:
         else:
             kind, packed = _stored(panelled, fast)
         packed = self._memory.keep(packed)
-        table = self.up[:, group, :, which]
+        table = self.up[group, :, which]
         table["product"], table["fast"] = columns_address(kind), fast
         table["weights"] = _addresses(packed)
-        table["unit_step"], table["panel_step"] = packed.strides[2], packed.strides[3]
+        table["layer_step"], _, table["unit_step"], table["panel_step"] = packed.strides[:4]
 
 
 def _addresses(array: Array) -> Array:
-    """Of array[layer, round], [layers, rounds]."""
-    layers, rounds = np.ogrid[: array.shape[0], : array.shape[1]]
-    return np.asarray(array.ctypes.data + layers * array.strides[0] + rounds * array.strides[1])
+    """Of array[0, round], [rounds]."""
+    return np.asarray(array.ctypes.data + array.strides[1] * np.arange(array.shape[1]))
 
 
 def _rounded(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ class Memory:
             self._blocks.append(block)
             start = -block.ctypes.data % LINE
             self._free = block[start : start + max(size, MEMORY_BLOCK)]
-        found = self._free[: array.nbytes].view(array.dtype).reshape(array.shape)
+        found: Array = self._free[: array.nbytes].view(array.dtype).reshape(array.shape)
         self._free = self._free[size:]
         found[...] = array
         return found
@@ -160,7 +160,8 @@ def aligned_zeros(shape: Sequence[int], dtype: Any) -> Array:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
+    found: Array = memory[start : start + size].view(dtype).reshape(shape)
+    return found
 
 
 def whole_levels(levels: Array) -> tuple[Array, float]:

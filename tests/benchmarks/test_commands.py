@@ -23,6 +23,7 @@ from benchmarks import (
     peers,
     prefill,
     residency,
+    step_profile,
 )
 from benchmarks import decode_case as names
 from brainstacks.base_model import identify_base
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "nll": nll.app,
     "first_start": first_start.app,
     "contention": contention.app,
+    "step_profile": step_profile.app,
 }
 
 
@@ -48,7 +50,9 @@ def run(tiny_directory: Path, tmp_path: Path) -> Any:
     """Runs a benchmark on the tiny base; gives its document and what it printed."""
 
     def command(name: str, *arguments: str, registry: bool = False) -> tuple[Any, str]:
-        flags = ["--base", str(tiny_directory), "--device", "cpu"]
+        flags = ["--base", str(tiny_directory)]
+        if name != "step_profile":  # whose device is the CPU
+            flags += ["--device", "cpu"]
         if name != "nll":  # whose variants say
             flags += ["--quantization", "none"]
         flags += ["--output", str(tmp_path / "results")]
@@ -264,3 +268,19 @@ def test_http_load_reports_every_mix_without_errors(run: Any) -> None:
         assert (mix["requests"], mix["errors"]) == (6, [])
         assert 0 < mix["first_token_ms_p50"]["median"] <= mix["first_token_ms_p99"]["median"]
         assert 0 < mix["inter_token_ms_p50"]["median"] <= mix["inter_token_ms_p99"]["median"]
+
+
+def test_step_profile_says_where_a_steps_time_goes(run: Any) -> None:
+    document, said = run(
+        "step_profile", "--rounds", "2", "--tokens", "4", "--batch-sizes", "1,3", registry=True
+    )
+    cases = {(case["batch_size"], case["contestant"]): case["milliseconds"] for case in document["cases"]}
+    assert {batch for batch, _ in cases} == {1, 3}
+    for parts in cases.values():
+        spent = {name: part["median"] for name, part in parts.items()}
+        assert spent["q_proj, k_proj, v_proj"] > 0.0
+        assert spent["head"] > 0.0
+        assert spent["outside the compiled step"] > 0.0
+    assert cases[1, names.BASE_ONLY]["gates"]["max"] == 0.0
+    assert cases[1, names.ADJACENT]["gates"]["median"] > 0.0
+    assert "Memory is read at" in said

@@ -9,6 +9,7 @@ import numpy as np
 
 from brainstacks.kernels.layout import GROUP, LAYER, LINEAR, STEP
 from brainstacks.kernels.step import bodies
+from brainstacks.kernels.tiles import PANEL
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +28,7 @@ class Step:
         self._arrays: dict[str, Array] = {}
         self._bodies = bodies(wide)
         self.set(layer_table=self.layer, group_table=self.groups, linear_table=self.linears, **fields)
-        self.set(order=np.arange(1024))
+        self.set(order=np.arange(1024), nothing=zeros(1, PANEL))
 
     def set(self, table: Array | None = None, **fields: Any) -> None:
         """Fields of the step, or of one record of another table."""

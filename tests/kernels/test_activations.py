@@ -80,7 +80,7 @@ def test_a_number_that_is_none_makes_its_blocks_scale_nan(value: float) -> None:
 # --- norms, and what products read ---------------------------------------------------------------
 
 
-def norm_step(h: Array, weight: Array, block: int, *, fast: bool, exact: bool, bias: Array | None) -> Step:
+def norm_step(h: Array, weight: Array, block: int, *, fast: bool, exact: bool) -> Step:
     """One whose group 0 reads the norm of h [TOKENS, hidden], filled up to whole blocks."""
     hidden, filled = len(weight), -(-len(weight) // block) * block
     blocks = filled // block
@@ -89,22 +89,16 @@ def norm_step(h: Array, weight: Array, block: int, *, fast: bool, exact: bool, b
         x=np.full((TOKENS, filled + 3), np.nan, np.float32), x_width=filled + 3,
         q=zeros(TOKENS, filled + 3, np.int8), scale=zeros(TOKENS, blocks + 1),
         zero=zeros(TOKENS, blocks + 1, np.int32), mass=zeros(TOKENS, blocks + 1), block_count=blocks + 1,
-        y=np.full((TOKENS, 40), np.nan, np.float32), y_width=40,
     )  # fmt: skip
-    step.set(step.groups[:1], d_in=filled, block=block, fast=fast, exact=exact, columns=32)
-    if bias is not None:
-        step.set(step.groups[:1], bias=bias)
+    step.set(step.groups[:1], d_in=filled, block=block, fast=fast, exact=exact)
     step.layer["norms"][0, 0] = step.keep(weight)
     return step
 
 
 @pytest.mark.parametrize(("hidden", "block"), [(48, 16), (36, 48), (128, 64)])
-@pytest.mark.parametrize("bias", [None, normal(32, seed=9)])
-def test_a_norm_is_pytorchs_in_every_form_that_products_read(
-    hidden: int, block: int, bias: Array | None
-) -> None:
+def test_a_norm_is_pytorchs_in_every_form_that_products_read(hidden: int, block: int) -> None:
     h, weight = 3.0 * normal(TOKENS, hidden + 4), normal(hidden, seed=1)
-    step = norm_step(h, weight, block, fast=True, exact=True, bias=bias)
+    step = norm_step(h, weight, block, fast=True, exact=True)
     step.run("norm", 0, token_pieces(TOKENS))
     wanted = F.rms_norm(torch.from_numpy(h[:, :hidden]), (hidden,), torch.from_numpy(weight), 1e-5).numpy()
     x = step["x"]
@@ -118,20 +112,17 @@ def test_a_norm_is_pytorchs_in_every_form_that_products_read(
     np.testing.assert_allclose(scale, np.abs(blocked).max(-1) / 127, rtol=1e-6)
     assert (np.abs(q * scale[..., None] - blocked) <= scale[..., None] * 0.501).all()
     assert np.array_equal(step["zero"][:, :-1], -ZERO_POINT * q.astype(np.int32).sum(-1))
-    outputs = step["y"]
-    assert np.array_equal(outputs[:, :32], np.broadcast_to(0.0 if bias is None else bias, (TOKENS, 32)))
-    assert np.isnan(outputs[:, 32:]).all()
 
 
 def test_what_no_product_reads_is_not_computed() -> None:
-    step = norm_step(normal(TOKENS, 32), normal(32), 16, fast=False, exact=False, bias=None)
+    step = norm_step(normal(TOKENS, 32), normal(32), 16, fast=False, exact=False)
     step.run("norm", 0, token_pieces(TOKENS))
     for name in ("q", "scale", "zero", "mass"):
         assert not step[name].any(), name
 
 
 def test_a_piece_takes_its_own_tokens_alone() -> None:
-    step = norm_step(normal(TOKENS, 32), normal(32), 16, fast=True, exact=True, bias=None)
+    step = norm_step(normal(TOKENS, 32), normal(32), 16, fast=True, exact=True)
     step.run("norm", 0, 1)
     assert np.isnan(step["x"][TOKENS_OF_PIECE:]).all()
     assert not np.isnan(step["x"][:TOKENS_OF_PIECE, :32]).any()

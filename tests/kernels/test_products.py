@@ -28,7 +28,7 @@ ROUNDING = 2.0**-23
 
 def compiled(kind: str) -> Product:
     """What the step calls."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 15)(product_address(kind))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 18)(product_address(kind))
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ def multiplied(
     out: Array,
     product: Product | None = None,
     rows: Array | None = None,
+    start: Array | None = None,
 ) -> Array:
-    """out [T, panels * 16] float32 + the products of all panels, one by one, for all tokens or some rows."""
+    """out [T, panels * 16] float32, or start [panels * 16], + the products of all panels, one by one, for all
+    tokens or some rows."""
     product = product or compiled(panels.kind)
     out = out.copy()
     x, sums = (given.q, given.zero) if panels.fast else (given.x, given.mass)
@@ -83,12 +85,15 @@ def multiplied(
             given.scale.ctypes.data,
             sums.ctypes.data,
             sums.strides[0],
+            start.ctypes.data + 4 * PANEL * i if start is not None else 0,
             out.ctypes.data + 4 * PANEL * i,
             out.strides[0],
             panels.d_in // panels.block,
             panels.block // CHUNK,
             rows.ctypes.data,
             len(rows),
+            0,
+            0,
         )
     return out
 
@@ -238,6 +243,17 @@ def test_a_token_has_the_same_bits_whatever_the_number_of_others(kind: str) -> N
     for count in range(1, 21):
         together = multiplied(panels, Activations.of(x[:count], panels), before[:count])
         assert np.array_equal(together, solo[:count]), count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_begin_with_what_is_given(kind: str) -> None:
+    panels, values = random_panels(kind)
+    random = np.random.default_rng(5)
+    given = Activations.of(random.normal(size=(7, values.shape[1])).astype(np.float32), panels)
+    start = random.normal(size=PANEL * panels.count).astype(np.float32)
+    nothing = np.full((7, len(start)), np.nan, np.float32)
+    found = multiplied(panels, given, nothing, start=start)
+    assert np.array_equal(found, multiplied(panels, given, np.tile(start, (7, 1))))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import Blocks
-from brainstacks.layers.panels import KINDS, LARGEST, Panels, of_blocks, of_values, whole_levels
+from brainstacks.layers.panels import (
+    KINDS,
+    LARGEST,
+    LINE,
+    MEMORY_BLOCK,
+    Memory,
+    Panels,
+    aligned_zeros,
+    of_blocks,
+    of_values,
+    whole_levels,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -159,3 +170,29 @@ def test_the_error_of_any_levels_is_less_than_half_a_step_of_the_largest(levels:
     whole, unit = whole_levels(given)
     assert np.abs(whole.astype(int)).max() <= LARGEST
     assert np.sqrt(np.square(whole * unit - given).mean()) <= np.abs(given).max() / (2 * LARGEST) * 1.0001
+
+
+def test_what_is_kept_is_a_copy_that_begins_with_a_cache_line_and_overlaps_nothing() -> None:
+    random = np.random.default_rng(0)
+    memory = Memory()
+    given_ = [
+        random.integers(0, 99, shape).astype(kind)
+        for shape, kind in (((3, 5), np.uint8), ((7,), np.float32), ((2, 3, 4), np.int64), ((0,), np.int8))
+    ] + [np.ones(MEMORY_BLOCK + 1, np.int8), np.ones(9, np.float32)]
+    kept = [memory.keep(array) for array in given_]
+    wanted = [array.copy() for array in given_]
+    for array in given_:
+        array[...] = 77
+    for found, array in zip(kept, wanted, strict=True):
+        assert found.ctypes.data % LINE == 0
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+    assert memory.nbytes >= sum(array.nbytes for array in wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (1,), (5, 7)])
+def test_aligned_zeros_begin_with_a_cache_line(shape: tuple[int, ...]) -> None:
+    found = aligned_zeros(shape, np.float32)
+    assert found.ctypes.data % LINE == 0
+    assert found.shape == shape
+    assert not found.any()
