@@ -20,7 +20,7 @@ from numba import carray, cfunc, njit
 
 from brainstacks.kernels.activations import round_block
 from brainstacks.kernels.layout import DOWN, ROUND, UP, floats, group_at, step_at
-from brainstacks.kernels.numbers import fetch, fill, room
+from brainstacks.kernels.numbers import ZERO, fetch, fill, room
 from brainstacks.kernels.team import PIECE, as_pointer, call
 from brainstacks.kernels.tiles import PANEL
 
@@ -178,7 +178,7 @@ def _keep(step, linear, projection, g, unit, rows, count):
                 h[r] *= factor
         fill(h, experts * shape.rank, shape.unit, np.float32(0.0))
         if linear.fast:
-            scales[t, unit], zeros[t, unit] = round_block(h, q[t, unit * shape.unit :], 0, shape.unit)
+            scales[t, unit], zeros[t, unit] = round_block(h, q[t, unit * shape.unit :], ZERO, shape.unit)
 
 
 @cfunc(PIECE, cache=True)
@@ -199,11 +199,11 @@ def gate(context, index, piece):
             users[count] = t
             count += 1
     linear = _down(step, index, g, projection if whole else GATES)
-    logits, width = _at(step, step.choices, 0, g, step.choice_width), step.choice_width
+    logits, width = _at(step, step.choices, ZERO, g, step.choice_width), step.choice_width
     if whole:
         logits, width = _at(step, step.inner, projection, g, step.inner_width), step.inner_width
     if linear.product and count:
-        _project(step, index // 4, linear, 0, linear.panels, users, count, logits, width)
+        _project(step, index // 4, linear, ZERO, linear.panels, users, count, logits, width)
     for which in range(projection, projection + 1 if whole else group.linears):
         gates = _gates(step, which, g)
         for t in range(first, last):
@@ -214,7 +214,7 @@ def gate(context, index, piece):
                 found = floats(logits + 4 * users[i] * width, 1, at + shape.experts)[0]
                 _choose(found[at:], gates[users[i], : shape.experts], shape.top_k)
     if whole and linear.product:
-        _keep(step, linear, projection, g, 0, users, count)
+        _keep(step, linear, projection, g, ZERO, users, count)
 
 
 @cfunc(PIECE, cache=True)

@@ -134,6 +134,9 @@ def fetch(address, size):
         _fetch_line(address + line)
 
 
+ZERO = np.int64(0)
+"""For arguments: numba compiles a function anew for each plain constant that it is called with."""
+
 # numba's own assignment to a slice brings the code that makes its error messages: seconds of compiling.
 
 

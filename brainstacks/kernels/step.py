@@ -17,7 +17,7 @@ from brainstacks.kernels.activations import rotate_work, token_pieces
 from brainstacks.kernels.attention import attend_work
 from brainstacks.kernels.deltas import down_pieces, gate_pieces
 from brainstacks.kernels.layout import floats, group_at, layer_at, linear_at, step_at
-from brainstacks.kernels.numbers import copy
+from brainstacks.kernels.numbers import ZERO, copy
 from brainstacks.kernels.products import multiply, product_pieces, range_of
 from brainstacks.kernels.team import DRIVER, PIECE, run
 
@@ -83,7 +83,7 @@ def drive(at, context):
         run(at, step.activate, index + 3, token_pieces(step.tokens))
         _linear(at, step, index + 3)
     if step.mid:
-        run(at, step.last_hidden, 0, token_pieces(step.tokens))
+        run(at, step.last_hidden, ZERO, token_pieces(step.tokens))
     head = 4 * step.layers
     if step.wanted_count:
         run(at, step.final, head, token_pieces(step.wanted_count))
