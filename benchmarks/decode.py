@@ -20,7 +20,7 @@ from benchmarks.decode_peers import PEERS, Peers
 from benchmarks.engine_batch import engine_batch
 from benchmarks.registries import Served, served
 from benchmarks.results import RESULTS, Spread, machine, write_results
-from benchmarks.roofline import base_bytes, read_bandwidth, step_bytes
+from benchmarks.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
 from benchmarks.timing import interleave, say
 from brainstacks.base_model import BaseModel, identify_base
 from brainstacks.config import EngineConfig
@@ -65,6 +65,7 @@ class Bench:
         self.engine = StepEngine(self.base, stacks.registry, config)
         if self.engine.residency.problems:
             raise BrainstacksError("a stack cannot be served: " + "; ".join(self.engine.residency.problems))
+        self._read = {name: stack_bytes(self.engine, path) for name, path in stacks.files.items()}
         gguf = peers.llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
         self._peers = Peers(load, self.base, chosen, stacks, gguf, scratch)
 
@@ -82,12 +83,8 @@ class Bench:
                 tokens,
                 before_round=lambda: bandwidth.append(read_bandwidth(self.base.device)),
             )
-        metadata = self._stacks.metadata
-        weights = base_bytes(self.base)  # after the first forward, which repacks them on some CPUs
-        read = {
-            name: step_bytes(weights, weighted, metadata, self.base.dtype.itemsize)
-            for name, weighted in rows.items()
-        }
+        weights = base_bytes(self.engine)
+        read = {name: step_bytes(weights, weighted, self._read) for name, weighted in rows.items()}
         return Case(batch, runs, read, Spread.of(bandwidth), system)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.random_stacks import publish_random_stacks
 from benchmarks.timing import say
 from brainstacks.errors import BrainstacksError
-from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, check_base, read_stack_metadata
+from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, check_base
 from brainstacks.stacks.registry import Registry
 
 RESIDENT = 10
@@ -33,12 +33,10 @@ class Served:
     trained: tuple[str, ...]
 
     @property
-    def metadata(self) -> Mapping[str, StackMetadata]:
+    def files(self) -> Mapping[str, Path]:
+        """Of each domain's stack."""
         domains = self.registry.snapshot().domains
-        return {
-            name: read_stack_metadata(self.registry.blob_path(history.current.digest))
-            for name, history in domains.items()
-        }
+        return {name: self.registry.blob_path(history.current.digest) for name, history in domains.items()}
 
 
 @contextmanager

@@ -110,12 +110,7 @@ def load_times(engine: StepEngine) -> dict[str, list[float]]:
 
 def device_bytes(base: BaseModel, stacks: Served) -> int:
     """Bytes that the largest of the stacks takes on the device."""
-    sizes = []
-    for domain in stacks.metadata:
-        digest = stacks.registry.snapshot().domain(domain).current.digest
-        stack = load_stack(stacks.registry.blob_path(digest))
-        sizes.append(PackedStack.pack(stack, base.dtype).nbytes)
-    return max(sizes)
+    return max(PackedStack.pack(load_stack(path), base.dtype).nbytes for path in stacks.files.values())
 
 
 def measure(

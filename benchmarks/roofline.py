@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 
-from brainstacks.base_model import BaseModel
-from brainstacks.stacks.artifact import StackMetadata, stack_shapes
+from brainstacks.engine.cpu_backend import CpuBackend
+from brainstacks.engine.engine import StepEngine
+from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.stacks.tensors import load_stack
 
 PROBE_BYTES = 256 << 20
 """Far beyond any cache."""
@@ -30,7 +33,8 @@ PROBE_BYTES = 256 << 20
 
 def read_bandwidth(device: torch.device, nbytes: int = PROBE_BYTES, tries: int = 3) -> float:
     """Bytes per second of summing a large tensor; the best of `tries`, since disturbances only slow it."""
-    tensor = torch.ones(nbytes // 4, dtype=torch.float32, device=device)
+    # numpy's memory, as that of the panels is: in huge pages where the system has them.
+    tensor = torch.from_numpy(np.ones(nbytes // 4, np.float32)).to(device)
     best = float("inf")
     for _ in range(tries):
         _wait(device)
@@ -46,9 +50,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def base_bytes(base: BaseModel) -> int:
+def base_bytes(engine: StepEngine) -> int:
     """Weights that every step reads, as they are held; of an untied input embedding a step reads only some
     rows."""
+    if isinstance(engine.backend, CpuBackend):
+        return engine.backend.model.nbytes
+    base = engine.base
     tensors: dict[int, torch.Tensor] = {id(parameter): parameter for parameter in base.model.parameters()}
     head = base.model.get_output_embeddings()
     embedding = base.model.get_input_embeddings().weight
@@ -82,26 +89,38 @@ class StepBytes:
         return rows * bandwidth / self.all_experts, rows * bandwidth / self.chosen_experts
 
 
-def step_bytes(
-    base: int,
-    rows: Sequence[Iterable[str]],
-    stacks: Mapping[str, StackMetadata],
-    itemsize: int,
-) -> StepBytes:
+@dataclass(frozen=True)
+class StackBytes:
+    """Of one stack: what is always read, what all experts are beyond that, and the share of them that one
+    token's gate drops."""
+
+    always: int
+    experts: int
+    dropped: float
+
+
+def stack_bytes(engine: StepEngine, path: Path) -> StackBytes:
+    """Of the stack in that file, as the engine's backend reads it."""
+    stack = load_stack(path)
+    packed = PackedStack.pack(stack, engine.base.dtype)
+    dropped = 1 - stack.config.top_k / stack.config.experts
+    if isinstance(engine.backend, CpuBackend):
+        return StackBytes(*engine.backend.panels(packed).nbytes, dropped)
+    gates = packed.nbytes * sum(t.numel() for name, t in stack.tensors.items() if name.endswith(".gate"))
+    gates //= sum(t.numel() for t in stack.tensors.values())
+    return StackBytes(gates, packed.nbytes - gates, dropped)
+
+
+def step_bytes(base: int, rows: Sequence[Iterable[str]], stacks: Mapping[str, StackBytes]) -> StepBytes:
     """Bytes of a step.
 
     Args:
         base: `base_bytes`.
         rows: the domains that each row applies.
-        itemsize: bytes of one element of a stack on the device.
     """
     whole, chosen = float(base), float(base)
     for domain, users in Counter(domain for row in rows for domain in row).items():
-        metadata = stacks[domain]
-        shapes = dict(stack_shapes(metadata))
-        gates = itemsize * sum(prod(shape) for name, shape in shapes.items() if name.endswith(".gate"))
-        factors = itemsize * sum(map(prod, shapes.values())) - gates
-        dropped = 1 - metadata.config.top_k / metadata.config.experts
-        whole += gates + factors
-        chosen += gates + factors * (1 - dropped**users)
+        stack = stacks[domain]
+        whole += stack.always + stack.experts
+        chosen += stack.always + stack.experts * (1 - stack.dropped**users)
     return StepBytes(round(whole), round(chosen))

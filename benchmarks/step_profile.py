@@ -18,7 +18,7 @@ from benchmarks.decode_case import compositions
 from benchmarks.engine_batch import engine_batch
 from benchmarks.registries import served
 from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.roofline import read_bandwidth
+from benchmarks.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
 from benchmarks.timing import Progress, timed
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
@@ -104,6 +104,11 @@ def main(
         }
         for (batch, _), rows in cases.items():  # uncounted: loads what later runs find ready
             profile(engine, prompts[:batch], rows, 3)
+        stack_sizes = {name: stack_bytes(engine, path) for name, path in stacks.files.items()}
+        sizes = {
+            case: step_bytes(base_bytes(engine), rows, stack_sizes).chosen_experts
+            for case, rows in cases.items()
+        }
         found: dict[tuple[int, str], list[Mapping[str, float]]] = {case: [] for case in cases}
         progress = Progress(rounds * len(cases))
         bandwidth = []
@@ -112,8 +117,8 @@ def main(
             for case, rows in cases.items():
                 found[case].append(profile(engine, prompts[: case[0]], rows, tokens))
                 progress.done(f"{case[0]} rows, {case[1]}: {sum(found[case][-1].values()):.1f} ms a step")
-    documents, text = report(found)
     speed = Spread.of(bandwidth)
+    documents, text = report(found, sizes, speed.median)
     chosen = options.asked(
         base, quantization, "cpu", rounds=rounds, tokens=tokens, prompt_tokens=prompt_tokens, seed=seed
     )
@@ -126,26 +131,33 @@ def main(
 
 def report(
     found: Mapping[tuple[int, str], Sequence[Mapping[str, float]]],
+    sizes: Mapping[tuple[int, str], int],
+    bandwidth: float,
 ) -> tuple[list[dict[str, Any]], str]:
-    """Of (batch, composition) -> part -> milliseconds, of each round: a table per batch."""
+    """A table per batch, and its figures.
+
+    Args:
+        found: (batch, composition) -> part -> milliseconds, of each round.
+        sizes: bytes that its step reads.
+        bandwidth: bytes per second.
+    """
     documents: list[dict[str, Any]] = []
     tables = []
     for batch in dict.fromkeys(batch for batch, _ in found):
         columns = {name: rounds for (size, name), rounds in found.items() if size == batch}
-        spreads = {
-            name: {part: Spread.of(one[part] for one in rounds) for part in (*PARTS, OUTSIDE)}
-            | {"step": Spread.of(sum(one.values()) for one in rounds)}
-            for name, rounds in columns.items()
-        }
-        documents += [
-            {"batch_size": batch, "contestant": name, "milliseconds": parts}
-            for name, parts in spreads.items()
-        ]
+        rows = [[part] for part in (*PARTS, OUTSIDE, "step", "MB read", "ms for these at that speed")]
+        for name, rounds in columns.items():
+            spreads = {part: Spread.of(one[part] for one in rounds) for part in (*PARTS, OUTSIDE)}
+            spreads["step"] = Spread.of(sum(one.values()) for one in rounds)
+            read = sizes[batch, name]
+            figures = [f"{spread.median:.2f}" for spread in spreads.values()]
+            figures += [f"{read / 1e6:.0f}", f"{1000 * read / bandwidth:.2f}"]
+            for row, figure in zip(rows, figures, strict=True):
+                row.append(figure)
+            documents.append(
+                {"batch_size": batch, "contestant": name, "bytes_read": read, "milliseconds": spreads}
+            )
         header = ["part", *(name.removeprefix("engine: ") for name in columns)]
-        rows = [
-            [part, *(f"{parts[part].median:.2f}" for parts in spreads.values())]
-            for part in (*PARTS, OUTSIDE, "step")
-        ]
         tables.append(f"## Batch of {batch}\n\n{markdown_table(header, rows)}")
     return documents, "\n\n".join(tables)
 

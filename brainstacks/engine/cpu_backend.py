@@ -50,6 +50,9 @@ class CpuBackend:
     cache: whose keys and values it reads and writes.
     exact: compute with the very values of quantised weights; else with int8 activations, see `FlatModel`.
 
+    Attributes:
+        model: the base as it is computed with.
+
     Raises:
         UnsupportedModel: the compiled step does not know this decoder.
     """
@@ -59,12 +62,12 @@ class CpuBackend:
 
     def __init__(self, base: BaseModel, cache: PagedCache, *, exact: bool) -> None:
         self._base, self._cache = base, cache
-        self._model = FlatModel(base.model, base.sites, base.blocks, base.head_blocks(), fast=not exact)
+        self.model = FlatModel(base.model, base.sites, base.blocks, base.head_blocks(), fast=not exact)
         self.name = f"cpu ({ISA.name}, {'exact' if exact else 'int8 activations'})"
         self._embed = base.model.get_input_embeddings()
         self._team = Team(torch.get_num_threads())
         self._scratch = _Scratch()
-        model, dims = self._model, self._model.dims
+        model, dims = self.model, self.model.dims
         self._stacks = _Stacks(model.delta_blocks)
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             model.layers[layer]["keys"], model.layers[layer]["values"] = keys.data_ptr(), values.data_ptr()
@@ -99,24 +102,28 @@ class CpuBackend:
         )
 
     def prepare(self, stack: PackedStack) -> None:
-        self._stacks.panels(stack)
+        self.panels(stack)
+
+    def panels(self, stack: PackedStack) -> DeltaPanels:
+        """`stack` as it is computed with."""
+        return self._stacks.panels(stack)
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         count = len(batch.wanted)
         logits = aligned_zeros((count, int(self._step["logits_width"][0])), np.float32)
         self._set(logits=logits.ctypes.data, mid=0)
         self._run(batch, bank, batch.wanted)
-        return torch.from_numpy(logits)[:, : self._model.dims.vocab]
+        return torch.from_numpy(logits)[:, : self.model.dims.vocab]
 
     def hidden_states(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        dims = self._model.dims
+        dims = self.model.dims
         mid, last = (np.empty((len(batch.ids), dims.width), np.float32) for _ in range(2))
         self._set(mid=mid.ctypes.data, last=last.ctypes.data)
         self._run(batch, None, np.zeros(0, np.int64))
         return torch.from_numpy(mid)[:, : dims.hidden], torch.from_numpy(last)[:, : dims.hidden]
 
     def _run(self, batch: StepBatch, bank: StackBank | None, wanted: Array) -> None:
-        tokens, dims = len(batch.ids), self._model.dims
+        tokens, dims = len(batch.ids), self.model.dims
         scratch = self._scratch
         h = scratch.take("h", np.float32, tokens, dims.width)
         with torch.inference_mode():
@@ -124,7 +131,7 @@ class CpuBackend:
         rounds = self._stacks.bind(batch.weights, bank) if bank is not None else _Rounds({}, {})
         weights = rounds.weights(batch.weights)
         low = PROJECTIONS * rounds.count * tokens
-        cos, sin = self._model.angles(int(batch.positions.max()) + 1)
+        cos, sin = self.model.angles(int(batch.positions.max()) + 1)
         tiles = _tiles(batch)
         slots = batch.places * BLOCK + batch.positions % BLOCK
         self._set(
@@ -179,7 +186,7 @@ class CpuBackend:
 
     def _order(self, tokens: int) -> Array:
         """0, 1, 2, ... int64, for all tokens and for all rows of a tile's attention."""
-        dims = self._model.dims
+        dims = self.model.dims
         most = max(tokens, TILE_TOKENS * dims.heads // dims.kv_heads)
         if len(self._counted) < most:
             self._counted = np.arange(1 << (most - 1).bit_length())

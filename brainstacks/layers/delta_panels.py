@@ -19,7 +19,7 @@ from brainstacks.kernels.layout import DOWN, ROUND, UP
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.packed_stack import PackedStack
-from brainstacks.layers.panels import LARGEST, Memory
+from brainstacks.layers.panels import LARGEST, Memory, panel_bytes
 from brainstacks.layers.projections import INPUT_GROUPS
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ class DeltaPanels:
 
     def __init__(self, stack: PackedStack, blocks: Sequence[int]) -> None:
         shape = stack.shape
-        self.experts = shape.experts
+        self.layers, self.experts = shape.layers, shape.experts
         self.whole = shape.rank < PANEL // 2
         self.units = 1 if self.whole else shape.experts
         columns = shape.columns // self.units
@@ -65,8 +65,14 @@ class DeltaPanels:
                 )
 
     @property
-    def nbytes(self) -> int:
-        return self._memory.nbytes
+    def nbytes(self) -> tuple[int, int]:
+        """That a step reads: always, and of all experts beyond that."""
+        down = [panel_bytes(part) for part in (self.down[..., GATES], self.down[..., :GATES])]
+        up = int((self.units * self.up["unit_step"]).sum())
+        always, chosen = down[0], down[1] + up
+        if self.whole:
+            always, chosen = always + chosen, 0
+        return self.layers * always, self.layers * chosen
 
     def _add_group(self, stack: PackedStack, group: int, names: Sequence[str | None], block: int) -> None:
         shape = stack.shape

@@ -22,7 +22,7 @@ from brainstacks.kernels.layout import GROUP, LAYER, LINEAR
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import BLOCK, LEAST_BLOCK, Blocks
-from brainstacks.layers.panels import Memory, Panels, of_blocks, of_values
+from brainstacks.layers.panels import Memory, Panels, of_blocks, of_values, panel_bytes
 from brainstacks.layers.projections import INPUT_GROUPS, Site, decoder_layers
 
 Array = np.ndarray[Any, Any]
@@ -141,7 +141,8 @@ class FlatModel:
 
     @property
     def nbytes(self) -> int:
-        return self._memory.nbytes
+        """That a step reads of the weights."""
+        return panel_bytes(self.linears, self.linears["offsets"] != 0)
 
     def angles(self, positions: int) -> tuple[Array, Array]:
         """cos and sin [kinds of layers, at least `positions`, dim] float32, by position."""

@@ -164,6 +164,11 @@ def aligned_zeros(shape: Sequence[int], dtype: Any) -> Array:
     return found
 
 
+def panel_bytes(linears: Array, offsets: Any = 0) -> int:
+    """Of the weights of some records (`layout.LINEAR`, `layout.DOWN`), whose panels have offsets or not."""
+    return int((linears["panels"] * (linears["codes_step"] + (1 + offsets) * linears["scales_step"])).sum())
+
+
 def whole_levels(levels: Array) -> tuple[Array, float]:
     """Levels as int8 times a unit: the pair whose squared error is least. Whole ones are kept as they are."""
     if np.array_equal(levels, np.rint(levels)) and np.abs(levels).max() <= LARGEST:

@@ -34,9 +34,9 @@ def test_a_trained_registry_is_copied_with_its_router(tmp_path: Path, tiny_base:
     source = trained_registry(tmp_path, tiny_base.identity)
     with served(tiny_base.identity, random=2, rank=2, trained=tmp_path / "trained") as stacks:
         assert stacks.trained == ("chat", "math")
-        assert tuple(stacks.metadata) == ("chat", "math", *stacks.random)
+        assert tuple(stacks.files) == ("chat", "math", *stacks.random)
         assert stacks.registry.snapshot().router is not None
-        assert {metadata.config.rank for metadata in stacks.metadata.values()} == {2}
+        assert {read_stack_metadata(path).config.rank for path in stacks.files.values()} == {2}
     assert not stacks.path.exists()
     assert tuple(source.snapshot().domains) == ("chat", "math")
 
@@ -48,7 +48,7 @@ def test_a_registry_for_another_base_is_left_out_with_a_word(
     other = load_base(save_base(tmp_path / "other", seed=1), quantization="none", device="cpu")
     with served(other.identity, random=1, rank=2, trained=tmp_path / "trained") as stacks:
         assert stacks.trained == ()
-        assert tuple(stacks.metadata) == stacks.random
+        assert tuple(stacks.files) == stacks.random
     assert "the trained registry is left out" in capsys.readouterr().out
 
 
