@@ -69,7 +69,7 @@ def make_directory(path: Path) -> None:
     """Make `path` and what is missing above it, and fsync where they were entered."""
     if not path.is_dir():
         make_directory(path.parent)
-        path.mkdir()
+        path.mkdir(exist_ok=True)  # another process may have made it meanwhile
         fsync_directory(path.parent)
 
 

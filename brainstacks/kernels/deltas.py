@@ -50,16 +50,14 @@ def gate_pieces(step, group):
 
 @njit(cache=True)
 def down_pieces(step, group):
-    """A piece is a span of tokens, a round and a projection; where these are few, a unit besides."""
-    if step.units < 2:
-        return 0
-    return gate_pieces(step, group) * _cut(step, group)
+    """A piece is a span of tokens, a round, a projection and a unit; none where `gate` does it all."""
+    return 0 if step.units < 2 or _at_once(step) else gate_pieces(step, group) * step.units
 
 
 @njit(cache=True)
-def _cut(step, group):
-    """In how many pieces the units of a projection are computed."""
-    return step.units if gate_pieces(step, group) < 2 * step.threads else 1
+def _at_once(step):
+    """Whether there are rounds enough for all threads, so that a round's A can follow its gates at once."""
+    return _spans(step.tokens) * step.rounds >= 2 * step.threads
 
 
 @njit(cache=True)
@@ -181,6 +179,25 @@ def _keep(step, linear, projection, g, unit, rows, count):
             scales[t, unit], zeros[t, unit] = round_block(h, q[t, unit * shape.unit :], ZERO, shape.unit)
 
 
+@njit(cache=True)
+def _expert(step, index, g, projection, unit, first, last):
+    """h of one unit, for those of the tokens first..last whose gates keep it."""
+    shape, linear = _shape(step, g), _down(step, index, g, projection)
+    if not linear.product:
+        return
+    gates = _gates(step, projection, g)
+    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), 0
+    for t in range(first, last):
+        if gates[t, unit] != 0.0:
+            users[count] = t
+            count += 1
+    if count:
+        at = unit * shape.panels
+        out = _at(step, step.inner, projection, g, step.inner_width) + 4 * PANEL * at
+        _project(step, index // 4, linear, at, shape.panels, users, count, out, step.inner_width)
+        _keep(step, linear, projection, g, unit, users, count)
+
+
 @cfunc(PIECE, cache=True)
 def gate(context, index, piece):
     """Choose the experts of a span of tokens; where a round is one unit, all of h besides."""
@@ -215,33 +232,22 @@ def gate(context, index, piece):
                 _choose(found[at:], gates[users[i], : shape.experts], shape.top_k)
     if whole and linear.product:
         _keep(step, linear, projection, g, ZERO, users, count)
+    if not whole and _at_once(step):
+        for which in range(group.linears):
+            for unit in range(shape.units):
+                _expert(step, index, g, which, unit, first, last)
 
 
 @cfunc(PIECE, cache=True)
 def down(context, index, piece):
-    """A of experts, for those of a span's tokens whose gates keep them."""
+    """A of an expert, where each has a piece of its own."""
     step = step_at(context)
     group = group_at(step, index)
-    cut = _cut(step, group)
-    part, rest = piece % cut, piece // cut
+    unit, rest = piece % step.units, piece // step.units
     projection, rest = rest % group.linears, rest // group.linears
     g, first = rest % step.rounds, rest // step.rounds * SPAN
-    shape, linear = _shape(step, g), _down(step, index, g, projection)
-    if shape.units == 1 or not linear.product:
-        return
-    gates = _gates(step, projection, g)
-    users = carray(as_pointer(room(SPAN)), (SPAN,), np.int64)
-    for unit in range(part, shape.units, cut):
-        count = 0
-        for t in range(first, min(step.tokens, first + SPAN)):
-            if gates[t, unit] != 0.0:
-                users[count] = t
-                count += 1
-        if count:
-            at = unit * shape.panels
-            out = _at(step, step.inner, projection, g, step.inner_width) + 4 * PANEL * at
-            _project(step, index // 4, linear, at, shape.panels, users, count, out, step.inner_width)
-            _keep(step, linear, projection, g, unit, users, count)
+    if 1 < _shape(step, g).units > unit:
+        _expert(step, index, g, projection, unit, first, min(step.tokens, first + SPAN))
 
 
 @njit(cache=True)

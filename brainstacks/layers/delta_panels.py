@@ -1,7 +1,8 @@
 """One stack as the compiled step multiplies with it: the panels of every round's A, gates and B.
 
-Columns of a round's low-rank space come in units that are chosen together: each expert's, where the rank is
-at least half a panel; else all experts' at once, whose gates lie behind A in the same panels.
+Columns of a round's low-rank space come in units that are chosen together: each expert's, where there are
+several and the rank is at least half a panel; else all experts' at once, whose gates lie behind A in the same
+panels.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class DeltaPanels:
     def __init__(self, stack: PackedStack, blocks: Sequence[int]) -> None:
         shape = stack.shape
         self.layers, self.experts = shape.layers, shape.experts
-        self.whole = shape.rank < PANEL // 2
+        self.whole = shape.experts == 1 or shape.rank < PANEL // 2
         self.units = 1 if self.whole else shape.experts
         columns = shape.columns // self.units
         unit = _filled(columns, 4)

@@ -94,6 +94,7 @@ def stacks_for(base: BaseModel) -> dict[str, StackTensors]:
     shapes = {
         "plain": stack_config(),
         "one": stack_config(rank=5, experts=1, top_k=1),
+        "lora": stack_config(rank=20, experts=1, top_k=1),
         "all": stack_config(rank=16, experts=3, top_k=3),
         "wide": stack_config(rank=20, experts=4, top_k=3),
         "few": stack_config(rank=3, experts=5, projections=("q_proj", "v_proj", "o_proj", "down_proj")),
@@ -128,7 +129,7 @@ def assert_close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
 MIX: list[Weights] = [
     {"plain": 1.0, "wide": 0.5},
     {},
-    {"one": -0.7},
+    {"one": -0.7, "lora": 0.4},
     {"plain": 0.3, "one": 0.3, "wide": 0.3, "few": 1.0},
     {"few": 0.9},
 ]
