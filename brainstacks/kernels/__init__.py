@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numba
@@ -36,3 +37,7 @@ def _state() -> str:
 
 if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(_compiled_directory())
+
+internal = partial(numba.njit, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""`njit` for what compiled code alone calls: the wrappers for Python and C are a third of the compiling. So Python
+must not call it."""

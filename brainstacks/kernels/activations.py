@@ -6,8 +6,9 @@ Everything is float32, whatever the base's dtype is: the residual stream is not 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import carray, cfunc
 
+from brainstacks.kernels import internal
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
 from brainstacks.kernels.numbers import exponential, fill, itemsize, larger, narrow, nearest
 from brainstacks.kernels.team import PIECE, as_pointer
@@ -18,12 +19,12 @@ TOKENS_OF_PIECE = 4
 """Tokens that one piece of these phases takes."""
 
 
-@njit(cache=True)
+@internal
 def token_pieces(count):
     return (count + TOKENS_OF_PIECE - 1) // TOKENS_OF_PIECE
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"})
 def _rms(x, weight, out, n, eps):
     """out[:n] = x / sqrt(mean(x^2) + eps) * weight."""
     total = np.float32(0.0)
@@ -34,7 +35,7 @@ def _rms(x, weight, out, n, eps):
         out[i] = x[i] * factor * weight[i]
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"})
 def _largest(x, start, end):
     largest = np.float32(0.0)
     for i in range(np.uintp(start), np.uintp(end)):
@@ -42,7 +43,7 @@ def _largest(x, start, end):
     return largest
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"})
 def _round(x, q, start, end, inverse):
     """q = round(x * inverse) as int8; their sum."""
     total = np.int32(0)
@@ -53,7 +54,7 @@ def _round(x, q, start, end, inverse):
     return total
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"})
 def _sum(x, start, end):
     total = np.float32(0.0)
     for i in range(np.uintp(start), np.uintp(end)):
@@ -61,7 +62,7 @@ def _sum(x, start, end):
     return total
 
 
-@njit(cache=True)
+@internal
 def round_block(x, q, start, end):
     """x[start:end] = scale * q with q int8, |q| <= 127; the scale, and -ZERO_POINT * the sum of q.
 
@@ -76,7 +77,7 @@ def round_block(x, q, start, end):
     return largest / np.float32(127.0), -ZERO_POINT * total
 
 
-@njit(cache=True)
+@internal
 def quantise(step, group, t, x, n):
     """Write x, row t of a group's input with n real numbers, as its products read it.
 
@@ -96,7 +97,7 @@ def quantise(step, group, t, x, n):
             mass[b] = _sum(x, b * group.block, (b + 1) * group.block)
 
 
-@njit(cache=True)
+@internal
 def _tokens(step, piece):
     return range(piece * TOKENS_OF_PIECE, min(step.tokens, (piece + 1) * TOKENS_OF_PIECE))
 
@@ -124,7 +125,7 @@ def joined(context, index, piece):
 
 
 # numpy's division, which raises nothing: a check would stop vectorisation.
-@njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def _silu(y, other, x, n):
     for i in range(np.uintp(n)):
         gate = y[i]
@@ -134,7 +135,7 @@ def _silu(y, other, x, n):
         x[i] = gate * share * y[other + i]
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def _gelu(y, other, x, n):
     """gelu in its tanh form: g * sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3)."""
     for i in range(np.uintp(n)):
@@ -198,7 +199,7 @@ def last_hidden(context, index, piece):
         _rms(h[t], weight, last[t], step.hidden, step.eps)
 
 
-@njit(fastmath={"contract"}, cache=True)
+@internal(fastmath={"contract"})
 def _turn(head, cos, sin, half):
     """Rotary position embedding in place: (a, b) -> (a cos - b sin, b cos + a sin), halves apart."""
     for i in range(half):
@@ -207,7 +208,7 @@ def _turn(head, cos, sin, half):
         head[half + i] = b * cos[half + i] + a * sin[half + i]
 
 
-@njit(cache=True)
+@internal
 def _store(step, layer, slot, head, key, value, ends, dtype):
     """One head's key and value [dim] of one token; see `engine.kv_cache.PagedCache`."""
     size = BLOCK * step.depth  # of a head's keys or values in a block
@@ -227,7 +228,7 @@ def _store(step, layer, slot, head, key, value, ends, dtype):
             fill(values, row + PANEL, (vector // PANEL + 1) * BLOCK * PANEL, nothing)
 
 
-@njit(cache=True)
+@internal
 def rotate_work(context, index, piece, dtype):
     """q, k, v in y: norms and rotary embedding of q and k in place; keys and values to their blocks."""
     step = step_at(context)

@@ -8,8 +8,9 @@ some at a time, so that what is read of keys and values serves several. Keys of 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
+from brainstacks.kernels import internal
 from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
 from brainstacks.kernels.numbers import copy, exponential, fill, itemsize, larger
 from brainstacks.kernels.team import as_pointer, call
@@ -19,7 +20,7 @@ TILE_TOKENS = 8
 """Most tokens of a tile."""
 
 
-@njit(fastmath=True, cache=True)
+@internal(fastmath=True)
 def _highest(scores, start, end):
     highest = scores[start]
     for p in range(start, end):
@@ -27,7 +28,7 @@ def _highest(scores, start, end):
     return highest
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, cache=True)
+@internal(fastmath={"contract", "reassoc", "nsz"})
 def _softmax(scores, first, length, scale):
     """scores[first:length] <- their softmax after `scale`."""
     start, end = np.uintp(first), np.uintp(length)
@@ -43,7 +44,7 @@ def _softmax(scores, first, length, scale):
         scores[p] *= factor
 
 
-@njit(cache=True)
+@internal
 def _multiply(step, weights, chunks, x, x_step, start, out, out_step, count):
     """out [count, 16] = start (0: what is in out) + x times chunks of keys or values as they are stored."""
     call(
@@ -69,7 +70,7 @@ def _multiply(step, weights, chunks, x, x_step, start, out, out_step, count):
     )
 
 
-@njit(cache=True)
+@internal
 def attend_work(context, index, piece, dtype):
     """The query heads of one KV head for one tile of tokens: q of y -> x."""
     step = step_at(context)

@@ -16,8 +16,9 @@ are added in an order that does not depend on the others.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import carray, cfunc
 
+from brainstacks.kernels import internal
 from brainstacks.kernels.activations import round_block
 from brainstacks.kernels.layout import DOWN, ROUND, UP, floats, group_at, step_at
 from brainstacks.kernels.numbers import ZERO, fetch, fill, room
@@ -37,72 +38,72 @@ GATES, LINEARS = PROJECTIONS, PROJECTIONS + 1
 """Of the linears of a round in a group: each projection's A, then all gates."""
 
 
-@njit(cache=True)
+@internal
 def _spans(tokens):
     return (tokens + SPAN - 1) // SPAN
 
 
-@njit(cache=True)
+@internal
 def gate_pieces(step, group):
     """A piece is a span of tokens, a round and a projection."""
     return _spans(step.tokens) * step.rounds * group.linears
 
 
-@njit(cache=True)
+@internal
 def down_pieces(step, group):
     """A piece is a span of tokens, a round, a projection and a unit; none where `gate` does it all."""
     return 0 if step.units < 2 or _at_once(step) else gate_pieces(step, group) * step.units
 
 
-@njit(cache=True)
+@internal
 def _at_once(step):
     """Whether there are rounds enough for all threads, so that a round's A can follow its gates at once."""
     return _spans(step.tokens) * step.rounds >= 2 * step.threads
 
 
-@njit(cache=True)
+@internal
 def _shape(step, g):
     return carray(as_pointer(step.round_table), (step.rounds,), ROUND)[g]
 
 
-@njit(cache=True)
+@internal
 def _down(step, index, g, which):
     """A or gates of round g in group `index`; its product is 0 where the stack has none."""
     at = (index % 4 * step.rounds + g) * LINEARS + which
     return carray(as_pointer(step.down_table), (at + 1,), DOWN)[at]
 
 
-@njit(cache=True)
+@internal
 def _up(step, index, g, projection):
     """B of round g in group `index`; its product is 0 where the stack has none."""
     at = (index % 4 * step.rounds + g) * PROJECTIONS + projection
     return carray(as_pointer(step.up_table), (at + 1,), UP)[at]
 
 
-@njit(cache=True)
+@internal
 def _weights(step, g):
     """[T] of a round; 0 where a token does not use its stack."""
     return floats(step.weights, step.rounds, step.tokens)[g]
 
 
-@njit(cache=True)
+@internal
 def _at(step, address, projection, g, width):
     """Address of [T, width] float32 of a round for the projection-th of a group."""
     return address + 4 * (projection * step.rounds + g) * step.tokens * width
 
 
-@njit(cache=True)
+@internal
 def _rows(step, address, projection, g, width):
     return floats(_at(step, address, projection, g, width), step.tokens, width)
 
 
-@njit(cache=True)
+@internal
 def _gates(step, projection, g):
     """[T, experts]; 0 where an expert is not used."""
     return _rows(step, step.gates, projection, g, step.experts)
 
 
-@njit(cache=True)
+@internal
 def _choose(logits, gates, top_k):
     """softmax of the top_k largest logits [N] into gates [N], zero elsewhere; the first of equals wins."""
     n = logits.shape[0]
@@ -125,7 +126,7 @@ def _choose(logits, gates, top_k):
         gates[e] = np.float32(0.0) if gates[e] == -1.0 else gates[e] / total
 
 
-@njit(cache=True)
+@internal
 def _project(step, layer, linear, first, panels, rows, count, out, out_width):
     """out [T, out_width] = some panels of A or gates, times the inputs of the tokens `rows[:count]`."""
     for panel in range(panels):
@@ -156,7 +157,7 @@ def _project(step, layer, linear, first, panels, rows, count, out, out_width):
         )
 
 
-@njit(cache=True)
+@internal
 def _keep(step, linear, projection, g, unit, rows, count):
     """h of one unit of the tokens `rows[:count]`: A x, gated and weighted, as `up` reads it."""
     shape = _shape(step, g)
@@ -179,7 +180,7 @@ def _keep(step, linear, projection, g, unit, rows, count):
             scales[t, unit], zeros[t, unit] = round_block(h, q[t, unit * shape.unit :], ZERO, shape.unit)
 
 
-@njit(cache=True)
+@internal
 def _expert(step, index, g, projection, unit, first, last):
     """h of one unit, for those of the tokens first..last whose gates keep it."""
     shape, linear = _shape(step, g), _down(step, index, g, projection)
@@ -250,7 +251,7 @@ def down(context, index, piece):
         _expert(step, index, g, projection, unit, first, min(step.tokens, first + SPAN))
 
 
-@njit(cache=True)
+@internal
 def _uses(step, g, projection, unit):
     """Where a unit's use by each token is said, float32, 0 for none: the first one's address, the step."""
     if _shape(step, g).units == 1:
@@ -258,12 +259,12 @@ def _uses(step, g, projection, unit):
     return _at(step, step.gates, projection, g, step.experts) + 4 * unit, 4 * step.experts
 
 
-@njit(cache=True)
+@internal
 def _used(uses, stride, t):
     return floats(uses + t * stride, 1, 1)[0, 0] != 0.0
 
 
-@njit(cache=True)
+@internal
 def fetch_up(step, index, g, projection, lowest, highest):
     """Ask for what `add` will read."""
     b = _up(step, index, g, projection)
@@ -277,7 +278,7 @@ def fetch_up(step, index, g, projection, lowest, highest):
                     break
 
 
-@njit(cache=True)
+@internal
 def add(step, index, g, projection, lowest, highest, out, width):
     """out [T, width] += h B of a round, for panels lowest..highest of a projection.
 

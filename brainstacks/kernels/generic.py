@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
+from brainstacks.kernels import internal
 from brainstacks.kernels.numbers import widen
 from brainstacks.kernels.team import as_pointer
 from brainstacks.kernels.tiles import CHUNK, PANEL
@@ -16,40 +17,40 @@ _FAR = 2**40
 """More elements than any panel has: the length of an array whose end the call does not know."""
 
 
-@njit(cache=True)
+@internal
 def _nibble(codes, row, k):
     byte = np.int64(codes[(k // 8 * PANEL + row) * 4 + k % 4])
     return byte & 15 if k % 8 < 4 else byte >> 4
 
 
-@njit(cache=True)
+@internal
 def fast_nibbles(codes, levels, row, k):
     table = carray(as_pointer(levels), (16,), np.int8)
     return np.int32(table[_nibble(carray(as_pointer(codes), (_FAR,), np.uint8), row, k)])
 
 
-@njit(cache=True)
+@internal
 def exact_nibbles(codes, levels, row, k):
     table = carray(as_pointer(levels), (16,), np.float32)
     return table[_nibble(carray(as_pointer(codes), (_FAR,), np.uint8), row, k)]
 
 
-@njit(cache=True)
+@internal
 def fast_bytes(codes, levels, row, k):
     return np.int32(carray(as_pointer(codes), (_FAR,), np.int8)[(k // 4 * PANEL + row) * 4 + k % 4])
 
 
-@njit(cache=True)
+@internal
 def exact_bytes(codes, levels, row, k):
     return np.float32(carray(as_pointer(codes), (_FAR,), np.int8)[(k // 4 * PANEL + row) * 4 + k % 4])
 
 
-@njit(cache=True)
+@internal
 def plain_floats(codes, levels, row, k):
     return carray(as_pointer(codes), (_FAR,), np.float32)[k * PANEL + row]
 
 
-@njit(cache=True)
+@internal
 def plain_halves(codes, levels, row, k):
     return widen(carray(as_pointer(codes), (_FAR,), np.uint16)[k * PANEL + row])
 

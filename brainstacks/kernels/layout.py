@@ -6,8 +6,9 @@ Fields that name an array hold its address, 0 where there is none. `T` are the p
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
+from brainstacks.kernels import internal
 from brainstacks.kernels.team import as_pointer
 
 BLOCK = 16
@@ -124,33 +125,33 @@ TILE = np.dtype([("sequence", "i8"), ("first", "i8"), ("count", "i8"), ("positio
 position of the first in the sequence."""
 
 
-@njit(cache=True)
+@internal
 def step_at(address):
     return carray(as_pointer(address), (1,), STEP)[0]
 
 
-@njit(cache=True)
+@internal
 def layer_at(step, index):
     return carray(as_pointer(step.layer_table), (index + 1,), LAYER)[index]
 
 
-@njit(cache=True)
+@internal
 def group_at(step, index):
     return carray(as_pointer(step.group_table), (index + 1,), GROUP)[index]
 
 
-@njit(cache=True)
+@internal
 def linear_at(step, index):
     return carray(as_pointer(step.linear_table), (index + 1,), LINEAR)[index]
 
 
-@njit(cache=True)
+@internal
 def floats(address, rows, columns):
     """[rows, columns] float32 at `address`."""
     return carray(as_pointer(address), (rows, columns), np.float32)
 
 
-@njit(cache=True)
+@internal
 def integers(address, count):
     """[count] int64 at `address`."""
     return carray(as_pointer(address), (count,), np.int64)

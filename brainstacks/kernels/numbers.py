@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from brainstacks.kernels import internal
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
@@ -78,7 +80,7 @@ def _power_of_two(typing_context: Any, n: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(fastmath={"contract"}, cache=True)
+@internal(fastmath={"contract"})
 def exponential(x):
     """e^x in float32 for x <= 0, to one unit in the last place; e^-87 below -87.
 
@@ -109,7 +111,7 @@ def room(typing_context: Any, count: Any) -> Any:
     return types.int64(count), generate
 
 
-@njit(cache=True)
+@internal
 def itemsize(dtype):
     """Bytes of a float32 or of a bfloat16 (uint16)."""
     return 4 if dtype is np.float32 else 2
@@ -127,7 +129,7 @@ def _fetch_line(typing_context: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@njit(cache=True)
+@internal
 def fetch(address, size):
     """Ask for `size` bytes, so that all of them are under way before the first is needed."""
     for line in range(0, size, 64):
@@ -140,14 +142,14 @@ ZERO = np.int64(0)
 # numba's own assignment to a slice brings the code that makes its error messages: seconds of compiling.
 
 
-@njit(cache=True)
+@internal
 def fill(array, start, end, value):
     """array[start:end] = value, for an array [n]."""
     for i in range(np.uintp(start), np.uintp(end)):
         array[i] = value
 
 
-@njit(cache=True)
+@internal
 def copy(source, start, target, at, count):
     """target[at : at + count] = source[start : start + count], for arrays [n]."""
     first, into = np.uintp(start), np.uintp(at)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import cfunc, types
 
-from brainstacks.kernels import generic
+from brainstacks.kernels import generic, internal
 from brainstacks.kernels.layout import group_at, linear_at, step_at
 from brainstacks.kernels.team import PIECE, call
 from brainstacks.kernels.tiles import KINDS, PANEL, tile
@@ -93,18 +93,18 @@ def _tiled(kind: int, most: int) -> Any:
     return product
 
 
-@njit(cache=True)
+@internal
 def _panels_of_piece(step, group):
     return max(1, min(MOST_PANELS, group.panels // (PIECES * step.threads)))
 
 
-@njit(cache=True)
+@internal
 def product_pieces(step, group):
     some = _panels_of_piece(step, group)
     return (group.panels + some - 1) // some
 
 
-@njit(cache=True)
+@internal
 def range_of(step, group, piece, done, linear):
     """The panels (lowest, highest) of a linear that belong to a piece; `done` of the group come before."""
     some = _panels_of_piece(step, group)
@@ -112,7 +112,7 @@ def range_of(step, group, piece, done, linear):
     return max(0, first), min(linear.panels, last)
 
 
-@njit(cache=True)
+@internal
 def multiply(step, linear, lowest, highest, tokens, start, out, out_width):
     """out [tokens, out_width] float32 = the products of some panels: 16 columns each.
 

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit
+from numba import cfunc
 
-from brainstacks.kernels import activations, deltas, products
+from brainstacks.kernels import activations, deltas, internal, products
 from brainstacks.kernels.activations import rotate_work, token_pieces
 from brainstacks.kernels.attention import attend_work
 from brainstacks.kernels.deltas import down_pieces, gate_pieces
@@ -22,7 +22,7 @@ from brainstacks.kernels.products import multiply, product_pieces, range_of
 from brainstacks.kernels.team import DRIVER, PIECE, run
 
 
-@njit(cache=True)
+@internal
 def _linear(at, step, index):
     """The projections of a group, and their deltas."""
     group = group_at(step, index)
@@ -57,7 +57,7 @@ def linear(context, index, piece):
         done += one.panels
 
 
-@njit(cache=True)
+@internal
 def _keep(step):
     """The router reads this layer's input."""
     size = step.tokens * step.width

@@ -28,6 +28,8 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from brainstacks.kernels import internal
+
 _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 APART = 8
@@ -169,7 +171,7 @@ def _now(typing_context: Any, function: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@njit(cache=True)
+@internal
 def _wait(memory, turns):
     """One turn of waiting; after some, let others have the core."""
     _pause()
@@ -177,7 +179,7 @@ def _wait(memory, turns):
         _give_way(memory[YIELD])
 
 
-@njit(cache=True)
+@internal
 def _claimed(at):
     """A piece of the open phase: its number, or -1 where none is left."""
     ticket = at + 8 * TICKET
@@ -190,7 +192,7 @@ def _claimed(at):
             return left - 1
 
 
-@njit(cache=True)
+@internal
 def _share(at, memory, body, argument, pieces):
     """Compute the pieces of a phase, with who helps."""
     if pieces <= 1 or memory[THREADS] <= 1:
@@ -213,7 +215,7 @@ def _share(at, memory, body, argument, pieces):
         turns += 1
 
 
-@njit(cache=True)
+@internal
 def run(at, body, argument, pieces):
     """Of the driver: compute `body(context, argument, piece)` for each piece; return when all are done.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from brainstacks.kernels.activations import TOKENS_OF_PIECE, round_block, token_pieces
+from brainstacks.kernels.activations import TOKENS_OF_PIECE, round_block
 from brainstacks.kernels.layout import BLOCK
 from brainstacks.kernels.tiles import PANEL
 from brainstacks.kernels.vectors import ZERO_POINT
@@ -19,7 +19,8 @@ from tests.tiny import tiny_model
 
 Array = np.ndarray[Any, Any]
 
-TOKENS = 6  # more than one piece, and the last one not full
+TOKENS = 6
+PIECES = -(-TOKENS // TOKENS_OF_PIECE)  # more than one piece, and the last one not full
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -99,7 +100,7 @@ def norm_step(h: Array, weight: Array, block: int, *, fast: bool, exact: bool) -
 def test_a_norm_is_pytorchs_in_every_form_that_products_read(hidden: int, block: int) -> None:
     h, weight = 3.0 * normal(TOKENS, hidden + 4), normal(hidden, seed=1)
     step = norm_step(h, weight, block, fast=True, exact=True)
-    step.run("norm", 0, token_pieces(TOKENS))
+    step.run("norm", 0, PIECES)
     wanted = F.rms_norm(torch.from_numpy(h[:, :hidden]), (hidden,), torch.from_numpy(weight), 1e-5).numpy()
     x = step["x"]
     np.testing.assert_allclose(x[:, :hidden], wanted, rtol=1e-5, atol=1e-6)
@@ -116,7 +117,7 @@ def test_a_norm_is_pytorchs_in_every_form_that_products_read(hidden: int, block:
 
 def test_what_no_product_reads_is_not_computed() -> None:
     step = norm_step(normal(TOKENS, 32), normal(32), 16, fast=False, exact=False)
-    step.run("norm", 0, token_pieces(TOKENS))
+    step.run("norm", 0, PIECES)
     for name in ("q", "scale", "zero", "mass"):
         assert not step[name].any(), name
 
@@ -141,7 +142,7 @@ def test_the_mlps_activation_is_pytorchs(gelu: int) -> None:
     step.set(step.linears[:1], d_out=d_ff)
     step.set(step.linears[1:2], column=other)
     step.set(step.groups[3:4], d_in=32, block=32)
-    step.run("activate", 3, token_pieces(TOKENS))
+    step.run("activate", 3, PIECES)
     gate = torch.from_numpy(y[:, :d_ff]).double()
     activated = F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
     wanted = (activated * torch.from_numpy(y[:, other : other + d_ff])).numpy()
@@ -187,7 +188,7 @@ def test_q_and_k_are_turned_as_by_transformers_and_keys_and_values_are_stored(
     if family == "qwen3":
         step.set(step.layer, q_norm=attention.q_norm.weight.numpy(), k_norm=attention.k_norm.weight.numpy())
         q, k = attention.q_norm(q), attention.k_norm(k)
-    step.run("rotate", 0, token_pieces(TOKENS))
+    step.run("rotate", 0, PIECES)
 
     turned_q, turned_k = apply_rotary_pos_emb(q, k, cos[:, positions], sin[:, positions])
     found = y[:, : heads * dim].reshape(TOKENS, heads, dim)
