@@ -39,5 +39,5 @@ if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(_compiled_directory())
 
 internal = partial(numba.njit, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""`njit` for what compiled code alone calls: the wrappers for Python and C are a third of the compiling. So Python
-must not call it."""
+"""`njit` for what compiled code alone calls, as Python must not: without its wrappers for Python and C, which are
+a third of the compiling."""

@@ -12,7 +12,7 @@ from numba import carray
 
 from brainstacks.kernels import internal
 from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
-from brainstacks.kernels.numbers import copy, exponential, fill, itemsize, larger
+from brainstacks.kernels.numbers import ZERO, copy, exponential, fill, itemsize, larger
 from brainstacks.kernels.team import as_pointer, call
 from brainstacks.kernels.tiles import CHUNK, PANEL
 
@@ -91,7 +91,7 @@ def attend_work(context, index, piece, dtype):
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim
-            copy(y[tile.first + i], column, query[i * share + g], 0, dim)
+            copy(y[tile.first + i], column, query[i * share + g], ZERO, dim)
 
     size = itemsize(dtype) * BLOCK * depth  # bytes of a head's keys or values in a block
     scores = np.empty((queries, span), np.float32)
@@ -107,7 +107,7 @@ def attend_work(context, index, piece, dtype):
         start = max(0, length - layer.window) if layer.window else 0
         for g in range(share):
             row = scores[i * share + g]
-            fill(row, 0, start - offset, np.float32(0.0))
+            fill(row, ZERO, start - offset, np.float32(0.0))
             _softmax(row, start - offset, length - offset, np.float32(layer.scale))
             fill(row, length - offset, span, np.float32(0.0))
     total = np.zeros((queries, depth), np.float32)
@@ -121,4 +121,4 @@ def attend_work(context, index, piece, dtype):
     for i in range(count):
         for g in range(share):
             column = (kv_head * share + g) * dim
-            copy(total[i * share + g], 0, x[tile.first + i], column, dim)
+            copy(total[i * share + g], ZERO, x[tile.first + i], column, dim)

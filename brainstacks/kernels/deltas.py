@@ -107,7 +107,7 @@ def _gates(step, projection, g):
 def _choose(logits, gates, top_k):
     """softmax of the top_k largest logits [N] into gates [N], zero elsewhere; the first of equals wins."""
     n = logits.shape[0]
-    fill(gates, 0, n, np.float32(-1.0))  # not chosen yet
+    fill(gates, ZERO, n, np.float32(-1.0))  # not chosen yet
     highest = np.float32(0.0)
     total = np.float32(0.0)
     for k in range(top_k):
@@ -187,7 +187,7 @@ def _expert(step, index, g, projection, unit, first, last):
     if not linear.product:
         return
     gates = _gates(step, projection, g)
-    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), 0
+    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), ZERO
     for t in range(first, last):
         if gates[t, unit] != 0.0:
             users[count] = t
@@ -211,7 +211,7 @@ def gate(context, index, piece):
     whole = shape.units == 1
     if not whole and projection:
         return  # the first piece chooses for all projections
-    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), 0
+    users, count = carray(as_pointer(room(SPAN)), (SPAN,), np.int64), ZERO
     for t in range(first, last):
         if weights[t] != 0.0:
             users[count] = t
@@ -225,7 +225,7 @@ def gate(context, index, piece):
     for which in range(projection, projection + 1 if whole else group.linears):
         gates = _gates(step, which, g)
         for t in range(first, last):
-            fill(gates[t], 0, step.experts, np.float32(0.0))
+            fill(gates[t], ZERO, step.experts, np.float32(0.0))
         at = shape.experts * (shape.rank if whole else which)
         if _down(step, index, g, which).product:
             for i in range(count):

@@ -137,7 +137,7 @@ def fetch(address, size):
 
 
 ZERO = np.int64(0)
-"""For arguments: numba compiles a function anew for each plain constant that it is called with."""
+"""For arguments, and for what becomes one: numba compiles a function anew for each plain constant."""
 
 # numba's own assignment to a slice brings the code that makes its error messages: seconds of compiling.
 

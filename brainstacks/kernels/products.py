@@ -13,6 +13,7 @@ from numba import cfunc, types
 
 from brainstacks.kernels import generic, internal
 from brainstacks.kernels.layout import group_at, linear_at, step_at
+from brainstacks.kernels.numbers import ZERO
 from brainstacks.kernels.team import PIECE, call
 from brainstacks.kernels.tiles import KINDS, PANEL, tile
 from brainstacks.kernels.vectors import ISA
@@ -149,5 +150,5 @@ def head(context, index, piece):
     step = step_at(context)
     group = group_at(step, index)
     linear = linear_at(step, group.first)
-    lowest, highest = range_of(step, group, piece, 0, linear)
+    lowest, highest = range_of(step, group, piece, ZERO, linear)
     multiply(step, linear, lowest, highest, step.wanted_count, group.bias, step.logits, step.logits_width)

@@ -61,7 +61,7 @@ def linear(context, index, piece):
 def _keep(step):
     """The router reads this layer's input."""
     size = step.tokens * step.width
-    copy(floats(step.h, 1, size)[0], 0, floats(step.mid, 1, size)[0], 0, size)
+    copy(floats(step.h, 1, size)[0], ZERO, floats(step.mid, 1, size)[0], ZERO, size)
 
 
 @cfunc(DRIVER, cache=True)

@@ -209,7 +209,7 @@ def _share(at, memory, body, argument, pieces):
             break
         call(body, memory[CONTEXT], argument, piece)
         mine += 1
-    turns = 0
+    turns = np.int64(0)
     while _load(at + 8 * DONE) + mine < pieces:
         _wait(memory, turns)
         turns += 1
@@ -243,7 +243,7 @@ def _help(memory):
     """Of a helper: compute pieces; return when there has been nothing to do for a while."""
     at = memory.ctypes.data
     _add(at + 8 * ASLEEP, -1)
-    turns = 0
+    turns = np.int64(0)
     while True:
         piece = _claimed(at)
         if piece >= 0:
