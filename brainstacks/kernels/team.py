@@ -250,7 +250,7 @@ def _help(memory):
             # The phase stays what it is until this piece is done.
             call(memory[BODY], memory[CONTEXT], memory[ARGUMENT], piece)
             _add(at + 8 * DONE, 1)
-            turns = 0
+            turns = np.int64(0)
         elif turns < _PATIENCE:
             _wait(memory, turns)
             turns += 1
