@@ -39,5 +39,5 @@ if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(_compiled_directory())
 
 internal = partial(numba.njit, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""`njit` for what compiled code alone calls, as Python must not: it comes without the wrappers for Python and C,
-a third of the compiling."""
+"""`njit` for what compiled code alone calls, as Python must not: without the wrappers for Python and C, which
+take a third of the compiling."""
