@@ -17,6 +17,7 @@ from benchmarks import (
     first_start,
     hot_load,
     http_load,
+    libraries,
     llama_cpp,
     nll,
     options,
@@ -284,3 +285,25 @@ def test_step_profile_says_where_a_steps_time_goes(run: Any) -> None:
     assert cases[1, names.BASE_ONLY]["gates"]["max"] == 0.0
     assert cases[1, names.ADJACENT]["gates"]["median"] > 0.0
     assert "Memory is read at" in said
+
+
+def test_libraries_compares_one_linear_at_each_number_of_rows(tmp_path: Path) -> None:
+    arguments = [
+        "--rounds",
+        "2",
+        "--tokens",
+        "1,3",
+        "--d-in",
+        "32",
+        "--d-out",
+        "16",
+        "--output",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(libraries.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.glob("libraries-*.json")
+    cases = json.loads(path.read_text())["cases"]
+    assert {case["rows"] for case in cases} == {1, 3}
+    assert libraries.FLOAT32 in {case["contestant"] for case in cases}
+    assert all(case["microseconds"]["min"] > 0.0 for case in cases)
