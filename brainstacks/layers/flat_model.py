@@ -22,16 +22,17 @@ from brainstacks.kernels.layout import GROUP, LAYER, LINEAR
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import BLOCK, LEAST_BLOCK, Blocks
-from brainstacks.layers.panels import Memory, Panels, of_blocks, of_values, panel_bytes
+from brainstacks.layers.panels import Memory, Panels, are_whole, of_blocks, of_values, panel_bytes
 from brainstacks.layers.projections import INPUT_GROUPS, Site, decoder_layers
 
 Array = np.ndarray[Any, Any]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
-FINE = 32
-"""Most inputs of a layer's linear that share a scale where they become int8: with 64 of them, outliers cost
-more than the rule for NLL allows (`benchmarks.nll`)."""
+FINE, FINEST = 32, 16
+"""Most inputs of a layer's linear that share a scale where they become int8, as `benchmarks.nll` measured it:
+outliers among more cost more than its rule allows. The MLP's last product has the largest, and needs the
+finest scales; unless its weights are NF4, whose own error hides them."""
 
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles depend on the position alone."""
@@ -190,7 +191,8 @@ class FlatModel:
     ) -> None:
         least = min((found.block for found in blocks if found is not None), default=0)
         if self.fast and index < len(self.groups) - 1:  # the head's are measured to do with more
-            least = min(least, FINE)
+            exact = all(found is None or found.levels is None or are_whole(found.levels) for found in blocks)
+            least = min(least, FINEST if index % 4 == 3 and exact else FINE)
         column = 0
         biases: list[Array] = []
         packed = []

@@ -85,8 +85,8 @@ def of_blocks(blocks: Blocks, *, fast: bool, block: int | None = None) -> Panels
     if blocks.levels is not None:
         levels = np.ascontiguousarray(blocks.levels, np.float32)
         if fast:
-            whole, unit = whole_levels(levels)
-            levels, scales = whole, scales * np.float32(unit)
+            levels, unit = whole_levels(levels)
+            scales = scales * np.float32(unit)
     d_out, d_in = blocks.codes.shape
     codes = _rows(blocks.codes)
     if nibbles:
@@ -169,9 +169,14 @@ def panel_bytes(linears: Array, offsets: Any = 0) -> int:
     return int((linears["panels"] * (linears["codes_step"] + (1 + offsets) * linears["scales_step"])).sum())
 
 
+def are_whole(levels: Array) -> bool:
+    """Whether they are int8 as they are."""
+    return bool(np.array_equal(levels, np.rint(levels)) and np.abs(levels).max() <= LARGEST)
+
+
 def whole_levels(levels: Array) -> tuple[Array, float]:
     """Levels as int8 times a unit: the pair whose squared error is least. Whole ones are kept as they are."""
-    if np.array_equal(levels, np.rint(levels)) and np.abs(levels).max() <= LARGEST:
+    if are_whole(levels):
         return levels.astype(np.int8), 1.0
     tops = np.linspace(LARGEST / 2, LARGEST, 4097)  # what the largest level becomes, before it is rounded
     whole = np.rint(levels * (tops / np.abs(levels).max())[:, None])

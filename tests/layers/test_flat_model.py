@@ -12,7 +12,7 @@ import torch
 from brainstacks.errors import UnsupportedModel
 from brainstacks.kernels.tiles import PANEL
 from brainstacks.layers.blocks import Blocks
-from brainstacks.layers.flat_model import FINE, ROTARY, FlatModel
+from brainstacks.layers.flat_model import FINE, FINEST, ROTARY, FlatModel
 from brainstacks.layers.projections import find_sites
 from tests.tiny import FAMILIES, VOCAB, WINDOW, tiny_model
 
@@ -91,22 +91,28 @@ def test_angles_of_other_kinds_do_not_depend_on_how_many_there_are(rope: str) ->
         np.testing.assert_array_equal(left[:, :10], right[:, :10])
 
 
-def some_blocks(model: Any, block: int) -> Any:
+def some_blocks(model: Any, block: int, levels: Array | None = None) -> Any:
     sites = find_sites(model)
 
     def blocks(layer: int, name: str) -> Blocks:
         d_out, d_in = sites[layer, name].module.get_parameter("weight").shape
         size = 16 if name == "k_proj" else block
-        codes = np.zeros((d_out, d_in), np.int8)
-        return Blocks(codes, None, np.ones((d_out, d_in // size), np.float32), None, size)
+        codes = np.zeros((d_out, d_in), np.int8 if levels is None else np.uint8)
+        return Blocks(codes, levels, np.ones((d_out, d_in // size), np.float32), None, size)
 
     return blocks
 
 
-def test_linears_with_one_input_share_the_smallest_block_and_inputs_with_outliers_have_fine_ones() -> None:
+@pytest.mark.parametrize(
+    ("levels", "last"),
+    [(None, FINEST), (np.arange(16.0, dtype=np.float32), FINEST), (np.linspace(-1, 1, 16, dtype="f4"), FINE)],
+)
+def test_linears_with_one_input_share_the_smallest_block_and_inputs_with_outliers_have_fine_ones(
+    levels: Array | None, last: int
+) -> None:
     model = tiny_model(hidden_size=64, intermediate_size=128, head_dim=16)
-    found = flat(model, fast=True, blocks=some_blocks(model, 64))
-    assert found.groups["block"].tolist() == [16, FINE, FINE, FINE] * 2 + [64]
+    found = flat(model, fast=True, blocks=some_blocks(model, 64, levels))
+    assert found.groups["block"].tolist() == [16, FINE, FINE, last] * 2 + [64]
     assert found.linears["chunks"][:3].tolist() == [1, 1, 1]
     assert found.groups["fast"].all(), "the head is rounded too"
     assert not found.groups["exact"].any()
