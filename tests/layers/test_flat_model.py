@@ -97,7 +97,7 @@ def some_blocks(model: Any, block: int, levels: Array | None = None) -> Any:
     def blocks(layer: int, name: str) -> Blocks:
         d_out, d_in = sites[layer, name].module.get_parameter("weight").shape
         size = 16 if name == "k_proj" else block
-        codes = np.zeros((d_out, d_in), np.int8 if levels is None else np.uint8)
+        codes: Any = np.zeros((d_out, d_in), np.int8 if levels is None else np.uint8)
         return Blocks(codes, levels, np.ones((d_out, d_in // size), np.float32), None, size)
 
     return blocks
