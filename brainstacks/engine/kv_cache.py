@@ -24,12 +24,17 @@ MOST_TOKENS = 131072
 def affordable_tokens(base: BaseModel) -> int:
     """Tokens whose keys and values fill half of the memory that is free now, and `MOST_TOKENS` at most."""
     heads, dim = attention_shape(base)
-    token = 2 * base.identity.layers * heads * dim * base.dtype.itemsize
+    token = 2 * base.identity.layers * heads * _vectors(dim) * LANES * base.dtype.itemsize
     if base.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(base.device)
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(BLOCK_TOKENS, min(MOST_TOKENS, free // 2 // token))
+
+
+def _vectors(dim: int) -> int:
+    """That hold so many dimensions."""
+    return -(-dim // LANES)
 
 
 def attention_shape(base: BaseModel) -> tuple[int, int]:
@@ -51,8 +56,7 @@ class PagedCache:
 
     Attributes:
         keys: per layer [blocks, kv_heads, depth, BLOCK_TOKENS], depth being head_dim filled up to whole
-        vectors: a
-            dimension of a block's keys is one vector.
+            vectors: a dimension of a block's keys is one vector.
         values: per layer [blocks, kv_heads, depth / LANES, BLOCK_TOKENS, LANES], a token's dimensions
         likewise.
 
@@ -71,7 +75,7 @@ class PagedCache:
     ) -> None:
         shape = (layers, blocks + 1, kv_heads)
         self._dim = head_dim
-        vectors = -(-head_dim // LANES)
+        vectors = _vectors(head_dim)
         try:
             keys = torch.empty(*shape, vectors * LANES, BLOCK_TOKENS, device=device, dtype=dtype)
             values = torch.empty(*shape, vectors, BLOCK_TOKENS, LANES, device=device, dtype=dtype)

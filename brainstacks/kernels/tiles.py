@@ -44,7 +44,7 @@ class _Tile(Vectors, ABC):
     offsets 0 for none; `levels`, 16 of them; `x`; `factors`, `sums` [tokens, blocks], see `quantise` in
     `activations.py`; `start` [16] float32, what every token's sums begin with, or 0 for what is in `out`
     [tokens, >= 16] float32. `*_stride`: bytes from token to token; `rows` [count] int64: which tokens;
-    `ahead`: bytes before its use that a weight is fetched.
+    `ahead`: bytes before its use that a weight is fetched; `end`: the last address that is.
     """
 
     ARGUMENTS = (
