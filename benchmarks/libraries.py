@@ -7,7 +7,6 @@ One thread. Each contestant has so many copies of the weight, multiplied in turn
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -41,7 +40,6 @@ OURS_4 = "ours: NF4 x int8"
 OURS_8 = "ours: int8 x int8"
 INT4 = "torch _weight_int4pack_mm: 4 bits x bfloat16"
 INT8 = "torch _weight_int8pack_mm: int8 x bfloat16"
-DYNAMIC = "torch quantized.linear_dynamic: int8 x int8, one scale for all activations"
 BFLOAT16 = "torch linear, bfloat16"
 FLOAT32 = "torch linear, float32"
 
@@ -117,12 +115,8 @@ def contestants(weight: Tensor, tokens: int) -> dict[str, tuple[Pass, int]]:
     scales = weight.abs().amax(1) / LARGEST
     whole = (weight / scales[:, None]).round().to(torch.int8)
     codes, pairs = torch.randint(0, 16, (d_out, d_in), dtype=torch.int32), torch.ones(d_in // BLOCK, d_out, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch is to drop it, and has it still
-        quantised = torch.quantize_per_channel(weight, scales.double(), torch.zeros(d_out), 0, torch.qint8)
     linear = torch.nn.functional.linear
     aten: Any = torch.ops.aten
-    int8: Any = torch.ops.quantized
     found = {OURS_4: ours(weight, tokens, nibbles=True), OURS_8: ours(weight, tokens, nibbles=False)}
     if ISA.lanes == 0:
         found = {}
@@ -134,11 +128,6 @@ def contestants(weight: Tensor, tokens: int) -> dict[str, tuple[Pass, int]]:
         ),
         INT8: _torch(
             whole.clone, d_out * d_in, lambda copy: aten._weight_int8pack_mm(half, copy, scales.bfloat16())
-        ),
-        DYNAMIC: _torch(
-            lambda: int8.linear_prepack(quantised, None),
-            d_out * d_in,
-            lambda copy: int8.linear_dynamic(x, copy, True),
         ),
         BFLOAT16: _torch(weight.bfloat16().clone, 2 * d_out * d_in, lambda copy: linear(half, copy)),
         FLOAT32: _torch(weight.clone, 4 * d_out * d_in, lambda copy: linear(x, copy)),
