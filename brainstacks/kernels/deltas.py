@@ -159,7 +159,7 @@ def _project(step, layer, linear, first, panels, rows, count, out, out_width):
 
 @internal
 def _keep(step, linear, projection, g, unit, rows, count):
-    """h of one unit of the tokens `rows[:count]`: A x, gated and weighted, as `up` reads it."""
+    """h of one unit of the tokens `rows[:count]`: A x, gated and weighted, as `add` reads it."""
     shape = _shape(step, g)
     gates, weights = _gates(step, projection, g), _weights(step, g)
     experts = shape.experts // shape.units
