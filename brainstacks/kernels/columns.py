@@ -5,7 +5,7 @@
 Which columns a token uses is its gates' choice, so a token is computed alone; what it shares with others is
 in the cache. `h` is short, so it stays in registers while the panels pass. They lie one behind the other:
 
-    fast    [panels] of scales [16] float32 and codes [k / 4, 16, 4] int8
+    fast    [panels, k / 4, 16, 4] int8, and scales [panels, 16] bfloat16
     exact   [panels, k, 16] float32 or bfloat16
 """
 
@@ -16,28 +16,27 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from llvmlite import ir
 from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from brainstacks.kernels import generic
 from brainstacks.kernels.tiles import PANEL
-from brainstacks.kernels.vectors import F32, I16, I32, I64, ISA, Vectors
+from brainstacks.kernels.vectors import F32, I32, I64, ISA, Vectors
 
-COLUMNS = types.void(*(types.int64,) * 7)
-"""f(weights, panels, h, scale, zero, fours, out): the address of the first panel, and how many; of h, its
-scale and its zero, see `activations.round_block` (0 where products are exact); a quarter of the number of
-columns; of out [16 * panels] float32."""
+COLUMNS = types.void(*(types.int64,) * 8)
+"""f(weights, scales, panels, h, scale, zero, fours, out): the addresses of the first panel and its scales (0
+where products are exact), and how many; of h, its scale and its zero, see `activations.round_block` (0 where
+products are exact); a quarter of the number of columns; of out [16 * panels] float32."""
 
 LINE = 4 * PANEL
-"""Bytes of a panel's scales, and of its codes for four columns."""
+"""Bytes of a panel's codes for four columns, and of its outputs."""
 
 
 class _Columns(Vectors, ABC):
     """Args, as the intrinsic gets them: those of `COLUMNS`; `known` fours, 0 where it is not known."""
 
-    ARGUMENTS = ("weights", "panels", "h", "scale", "zero", "fours", "out")
+    ARGUMENTS = ("weights", "scales", "panels", "h", "scale", "zero", "fours", "out")
 
     def __init__(self, builder: Any, arguments: tuple[Any, ...], known: int) -> None:
         super().__init__(builder)
@@ -54,7 +53,8 @@ class _Columns(Vectors, ABC):
                 self.half = 4 * half * self.lanes
                 at = self.plus(b.add(a["out"], b.mul(panel.index, I64(LINE))), self.half)
                 out = b.inttoptr(at, self.f32.as_pointer())
-                b.store(self.added(weights, b.load(out, align=1)), out, align=1)
+                scales = b.add(a["scales"], b.mul(panel.index, I64(2 * PANEL)))
+                b.store(self.added(weights, scales, b.load(out, align=1)), out, align=1)
 
     def each(self, body: Any) -> None:
         """body(i) for each four columns."""
@@ -72,7 +72,7 @@ class _Columns(Vectors, ABC):
         """What is loaded once."""
 
     @abstractmethod
-    def added(self, weights: Any, total: Any) -> Any:
+    def added(self, weights: Any, scales: Any, total: Any) -> Any:
         """total + the products of a panel's half."""
 
 
@@ -80,7 +80,7 @@ class Fast(_Columns):
     """int8 x int8."""
 
     def bytes_of_panel(self) -> Any:
-        return self.b.mul(self.b.add(self.args["fours"], I64(1)), I64(LINE))
+        return self.b.mul(self.args["fours"], I64(LINE))
 
     def prepare(self) -> None:
         self.scale = self.spread(self.load(self.args["scale"], F32), self.f32)
@@ -93,19 +93,19 @@ class Fast(_Columns):
         at = self.b.add(self.args["h"], self.b.mul(i, I64(4)))
         return self.b.bitcast(self.spread(self.load(at, I32), self.i32), self.bytes)
 
-    def added(self, weights: Any, total: Any) -> Any:
+    def added(self, weights: Any, scales: Any, total: Any) -> Any:
         b = self.b
         found = cgutils.alloca_once(b, self.i32)
         b.store(self.zero, found)
 
         def one(i: Any) -> None:
-            at = self.plus(b.add(weights, b.mul(b.add(i, I64(1)), I64(LINE))), self.half)
+            at = self.plus(b.add(weights, b.mul(i, I64(LINE))), self.half)
             four = self.held[i.constant] if self.known else self.four(i)
             codes = self.signed(self.load(at, self.bytes))
             b.store(self.product(b.load(found), codes, four), found)
 
         self.each(one)
-        scale = self.load(self.plus(weights, self.half), self.f32)
+        scale = self.load_halves(self.plus(scales, self.half // 2))
         return self.fma(b.sitofp(b.load(found), self.f32), b.fmul(scale, self.scale), total)
 
 
@@ -120,7 +120,7 @@ class Floats(_Columns):
     def weight(self, at: Any) -> Any:
         return self.load(at, self.f32)
 
-    def added(self, weights: Any, total: Any) -> Any:
+    def added(self, weights: Any, scales: Any, total: Any) -> Any:
         b = self.b
         found = cgutils.alloca_once(b, self.f32)
         b.store(self.all(self.f32, 0.0), found)
@@ -149,8 +149,7 @@ class Halves(Floats):
     itemsize = 2
 
     def weight(self, at: Any) -> Any:
-        bits = self.b.zext(self.load(at, ir.VectorType(I16, self.lanes)), self.i32)
-        return self.b.bitcast(self.b.shl(bits, self.all(self.i32, 16)), self.f32)
+        return self.load_halves(at)
 
 
 KINDS: tuple[tuple[str, type[_Columns]], ...] = (
@@ -187,12 +186,12 @@ def _compiled(kind: str) -> Any:
 
 def _vectors(kind: int) -> Any:
     @cfunc(COLUMNS, cache=True)
-    def columns(weights, panels, h, scale, zero, fours, out):
+    def columns(weights, scales, panels, h, scale, zero, fours, out):
         if fours == 4:
-            _columns(kind, 4, weights, panels, h, scale, zero, fours, out)
+            _columns(kind, 4, weights, scales, panels, h, scale, zero, fours, out)
         elif fours == 2:
-            _columns(kind, 2, weights, panels, h, scale, zero, fours, out)
+            _columns(kind, 2, weights, scales, panels, h, scale, zero, fours, out)
         else:
-            _columns(kind, 0, weights, panels, h, scale, zero, fours, out)
+            _columns(kind, 0, weights, scales, panels, h, scale, zero, fours, out)
 
     return columns

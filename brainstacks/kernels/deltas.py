@@ -273,8 +273,10 @@ def fetch_up(step, index, g, projection, lowest, highest):
             uses, stride = _uses(step, g, projection, unit)
             for t in range(step.tokens):
                 if _used(uses, stride, t):
-                    at = b.weights + index // 4 * b.layer_step + unit * b.unit_step + lowest * b.panel_step
-                    fetch(at, (highest - lowest) * b.panel_step)
+                    at = b.weights + index // 4 * b.layer_step + unit * b.unit_step
+                    fetch(at + lowest * b.panel_step, (highest - lowest) * b.panel_step)
+                    if b.scales:
+                        fetch(at + b.scales + 2 * PANEL * lowest, 2 * PANEL * (highest - lowest))
                     break
 
 
@@ -294,14 +296,15 @@ def add(step, index, g, projection, lowest, highest, out, width):
         if not b.fast:
             low = step.inner + 4 * (at * step.inner_width + unit * shape.panels * PANEL)
             low_step = 4 * step.inner_width
-        weights = b.weights + index // 4 * b.layer_step + unit * b.unit_step + lowest * b.panel_step
+        weights = b.weights + index // 4 * b.layer_step + unit * b.unit_step
         factor = 4 * (at * step.units + unit)
         for t in range(step.tokens):
             if _used(uses, stride, t):
                 factor_at = factor + 4 * t * step.units
                 call(
                     b.product,
-                    weights,
+                    weights + lowest * b.panel_step,
+                    weights + b.scales + 2 * PANEL * lowest if b.scales else 0,
                     highest - lowest,
                     low + t * low_step,
                     step.low_scale + factor_at,

@@ -64,6 +64,9 @@ VALUES = {
     "halves": plain_halves,
 }
 
+ITEMSIZES = {"fast_bytes": 1, "floats": 4, "halves": 2}
+"""Bytes of a weight, where each has its own."""
+
 
 def product(kind: str) -> Any:
     """The loops over a panel's rows, tokens and blocks, for weights of that kind; see `tiles._Tile`."""
@@ -125,12 +128,12 @@ def product(kind: str) -> Any:
 
 def columns(kind: str) -> Any:
     """The loops over panels, rows and columns; see `columns.COLUMNS`."""
-    value, fast, itemsize = VALUES[kind], kind.startswith("fast"), 4 if kind == "floats" else 2
+    value, fast, itemsize = VALUES[kind], kind.startswith("fast"), ITEMSIZES[kind]
 
     @njit
-    def plain(weights, panels, h, scale, zero, fours, out):
+    def plain(weights, scales, panels, h, scale, zero, fours, out):
         count = 4 * fours
-        size = 4 * PANEL * (1 + fours) if fast else PANEL * count * itemsize
+        size = PANEL * count * itemsize
         for panel in range(panels):
             at = weights + panel * size
             ints = carray(as_pointer(h), (count,), np.int8)
@@ -140,9 +143,10 @@ def columns(kind: str) -> Any:
                 if fast:
                     whole = np.int32(0)
                     for k in range(count):
-                        whole += value(at + 4 * PANEL, 0, row, k) * np.int32(ints[k])
+                        whole += value(at, 0, row, k) * np.int32(ints[k])
                     factor = carray(as_pointer(scale), (1,), np.float32)[0]
-                    total = np.float32(whole) * (carray(as_pointer(at), (PANEL,), np.float32)[row] * factor)
+                    scale_of = widen(carray(as_pointer(scales), (panels, PANEL), np.uint16)[panel, row])
+                    total = np.float32(whole) * (scale_of * factor)
                 else:
                     total = np.float32(0.0)
                     for k in range(count):

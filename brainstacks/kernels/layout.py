@@ -115,6 +115,7 @@ UP = np.dtype(
     [
         ("product", "i8"), ("fast", "i8"),  # address of a `columns.COLUMNS`
         ("weights", "i8"), ("layer_step", "i8"), ("unit_step", "i8"), ("panel_step", "i8"),  # bytes
+        ("scales", "i8"),  # bytes from a unit's first weight; 0 where there are none
     ],
     align=True,
 )  # fmt: skip

@@ -11,8 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from brainstacks.kernels import internal
-
-_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+from brainstacks.kernels.vectors import F32, I16, I32, I64, prefetch
 
 
 @intrinsic
@@ -22,8 +21,8 @@ def widen(typing_context: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if isinstance(signature.args[0], types.Float):
             return args[0]
-        bits = builder.shl(builder.zext(args[0], _I32), _I32(16))
-        return builder.bitcast(bits, _F32)
+        bits = builder.shl(builder.zext(args[0], I32), I32(16))
+        return builder.bitcast(bits, F32)
 
     return types.float32(value), generate
 
@@ -35,13 +34,13 @@ def narrow(typing_context: Any, value: Any, like: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if isinstance(signature.args[1], types.Float):
             return args[0]
-        bits = builder.bitcast(args[0], _I32)
-        high = builder.lshr(bits, _I32(16))
-        odd = builder.and_(high, _I32(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
+        bits = builder.bitcast(args[0], I32)
+        high = builder.lshr(bits, I32(16))
+        odd = builder.and_(high, I32(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, I32(0x7FFF))), I32(16))
         nan = builder.fcmp_unordered("uno", args[0], args[0])
-        quiet = builder.or_(high, _I32(0x40))  # rounding could carry a NaN over into an infinity
-        return builder.trunc(builder.select(nan, quiet, rounded), _I16)
+        quiet = builder.or_(high, I32(0x40))  # rounding could carry a NaN over into an infinity
+        return builder.trunc(builder.select(nan, quiet, rounded), I16)
 
     return like(value, like), generate
 
@@ -51,7 +50,7 @@ def larger(typing_context: Any, a: Any, b: Any) -> Any:
     """The larger of two float32, neither of them NaN: in a form of which the compiler makes vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(_F32, [_F32, _F32])
+        kind = ir.FunctionType(F32, [F32, F32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.maxnum.f32")
         return builder.call(function, args, fastmath=("nnan", "nsz"))
 
@@ -63,9 +62,9 @@ def nearest(typing_context: Any, value: Any) -> Any:
     """float32 -> the nearest int32, ties to even; of what no int32 holds, anything."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(_F32, [_F32])
+        kind = ir.FunctionType(F32, [F32])
         rounding = cgutils.get_or_insert_function(builder.module, kind, "llvm.rint.f32")
-        return builder.fptosi(builder.call(rounding, args), _I32)
+        return builder.fptosi(builder.call(rounding, args), I32)
 
     return types.int32(types.float32), generate
 
@@ -75,7 +74,7 @@ def _power_of_two(typing_context: Any, n: Any) -> Any:
     """2^n as float32, for n in -126..127."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.shl(builder.add(args[0], _I32(127)), _I32(23)), _F32)
+        return builder.bitcast(builder.shl(builder.add(args[0], I32(127)), I32(23)), F32)
 
     return types.float32(types.int32), generate
 
@@ -105,8 +104,8 @@ def room(typing_context: Any, count: Any) -> Any:
     """Address of `count` (a constant) int64s of any content, until the function that asks returns."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        found = cgutils.alloca_once(builder, ir.IntType(64), size=signature.args[0].literal_value)
-        return builder.ptrtoint(found, ir.IntType(64))
+        found = cgutils.alloca_once(builder, I64, size=signature.args[0].literal_value)
+        return builder.ptrtoint(found, I64)
 
     return types.int64(count), generate
 
@@ -120,10 +119,7 @@ def itemsize(dtype):
 @intrinsic
 def _fetch_line(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # for reading, into all caches, data
+        prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

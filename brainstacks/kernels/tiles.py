@@ -28,7 +28,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from brainstacks.kernels.vectors import F32, I8, I16, I32, I64, ISA, ZERO_POINT, Vectors
+from brainstacks.kernels.vectors import F32, I8, I16, I32, I64, ISA, ZERO_POINT, Vectors, prefetch
 
 PANEL = 16
 """Outputs (rows of a weight) that lie together."""
@@ -115,7 +115,7 @@ class _Tile(Vectors, ABC):
         for line in range(0, CHUNK // width * size, 64):
             wanted = self.plus(self.plus(at, line), self.args["ahead"])
             there = self.b.icmp_signed("<", wanted, self.args["end"])
-            self.prefetch(self.b.select(there, wanted, self.args["end"]))
+            prefetch(self.b, self.b.select(there, wanted, self.args["end"]))
         return [(width * i, self.plus(at, size * i)) for i in range(CHUNK // width)]
 
     # --- what kinds of weights differ in ----------------------------------------------------------
@@ -291,8 +291,7 @@ class Halves(Floats):
     size = 2
 
     def weights(self, at: Any) -> Any:
-        bits = self.b.zext(self.load(at, ir.VectorType(I16, self.lanes)), self.i32)
-        return self.b.bitcast(self.b.shl(bits, self.all(self.i32, 16)), self.f32)
+        return self.load_halves(at)
 
 
 KINDS: tuple[tuple[str, type[_Tile]], ...] = (

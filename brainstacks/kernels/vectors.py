@@ -46,6 +46,14 @@ ZERO_POINT = 128
 """Added to an int8 so that it is an unsigned byte, which one side of an instruction's products must be."""
 
 
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at `address`."""
+    pointer = builder.inttoptr(address, I8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, I32(0), I32(3), I32(1)])  # for reading, into all caches, data
+
+
 class Vectors:
     """Code on vectors of 32-bit numbers, written where `builder` stands."""
 
@@ -63,6 +71,11 @@ class Vectors:
     def load(self, address: Any, kind: Any) -> Any:
         return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=1)
 
+    def load_halves(self, address: Any) -> Any:
+        """bfloat16 in memory, as float32."""
+        bits = self.b.zext(self.load(address, ir.VectorType(I16, self.lanes)), self.i32)
+        return self.b.bitcast(self.b.shl(bits, self.all(self.i32, 16)), self.f32)
+
     def spread(self, value: Any, kind: Any) -> Any:
         """`value` in every lane."""
         vector = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
@@ -74,12 +87,6 @@ class Vectors:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.call(f"llvm.fma.v{self.lanes}f32", self.f32, a, b, c)
-
-    def prefetch(self, address: Any) -> None:
-        pointer = self.b.inttoptr(address, I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
-        self.b.call(function, [pointer, I32(0), I32(3), I32(1)])  # for reading, into all caches, data
 
     def plus(self, address: Any, offset: int | Any) -> Any:
         return self.b.add(address, I64(offset) if isinstance(offset, int) else offset)

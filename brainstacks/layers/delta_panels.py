@@ -127,16 +127,20 @@ class DeltaPanels:
         panelled = _padded(values, 4, _filled(values.shape[4], PANEL)).unflatten(4, (-1, PANEL))
         panelled = panelled.permute(0, 1, 2, 4, 3, 5)  # [layers, rounds, units, panels, unit, 16]
         if fast:
-            codes, scales = _rounded(panelled.transpose(4, 5))
-            kind, packed = _stored(codes.unflatten(5, (-1, 4)).transpose(4, 5).flatten(4), fast)
-            packed = np.concatenate([scales.contiguous().numpy().view(np.int8), packed], -1)
-        else:
-            kind, packed = _stored(panelled, fast)
-        packed = self._memory.keep(packed)
+            codes, scales = _rounded(panelled.transpose(4, 5), torch.bfloat16)
+            panelled = codes.unflatten(5, (-1, 4)).transpose(4, 5)
+        kind, packed = _stored(panelled, fast)
         table = self.up[group, :, which]
         table["product"], table["fast"] = columns_address(kind), fast
+        table["panel_step"] = packed.strides[3]
+        packed = packed.reshape(*packed.shape[:3], -1)  # [layers, rounds, units, ...]
+        if fast:
+            table["scales"] = packed.shape[3]
+            halves = scales.contiguous().flatten(3).view(torch.int8).numpy()
+            packed = np.concatenate([packed, halves], 3)
+        packed = self._memory.keep(packed)
         table["weights"] = _addresses(packed)
-        table["layer_step"], _, table["unit_step"], table["panel_step"] = packed.strides[:4]
+        table["layer_step"], _, table["unit_step"] = packed.strides[:3]
 
 
 def _addresses(array: Array) -> Array:
@@ -144,11 +148,11 @@ def _addresses(array: Array) -> Array:
     return np.asarray(array.ctypes.data + array.strides[1] * np.arange(array.shape[1]))
 
 
-def _rounded(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [..., n] as int8 and their scales [...] float32."""
-    largest = values.float().abs().amax(-1)
-    codes = (values.float() * (LARGEST / largest.where(largest > 0, 1.0))[..., None]).round().to(torch.int8)
-    return codes, largest / LARGEST
+def _rounded(values: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Values [..., n] as int8 and their scales [...] of `dtype`."""
+    scales = (values.float().abs().amax(-1) / LARGEST).to(dtype)
+    divisors = scales.float().where(scales > 0, 1.0)[..., None]
+    return (values.float() / divisors).round().clamp(-LARGEST, LARGEST).to(torch.int8), scales
 
 
 def _stored(values: Tensor, fast: bool) -> tuple[str, Array]:

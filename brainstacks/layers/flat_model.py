@@ -31,8 +31,10 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 FINE, FINEST = 32, 16
 """Most inputs of a layer's linear that share a scale where they become int8, as `benchmarks.nll` measured it:
-outliers among more cost more than its rule allows. The MLP's last product has the largest, and needs the
-finest scales; unless its weights are NF4, whose own error hides them."""
+outliers among more cost more than its rule allows."""
+OUTLIERS = (0, 3)
+"""Groups whose inputs have the largest (attention's, and the MLP's last product's): they need the finest scales,
+unless their weights are NF4, whose own error hides it."""
 
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles depend on the position alone."""
@@ -192,7 +194,7 @@ class FlatModel:
         least = min((found.block for found in blocks if found is not None), default=0)
         if self.fast and index < len(self.groups) - 1:  # the head's are measured to do with more
             exact = all(found is None or found.levels is None or are_whole(found.levels) for found in blocks)
-            least = min(least, FINEST if index % 4 == 3 and exact else FINE)
+            least = min(least, FINEST if index % 4 in OUTLIERS and exact else FINE)
         column = 0
         biases: list[Array] = []
         packed = []

@@ -23,7 +23,12 @@ NAMES = [name for name, _ in KINDS]
 
 
 def compiled(kind: str) -> Columns:
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(columns_address(kind))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(columns_address(kind))
+
+
+def _halves(values: Array) -> Array:
+    """float32 that bfloat16 holds."""
+    return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
 class Case:
@@ -39,18 +44,19 @@ class Case:
         self.panels, self.fours = panels, fours
         self.before = random.normal(size=PANEL * panels).astype(np.float32)
         self.scale, self.zero = np.zeros(1, np.float32), np.zeros(1, np.int32)
+        self.scales = np.zeros(0, np.uint16)
         if kind == "fast_bytes":
             codes = random.integers(-127, 128, (panels, PANEL, count), np.int8)
-            scales = random.uniform(0.5, 2.0, (panels, PANEL)).astype(np.float32)
+            scales = _halves(random.uniform(0.5, 2.0, (panels, PANEL)).astype(np.float32))
+            self.scales = (scales.view(np.uint32) >> 16).astype(np.uint16)
             self.h = random.integers(-127, 128, count).astype(np.int8)
             self.scale[0], self.zero[0] = 0.01, -ZERO_POINT * self.h.astype(np.int32).sum()
-            packed = codes.reshape(panels, PANEL, fours, 4).swapaxes(1, 2).reshape(panels, -1)
-            self.weights = np.concatenate([scales.view(np.int8), packed], axis=1)
+            self.weights = np.ascontiguousarray(codes.reshape(panels, PANEL, fours, 4).swapaxes(1, 2))
             values, h = codes * scales[..., None].astype(np.float64), self.h * float(self.scale[0])
         else:
             wide = random.normal(size=(panels, count, PANEL)).astype(np.float32)
             if kind == "halves":
-                wide = (wide.view(np.uint32) & 0xFFFF0000).view(np.float32)
+                wide = _halves(wide)
             self.h = random.normal(size=count).astype(np.float32)
             self.weights = wide if kind == "floats" else (wide.view(np.uint32) >> 16).astype(np.uint16)
             values, h = wide.swapaxes(1, 2).astype(np.float64), self.h.astype(np.float64)
@@ -63,6 +69,7 @@ class Case:
         out = np.concatenate([self.before, np.full(PANEL, 7.0, np.float32)])
         columns(
             self.weights.ctypes.data,
+            self.scales.ctypes.data,
             self.panels,
             self.h.ctypes.data,
             self.scale.ctypes.data,

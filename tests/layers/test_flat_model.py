@@ -96,7 +96,7 @@ def some_blocks(model: Any, block: int, levels: Array | None = None) -> Any:
 
     def blocks(layer: int, name: str) -> Blocks:
         d_out, d_in = sites[layer, name].module.get_parameter("weight").shape
-        size = 16 if name == "k_proj" else block
+        size = 16 if name == "up_proj" else block
         codes: Any = np.zeros((d_out, d_in), np.int8 if levels is None else np.uint8)
         return Blocks(codes, levels, np.ones((d_out, d_in // size), np.float32), None, size)
 
@@ -112,8 +112,8 @@ def test_linears_with_one_input_share_the_smallest_block_and_inputs_with_outlier
 ) -> None:
     model = tiny_model(hidden_size=64, intermediate_size=128, head_dim=16)
     found = flat(model, fast=True, blocks=some_blocks(model, 64, levels))
-    assert found.groups["block"].tolist() == [16, FINE, FINE, last] * 2 + [64]
-    assert found.linears["chunks"][:3].tolist() == [1, 1, 1]
+    assert found.groups["block"].tolist() == [last, FINE, 16, last] * 2 + [64]
+    assert found.linears["chunks"][4:6].tolist() == [1, 1]
     assert found.groups["fast"].all(), "the head is rounded too"
     assert not found.groups["exact"].any()
 
