@@ -35,9 +35,10 @@ import server.__main__
 import brainstacks.engine.async_engine
 from brainstacks.base_files import quiet_transformers
 with quiet_transformers():
-    import bitsandbytes, transformers.modeling_utils
+    import bitsandbytes
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 """
-"""What a server imports before it can load a base."""
+"""What every start imports, the base's family with it (transformers imports a family when it is asked for)."""
 
 FIRST, LATER, BARE = "first start", "later start", "imports alone"
 MOST_CPU_SECONDS = {FIRST: 25.0, LATER: 5.0}
