@@ -38,7 +38,7 @@ with quiet_transformers():
     import bitsandbytes
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 """
-"""What every start imports, the base's family with it (transformers imports a family when it is asked for)."""
+"""What every start imports; of transformers the packaged base's family too, which it imports when asked."""
 
 FIRST, LATER, BARE = "first start", "later start", "imports alone"
 MOST_CPU_SECONDS = {FIRST: 25.0, LATER: 5.0}

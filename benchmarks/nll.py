@@ -1,4 +1,5 @@
-"""What a faster base costs in quality: answer NLL of the base alone, through the engine, by variant.
+"""What a faster or smaller base costs in quality: answer NLL of the base alone, through the engine, by
+variant; and its speed and bytes beside.
 
     python -m benchmarks.nll --data DATA
 
@@ -18,8 +19,10 @@ import typer
 
 from benchmarks import options
 from benchmarks.answer_scoring import Score, score, validation_examples
-from benchmarks.results import RESULTS, machine, markdown_table, write_results
-from benchmarks.timing import Progress, say
+from benchmarks.engine_batch import engine_batch
+from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.roofline import base_bytes
+from benchmarks.timing import Progress, say, timed
 from brainstacks.config import EngineConfig, from_mapping
 from brainstacks.engine.engine import StepEngine
 from training.encoding import Example
@@ -28,6 +31,9 @@ from training.intervals import interval, resampled_nll
 NAME = "nll"
 MOST_DIFFERENCE = 0.005
 """Rule: a variant's mean NLL differs from the reference's by no more (nats per answer token)."""
+
+DECODED = 32
+"""Tokens of a run that measures the speed of decoding, after each domain."""
 
 MEAN = "mean"
 """Of the domains, beside their names."""
@@ -68,10 +74,12 @@ class Scores:
     Attributes:
         examples: R records.
         scores: variant -> R scores.
+        decoded: variant -> tokens per second of one stream behind the first record's prompt.
     """
 
     examples: Sequence[Example]
     scores: Mapping[str, Sequence[Score]]
+    decoded: Mapping[str, float]
 
     @property
     def answer_tokens(self) -> list[int]:
@@ -100,7 +108,12 @@ def measure(
         for record in records:
             for name, engine in engines.items():
                 scores[name].append(score(engine, record))
-        found[domain] = Scores(records, scores)
+        prompt = records[0].prompt
+        runs = {
+            name: timed(engine_batch(engine, [prompt], [{}]), DECODED) for name, engine in engines.items()
+        }
+        decoded = {name: run.rate for name, run in runs.items()}
+        found[domain] = Scores(records, scores, decoded)
         progress.done(f"{domain}: " + ", ".join(f"{name} {found[domain].nll(name):.4f}" for name in engines))
     return found
 
@@ -131,23 +144,25 @@ def compare(found: Mapping[str, Scores], variants: Sequence[str]) -> list[dict[s
                     for domain, values in nll.items()
                 },
                 "tokens_per_second": round(rate, 1),
+                "decoded_per_second": Spread.of(each.decoded[variant] for each in found.values()),
             }
         )
     return documents
 
 
 def table(documents: Sequence[Mapping[str, Any]]) -> str:
-    header = ["variant", "domain", "NLL", "less", "", "95% interval", "", "read and scored, tok/s"]
+    header = ["variant", "domain", "NLL", "less", "", "95% interval", "", "scored, tok/s", "decoded", "MB"]
     rows: list[list[object]] = []
     for document in documents:
         for domain, nll in document["nll"].items():
-            row: list[object] = [document["variant"], domain, f"{nll:.4f}", "", "", "", "", ""]
+            row: list[object] = [document["variant"], domain, f"{nll:.4f}", "", "", "", "", "", "", ""]
             if document["variant"] != document["of"]:
                 difference = document["difference"][domain]
                 low, high = difference["interval"]
                 row[3:6] = [document["of"], f"{difference['nats']:+.4f}", f"{low:+.4f}..{high:+.4f}"]
             if domain == MEAN:
-                row[6:] = [_verdict(document), document["tokens_per_second"]]
+                row[6:8] = [_verdict(document), document["tokens_per_second"]]
+                row[8:] = [document["decoded_per_second"], document["step_megabytes"]]
             rows.append(row)
     return markdown_table(header, rows)
 
@@ -175,8 +190,9 @@ def main(
 ) -> None:
     """Answer NLL on validation records, base alone, by variant, and what each differs from its exact form.
 
-    The rule: the mean over domains differs by no more than 0.005 nats per answer token. Beside it stands how
-    fast prompts and answers are read and scored, one request at a time.
+    The rule: the mean over domains differs by no more than 0.005 nats per answer token. Beside it
+    stand how many tokens per second one request reads and scores, how many it decodes, and the weights that a
+    step reads.
 
     A quick look: python -m benchmarks.nll --data DATA --records 4
     """
@@ -193,7 +209,8 @@ def main(
     found = measure(engines, validation_examples(data, tokenizer, records, max_tokens))
     documents = compare(found, names)
     for document in documents:
-        document["backend"] = engines[document["variant"]].backend.name
+        engine = engines[document["variant"]]
+        document |= {"backend": engine.backend.name, "step_megabytes": round(base_bytes(engine) / 1e6)}
     chosen = options.asked(
         base, "as each variant says", device, records=records, variants=names, max_tokens=max_tokens
     )
@@ -201,6 +218,8 @@ def main(
     text = (
         f"NLL in nats per answer token of {sum(counts.values())} validation records; intervals by a "
         f"bootstrap over records, paired. Rule: |difference of the mean| <= {MOST_DIFFERENCE:g}.\n\n"
+        "Tokens per second of one request: read and scored; decoded (median (min..max) of "
+        f"{len(found)} runs of {DECODED} tokens). MB: of weights that a step reads.\n\n"
         f"{table(documents)}"
     )
     write_results(

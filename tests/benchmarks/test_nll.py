@@ -70,6 +70,7 @@ def scores_of(less: float) -> Scores:
             "nf4": [Score(10.0 * i, 1.0) for i in range(4)],
             "fast": [Score(10.0 * i - less * len(e.response), 0.5) for i, e in enumerate(EXAMPLES)],
         },
+        {"nf4": 10.0, "fast": 20.0},
     )
 
 
@@ -81,6 +82,7 @@ def test_differences_are_paired_and_held_against_the_rule(less: float, verdict: 
         assert fast["difference"][domain]["nats"] == pytest.approx(-less)
         assert fast["difference"][domain]["interval"] == pytest.approx((-less, -less)), "pairs have no noise"
     assert fast["tokens_per_second"] == 2 * reference["tokens_per_second"]
-    lines = table([reference, fast]).splitlines()
+    assert fast["decoded_per_second"].median == 20.0
+    lines = table([document | {"step_megabytes": 1} for document in (reference, fast)]).splitlines()
     assert verdict in lines[-1]
     assert not any(verdict in line for line in lines[:-1])
