@@ -54,7 +54,7 @@ def main(
         prompts = [
             traffic.random_prompt(usual.base.vocab_size, prompt_tokens, seed + row) for row in range(batch)
         ]
-        weights = [dict.fromkeys(usual.residency.serving, 1.0)] * batch
+        weights = [dict.fromkeys(usual.stacks.serving, 1.0)] * batch
         runs = interleave(
             {name: engine_batch(engine, prompts, weights) for name, engine in engines.items()}, rounds, tokens
         )

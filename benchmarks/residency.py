@@ -79,7 +79,7 @@ def drive(
     while todo or engine.has_work:
         while todo and running < concurrency:
             number, domain = todo.popleft()
-            hits += engine.residency.tier(domain) == "device"
+            hits += engine.stacks.tier(domain) == "device"
             running += 1
             engine.add(request(f"request-{number}", prompt, tokens, fixed({domain: 1.0})), sink)
         advance(engine)
@@ -91,16 +91,16 @@ def drive(
 def load_times(engine: StepEngine) -> dict[str, list[float]]:
     """Milliseconds to bring stacks to the device, one after another, by the tier that they were on."""
     found: dict[str, list[float]] = {}
-    for domain in reversed(list(engine.residency.serving)):  # the least popular: likely not there
-        tier = engine.residency.tier(domain)
+    for domain in reversed(list(engine.stacks.serving)):  # the least popular: likely not there
+        tier = engine.stacks.tier(domain)
         if tier == "device" or len(found.setdefault(tier, [])) >= PROBES:
             continue
         changed = threading.Event()
         start = perf_counter()
-        lease = engine.residency.acquire([domain], changed.set)
+        lease = engine.stacks.acquire([domain], changed.set)
         arrived = lease.ready or changed.wait(LOAD_SECONDS)
         found[tier].append(1000 * (perf_counter() - start))
-        engine.residency.release(lease)
+        engine.stacks.release(lease)
         if lease.error is not None:
             raise lease.error
         if not arrived:

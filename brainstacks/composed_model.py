@@ -91,8 +91,8 @@ class ComposedModel:
             IncompatibleArtifact, CorruptBlob: an active stack or the router cannot be served.
         """
         engine = StepEngine(base, registry, EngineConfig(max_queue=sys.maxsize))
-        if engine.residency.problems:
-            raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.residency.problems))
+        if engine.serving.stack_problems:
+            raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.serving.stack_problems))
         return cls(engine)
 
     @property
@@ -102,15 +102,15 @@ class ComposedModel:
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains that are loaded, in the registry's order."""
-        return tuple(self._engine.residency.serving)
+        return tuple(self._engine.stacks.serving)
 
     def load_stack(self, domain: str) -> None:
         """Load the registry's active version of `domain`. Raises DomainNotFound."""
-        self._engine.residency.load(domain)
+        self._engine.serving.load(domain)
 
     def unload_stack(self, domain: str) -> None:
         """Free `domain`'s memory; the registry keeps it. Raises DomainNotFound."""
-        self._engine.residency.unload(domain)
+        self._engine.serving.unload(domain)
 
     @torch.no_grad()
     def logits(self, input_ids: TokenIds, weights: Weights = None) -> Tensor:
@@ -128,20 +128,20 @@ class ComposedModel:
             InvalidRequest: a weight names no loaded domain, or there is not one entry per row.
         """
         ids = self._ids(input_ids)
-        composer, residency = self._engine.composer, self._engine.residency
+        composer, stacks = self._engine.composer, self._engine.stacks
         active = []
         for row in self._rows(ids, weights):
             composer.check(CompositionRequest("fixed", row))
             active.append({d: row[d] for d in active_domains(row, composer.gate_threshold)})
-        lease = residency.acquire({domain: None for row in active for domain in row})
+        lease = stacks.acquire({domain: None for row in active for domain in row})
         try:
             lease.wait()
-            keys = {domain: resident.key for domain, resident in lease.residents.items()}
-            bound = residency.bank.bind([{keys[d]: weight for d, weight in row.items()} for row in active])
+            keys = {domain: stack.key for domain, stack in lease.stacks.items()}
+            bound = stacks.bank.bind([{keys[d]: weight for d, weight in row.items()} for row in active])
             with self._engine.hooks.composed(*([bound] if bound.buckets else [])):
                 output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits
         finally:
-            residency.release(lease)
+            stacks.release(lease)
         return output.float()
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class ComposedModel:
         Returns:
             [B, T, d] float32.
         """
-        router = self._engine.composer.router
+        router = self._engine.serving.router
         mix = (router.config.mid_weight, router.config.last_weight) if router is not None else (0.45, 0.55)
         ids = self._ids(input_ids)
         return mixed_hidden_states(self.base.model, ids, mid_weight=mix[0], last_weight=mix[1])
@@ -166,7 +166,7 @@ class ComposedModel:
             InvalidRequest: several prompts, or no router in the registry.
         """
         prompt = self._prompt(text_or_input_ids)
-        if self._engine.composer.router is None:
+        if self._engine.serving.router is None:
             raise InvalidRequest("there is no meta-router in the registry; train and publish one")
         replies: list[Event | Routing | BrainstacksError] = []
         self._engine.add_route("route", prompt, CompositionRequest(), replies.append)

@@ -74,7 +74,8 @@ class ChatTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
-        return self.decode([token_id])
+        """As it is inside a text: decoding one alone would take SentencePiece's space from it."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """Exact bytes of one token; part of a character for byte-level pieces."""

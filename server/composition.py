@@ -16,8 +16,8 @@ def models(engine: Engine) -> dict[str, tuple[CompositionRequest, list[str]]]:
 
     `<base>` is routed, `<base>:base` has no stacks, `<base>:ungated` all, `<base>:<domain>` that one.
     """
-    base = engine.model.name
-    domains = [status.domain for status in engine.domains()]
+    base = engine.status.model.name
+    domains = engine.stacks.names()
     names: dict[str, tuple[CompositionRequest, list[str]]] = {
         base: (CompositionRequest(), domains),
         f"{base}:base": (CompositionRequest(mode="base"), []),
@@ -35,7 +35,7 @@ def resolve(engine: Engine, model: str | None, field: RoutingField | None) -> Co
         ModelNotFound: no servable name is `model`.
         InvalidRequest: `routing` names an unknown domain, or `model` has already chosen.
     """
-    base = engine.model.name
+    base = engine.status.model.name
     names = models(engine)
     chosen = base if model is None else model
     if chosen not in names:

@@ -16,7 +16,7 @@ from prometheus_client.core import (
 
 from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import Routing
-from brainstacks.stacks.residency_stats import LOAD_SECONDS, ResidencyStats, Tier
+from brainstacks.stacks.cache_stats import LOAD_SECONDS, CacheStats, Tier
 
 F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
 
@@ -32,7 +32,7 @@ class EngineCollector:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        load = self.engine.load()
+        load = self.engine.status.load()
         yield _gauge("running", "Requests that are being generated", load.running)
         yield _gauge("waiting", "Requests in the queue", load.waiting)
         yield _gauge("kv_tokens_used", "KV cache slots in use, in tokens", load.kv_tokens_used)
@@ -43,11 +43,11 @@ class EngineCollector:
         yield _count("reused_prompt_tokens", reused, load.prompt_tokens_reused)
         preempted = "Completions that gave up their memory for a while, to be computed again"
         yield _count("preemptions", preempted, load.preemptions)
-        yield _gauge("registry_generation", "The registry's manifest number", self.engine.generation)
-        yield from _residency(self.engine.residency())
+        yield _gauge("registry_generation", "The registry's manifest number", self.engine.stacks.generation)
+        yield from _residency(self.engine.status.cache())
 
 
-def _residency(stats: ResidencyStats) -> Iterator[Metric]:
+def _residency(stats: CacheStats) -> Iterator[Metric]:
     held = "Bytes of stacks per tier: packed on the device and in host memory, as files on disk"
     yield _by_tier(GaugeMetricFamily("brainstacks_stack_bytes", held, labels=["tier"]), stats.bytes)
     budget = "Most bytes of stacks that a tier may hold; a tier without a limit is left out"

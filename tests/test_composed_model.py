@@ -126,7 +126,7 @@ def test_unknown_domains_and_weights_are_refused_and_pin_nothing(model: Composed
         model.logits(IDS, {"poetry": 1.0})
     with pytest.raises(InvalidRequest, match="'poetry'"):
         model.logits(IDS, [{"chat": 1.0}, {"poetry": 1.0}])
-    assert model._engine.residency.in_use("chat") == 0
+    assert model._engine.stacks.in_use("chat") == 0
     with pytest.raises(InvalidRequest, match="1 entries for 2 rows"):
         model.logits(IDS, [{"chat": 1.0}])
     with pytest.raises(InvalidRequest, match="'gated'"):

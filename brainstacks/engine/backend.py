@@ -56,7 +56,7 @@ def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: 
         ConfigError: it cannot compute this base.
     """
     if config.backend == "torch" or (config.backend == "auto" and base.device.type != "cpu"):
-        return TorchBackend(base, hooks, cache)
+        return _torch(base, hooks, cache, config)
     if base.device.type != "cpu":
         raise ConfigError(
             f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
@@ -69,4 +69,14 @@ def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: 
         if config.backend == "cpu":
             raise ConfigError(f"the backend cpu does not compute {base.name!r}: {error.message}") from error
         log.warning("%s is computed by PyTorch, which is slower on a CPU: %s", base.name, error.message)
-        return TorchBackend(base, hooks, cache)
+        return _torch(base, hooks, cache, config)
+
+
+def _torch(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig) -> TorchBackend:
+    if config.deterministic and base.quantization == "int8":
+        raise ConfigError(
+            "--deterministic is refused with --quantization int8 where PyTorch computes: bitsandbytes picks "
+            "outlier columns over the whole batch, so a request's neighbours would change it; choose nf4",
+            param="quantization",
+        )
+    return TorchBackend(base, hooks, cache)

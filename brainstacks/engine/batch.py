@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from brainstacks.engine.block_pool import BLOCK_TOKENS, SCRATCH, blocks_for
+from brainstacks.engine.block_manager import BLOCK_TOKENS, SCRATCH, blocks_for
 from brainstacks.engine.scheduler import Row
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]

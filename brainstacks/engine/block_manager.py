@@ -1,13 +1,147 @@
-"""The KV blocks of each sequence: taken on admission and while it grows, shared by prefix, given back."""
+"""The KV blocks of each sequence: taken on admission and while it grows, shared by prefix, given back.
+
+A block's keys and values depend on everything before it, so a prefix is known by a chain: a block's own token
+ids and the identity of the block before it. The first of a chain hangs on a root: the stack versions, digests
+and weights that it was computed with. The chain itself is the key, so nothing rests on a hash being free of
+collisions.
+
+Numbers only, no tensors.
+"""
 
 from __future__ import annotations
 
-from brainstacks.engine.block_pool import BLOCK_TOKENS, BlockPool, blocks_for
-from brainstacks.engine.prefix_cache import Prefix, PrefixCache
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
 from brainstacks.engine.sequence import Sequence
+
+BLOCK_TOKENS = 16
+"""Tokens of one block."""
+
+SCRATCH = 0
+"""The block that is never given out: padding rows write there."""
+
+
+def blocks_for(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)
+
 
 BlockCopy = tuple[int, int]
 """(source block, target block), whose keys and values are to be copied before the next step."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A full block in the cache.
+
+    Attributes:
+        block: where its keys and values are.
+        identity: names this entry for ever, so that what hangs on a forgotten block is never found again.
+    """
+
+    block: int
+    identity: int
+
+
+class PrefixCache:
+    """Which blocks hold a prefix that others can use: an index; the blocks are the pool's."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[Hashable, Prefix] = {}
+        self._keys: dict[int, Hashable] = {}
+        self._count = 0
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def holds(self, prefix: Prefix) -> bool:
+        """Whether `prefix` was not dropped."""
+        return self._prefixes.get(self._keys.get(prefix.block)) is prefix
+
+    def find(self, before: Hashable, token_ids: tuple[int, ...]) -> Prefix | None:
+        """The block that holds `token_ids` after `before`: a root, or the identity of another block."""
+        return self._prefixes.get((before, token_ids))
+
+    def put(self, before: Hashable, token_ids: tuple[int, ...], block: int) -> Prefix:
+        """Remember `block`; the entry, which is another block's where one with that key was there already."""
+        # A block that two sequences share may come a second time, after what it hangs on was replaced.
+        key = self._keys.get(block, (before, token_ids))
+        if key not in self._prefixes:
+            self._count += 1
+            self._prefixes[key] = Prefix(block, self._count)
+            self._keys[block] = key
+        return self._prefixes[key]
+
+    def drop(self, block: int) -> None:
+        """Forget `block`; does nothing when it is not here."""
+        key = self._keys.pop(block, None)
+        if key is not None:
+            del self._prefixes[key]
+
+
+class BlockPool:
+    """Blocks 1..size. One that nobody uses any more keeps its prefix until the room is needed.
+
+    Args:
+        prefixes: the index of the prefixes; a block that it holds is taken last, the longest unused first.
+    """
+
+    def __init__(self, size: int, prefixes: PrefixCache) -> None:
+        self.size = size
+        self._prefixes = prefixes
+        self._users = [0] * (size + 1)
+        self._free = list(range(size, SCRATCH, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # unused, but in the prefix cache
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def used(self) -> int:
+        """Blocks that some sequence uses."""
+        return self.size - self.available
+
+    def users(self, block: int) -> int:
+        return self._users[block]
+
+    def take(self) -> int:
+        """A block for one user. Raises IndexError: none is available."""
+        if self._free:
+            block = self._free.pop()
+        elif self._idle:
+            block, _ = self._idle.popitem(last=False)
+            self._prefixes.drop(block)
+        else:
+            raise IndexError(f"all {self.size} blocks are in use")
+        self._users[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """One more user of a block that is in use or in the prefix cache."""
+        self._idle.pop(block, None)
+        self._users[block] += 1
+
+    def give(self, block: int) -> None:
+        """One user less."""
+        self._users[block] -= 1
+        if self._users[block] == 0:
+            if block in self._prefixes:
+                self._idle[block] = None
+            else:
+                self._free.append(block)
+
+    def forget(self, block: int) -> None:
+        """Drop the prefix that `block` holds, if it holds one."""
+        self._prefixes.drop(block)
+        if block in self._idle:
+            del self._idle[block]
+            self._free.append(block)
 
 
 class BlockManager:
@@ -41,6 +175,7 @@ class BlockManager:
         prefixes = self._match(sequence) if reuse else []
         if not self._fits(sequence, prefixes, spare):
             return False
+        sequence.matched = []
         for prefix in prefixes:
             self.pool.share(prefix.block)
             sequence.blocks.append(prefix.block)
@@ -117,12 +252,17 @@ class BlockManager:
             sequence.blocks.append(self.pool.take())
 
     def _match(self, sequence: Sequence) -> list[Prefix]:
-        """The longest cached prefix that leaves a token to compute, for its logits."""
-        found: list[Prefix] = []
+        """The longest cached prefix that leaves a token to compute, for its logits.
+
+        Goes on where the last call ended: a sequence may wait for room, and ask in every step.
+        """
+        found: list[Prefix] = sequence.matched
         if not self.prefix_caching or sequence.scores_prompt:
             return found
-        before = sequence.prefix_root
-        for start in range(0, sequence.length - BLOCK_TOKENS, BLOCK_TOKENS):
+        there = next((i for i, prefix in enumerate(found) if not self.prefixes.holds(prefix)), len(found))
+        del found[there:]
+        before = found[-1].identity if found else sequence.prefix_root
+        for start in range(there * BLOCK_TOKENS, sequence.length - BLOCK_TOKENS, BLOCK_TOKENS):
             prefix = self.prefixes.find(before, tuple(sequence.tokens(start, BLOCK_TOKENS)))
             if prefix is None:
                 break

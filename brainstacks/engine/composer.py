@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from brainstacks.engine.request import CompositionRequest, Routing, StackRef
+from brainstacks.engine.serving import Serving
 from brainstacks.errors import InvalidRequest
 from brainstacks.routing.policy import GATE_THRESHOLD, active_domains, floored
 from brainstacks.routing.router import Router
-from brainstacks.stacks.residency import Lease, Residency, Resident, StackKey
+from brainstacks.stacks.lease import Lease, ServedStack, StackKey
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,22 @@ class Composition:
 
 
 class Composer:
-    """Router + policy + residency -> compositions.
+    """Router + policy + what is served -> compositions."""
 
-    Args:
-        residency: what is served.
-        router: the router in force, None where there is none; replaced when another is published.
-    """
-
-    def __init__(self, residency: Residency, router: Router | None) -> None:
-        self._residency = residency
-        self.router = router
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._cache = serving.cache
 
     def check(self, composition: CompositionRequest) -> None:
         """Refuse what cannot be composed. Raises InvalidRequest: a fixed weight names no served domain."""
-        unknown = sorted(set(composition.weights) - set(self._residency.serving))
+        unknown = sorted(set(composition.weights) - set(self._cache.serving))
         if unknown:
-            served = ", ".join(self._residency.serving) or "none"
+            served = ", ".join(self._cache.serving) or "none"
             raise InvalidRequest(
                 f"routing.weights names {', '.join(map(repr, unknown))}; the domains served are: {served}",
                 param="routing.weights",
                 code="unknown_domain",
             )
-
-    def routable(self, domain: str) -> bool:
-        """The router was trained with the very stack that is served for `domain`."""
-        return self._routable(domain, self.router)
 
     def compose(
         self,
@@ -71,19 +63,19 @@ class Composer:
             probabilities: the router's, for a routed request; None when it did not run.
             router: the one that gave them: its floors and gate go with them, even when another has been
                 published since. None: the one in force.
-            on_change: see `Residency.acquire`.
+            on_change: see `StackCache.acquire`.
 
         Raises:
             InvalidRequest: as `check`; or the stacks do not fit on the device together.
             DomainNotFound: a domain was deleted in this very moment.
         """
-        router = router or self.router
+        router = router or self._serving.router
         weights, active = self._chosen(composition, probabilities, router)
-        lease = self._residency.acquire(active, on_change)
+        lease = self._cache.acquire(active, on_change)
         routing = _routing(
-            request_id, composition, generation, probabilities, router_ms, weights, lease.residents
+            request_id, composition, generation, probabilities, router_ms, weights, lease.stacks
         )
-        return Composition(routing, lease, {r.key: weights[d] for d, r in lease.residents.items()})
+        return Composition(routing, lease, {stack.key: weights[d] for d, stack in lease.stacks.items()})
 
     def route(
         self,
@@ -96,10 +88,10 @@ class Composer:
         router: Router | None = None,
     ) -> Routing:
         """What `compose` would run with; pins and loads nothing. Arguments and errors as there."""
-        weights, active = self._chosen(composition, probabilities, router or self.router)
-        serving = self._residency.serving
-        residents = {domain: serving[domain] for domain in active if domain in serving}
-        return _routing(request_id, composition, generation, probabilities, router_ms, weights, residents)
+        weights, active = self._chosen(composition, probabilities, router or self._serving.router)
+        serving = self._cache.serving
+        stacks = {domain: serving[domain] for domain in active if domain in serving}
+        return _routing(request_id, composition, generation, probabilities, router_ms, weights, stacks)
 
     def _chosen(
         self,
@@ -114,12 +106,7 @@ class Composer:
 
     @property
     def gate_threshold(self) -> float:
-        return _gate_threshold(self.router)
-
-    def _routable(self, domain: str, router: Router | None) -> bool:
-        resident = self._residency.serving.get(domain)
-        stacks = router.metadata.stacks if router is not None else {}
-        return resident is not None and stacks.get(domain) == resident.digest
+        return _gate_threshold(self._serving.router)
 
     def _weights(
         self,
@@ -128,7 +115,7 @@ class Composer:
         router: Router | None,
     ) -> dict[str, float]:
         """Weight per served domain, in the registry's order."""
-        served = tuple(self._residency.serving)
+        served = tuple(self._cache.serving)
         if composition.mode == "ungated":
             return dict.fromkeys(served, 1.0)
         if composition.mode == "fixed":
@@ -136,7 +123,7 @@ class Composer:
         if composition.mode == "routed" and router is not None and probabilities is not None:
             chosen = floored(probabilities, router.config.floors)
             # A stack that is newer than the router means something else than what the router learnt.
-            return {d: (chosen.get(d, 0.0) if self._routable(d, router) else 0.0) for d in served}
+            return {d: (chosen.get(d, 0.0) if self._serving.routable(d, router) else 0.0) for d in served}
         return dict.fromkeys(served, 0.0)
 
 
@@ -147,7 +134,7 @@ def _routing(
     probabilities: Mapping[str, float] | None,
     router_ms: float,
     weights: Mapping[str, float],
-    active: Mapping[str, Resident],
+    active: Mapping[str, ServedStack],
 ) -> Routing:
     return Routing(
         request_id=request_id,

@@ -9,6 +9,8 @@ from brainstacks.engine.interface import Tokenizer
 _REPLACEMENT = "\ufffd"
 _INCOMPLETE = 3
 """The most bytes of a character that is not whole yet, and so the most replacement characters it shows as."""
+_CONTEXT = 8
+"""Tokens of the prompt that give the first ones of the text their context."""
 _PATIENCE = 16
 """Tokens after which what is no character is text as it is. Each has a byte or more, and a character has at
 most four, so it never becomes one; and the last 16 tokens end in the same text as all of them do.
@@ -23,14 +25,19 @@ class Detokenizer:
     Args:
         tokenizer: of the base.
         stop: strings that end the text and are not part of it.
+        prompt_ids: what the text follows; SentencePiece's decoders take the space from what begins a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt_ids: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._window: list[int] = []  # the newest tokens, and before them some that give their context
-        self._read = 0  # tokens of the window that are context
-        self._said = 0  # characters of the window that are in `text`
+        self._window = list(prompt_ids[-_CONTEXT:])  # the newest tokens, behind some that give their context
+        if self._decode(self._window).endswith(_REPLACEMENT):
+            self._window = []  # a part of a character is no context
+        self._read = len(self._window)  # tokens of the window that are context
+        self._said = len(self._decode(self._window))  # characters of the window that are in `text`
         self.text = ""
         self._released = 0
 

@@ -17,15 +17,16 @@ from brainstacks.config import EngineConfig
 from brainstacks.cpu import cpu
 from brainstacks.engine import output
 from brainstacks.engine.backend import Backend
-from brainstacks.engine.block_manager import BlockManager
-from brainstacks.engine.block_pool import BLOCK_TOKENS
+from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
+from brainstacks.engine.composer import Composer
 from brainstacks.engine.forward import Forward, Outcome
 from brainstacks.engine.intake import Intake
 from brainstacks.engine.interface import Load
-from brainstacks.engine.jobs import Job, Sink, as_reply
+from brainstacks.engine.jobs import Job, as_reply
 from brainstacks.engine.kv_cache import affordable_tokens
 from brainstacks.engine.model_runner import ModelRunner
 from brainstacks.engine.records import RoutingRecords
+from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import CompositionRequest, FinishReason, GenerationRequest
 from brainstacks.engine.router_pass import RouterPass
 from brainstacks.engine.sampler import Sampler
@@ -61,11 +62,11 @@ class StepEngine:
         self.tokenizer: ChatTokenizer | None = base.chat_tokenizer() if base.tokenizer is not None else None
         self.hooks = CompositionHooks(base.sites)
         self.hooks.attach()
-        self._serving = Serving(base, registry, config)
+        self.serving = Serving(base, registry, config)
         kv_tokens = config.kv_cache_tokens or affordable_tokens(base)  # when the stacks are there
         self.config = config = replace(config, kv_cache_tokens=kv_tokens)
-        self.residency = self._serving.residency
-        self.composer = self._serving.composer
+        self.stacks = self.serving.cache
+        self.composer = Composer(self.serving)
         self.records = RoutingRecords(config.routing_records)
         self._blocks = BlockManager(
             kv_tokens,
@@ -74,10 +75,10 @@ class StepEngine:
         )
         self._scheduler = Scheduler(config, self._blocks)
         self._runner = ModelRunner(base, self.hooks, self._blocks.pool.size, config)
-        self.residency.bank.prepare_with(self.backend.prepare)
+        self.stacks.bank.prepare_with(self.backend.prepare)
         log.info("steps are computed by %s; the processor is %s", self.backend.name, cpu())
         router_pass = RouterPass(base, config, self._blocks, self._runner)
-        self._intake = Intake(base, config, self._serving, router_pass, self.records, self._end)
+        self._intake = Intake(base, config, self.serving, self.composer, router_pass, self.records, self._end)
         self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
         self._forward = Forward(self.tokenizer, self._scheduler, self._blocks, self._runner, self._sampler)
         self._arrivals = count()
@@ -86,20 +87,6 @@ class StepEngine:
         self._on_change: Callable[[], None] = self._changed.set
 
     # --- what is served ---------------------------------------------------------------------------
-
-    def sync(self) -> None:
-        """Serve what the registry says is active; safe to call from any thread."""
-        self._serving.sync()
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Published versions that cannot be served, and why."""
-        return self._serving.problems
-
-    @property
-    def generation(self) -> int:
-        """The registry's manifest number; 0 without a registry."""
-        return self._serving.generation
 
     @property
     def max_context(self) -> int:
@@ -228,7 +215,7 @@ class StepEngine:
         going_on = [row for row in rows if row.sequence.finish_reason is None]
         outcomes: list[Outcome] = []
         with self._ending(self._job(row.sequence) for row in going_on):
-            outcomes = self._forward.run(going_on, self.residency.bank) if going_on else []
+            outcomes = self._forward.run(going_on, self.stacks.bank) if going_on else []
         for outcome in outcomes:
             if outcome.sequence.finish_reason is None:
                 job = self._job(outcome.sequence)
@@ -296,7 +283,7 @@ class StepEngine:
                 sequence.finish_reason = "abort"
                 self._scheduler.finish(sequence)
         if job.composed is not None:
-            self.residency.release(job.composed.lease)
+            self.stacks.release(job.composed.lease)
             job.composed = None
 
     @contextmanager

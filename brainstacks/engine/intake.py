@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.engine.composer import Composer
 from brainstacks.engine.jobs import Job
 from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.request import CompositionRequest, SamplingParams
@@ -21,6 +22,7 @@ class Intake:
     """Args:
     base, config: limits of what can be asked.
     serving: what is served.
+    composer: of it.
     router_pass: reads prompts for the router.
     records: of routings.
     end: ends a request, with the error that it gets, if any.
@@ -31,6 +33,7 @@ class Intake:
         base: BaseModel,
         config: EngineConfig,
         serving: Serving,
+        composer: Composer,
         router_pass: RouterPass,
         records: RoutingRecords,
         end: Callable[[Job, BrainstacksError | None], None],
@@ -38,7 +41,7 @@ class Intake:
         self._config = config
         self._vocab = base.vocab_size
         self._serving = serving
-        self._composer = serving.composer
+        self._composer = composer
         self._router_pass = router_pass
         self._records = records
         self._end = end
@@ -88,7 +91,7 @@ class Intake:
 
     def take(self) -> list[Job]:
         """The next to be routed, in the order of arrival: up to as many as one router pass reads."""
-        router = self._composer.router
+        router = self._serving.router
         taken: list[Job] = []
         names: set[str] = set()
         prompts = tokens = 0
@@ -112,7 +115,7 @@ class Intake:
         Args:
             on_change: called, on any thread, when stacks that some of them need are on the device.
         """
-        router = self._composer.router  # another may be published while this runs
+        router = self._serving.router  # another may be published while this runs
         read: dict[Job, Probabilities] = {}
         milliseconds = 0.0
         reading = [job for job in jobs if router is not None and self._reads(job, router)]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from brainstacks.engine.request import CompositionRequest, Event, GenerationRequest, Routing
+from brainstacks.stacks.cache_stats import CacheStats, Tier
 from brainstacks.stacks.manifest import Published
-from brainstacks.stacks.residency_stats import ResidencyStats, Tier
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,98 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
-class Engine(Protocol):
-    """Everything `server` asks of the engine. Errors are those of `brainstacks.errors`."""
-
-    @property
-    def model(self) -> ModelInfo: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
+class Stacks(Protocol):
+    """Administration of what is served."""
 
     @property
     def generation(self) -> int:
         """The registry's manifest number."""
+
+    def names(self) -> list[str]:
+        """Every served domain, in the registry's order."""
+
+    def domains(self) -> list[DomainStatus]:
+        """The same with all that is known of them."""
+
+    def domain(self, name: str) -> DomainStatus:
+        """Raises DomainNotFound."""
+
+    def router(self) -> RouterStatus | None: ...
+
+    def manifest(self) -> Mapping[str, Any]:
+        """The registry's manifest as plain JSON values."""
+
+    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
+        """Validate `file` completely, store it as `domain`'s newest version, load and activate it.
+
+        The file stays the caller's. Raises InvalidArtifact, IncompatibleArtifact, Conflict, StaleGeneration,
+        StorageFull.
+        """
+
+    async def activate(
+        self, domain: str, version: int, *, expected_generation: int | None = None
+    ) -> Published: ...
+
+    async def delete(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        """Stop serving `domain`; running requests finish with the version they started with."""
+
+    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published: ...
+
+    async def reload(self) -> int:
+        """Reconcile with the registry on disk; the generation now served."""
+
+    async def pin(self, domain: str) -> DomainStatus:
+        """Keep `domain`'s active version on the device, and wait until it is there.
+
+        Raises DomainNotFound, Conflict (no room beside other pins), CorruptBlob.
+        """
+
+    async def unpin(self, domain: str) -> DomainStatus:
+        """Let it leave when others need its room. Raises DomainNotFound."""
+
+    async def evict(self, domain: str) -> DomainStatus:
+        """Make it leave the device until a request needs it. Raises DomainNotFound, Conflict (in use)."""
+
+    async def load(self, domain: str) -> DomainStatus:
+        """Bring it to the device, and wait until it is there. Raises DomainNotFound, CorruptBlob."""
+
+
+class Status(Protocol):
+    """What the engine is and does; nothing here waits for a step, but `healthy`."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    def load(self) -> Load: ...
+
+    def cache(self) -> CacheStats: ...
+
+    def routing_record(self, request_id: str) -> Routing:
+        """A recent request's record. Raises RecordNotFound."""
+
+    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
+        """Recent records, newest first: of those that know `domain`; of those where it is (not) `active`."""
+
+    async def healthy(self) -> bool:
+        """Whether the engine's thread lives; waits for it to answer."""
+
+    def readiness(self) -> Readiness:
+        """Whether requests can be served, and everything that is wrong."""
+
+
+class Engine(Protocol):
+    """Everything `server` asks of the engine. Errors are those of `brainstacks.errors`."""
+
+    @property
+    def stacks(self) -> Stacks: ...
+
+    @property
+    def status(self) -> Status: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Run `request`: one `RoutedEvent`, then `TextEvent`s until every completion has finished.
@@ -157,71 +237,6 @@ class Engine(Protocol):
         self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
     ) -> Routing:
         """How `prompt_ids` would be composed; generates nothing."""
-
-    def routing_record(self, request_id: str) -> Routing:
-        """A recent request's record. Raises RecordNotFound."""
-
-    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
-        """Recent records, newest first: of those that know `domain`; of those where it is (not) `active`."""
-
-    def domains(self) -> list[DomainStatus]:
-        """Every served domain, in the registry's order."""
-
-    def domain(self, name: str) -> DomainStatus:
-        """Raises DomainNotFound."""
-
-    def router(self) -> RouterStatus | None: ...
-
-    def manifest(self) -> Mapping[str, Any]:
-        """The registry's manifest as plain JSON values."""
-
-    async def publish_stack(
-        self, domain: str, file: Path, *, expected_generation: int | None = None
-    ) -> Published:
-        """Validate `file` completely, store it as `domain`'s newest version, load and activate it.
-
-        The file stays the caller's. Raises InvalidArtifact, IncompatibleArtifact, Conflict, StaleGeneration,
-        StorageFull.
-        """
-
-    async def activate_stack(
-        self, domain: str, version: int, *, expected_generation: int | None = None
-    ) -> Published: ...
-
-    async def delete_stack(
-        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
-    ) -> Published:
-        """Stop serving `domain`; running requests finish with the version they started with."""
-
-    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published: ...
-
-    async def reload(self) -> int:
-        """Reconcile with the registry on disk; the generation now served."""
-
-    async def pin_stack(self, domain: str) -> DomainStatus:
-        """Keep `domain`'s active version on the device, and wait until it is there.
-
-        Raises DomainNotFound, Conflict (no room beside other pins), CorruptBlob.
-        """
-
-    async def unpin_stack(self, domain: str) -> DomainStatus:
-        """Let it leave when others need its room. Raises DomainNotFound."""
-
-    async def evict_stack(self, domain: str) -> DomainStatus:
-        """Make it leave the device until a request needs it. Raises DomainNotFound, Conflict (in use)."""
-
-    async def load_stack(self, domain: str) -> DomainStatus:
-        """Bring it to the device, and wait until it is there. Raises DomainNotFound, CorruptBlob."""
-
-    def load(self) -> Load: ...
-
-    def residency(self) -> ResidencyStats: ...
-
-    async def healthy(self) -> bool:
-        """The engine thread answers."""
-
-    def readiness(self) -> Readiness:
-        """Whether requests can be served, and everything that is wrong."""
 
     async def drain(self, timeout: float) -> None:
         """Refuse new requests, wait at most `timeout` seconds for running ones, abort the rest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,20 +10,17 @@ import torch
 from brainstacks.engine.composer import Composition
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.output import text_event
+from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import (
     CompositionRequest,
-    Event,
     GenerationRequest,
     RoutedEvent,
-    Routing,
     TokenLogprob,
 )
 from brainstacks.engine.sampler import Sampler
 from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
 from brainstacks.tokenizer import ChatTokenizer
-
-Sink = Callable[[Event | Routing | BrainstacksError], None]
 
 
 @dataclass(eq=False)
@@ -66,7 +63,11 @@ class Job:
                     request=self.request,
                     index=index,
                     sampling_state=sampler.new_state(params, self.prompt_ids, seed),
-                    detokenizer=Detokenizer(tokenizer, params.stop) if tokenizer is not None else None,
+                    detokenizer=(
+                        Detokenizer(tokenizer, params.stop, self.prompt_ids)
+                        if tokenizer is not None
+                        else None
+                    ),
                     weights=self.composed.weights,
                     prefix_root=_prefix_root(self.composed),
                     arrival=self.arrival,
@@ -112,5 +113,5 @@ def as_reply(error: Exception) -> BrainstacksError:
 
 def _prefix_root(composed: Composition) -> Hashable:
     """What keys and values depend on besides the tokens; the same for equal compositions alone."""
-    residents = composed.lease.residents.values()
-    return tuple(sorted((*r.key, r.digest, composed.weights[r.key]) for r in residents))
+    stacks = composed.lease.stacks.values()
+    return tuple(sorted((*stack.key, stack.digest, composed.weights[stack.key]) for stack in stacks))

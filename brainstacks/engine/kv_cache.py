@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine.block_manager import BlockCopy
-from brainstacks.engine.block_pool import BLOCK_TOKENS
+from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockCopy
 from brainstacks.errors import ConfigError
 
 LANES = 16

@@ -10,9 +10,36 @@ from brainstacks.errors import BrainstacksError
 
 Reply = Event | Routing | BrainstacksError
 
+Sink = Callable[[Reply], None]
+"""Gets what a request is told: its events, or the error that ended it."""
+
+
+class Outbox:
+    """What the engine has said to all requests since the last `flush`; used on its thread alone.
+
+    An event loop is woken once for each step, not for each token.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Replies, Reply]] = []
+
+    def put(self, replies: Replies, reply: Reply) -> None:
+        self._held.append((replies, reply))
+
+    def flush(self) -> None:
+        """Send all in one message to the loop of their readers, which is the same for all."""
+        held, self._held = self._held, []
+        if held and not held[0][0].loop.is_closed():
+            held[0][0].loop.call_soon_threadsafe(_deliver, held)
+
+
+def _deliver(held: list[tuple[Replies, Reply]]) -> None:
+    for replies, reply in held:
+        replies.arrive(reply)
+
 
 class Replies:
-    """What the engine says to one request, from its thread to the reader's event loop.
+    """What the engine says to one request, as its reader gets it.
 
     Args:
         most: at so many unread replies the request is to pause, until the reader has taken half of them.
@@ -22,16 +49,11 @@ class Replies:
         self._most = most
         self._pause = pause
         self._resume = resume
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Reply] = asyncio.Queue()
         self._paused = False
 
-    def put(self, reply: Reply) -> None:
-        """On the engine's thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._arrive, reply)
-
-    def _arrive(self, reply: Reply) -> None:
+    def arrive(self, reply: Reply) -> None:
         self._queue.put_nowait(reply)
         if not self._paused and self._queue.qsize() >= self._most:
             self._paused = True

@@ -26,6 +26,7 @@ class Sequence:
         paused: it gets no further tokens until its client has read those that it has.
         blocks: of KV memory, in the order of its tokens; empty while it waits.
         computed: tokens whose keys and values are in them.
+        matched: prefixes that were found for it in the cache while it waits.
         remembered, prefix: how many of its full blocks the prefix cache knows, and the last one's identity.
         output_ids: tokens chosen so far.
         cumulative_logprob: of `output_ids` (nats).
@@ -44,6 +45,7 @@ class Sequence:
     paused: bool = False
     blocks: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
+    matched: list[Any] = field(default_factory=list)
     remembered: int = 0
     prefix: Hashable = None
     output_ids: list[int] = field(default_factory=list)

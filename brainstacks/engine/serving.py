@@ -1,53 +1,291 @@
-"""What is served: the registry's active stacks and its router."""
+"""What is served: the active stack of every domain, and the router, as the registry has them."""
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from brainstacks import fresh_thread
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.engine.composer import Composer
-from brainstacks.errors import BrainstacksError
+from brainstacks.errors import ArtifactTooLarge, BrainstacksError, Conflict, DomainNotFound
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import Shape, StackTensors
 from brainstacks.routing.router import Router
+from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
+from brainstacks.stacks.cache_stats import CacheStats
+from brainstacks.stacks.lease import Lease, ServedStack
+from brainstacks.stacks.manifest import Manifest, StackVersion
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.residency import Residency
+from brainstacks.stacks.stack_cache import StackCache
+from brainstacks.stacks.tensors import load_stack
+
+log = logging.getLogger(__name__)
 
 
 class Serving:
     """Args:
     registry: None serves the base alone.
+    config: budgets of device and host.
+
+    Attributes:
+        cache: where the stacks are.
+        router: the one in force, None where there is none.
     """
 
     def __init__(self, base: BaseModel, registry: Registry | None, config: EngineConfig) -> None:
         self._base = base
         self._registry = registry
-        self.residency = Residency(registry, base, config.device_stack_bytes, config.host_stack_bytes)
-        self.composer = Composer(self.residency, None)
+        bank = StackBank(base.device, base.dtype)
+        self.cache = StackCache(bank, self._read, config.device_stack_bytes, config.host_stack_bytes)
+        self.router: Router | None = None
+        self._router_digest: str | None = None
         self._router_problem: str | None = None
+        self._changing = threading.Lock()  # one change of what is served at a time
+        self._refused: dict[str, str] = {}
         self.sync()
 
     @property
     def generation(self) -> int:
-        """The registry's manifest number."""
+        """The registry's manifest number; 0 without a registry."""
         return self._registry.generation if self._registry is not None else 0
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Published versions that cannot be served, and why."""
-        return (*self.residency.problems, *([self._router_problem] if self._router_problem else []))
+        """What is active in the registry and cannot be served, and why."""
+        return (*self.stack_problems, *([self._router_problem] if self._router_problem else []))
+
+    @property
+    def stack_problems(self) -> tuple[str, ...]:
+        """Active stacks that cannot be served, or whose last load failed, and why."""
+        failed = [_problem(*key, text) for key, text in self.cache.failures().items()]
+        return (*self._refused.values(), *failed)
+
+    def routable(self, domain: str, router: Router | None = None) -> bool:
+        """`router`, or the one in force, was trained with the very stack that is served for `domain`."""
+        router = router or self.router
+        stack = self.cache.serving.get(domain)
+        known = router.metadata.stacks if router is not None else {}
+        return stack is not None and known.get(domain) == stack.digest
+
+    def stats(self) -> CacheStats:
+        versions = self._registry.snapshot().versions() if self._registry is not None else []
+        files = {v.digest: v.bytes for v in versions if isinstance(v, StackVersion)}
+        return self.cache.stats(sum(files.values()))
+
+    # --- what the registry says -------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Serve what the registry says is active; safe to call from any thread."""
-        self.residency.sync()
+        """Serve what the registry's manifest says is active, and nothing else; on any thread.
+
+        New versions are brought to the device where there is room. One that is corrupt, does not fit the
+        base, or is larger than the device's budget is named in `problems`; the domain's last good version,
+        where there is one, goes on serving.
+        """
         if self._registry is None:
             return
-        history = self._registry.snapshot().router
-        if history is None:
-            self.composer.router, self._router_problem = None, None
-            if self.residency.serving:
+        with self._changing:
+            manifest = self._registry.snapshot()
+            new, refused = self._new_versions(manifest)
+            # Before they are served, so that no request waits; as far as there is room beside the old ones.
+            leases = self.cache.prefetch(new.values())
+            for lease, error in _failed(leases):
+                for stack in lease.stacks.values():
+                    refused[stack.domain] = _problem(*stack.key, error.message)
+                    del new[stack.domain]
+            candidates = {**self.cache.serving, **new}
+            self._serve({name: candidates[name] for name in manifest.domains if name in candidates})
+            self._refused = refused
+            leases += self.cache.prefetch(new.values())  # now the old ones have left
+            _failed(leases)  # waits; what failed is in `problems`
+            for lease in leases:
+                self.cache.release(lease)
+            self._sync_router(manifest)
+
+    def _sync_router(self, manifest: Manifest) -> None:
+        """The same bytes stay the same router, which conversations remember."""
+        if manifest.router is None:
+            self.router = self._router_digest = self._router_problem = None
+            if self.cache.serving:
                 self._router_problem = "there is no router: routed requests are answered by the base alone"
             return
-        active = history.current
+        active = manifest.router.current
         try:
-            self.composer.router = Router.load(self._registry.blob_path(active.digest), self._base)
+            if active.digest != self._router_digest:
+                self.router = Router.load(self._path(active.digest), self._base)
+                self._router_digest = active.digest
             self._router_problem = None
         except BrainstacksError as error:
             self._router_problem = f"router version {active.version}: {error.message}"
+
+    def load(self, domain: str) -> None:
+        """Serve the registry's active version of `domain`, and wait until it is on the device.
+
+        Raises:
+            DomainNotFound, CorruptBlob, IncompatibleArtifact, ArtifactTooLarge
+            InvalidRequest: it does not fit beside the stacks that are pinned.
+        """
+        with self._changing:
+            if self._registry is None:
+                raise DomainNotFound(f"no domain {domain!r}: this model was loaded without a registry")
+            manifest = self._registry.snapshot()
+            active = manifest.domain(domain).current
+            if not self._is_served(domain, active):
+                serving = {**self.cache.serving, domain: self._checked(domain, active)}
+                self._serve({name: serving[name] for name in manifest.domains if name in serving})
+        self._bring(domain)
+
+    def unload(self, domain: str) -> None:
+        """Stop serving `domain` in this process; the registry keeps it. Raises DomainNotFound."""
+        with self._changing:
+            self.cache.served(domain)
+            self._serve({name: stack for name, stack in self.cache.serving.items() if name != domain})
+
+    def purge(self, domain: str, versions: Iterable[StackVersion]) -> None:
+        """Delete the files of versions that are not served any more; of those in use, when that ends."""
+        if self._registry is not None:
+            for version in versions:
+                discard = partial(self._registry.discard, [version.digest])
+                self.cache.when_gone((domain, version.version), discard)
+
+    def check(self, metadata: StackMetadata) -> int:
+        """Bytes that a stack takes on the device.
+
+        Raises:
+            IncompatibleArtifact: it was made for another base.
+            ArtifactTooLarge: it is larger than the device's budget.
+        """
+        identity = self._base.identity
+        check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
+        nbytes = Shape.of(metadata.config, metadata.dims).nbytes(metadata.rounds, self._base.dtype)
+        budget = self.cache.device_bytes
+        if budget is not None and nbytes > budget:
+            raise ArtifactTooLarge(
+                f"the stack takes {nbytes} bytes on the device and --device-stack-bytes is {budget}; "
+                "publish a smaller one, or start the server with more room"
+            )
+        return nbytes
+
+    # --- where stacks are -------------------------------------------------------------------------
+
+    def pin(self, domain: str) -> None:
+        """Keep the active version of `domain` on the device from now on; waits until it is there.
+
+        Raises:
+            DomainNotFound: it is not served.
+            Conflict: it does not fit beside the stacks that are pinned already.
+            CorruptBlob: it cannot be loaded.
+        """
+        with self._changing:
+            stack, pinned = self.cache.served(domain), self.cache.pinned
+            if not self._fit(pinned | {domain}):
+                raise Conflict(
+                    f"{domain} takes {stack.nbytes} bytes on the device and does not fit there beside the "
+                    f"pinned {', '.join(sorted(pinned))}; --device-stack-bytes is "
+                    f"{self.cache.device_bytes}; unpin one of them"
+                )
+            self.cache.serve(self.cache.serving, pinned | {domain})
+        try:
+            self._bring(domain)
+        except BrainstacksError:
+            self.unpin(domain)
+            raise
+
+    def unpin(self, domain: str) -> None:
+        """Let `domain` leave the device when others need its room. Raises DomainNotFound."""
+        with self._changing:
+            self.cache.served(domain)
+            self.cache.serve(self.cache.serving, self.cache.pinned - {domain})
+
+    def evict(self, domain: str) -> None:
+        """Make `domain` leave the device, for host memory or for disk, until a request needs it.
+
+        Raises:
+            DomainNotFound: it is not served.
+            Conflict: it is in use or pinned.
+        """
+        with self._changing:
+            stack = self.cache.served(domain)
+            if domain in self.cache.pinned:
+                raise Conflict(f"{domain} is pinned to the device; unpin it first")
+            if not self.cache.evict(domain):
+                raise Conflict(
+                    f"{domain} version {stack.version} is in use; retry when its requests are done"
+                )
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _serve(self, serving: Mapping[str, ServedStack]) -> None:
+        """A pin follows its domain to its new version, where that fits."""
+        pinned: list[str] = []
+        for domain, stack in serving.items():
+            if domain in self.cache.pinned:
+                if self._fit([*pinned, domain], serving):
+                    pinned.append(domain)
+                else:
+                    log.warning("%s version %d has grown and is pinned no more", domain, stack.version)
+        self.cache.serve(serving, pinned)
+        for domain in pinned:
+            if self.cache.tier(domain) != "device":
+                fresh_thread.start(partial(self._bring, domain), "pin")
+
+    def _fit(self, domains: Iterable[str], serving: Mapping[str, ServedStack] | None = None) -> bool:
+        """Whether these can be on the device together."""
+        stacks = serving or self.cache.serving
+        budget = self.cache.device_bytes
+        return budget is None or sum(stacks[domain].nbytes for domain in domains) <= budget
+
+    def _bring(self, domain: str) -> None:
+        """Wait until the served version is on the device."""
+        lease = self.cache.acquire([domain])
+        try:
+            lease.wait()
+        finally:
+            self.cache.release(lease)
+
+    def _is_served(self, domain: str, version: StackVersion) -> bool:
+        stack = self.cache.serving.get(domain)
+        return stack is not None and (stack.version, stack.digest) == (version.version, version.digest)
+
+    def _new_versions(self, manifest: Manifest) -> tuple[dict[str, ServedStack], dict[str, str]]:
+        """Active versions that are not served yet; and, per domain, why one cannot be."""
+        new: dict[str, ServedStack] = {}
+        refused: dict[str, str] = {}
+        for domain, history in manifest.domains.items():
+            if not self._is_served(domain, history.current):
+                try:
+                    new[domain] = self._checked(domain, history.current)
+                except BrainstacksError as error:
+                    refused[domain] = _problem(domain, history.current.version, error.message)
+        return new, refused
+
+    def _checked(self, domain: str, version: StackVersion) -> ServedStack:
+        """A version whose bytes were verified and that fits the base and the device."""
+        metadata = read_stack_metadata(self._path(version.digest))
+        return ServedStack(domain, version, metadata, self.check(metadata))
+
+    def _read(self, stack: ServedStack) -> StackTensors:
+        return load_stack(self._path(stack.digest))
+
+    def _path(self, digest: str) -> Path:
+        if self._registry is None:
+            raise DomainNotFound("this model was loaded without a registry")
+        return self._registry.blob_path(digest)
+
+
+def _failed(leases: Iterable[Lease]) -> list[tuple[Lease, BrainstacksError]]:
+    """Wait for all; those that failed."""
+    failed = []
+    for lease in leases:
+        try:
+            lease.wait()
+        except BrainstacksError as error:
+            failed.append((lease, error))
+    return failed
+
+
+def _problem(domain: str, version: int, message: str) -> str:
+    return f"{domain} version {version}: {message}"

@@ -39,7 +39,7 @@ class TorchBackend:
         pass  # hooks compute with the stack itself
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
-        bound = bank.bind(batch.weights, packed=True)
+        bound = bank.bind(batch.weights, packed=True, together=batch.alone)
         with self._hooks.composed(*([bound] if bound.buckets else [])):
             hidden = self._base.model.get_decoder()(use_cache=False, **self._inputs(batch)).last_hidden_state
         wanted = torch.from_numpy(batch.wanted).to(self._base.device)

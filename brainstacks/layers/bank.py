@@ -29,7 +29,7 @@ LONG_RUN = 32
 class StackBank:
     """Resident stacks on one device, in one dtype.
 
-    One thread at a time changes it; any number may bind at the same time.
+    One thread at a time puts and removes; any number may place and bind at the same time.
 
     Args:
         device, dtype: where the deltas are computed, and in what; those of the base's activations.
@@ -56,19 +56,26 @@ class StackBank:
         """Bytes allocated on the device."""
         return sum(stack.nbytes for stack in self._stacks.values())
 
-    def add(self, key: Key, stack: StackTensors | PackedStack) -> None:
-        """Make `stack` resident under `key`; a packed one that is there already becomes the bank's own.
+    def place(self, stack: StackTensors | PackedStack) -> PackedStack:
+        """`stack` on the device, ready to be computed with; a packed one that is there already is itself.
 
         Raises:
-            KeyError: `key` is resident already.
-            torch.OutOfMemoryError: no room; nothing has changed.
+            torch.OutOfMemoryError: no room.
         """
-        if key in self._stacks:
-            raise KeyError(f"{key!r} is resident already")
         packed = PackedStack.pack(stack, self.dtype) if isinstance(stack, StackTensors) else stack
         there = packed.to(self.device, self.dtype)
         self._prepare(there)
-        self._stacks = {**self._stacks, key: there}
+        return there
+
+    def put(self, key: Key, placed: PackedStack) -> None:
+        """Make what `place` gave resident under `key`. Raises KeyError: `key` is resident already."""
+        if key in self._stacks:
+            raise KeyError(f"{key!r} is resident already")
+        self._stacks = {**self._stacks, key: placed}
+
+    def add(self, key: Key, stack: StackTensors | PackedStack) -> None:
+        """`put` what `place` gives, and raise as they do; nothing has changed then."""
+        self.put(key, self.place(stack))
 
     def remove(self, key: Key) -> None:
         """Give up the memory of `key`, once no bound batch uses it any more.
@@ -79,17 +86,6 @@ class StackBank:
         self._require(key)
         self._stacks = {other: stack for other, stack in self._stacks.items() if other != key}
 
-    def take(self, key: Key) -> PackedStack:
-        """Remove `key`, and keep it in host memory.
-
-        Raises:
-            KeyError: `key` is not resident.
-        """
-        self._require(key)
-        packed = self._stacks[key].to(torch.device("cpu"), self.dtype)
-        self.remove(key)
-        return packed
-
     def _require(self, key: Key) -> None:
         if key not in self._stacks:
             raise KeyError(f"{key!r} is not resident; resident are {self.keys}")
@@ -99,11 +95,14 @@ class StackBank:
         self._require(key)
         return self._stacks[key]
 
-    def bind(self, weights: Sequence[Mapping[Any, float]], *, packed: bool = False) -> BoundBank:
+    def bind(
+        self, weights: Sequence[Mapping[Any, float]], *, packed: bool = False, together: bool = False
+    ) -> BoundBank:
         """The deltas for a batch whose row i is composed by `weights[i]` (key -> weight).
 
         Args:
             packed: the batch is one row `[1, T]` and `weights` has an entry per token of it.
+            together: compute all tokens in one, so that their weights decide no shape.
 
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
@@ -112,7 +111,9 @@ class StackBank:
         if not used <= set(self._stacks):
             missing = sorted(map(str, used - set(self._stacks)))
             raise KeyError(f"{missing} not resident; resident are {self.keys}")
-        spans = _spans(weights) if packed else [None]
+        spans: list[slice | None] = [None]
+        if packed:
+            spans = [slice(0, len(weights))] if together else [*_spans(weights)]
         return BoundBank(tuple(bound for span in spans for bound in self._bound(weights, span)))
 
     def _bound(self, weights: Sequence[Mapping[Any, float]], span: slice | None) -> Iterator[_Bound]:

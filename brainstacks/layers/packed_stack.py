@@ -63,6 +63,24 @@ class Shape:
         """N * r, the width of a delta's low-rank space."""
         return self.experts * self.rank
 
+    @property
+    def parts(self) -> dict[tuple[int, int | str], tuple[int, int]]:
+        """Of one round: (layer, group) -> [rows, d_in] of A and gates, (layer, projection) -> of B."""
+        d_in = {projection: size for projection, size, _ in self.dims}
+        found: dict[tuple[int, int | str], tuple[int, int]] = {}
+        for layer in range(self.layers):
+            for group in range(len(INPUT_GROUPS)):
+                names = self.projections(group)
+                if names:
+                    found[layer, group] = (len(names) * self.experts * (self.rank + 1), d_in[names[0]])
+            for projection, _, d_out in self.dims:
+                found[layer, projection] = (self.columns, d_out)
+        return found
+
+    def nbytes(self, rounds: int, dtype: torch.dtype) -> int:
+        """That so many rounds take, packed."""
+        return rounds * dtype.itemsize * sum(rows * width for rows, width in self.parts.values())
+
 
 class PackedStack:
     """All rounds of one stack in one allocation, in the layout that deltas are computed from.
@@ -81,22 +99,13 @@ class PackedStack:
         self.shape = shape
         self.rounds = rounds
         self.scaling = scaling
-        wanted: dict[tuple[int, int | str], tuple[int, int]] = {}
-        for layer in range(shape.layers):
-            for group in range(len(INPUT_GROUPS)):
-                names = shape.projections(group)
-                if names:
-                    d_in = next(d for p, d, _ in shape.dims if p == names[0])
-                    wanted[layer, group] = (len(names) * shape.experts * (shape.rank + 1), d_in)
-            for projection, _, d_out in shape.dims:
-                wanted[layer, projection] = (shape.columns, d_out)
-        sizes = [rounds * rows * width for rows, width in wanted.values()]
+        parts = shape.parts
+        sizes = [rounds * rows * width for rows, width in parts.values()]
         self._memory = torch.empty(sum(sizes), device=device, dtype=dtype)
         self.down: dict[tuple[int, int], Tensor] = {}
         self.up: dict[tuple[int, str], Tensor] = {}
-        for ((layer, part), (rows, width)), piece in zip(
-            wanted.items(), self._memory.split(sizes), strict=True
-        ):
+        pieces = self._memory.split(sizes)
+        for ((layer, part), (rows, width)), piece in zip(parts.items(), pieces, strict=True):
             view = piece.view(rounds, rows, width)
             if isinstance(part, int):
                 self.down[layer, part] = view

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackMetadata
 from brainstacks.stacks.manifest import StackVersion
 
 StackKey = tuple[str, int]
-"""(domain, version): what weights and residency are bound to."""
+"""(domain, version): what weights and places are bound to."""
 
 
 @dataclass(frozen=True)
-class Resident:
+class ServedStack:
     """One stack version that is served or in use, wherever its bytes are.
 
     Attributes:
@@ -36,6 +38,11 @@ class Resident:
     def digest(self) -> str:
         return self.published.digest
 
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """The file's own metadata, as plain values."""
+        return asdict(self.metadata)
+
     @property
     def key(self) -> StackKey:
         return (self.domain, self.version)
@@ -46,39 +53,41 @@ class Lease:
     and stay there until the lease is released.
 
     Args:
-        residents: domain -> version.
+        stacks: domain -> version.
         on_change: called once, on any thread, when the lease becomes ready or fails after it was given out.
+
+    Attributes:
+        granted: it has room for all of them.
+        missing: those that have not come yet.
+        error: why it failed.
     """
 
     def __init__(
-        self, residents: Mapping[str, Resident], on_change: Callable[[], None] | None = None
+        self, stacks: Mapping[str, ServedStack], on_change: Callable[[], None] | None = None
     ) -> None:
-        self.residents = residents
-        self.error: BrainstacksError | None = None
-        self.missing = {resident.key for resident in residents.values()}
+        self.stacks = stacks
+        self.keys = tuple(stack.key for stack in stacks.values())
         self.granted = False
+        self.missing = set(self.keys)
+        self.error: BrainstacksError | None = None
         self._on_change = on_change
-        self._settled = threading.Event()
-
-    @property
-    def keys(self) -> tuple[StackKey, ...]:
-        return tuple(resident.key for resident in self.residents.values())
+        self._over = threading.Event()
 
     @property
     def ready(self) -> bool:
         """All of its stacks are on the device."""
-        return self._settled.is_set() and self.error is None
+        return self._over.is_set() and self.error is None
 
     def wait(self) -> None:
         """Block until the lease is ready. Raises what made it fail."""
-        self._settled.wait()
+        self._over.wait()
         if self.error is not None:
             raise self.error
 
-    def settle(self, error: BrainstacksError | None = None) -> None:
-        """It is ready, or has failed with `error`. Called once, by the tiers."""
+    def end_wait(self, error: BrainstacksError | None = None) -> None:
+        """It is ready, or has failed with `error`. Called once, by the cache."""
         self.error = error
-        self._settled.set()
+        self._over.set()
 
     def notify(self) -> None:
         if self._on_change is not None:

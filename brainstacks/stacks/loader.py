@@ -26,10 +26,10 @@ class Loader:
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
         self._lock = threading.Lock()
-        self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._jobs: deque[tuple[Callable[[], object], Future[None]]] = deque()
         self._running = False
 
-    def submit(self, job: Callable[[], None]) -> Future[None]:
+    def submit(self, job: Callable[[], object]) -> Future[None]:
         done: Future[None] = Future()
         with self._lock:
             self._jobs.append((job, done))

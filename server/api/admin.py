@@ -70,20 +70,20 @@ class RequestFilter(BaseModel):
 
 @routes.get("/stacks", summary="Every served domain", response_model=None)
 async def list_stacks(ctx: Ctx) -> JSONResponse:
-    stacks = [dataclasses.asdict(status) for status in ctx.engine.domains()]
-    return _tagged(ctx, {"stacks": stacks, "generation": ctx.engine.generation})
+    stacks = [dataclasses.asdict(status) for status in ctx.engine.stacks.domains()]
+    return _tagged(ctx, {"stacks": stacks, "generation": ctx.engine.stacks.generation})
 
 
 @routes.get("/stacks/{domain}", summary="One domain", response_model=None)
 async def get_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    return _tagged(ctx, dataclasses.asdict(ctx.engine.domain(domain)))
+    return _tagged(ctx, dataclasses.asdict(ctx.engine.stacks.domain(domain)))
 
 
 @routes.put("/stacks/{domain}", summary="Publish a stack file", response_model=None, openapi_extra=FILE_BODY)
 async def put_stack(domain: Domain, generation: Generation, request: Request, ctx: Ctx) -> JSONResponse:
     """201 when it is a new version; 200 when the same bytes were there already."""
     async with _counted(ctx), received_file(request, ctx.settings) as file:
-        published = await ctx.engine.publish_stack(domain, file, expected_generation=generation)
+        published = await ctx.engine.stacks.publish(domain, file, expected_generation=generation)
     return _published(published, "domain", status=201 if published.created else 200)
 
 
@@ -91,7 +91,7 @@ async def put_stack(domain: Domain, generation: Generation, request: Request, ct
 async def activate_stack(
     body: ActivateRequest, domain: Domain, generation: Generation, ctx: Ctx
 ) -> JSONResponse:
-    published = await ctx.engine.activate_stack(domain, body.version, expected_generation=generation)
+    published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
     return _published(published, "domain")
 
 
@@ -100,36 +100,36 @@ async def delete_stack(
     domain: Domain, generation: Generation, options: Annotated[DeleteOptions, Query()], ctx: Ctx
 ) -> JSONResponse:
     """Running requests finish first; then memory and, with `purge=true`, disk are freed."""
-    published = await ctx.engine.delete_stack(domain, purge=options.purge, expected_generation=generation)
+    published = await ctx.engine.stacks.delete(domain, purge=options.purge, expected_generation=generation)
     return _published(published, "domain", purged=options.purge)
 
 
 @routes.post("/stacks/{domain}/pin", summary="Keep a stack on the device", response_model=None)
 async def pin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there. 409 where it does not fit beside the stacks that are pinned already."""
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.pin_stack(domain)))
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.pin(domain)))
 
 
 @routes.post("/stacks/{domain}/unpin", summary="Let a stack leave the device", response_model=None)
 async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.unpin_stack(domain)))
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.unpin(domain)))
 
 
 @routes.post("/stacks/{domain}/evict", summary="Make a stack leave the device", response_model=None)
 async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Until a request needs it. 409 while it is in use or pinned."""
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.evict_stack(domain)))
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.evict(domain)))
 
 
 @routes.post("/stacks/{domain}/load", summary="Bring a stack to the device", response_model=None)
 async def load_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there."""
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.load_stack(domain)))
+    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.load(domain)))
 
 
 @routes.get("/router", summary="The meta-router in force", response_model=None)
 async def get_router(ctx: Ctx) -> JSONResponse:
-    status = ctx.engine.router()
+    status = ctx.engine.stacks.router()
     if status is None:
         raise NotFound("No meta-router is published; send one with PUT /admin/router")
     return _tagged(ctx, dataclasses.asdict(status))
@@ -139,24 +139,24 @@ async def get_router(ctx: Ctx) -> JSONResponse:
 async def put_router(generation: Generation, request: Request, ctx: Ctx) -> JSONResponse:
     """Its domains must be known: 409 otherwise."""
     async with _counted(ctx), received_file(request, ctx.settings) as file:
-        published = await ctx.engine.publish_router(file, expected_generation=generation)
+        published = await ctx.engine.stacks.publish_router(file, expected_generation=generation)
     return _published(published, "name", status=201 if published.created else 200)
 
 
 @routes.get("/registry", summary="The manifest", response_model=None)
 async def get_registry(ctx: Ctx) -> JSONResponse:
-    return _tagged(ctx, {**ctx.engine.manifest(), "generation": ctx.engine.generation})
+    return _tagged(ctx, {**ctx.engine.stacks.manifest(), "generation": ctx.engine.stacks.generation})
 
 
 @routes.post("/registry/reload", summary="Reconcile with the store", response_model=None)
 async def reload_registry(ctx: Ctx) -> JSONResponse:
-    generation = await ctx.engine.reload()
+    generation = await ctx.engine.stacks.reload()
     return _tagged(ctx, {"generation": generation})
 
 
 @routes.get("/requests", summary="Recent routing records, newest first", response_model=None)
 async def recent_requests(chosen: Annotated[RequestFilter, Query()], ctx: Ctx) -> dict[str, Any]:
-    records = ctx.engine.routing_records(domain=chosen.domain, active=chosen.active)
+    records = ctx.engine.status.routing_records(domain=chosen.domain, active=chosen.active)
     return {"requests": [routing_object(record) for record in records]}
 
 
@@ -181,4 +181,4 @@ def _published(published: Published, name: str, *, status: int = 200, **more: An
 
 
 def _tagged(ctx: Context, body: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(body, headers={"ETag": f'"{ctx.engine.generation}"'})
+    return JSONResponse(body, headers={"ETag": f'"{ctx.engine.stacks.generation}"'})

@@ -43,14 +43,14 @@ class Context:
         if not prompt_ids:
             raise InvalidRequest(f"{param} has no tokens; send at least one", param=param)
         self.check_ids(prompt_ids, param)
-        left = self.engine.model.max_context - len(prompt_ids)
+        left = self.engine.status.model.max_context - len(prompt_ids)
         if left < 0:
             raise self.too_long(len(prompt_ids), 0, param)
         return left
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises InvalidRequest for the first id that is not in the vocabulary."""
-        size = self.engine.model.vocab_size
+        size = self.engine.status.model.vocab_size
         for token_id in ids:
             if not 0 <= token_id < size:
                 raise InvalidRequest(
@@ -68,7 +68,7 @@ class Context:
             )
 
     def too_long(self, prompt_tokens: int, max_tokens: int, param: str) -> ContextTooLong:
-        model = self.engine.model
+        model = self.engine.status.model
         asked = f" and {max_tokens} more are asked for" if max_tokens else ""
         return ContextTooLong(
             f"The prompt has {prompt_tokens} tokens{asked}; the context of {model.name} holds "
@@ -78,13 +78,13 @@ class Context:
 
     def envelope(self, request: Request, kind: str, prefix: str, model: str) -> dict[str, Any]:
         """The fields that every (chunk of a) completion starts with."""
-        info = self.engine.model
+        info = self.engine.status.model
         return {
             "id": f"{prefix}-{request.state.request_id}",
             "object": kind,
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": f"fp_{info.fingerprint[:12]}_g{self.engine.generation}",
+            "system_fingerprint": f"fp_{info.fingerprint[:12]}_g{self.engine.stacks.generation}",
         }
 
 

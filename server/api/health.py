@@ -22,13 +22,13 @@ routes = APIRouter(tags=["operations"])
 async def health(ctx: Ctx) -> JSONResponse:
     try:
         async with asyncio.timeout(ANSWER_WITHIN):
-            alive = await ctx.engine.healthy()
+            alive = await ctx.engine.status.healthy()
     except TimeoutError:
         alive = False
     body = {
         "status": "ok" if alive else "failing",
-        "backend": ctx.engine.model.backend,
-        **dataclasses.asdict(ctx.engine.load()),
+        "backend": ctx.engine.status.model.backend,
+        **dataclasses.asdict(ctx.engine.status.load()),
     }
     return JSONResponse(body, status_code=200 if alive else 503)
 
@@ -36,7 +36,7 @@ async def health(ctx: Ctx) -> JSONResponse:
 @routes.get("/ready", summary="Requests can be served", response_model=None)
 async def ready(ctx: Ctx) -> JSONResponse:
     """503 while the base, registry or router is not usable, and while draining; `problems` says why."""
-    readiness = ctx.engine.readiness()
+    readiness = ctx.engine.status.readiness()
     body = {"ready": readiness.ready, "problems": list(readiness.problems)}
     if readiness.ready:
         return JSONResponse(body)
@@ -50,9 +50,14 @@ async def metrics(ctx: Ctx) -> Response:
 
 @routes.get("/version", summary="What is served, by what", response_model=None)
 async def get_version(ctx: Ctx) -> JSONResponse:
-    model = dataclasses.asdict(ctx.engine.model)
+    model = dataclasses.asdict(ctx.engine.status.model)
     return JSONResponse(
-        {"version": server_version(), "generation": ctx.engine.generation, "model": model, **_limits(ctx)}
+        {
+            "version": server_version(),
+            "generation": ctx.engine.stacks.generation,
+            "model": model,
+            **_limits(ctx),
+        }
     )
 
 

@@ -30,7 +30,7 @@ async def get_model(model_id: str, ctx: Ctx) -> dict[str, Any]:
 
 
 def _card(ctx: Context, name: str, domains: list[str]) -> dict[str, Any]:
-    model = ctx.engine.model
+    model = ctx.engine.status.model
     return {
         "id": name,
         "object": "model",
@@ -40,5 +40,5 @@ def _card(ctx: Context, name: str, domains: list[str]) -> dict[str, Any]:
         "parent": None if name == model.name else model.name,
         "max_model_len": model.max_context,
         "domains": domains,
-        "generation": ctx.engine.generation,
+        "generation": ctx.engine.stacks.generation,
     }

@@ -33,7 +33,7 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
 
 @routes.get("/v1/routing/{request_id}", summary="A recent request's routing", response_model=None)
 async def routing_record(request_id: str, ctx: Ctx) -> dict[str, Any]:
-    return routing_object(ctx.engine.routing_record(request_id))
+    return routing_object(ctx.engine.status.routing_record(request_id))
 
 
 async def prompt_ids(body: Prompted, ctx: Context) -> tuple[list[int], str]:

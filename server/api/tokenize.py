@@ -27,7 +27,7 @@ async def tokenize(body: TokenizeRequest, ctx: Ctx) -> dict[str, Any]:
     texts = [ctx.engine.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
     return {
         "count": len(ids),
-        "max_model_len": ctx.engine.model.max_context,
+        "max_model_len": ctx.engine.status.model.max_context,
         "tokens": ids,
         "token_strs": texts,
     }

@@ -58,7 +58,7 @@ class Running:
         def wait() -> None:
             gate.wait(300)
 
-        self.engine._commands.put(wait)
+        self.engine._thread._commands.put(wait)
         return gate
 
     def write(self, domain: str, stack: StackTensors) -> Path:
@@ -68,14 +68,16 @@ class Running:
 
     async def told_to_abort(self) -> None:
         """Until an abort is in the engine's queue, or is done already."""
-        while self.engine._commands.empty() and self.served.engine.has_work:
+        while self.engine._thread._commands.empty() and self.served.engine.has_work:
             await asyncio.sleep(0)
 
     async def idle(self) -> bool:
         """After all commands so far: nothing runs, waits or is pinned."""
-        assert await self.engine.healthy()
-        load = self.engine.load()
-        return (load.running, load.waiting) == (0, 0) and not any(d.in_flight for d in self.engine.domains())
+        assert await self.engine.status.healthy()
+        load = self.engine.status.load()
+        return (load.running, load.waiting) == (0, 0) and not any(
+            d.in_flight for d in self.engine.stacks.domains()
+        )
 
 
 def long(name: str, composition: CompositionRequest, seed: int = 0) -> GenerationRequest:

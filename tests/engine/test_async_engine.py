@@ -104,9 +104,9 @@ async def test_a_publication_leaves_running_streams_as_they_are_and_serves_the_n
     events = engine.generate(one)
     ids = await begin(events)
     new = random_stack(running.served.base.identity.dims, 77, rounds=2)
-    published = await engine.publish_stack("math", running.write("math", new))
+    published = await engine.stacks.publish("math", running.write("math", new))
     assert (published.version, published.created) == (2, True)
-    assert set(running.served.engine.residency.bank.keys) == {
+    assert set(running.served.engine.stacks.bank.keys) == {
         ("chat", 1),
         ("code", 1),
         ("math", 1),
@@ -118,21 +118,21 @@ async def test_a_publication_leaves_running_streams_as_they_are_and_serves_the_n
     after = request("after", prompt_of(6), fixed(math=1.0))
     found = await collect(engine.generate(after))
     assert found == plain_greedy(tiny_model(), after.prompt_ids, 8, [(new, 1.0)])
-    assert engine.routing_record("after").stacks["math"].version == 2
-    await engine.reload()  # waits for whatever the residency still does
-    assert set(running.served.engine.residency.bank.keys) == {("chat", 1), ("code", 1), ("math", 2)}
+    assert engine.status.routing_record("after").stacks["math"].version == 2
+    await engine.stacks.reload()  # waits for whatever the residency still does
+    assert set(running.served.engine.stacks.bank.keys) == {("chat", 1), ("code", 1), ("math", 2)}
 
 
 async def test_a_new_domain_is_served_to_the_next_request(running: Running) -> None:
     stack = random_stack(running.served.base.identity.dims, 55)
     with pytest.raises(InvalidRequest, match="'law'"):
         await anext(running.engine.generate(request("early", [1], fixed(law=1.0))))
-    await running.engine.publish_stack("law", running.write("law", stack))
+    await running.engine.stacks.publish("law", running.write("law", stack))
     one = request("r", prompt_of(5), fixed(law=1.0))
     assert await collect(running.engine.generate(one)) == plain_greedy(
         tiny_model(), one.prompt_ids, 8, [(stack, 1.0)]
     )
-    assert not running.engine.domain("law").routable
+    assert not running.engine.stacks.domain("law").routable
 
 
 async def test_deleting_a_domain_in_use_lets_its_streams_finish(running: Running) -> None:
@@ -140,49 +140,49 @@ async def test_deleting_a_domain_in_use_lets_its_streams_finish(running: Running
     running.pause_at_first_token()
     events = engine.generate(one)
     ids = await begin(events)
-    await engine.delete_stack("math", purge=True)
-    assert [d.domain for d in engine.domains()] == ["chat", "code"]
-    assert engine.domain("chat").in_flight == 1
+    await engine.stacks.delete("math", purge=True)
+    assert [d.domain for d in engine.stacks.domains()] == ["chat", "code"]
+    assert engine.stacks.domain("chat").in_flight == 1
     with pytest.raises(InvalidRequest, match="'math'"):
         await anext(engine.generate(request("late", [1], fixed(math=1.0))))
     running.gate.set()
     ids += await collect(events)
     assert ids == expected(running, one)
-    await engine.reload()
-    assert set(running.served.engine.residency.bank.keys) == {("chat", 1), ("code", 1)}
+    await engine.stacks.reload()
+    assert set(running.served.engine.stacks.bank.keys) == {("chat", 1), ("code", 1)}
     with pytest.raises(DomainNotFound):
-        engine.domain("math")
+        engine.stacks.domain("math")
 
 
 async def test_rolling_back_serves_the_old_version_again(running: Running) -> None:
     engine, one = running.engine, request("r", prompt_of(5), fixed(math=1.0))
     before = await collect(engine.generate(one))
-    await engine.publish_stack(
+    await engine.stacks.publish(
         "math", running.write("math", random_stack(running.served.base.identity.dims, 8))
     )
-    assert not engine.domain("math").routable
-    await engine.activate_stack("math", 1)
-    assert engine.domain("math").routable
+    assert not engine.stacks.domain("math").routable
+    await engine.stacks.activate("math", 1)
+    assert engine.stacks.domain("math").routable
     assert await collect(engine.generate(one)) == before
 
 
 async def test_what_does_not_fit_is_refused_and_nothing_changes(running: Running, tmp_path: Path) -> None:
     engine = running.engine
-    generation = engine.generation
+    generation = engine.stacks.generation
     (tmp_path / "noise").write_bytes(b"\x80\x04." * 9)
     with pytest.raises(InvalidArtifact):
-        await engine.publish_stack("math", tmp_path / "noise")
+        await engine.stacks.publish("math", tmp_path / "noise")
     other = tmp_path / "other.safetensors"
     dims = {**running.served.base.identity.dims, "q_proj": (32, 40)}
     identity = running.served.base.identity.__class__(**{**vars(running.served.base.identity), "dims": dims})
     write_stack(other, identity, "math", random_stack(dims, 1))
     with pytest.raises(IncompatibleArtifact, match="q_proj"):
-        await engine.publish_stack("math", other)
+        await engine.stacks.publish("math", other)
     good = running.write("math", random_stack(running.served.base.identity.dims, 8))
     with pytest.raises(StaleGeneration):
-        await engine.publish_stack("math", good, expected_generation=generation - 1)
-    assert engine.generation == generation
-    assert engine.domain("math").version == 1
+        await engine.stacks.publish("math", good, expected_generation=generation - 1)
+    assert engine.stacks.generation == generation
+    assert engine.stacks.domain("math").version == 1
 
 
 async def test_routes_are_told_without_generating_and_routed_requests_follow_them(running: Running) -> None:
@@ -190,7 +190,7 @@ async def test_routes_are_told_without_generating_and_routed_requests_follow_the
     routing = await running.engine.route("route", prompt, ROUTED)
     assert routing.probabilities is not None
     assert list(routing.probabilities) == list(DOMAINS)
-    assert running.engine.routing_record("route") == routing
+    assert running.engine.status.routing_record("route") == routing
     routed = await collect(running.engine.generate(request("a", prompt, ROUTED)))
     weights = {d: routing.weights[d] for d in routing.active}
     assert routed == await collect(
@@ -203,15 +203,17 @@ async def test_a_newer_stack_is_not_routed_to_until_its_router_is_published(
     running: Running, tmp_path: Path
 ) -> None:
     engine, identity = running.engine, running.served.base.identity
-    await engine.publish_stack("chat", running.write("chat", random_stack(identity.dims, 8)))
+    await engine.stacks.publish("chat", running.write("chat", random_stack(identity.dims, 8)))
     routing = await engine.route("stale", prompt_of(9), ROUTED)
     assert routing.weights["chat"] == 0.0
-    assert not engine.domain("chat").routable
-    await engine.publish_router(write_router(tmp_path / "new.safetensors", running.served.registry, identity))
+    assert not engine.stacks.domain("chat").routable
+    await engine.stacks.publish_router(
+        write_router(tmp_path / "new.safetensors", running.served.registry, identity)
+    )
     routing = await engine.route("fresh", prompt_of(9), ROUTED)
     assert routing.weights["chat"] > 0.0
-    assert engine.domain("chat").routable
-    status = engine.router()
+    assert engine.stacks.domain("chat").routable
+    status = engine.stacks.router()
     assert status is not None
     assert (status.version, status.domains) == (2, DOMAINS)
 
@@ -227,7 +229,7 @@ async def test_a_drain_lets_running_requests_finish_and_takes_no_new_ones(runnin
         await anext(engine.generate(request("late", [1])))
     with pytest.raises(Unavailable):
         await engine.route("late", [1], ROUTED)
-    assert not engine.readiness().ready
+    assert not engine.status.readiness().ready
 
 
 async def test_a_drain_that_runs_out_of_time_tells_the_rest(running: Running) -> None:
@@ -260,11 +262,11 @@ async def test_closing_the_engine_ends_open_streams_instead_of_leaving_them_wait
 
 async def test_health_follows_the_engines_thread(tmp_path: Path) -> None:
     running = Running(tmp_path)
-    assert await running.engine.healthy()
-    assert running.engine.readiness().ready
+    assert await running.engine.status.healthy()
+    assert running.engine.status.readiness().ready
     await running.engine.close()
-    assert not await running.engine.healthy()
-    assert not running.engine.readiness().ready
+    assert not await running.engine.status.healthy()
+    assert not running.engine.status.readiness().ready
 
 
 async def test_the_engine_survives_a_step_that_fails(
@@ -276,6 +278,6 @@ async def test_the_engine_survives_a_step_that_fails(
         broken.setattr(running.served.engine._runner, "run", lambda *_: 1 / 0)
         with pytest.raises(EngineFailure):
             await collect(running.engine.generate(request("r", prompt_of(4))))
-    assert await running.engine.healthy()
+    assert await running.engine.status.healthy()
     one = request("after", prompt_of(4))
     assert await collect(running.engine.generate(one)) == expected(running, one, 8)

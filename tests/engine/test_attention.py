@@ -13,7 +13,7 @@ import torch
 
 from brainstacks.engine.attention import PagedContext, paged_attention, paged_context
 from brainstacks.engine.batch import Span, StepBatch
-from brainstacks.engine.block_pool import BLOCK_TOKENS, blocks_for
+from brainstacks.engine.block_manager import BLOCK_TOKENS, blocks_for
 from brainstacks.engine.kv_cache import PagedCache
 from tests.engine.driving import prompt_of, serve
 from tests.tiny import FAMILIES, tiny_model

@@ -17,7 +17,7 @@ from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import Backend, EngineConfig, Quantization
 from brainstacks.engine import backend
 from brainstacks.engine.batch import StepBatch, build
-from brainstacks.engine.block_pool import blocks_for
+from brainstacks.engine.block_manager import blocks_for
 from brainstacks.engine.kv_cache import PagedCache, attention_shape
 from brainstacks.engine.scheduler import Row
 from brainstacks.errors import ConfigError
@@ -323,3 +323,18 @@ def test_the_compiled_step_is_for_the_cpu_alone(tmp_path: Path) -> None:
     hooks = CompositionHooks(stepped.base.sites)
     with pytest.raises(ConfigError, match="the base is on meta"):
         backend.choose(elsewhere, hooks, stepped.cache, EngineConfig(backend="cpu"))
+
+
+@pytest.mark.parametrize(("name", "refused"), [("torch", True), ("cpu", False)])
+def test_int8_is_deterministic_only_where_bitsandbytes_does_not_compute(
+    tmp_path: Path, name: Backend, refused: bool
+) -> None:
+    stepped = Stepped(tmp_path, name)
+    base = replace(stepped.base, quantization="int8")
+    config = EngineConfig(backend=name, deterministic=True)
+    hooks = CompositionHooks(stepped.base.sites)
+    if not refused:
+        assert backend.choose(base, hooks, stepped.cache, config).name.endswith(", exact)")
+        return
+    with pytest.raises(ConfigError, match="--deterministic is refused with --quantization int8"):
+        backend.choose(base, hooks, stepped.cache, config)

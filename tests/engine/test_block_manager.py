@@ -173,3 +173,30 @@ def test_a_forgotten_cache_reuses_nothing_and_loses_no_block() -> None:
     for one in (running, second):
         blocks.release(one)
     assert blocks.pool.used == 0
+
+
+def test_who_waits_for_room_does_not_look_for_its_prefix_again_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = manager(tokens=112)
+    first, other = sequence(64, root=ROOT), sequence(48, root=("other",))
+    assert blocks.admit(first, 0)
+    computed(blocks, first, 64)
+    assert blocks.admit(other, 0)
+    waiting = sequence(81, root=ROOT)
+    asked: list[object] = []
+    find = blocks.prefixes.find
+
+    def counted(*args: object) -> object:
+        asked.append(args)
+        return find(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(blocks.prefixes, "find", counted)
+    for _ in range(5):
+        assert not blocks.admit(waiting, 0)
+    assert len(asked) == 4 + 5, "each block once, and what comes behind them each time"
+    blocks.release(first)
+    blocks.pool.forget(2)
+    blocks.release(other)
+    assert blocks.admit(waiting, 0)
+    assert waiting.computed == 16, "what was dropped meanwhile is not reused"

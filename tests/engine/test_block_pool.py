@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from brainstacks.engine.block_pool import SCRATCH, BlockPool, blocks_for
-from brainstacks.engine.prefix_cache import PrefixCache
+from brainstacks.engine.block_manager import SCRATCH, BlockPool, PrefixCache, blocks_for
 
 
 @pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (16, 1), (17, 2), (160, 10)])

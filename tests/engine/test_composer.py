@@ -32,7 +32,7 @@ PROBABILITIES = {"chat": 0.05, "code": 0.6, "math": 0.9}
 def test_base_applies_and_pins_nothing(served: Served) -> None:
     composition = compose(served, CompositionRequest("base"))
     assert composition.routing.weights == dict.fromkeys(DOMAINS, 0.0)
-    assert (composition.routing.active, composition.weights, composition.lease.residents) == ((), {}, {})
+    assert (composition.routing.active, composition.weights, composition.lease.stacks) == ((), {}, {})
     assert composition.lease.ready
 
 
@@ -66,7 +66,7 @@ def test_floors_of_the_router_file_hold(served: Served, tmp_path: Path) -> None:
         tmp_path / "floored.safetensors", served.registry, served.base.identity, floors={"chat": 0.2}
     )
     served.registry.publish_router(path)
-    served.engine.sync()
+    served.engine.serving.sync()
     composition = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert composition.weights == {("chat", 1): 0.2, ("code", 1): 0.6, ("math", 1): 0.9}
 
@@ -76,23 +76,26 @@ def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
 ) -> None:
     identity = served.base.identity
     publish_stack(served.registry, identity, "math", random_stack(identity.dims, 99), tmp_path)
-    served.engine.sync()
-    composer = served.engine.composer
-    assert [composer.routable(domain) for domain in DOMAINS] == [True, True, False]
+    served.engine.serving.sync()
+    assert [served.engine.serving.routable(domain) for domain in DOMAINS] == [
+        True,
+        True,
+        False,
+    ]
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights == {"chat": 0.05, "code": 0.6, "math": 0.0}
     assert routed.routing.active == ("code",)
     assert compose(served, fixed(math=1.0)).weights == {("math", 2): 1.0}
     served.registry.activate("math", 1)
-    served.engine.sync()
-    assert composer.routable("math"), "rolled back to the stack that the router knows"
+    served.engine.serving.sync()
+    assert served.engine.serving.routable("math"), "rolled back to the stack that the router knows"
 
 
 def test_a_domain_that_the_router_does_not_know_is_not_routed_to(served: Served, tmp_path: Path) -> None:
     identity = served.base.identity
     publish_stack(served.registry, identity, "law", random_stack(identity.dims, 5), tmp_path)
-    served.engine.sync()
-    assert not served.engine.composer.routable("law")
+    served.engine.serving.sync()
+    assert not served.engine.serving.routable("law")
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights["law"] == 0.0
     assert ("law", 1) in compose(served, CompositionRequest("ungated")).weights
@@ -101,7 +104,7 @@ def test_a_domain_that_the_router_does_not_know_is_not_routed_to(served: Served,
 def test_an_unknown_domain_is_refused_with_those_that_are_served(served: Served) -> None:
     with pytest.raises(InvalidRequest, match="'poetry'; the domains served are: chat, code, math"):
         compose(served, fixed(poetry=1.0, chat=1.0))
-    assert served.engine.residency.in_use("chat") == 0
+    assert served.engine.stacks.in_use("chat") == 0
 
 
 def test_without_a_router_a_routed_request_is_the_base(tmp_path: Path) -> None:
@@ -110,36 +113,36 @@ def test_without_a_router_a_routed_request_is_the_base(tmp_path: Path) -> None:
 
 
 def test_a_composition_keeps_its_versions_until_its_lease_is_released(served: Served, tmp_path: Path) -> None:
-    identity, residency = served.base.identity, served.engine.residency
+    identity, stacks = served.base.identity, served.engine.stacks
     composition = compose(served, fixed(math=1.0))
     publish_stack(served.registry, identity, "math", random_stack(identity.dims, 99), tmp_path)
-    served.engine.sync()
+    served.engine.serving.sync()
     assert composition.lease.ready
-    assert ("math", 1) in residency.bank.keys
-    residency.release(composition.lease)
-    residency.settle()
-    assert ("math", 1) not in residency.bank.keys
+    assert ("math", 1) in stacks.bank.keys
+    stacks.release(composition.lease)
+    stacks.wait_for_loads()
+    assert ("math", 1) not in stacks.bank.keys
 
 
 def test_a_route_is_told_without_pinning_or_loading_anything(served: Served) -> None:
-    residency, composer = served.engine.residency, served.engine.composer
-    residency.evict("math")
+    serving, composer = served.engine.serving, served.engine.composer
+    serving.evict("math")
     told = composer.route("r", CompositionRequest("routed"), 7, PROBABILITIES, 1.5)
-    assert residency.tier("math") == "host"
-    assert residency.in_use("math") == 0
+    assert serving.cache.tier("math") == "host"
+    assert serving.cache.in_use("math") == 0
     composed = compose(served, CompositionRequest("routed"), PROBABILITIES).routing
     assert dataclasses.replace(told, created=composed.created) == composed
 
 
 def test_probabilities_go_with_the_router_that_gave_them(served: Served, tmp_path: Path) -> None:
     """Published between the router's pass and the composition: its floors are not for the old one's words."""
-    asked = served.engine.composer.router
+    asked = served.engine.serving.router
     path = write_router(
         tmp_path / "floored.safetensors", served.registry, served.base.identity, floors={"chat": 0.2}
     )
     served.registry.publish_router(path)
-    served.engine.sync()
-    assert served.engine.composer.router is not asked
+    served.engine.serving.sync()
+    assert served.engine.serving.router is not asked
     composition = served.engine.composer.compose(
         "r", CompositionRequest("routed"), 7, PROBABILITIES, 1.5, router=asked
     )

@@ -214,3 +214,35 @@ def test_of_several_stop_strings_the_one_that_is_whole_first_wins_and_the_longer
 ) -> None:
     pieces, _ = stream(list(b"abcd"), stops)
     assert "".join(pieces) == left
+
+
+class Pieces(ByteStrings):
+    """A vocabulary as SentencePiece has it: its decoder takes the space from what begins a text."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return super().decode(ids, skip_special_tokens=skip_special_tokens).removeprefix(" ")
+
+
+@pytest.mark.parametrize("prompt", [[0], [-1, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1, 0]])
+def test_the_first_token_keeps_the_space_that_parts_it_from_the_prompt(prompt: list[int]) -> None:
+    detokenizer = Detokenizer(Pieces([b" Hello", b" the"]), (), prompt)
+    pieces = []
+    for token in (1, 1):
+        detokenizer.push(token)
+        pieces.append(detokenizer.take())
+    assert pieces == [" the", " the"]
+
+
+def test_where_a_text_begins_with_the_completion_it_begins_without_a_space() -> None:
+    detokenizer = Detokenizer(Pieces([b" Hello", b" the"]), (), [-1])
+    detokenizer.push(1)
+    assert detokenizer.take() == "the"
+
+
+def test_a_prompt_that_ends_inside_a_character_is_no_context() -> None:
+    whole = "€".encode()
+    detokenizer = Detokenizer(ByteStrings([whole[:2], whole[2:], b"a"]), (), [2, 0])
+    detokenizer.push(1)
+    detokenizer.push(2)
+    detokenizer.flush()
+    assert detokenizer.take(final=True) == "\ufffda"

@@ -307,7 +307,7 @@ def test_a_request_has_given_back_what_it_held_when_its_last_event_comes(served:
 
     def sink(reply: Event | Routing | BrainstacksError) -> None:
         if isinstance(reply, TextEvent):
-            held.append((reply.finish_reason is None, served.engine.residency.in_use("chat")))
+            held.append((reply.finish_reason is None, served.engine.stacks.in_use("chat")))
 
     served.engine.add(request("r", prompt_of(5), fixed(chat=1.0), max_tokens=3, ignore_eos=True), sink)
     finish(served.engine)

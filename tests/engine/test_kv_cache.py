@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine.block_pool import BLOCK_TOKENS
+from brainstacks.engine.block_manager import BLOCK_TOKENS
 from brainstacks.engine.kv_cache import LANES, MOST_TOKENS, PagedCache, affordable_tokens, attention_shape
 from brainstacks.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from brainstacks.engine.prefix_cache import PrefixCache
+from brainstacks.engine.block_manager import PrefixCache
 
 TOKENS = (1, 2, 3)
 

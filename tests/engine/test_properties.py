@@ -173,7 +173,7 @@ def test_a_prefix_is_not_reused_after_its_stack_was_replaced(tmp_path: Path) -> 
     run(served.engine, request("before", prompt, fixed(chat=1.0)))
     replaced = random_stack(served.base.identity.dims, 77)
     publish_stack(served.registry, served.base.identity, "chat", replaced, tmp_path)
-    served.engine.sync()
+    served.engine.serving.sync()
     (answer,) = run(served.engine, request("after", prompt, fixed(chat=1.0)))
     assert answer.ids() == plain_greedy(tiny_model(), prompt, 8, [(replaced, 1.0)])
     assert served.engine._blocks.reused_tokens == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from brainstacks.engine.replies import Replies
+from brainstacks.engine.replies import Outbox, Replies
 from brainstacks.engine.request import TextEvent
 
 pytestmark = pytest.mark.anyio
@@ -17,6 +18,7 @@ class Request:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.outbox = Outbox()
         self.replies = Replies(8, lambda: self.told.append("pause"), lambda: self.told.append("resume"))
 
     async def put(self, count: int) -> None:
@@ -24,7 +26,8 @@ class Request:
 
         def run() -> None:
             for i in range(count):
-                self.replies.put(TextEvent(index=i, text=""))
+                self.outbox.put(self.replies, TextEvent(index=i, text=""))
+            self.outbox.flush()
 
         await asyncio.to_thread(run)
         await asyncio.sleep(0)
@@ -59,6 +62,27 @@ async def test_a_reply_after_the_loop_has_closed_is_nobodys() -> None:
     request = Request()
     loop = asyncio.new_event_loop()
     loop.close()
-    request.replies._loop = loop
-    request.replies.put(TextEvent(index=0, text=""))
+    request.replies.loop = loop
+    request.outbox.put(request.replies, TextEvent(index=0, text=""))
+    request.outbox.flush()
     assert request.told == []
+
+
+async def test_what_all_requests_are_told_in_a_step_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, messages = asyncio.get_running_loop(), []
+    send = loop.call_soon_threadsafe
+
+    def sent(*args: Any) -> asyncio.Handle:
+        messages.append(args)
+        return send(*args)
+
+    requests, outbox = [Request(), Request()], Outbox()
+    for number in range(3):
+        for request in requests:
+            outbox.put(request.replies, TextEvent(index=number, text=""))
+    monkeypatch.setattr(loop, "call_soon_threadsafe", sent)
+    outbox.flush()
+    outbox.flush()
+    assert len(messages) == 1
+    for request in requests:
+        assert await request.take(3) == [0, 1, 2]

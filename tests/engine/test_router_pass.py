@@ -29,7 +29,7 @@ def serve_routed(
         sequence_length=window,
     )
     served.registry.publish_router(file)
-    served.engine.sync()
+    served.engine.serving.sync()
     return served
 
 
@@ -50,7 +50,7 @@ def test_probabilities_are_those_of_the_reference(
 ) -> None:
     """Also where the prompts of one pass find no room for their keys and values."""
     served = serve_routed(tmp_path, family, window=24, **limits)
-    router = served.engine.composer.router
+    router = served.engine.serving.router
     assert router is not None
     prompts = [prompt_of(length) for length in (1, 9, 24, 40, 33)]
     for prompt, answer in zip(prompts, routing_of(served, prompts), strict=True):

@@ -10,13 +10,14 @@ from brainstacks.engine.request import CompositionRequest
 from brainstacks.engine.sticky_routes import StickyRoutes
 from brainstacks.routing.router import Router
 from tests.engine.driving import Served, prompt_of, request, run, serve
+from tests.tiny import publish_stack, random_stack
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 @pytest.fixture
 def router(tmp_path: Path) -> Router:
-    found = serve(tmp_path, router=True).engine.composer.router
+    found = serve(tmp_path, router=True).engine.serving.router
     assert found is not None
     return found
 
@@ -66,3 +67,17 @@ def test_the_prompts_of_a_conversation_run_with_the_route_of_its_first(served: S
     assert second.routed.routing.router_ms == 0.0
     assert own.routed.routing.weights != first.routed.routing.weights
     assert own.routed.routing.router_ms > 0.0
+
+
+def test_what_else_is_published_leaves_the_routes_of_conversations(served: Served, tmp_path: Path) -> None:
+    """The same router's bytes stay the same router."""
+    sticky = CompositionRequest(sticky="talk")
+    prompts = [prompt_of(40, seed) for seed in range(2)]
+    (first,) = run(served.engine, request("first", prompts[0], sticky))
+    router, identity = served.engine.serving.router, served.base.identity
+    publish_stack(served.registry, identity, "law", random_stack(identity.dims, 5), tmp_path)
+    served.engine.serving.sync()
+    assert served.engine.serving.router is router
+    (second,) = run(served.engine, request("second", prompts[1], sticky))
+    assert second.routed.routing.probabilities == first.routed.routing.probabilities
+    assert second.routed.routing.router_ms == 0.0

@@ -46,14 +46,14 @@ class ColdLease(Lease):
     """A lease whose stacks come when the test says so."""
 
     def __init__(self, lease: Lease) -> None:
-        super().__init__(lease.residents)
+        super().__init__(lease.stacks)
         self.lease = lease
 
 
 def cool(served: Served, monkeypatch: pytest.MonkeyPatch, request_id: str) -> list[ColdLease]:
     """The stacks of `request_id` are not on the device at first; its lease, once it has one."""
-    composer, residency = served.engine.composer, served.engine.residency
-    compose, release = composer.compose, residency.release
+    composer, stacks = served.engine.composer, served.engine.stacks
+    compose, release = composer.compose, stacks.release
     leases: list[ColdLease] = []
 
     def composed(asked: str, *args: Any, **kwargs: Any) -> Composition:
@@ -67,7 +67,7 @@ def cool(served: Served, monkeypatch: pytest.MonkeyPatch, request_id: str) -> li
         release(lease.lease if isinstance(lease, ColdLease) else lease)
 
     monkeypatch.setattr(composer, "compose", composed)
-    monkeypatch.setattr(residency, "release", released)
+    monkeypatch.setattr(stacks, "release", released)
     return leases
 
 
@@ -83,7 +83,7 @@ def test_who_waits_for_a_stack_holds_up_nobody_and_then_takes_its_place_in_line(
     engine.step()
     assert (engine.load.running, engine.load.waiting) == (1, 2)
     step_until(engine, lambda: first.over)
-    leases[0].settle()
+    leases[0].end_wait()
     step_until(engine, lambda: cold.over)
     assert not late.pieces()
     finish(engine)
@@ -103,7 +103,7 @@ def test_with_nothing_but_a_load_under_way_the_engine_waits_until_it_is_over(
     engine.set_on_change(lambda: changes.append(True))
     engine.step()
     assert (engine.has_work, engine.can_step) == (True, False)
-    leases[0].settle(error)
+    leases[0].end_wait(error)
     engine._on_change()
     engine.wait()
     assert changes == [True]

@@ -218,18 +218,19 @@ def test_all_rounds_of_a_stack_lie_side_by_side_and_share_their_gemms() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_taken_from_a_bank_and_put_back_is_the_same_stack(dtype: torch.dtype) -> None:
+def test_what_is_removed_from_a_bank_and_put_back_is_the_same_stack(dtype: torch.dtype) -> None:
     stacks = {"a": random_stack(DIMS, 0, rounds=2, config=config()), "b": random_stack(DIMS, 1)}
     bank = bank_of(stacks, dtype)
     weights = [{"a": 0.5, "b": 0.5}]
     x = inputs(1, dtype=dtype)
     before = fused(bank, weights, x)
-    packed = bank.take("a")
+    packed = bank.stack("a")
+    bank.remove("a")
     assert bank.keys == ("b",)
     bank.add("a", packed)
     assert_equal(fused(bank, weights, x), before)
     with pytest.raises(KeyError, match="not resident"):
-        bank.take("c")
+        bank.remove("c")
 
 
 def test_a_stack_packed_beforehand_is_the_same_stack() -> None:
@@ -307,3 +308,10 @@ def test_a_prompt_is_computed_with_the_stacks_that_it_uses_alone() -> None:
         (slice(1, 2 + LONG_RUN), 2),
         (slice(2 + LONG_RUN, 3 + LONG_RUN), 1),
     ]
+
+
+def test_together_neither_compositions_nor_their_runs_decide_what_is_computed_in_one() -> None:
+    bank = bank_of({"a": random_stack(DIMS, 0, config=config()), "b": random_stack(DIMS, 1, config=config())})
+    for rows in ([{"a": 1.0}] * (LONG_RUN + 4) + [{"b": 1.0}], [{"a": 1.0}, {"b": 1.0}] * LONG_RUN):
+        (bound,) = bank.bind(rows, packed=True, together=True).buckets
+        assert bound.span == slice(0, len(rows))

@@ -32,8 +32,8 @@ from brainstacks.errors import (
     Unavailable,
     VersionNotFound,
 )
+from brainstacks.stacks.cache_stats import LOAD_SECONDS, CacheStats, Tier
 from brainstacks.stacks.manifest import Published
-from brainstacks.stacks.residency_stats import LOAD_SECONDS, ResidencyStats, Tier
 
 EOS = 256
 USER, ASSISTANT, SYSTEM = 257, 258, 259
@@ -84,6 +84,7 @@ class FakeEngine:
             "tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000, "fake", "a CPU"
         )
         self.tokenizer = ByteTokenizer()
+        self.stacks, self.status = FakeStacks(self), FakeStatus(self)
         self.generation = 7
         self.names = list(domains)
         self.versions = dict.fromkeys(domains, 1)
@@ -197,128 +198,6 @@ class FakeEngine:
             raise self.refuse
         return self._compose(request_id, composition)
 
-    def routing_record(self, request_id: str) -> Routing:
-        for record in self.records:
-            if record.request_id == request_id:
-                return record
-        raise RecordNotFound(f"There is no record of {request_id!r}; it may be too old")
-
-    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
-        found = [record for record in self.records if domain is None or domain in record.weights]
-        return [r for r in found if active is None or (domain in r.active) == active]
-
-    def domains(self) -> list[DomainStatus]:
-        return [self.domain(name) for name in self.names]
-
-    def domain(self, name: str) -> DomainStatus:
-        if name not in self.names:
-            raise DomainNotFound(f"There is no domain {name!r}")
-        version = {"version": 1, "digest": f"digest-{name}", "bytes": 100, "created": 1_700_000_000}
-        return DomainStatus(
-            name, self.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100,
-            self.tiers.get(name, "disk"), name in self.pinned, True, int(name in self.used),
-        )  # fmt: skip
-
-    def router(self) -> RouterStatus | None:
-        return (
-            RouterStatus(1, "digest-router", tuple(self.names), {"gate_threshold": FLOOR})
-            if self.names
-            else None
-        )
-
-    def manifest(self) -> Mapping[str, Any]:
-        return {"generation": self.generation, "domains": list(self.names)}
-
-    async def publish_stack(
-        self, domain: str, file: Path, *, expected_generation: int | None = None
-    ) -> Published:
-        published = await self._publish(domain, file, expected_generation)
-        if domain not in self.names:
-            self.names.append(domain)
-            self.versions[domain] = 1
-        return published
-
-    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
-        return await self._publish("router", file, expected_generation)
-
-    async def _publish(self, name: str, file: Path, expected: int | None) -> Published:
-        self.upload_paths.append(file)
-        if self.refuse_publish is not None:
-            raise self.refuse_publish
-        self._expect(expected)
-        self.uploads[name] = file.read_bytes()
-        digest = hashlib.sha256(self.uploads[name]).hexdigest()
-        created = self.digests.get(name) != digest
-        self.digests[name] = digest
-        self.generation += created
-        return Published(name, 1, digest, self.generation, created)
-
-    async def activate_stack(
-        self, domain: str, version: int, *, expected_generation: int | None = None
-    ) -> Published:
-        self._expect(expected_generation)
-        if version != 1:
-            raise VersionNotFound(f"{self.domain(domain).domain!r} has no version {version}; it has 1")
-        return Published(domain, version, f"digest-{domain}", self.generation, False)
-
-    async def delete_stack(
-        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
-    ) -> Published:
-        self._expect(expected_generation)
-        status = self.domain(domain)
-        self.names.remove(domain)
-        self.generation += 1
-        return Published(domain, status.version, status.digest, self.generation, False)
-
-    def _expect(self, generation: int | None) -> None:
-        if generation not in (None, self.generation):
-            raise StaleGeneration(f"The generation is {self.generation}, not {generation}; read it again")
-
-    async def reload(self) -> int:
-        return self.generation
-
-    async def pin_stack(self, domain: str) -> DomainStatus:
-        await self.load_stack(domain)
-        self.pinned.add(domain)
-        return self.domain(domain)
-
-    async def unpin_stack(self, domain: str) -> DomainStatus:
-        self.pinned -= {self.domain(domain).domain}
-        return self.domain(domain)
-
-    async def evict_stack(self, domain: str) -> DomainStatus:
-        status = self.domain(domain)
-        if status.in_flight or status.pinned:
-            raise Conflict(f"{domain} is in use or pinned; retry later")
-        self.tiers[domain] = "host"
-        return self.domain(domain)
-
-    async def load_stack(self, domain: str) -> DomainStatus:
-        self.tiers[self.domain(domain).domain] = "device"
-        return self.domain(domain)
-
-    def load(self) -> Load:
-        return Load(1, 2, 30, 400, prompt_tokens=500, prompt_tokens_reused=120, preemptions=3)
-
-    def residency(self) -> ResidencyStats:
-        return ResidencyStats(
-            {"device": 200, "host": 50, "disk": 900},
-            {"device": 250, "host": 100},
-            {"host": 3, "disk": 4},
-            {"device": 5, "host": 1},
-            hits=8,
-            misses=7,
-            load_seconds=(1, 2, 3) + (0,) * (len(LOAD_SECONDS) - 3) + (1,),
-            load_seconds_sum=12.5,
-            waiting=6,
-        )
-
-    async def healthy(self) -> bool:
-        return self.alive
-
-    def readiness(self) -> Readiness:
-        return Readiness(False, ("draining",)) if self.drained is not None else self.ready
-
     async def drain(self, timeout: float) -> None:
         self.drained = timeout
         self.draining.set()
@@ -327,3 +206,151 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.closed = True
+
+
+class FakeStacks:
+    """Its administration; what it knows is the engine's."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    @property
+    def generation(self) -> int:
+        return self._engine.generation
+
+    def names(self) -> list[str]:
+        return list(self._engine.names)
+
+    def domains(self) -> list[DomainStatus]:
+        return [self.domain(name) for name in self._engine.names]
+
+    def domain(self, name: str) -> DomainStatus:
+        if name not in self._engine.names:
+            raise DomainNotFound(f"There is no domain {name!r}")
+        version = {"version": 1, "digest": f"digest-{name}", "bytes": 100, "created": 1_700_000_000}
+        return DomainStatus(
+            name, self._engine.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100,
+            self._engine.tiers.get(name, "disk"), name in self._engine.pinned, True,
+            int(name in self._engine.used),
+        )  # fmt: skip
+
+    def router(self) -> RouterStatus | None:
+        return (
+            RouterStatus(1, "digest-router", tuple(self._engine.names), {"gate_threshold": FLOOR})
+            if self._engine.names
+            else None
+        )
+
+    def manifest(self) -> Mapping[str, Any]:
+        return {"generation": self._engine.generation, "domains": list(self._engine.names)}
+
+    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
+        published = await self._publish(domain, file, expected_generation)
+        if domain not in self._engine.names:
+            self._engine.names.append(domain)
+            self._engine.versions[domain] = 1
+        return published
+
+    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
+        return await self._publish("router", file, expected_generation)
+
+    async def _publish(self, name: str, file: Path, expected: int | None) -> Published:
+        self._engine.upload_paths.append(file)
+        if self._engine.refuse_publish is not None:
+            raise self._engine.refuse_publish
+        self._expect(expected)
+        self._engine.uploads[name] = file.read_bytes()
+        digest = hashlib.sha256(self._engine.uploads[name]).hexdigest()
+        created = self._engine.digests.get(name) != digest
+        self._engine.digests[name] = digest
+        self._engine.generation += created
+        return Published(name, 1, digest, self._engine.generation, created)
+
+    async def activate(
+        self, domain: str, version: int, *, expected_generation: int | None = None
+    ) -> Published:
+        self._expect(expected_generation)
+        if version != 1:
+            raise VersionNotFound(f"{self.domain(domain).domain!r} has no version {version}; it has 1")
+        return Published(domain, version, f"digest-{domain}", self._engine.generation, False)
+
+    async def delete(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        self._expect(expected_generation)
+        status = self.domain(domain)
+        self._engine.names.remove(domain)
+        self._engine.generation += 1
+        return Published(domain, status.version, status.digest, self._engine.generation, False)
+
+    def _expect(self, generation: int | None) -> None:
+        if generation not in (None, self._engine.generation):
+            raise StaleGeneration(
+                f"The generation is {self._engine.generation}, not {generation}; read it again"
+            )
+
+    async def reload(self) -> int:
+        return self._engine.generation
+
+    async def pin(self, domain: str) -> DomainStatus:
+        await self.load(domain)
+        self._engine.pinned.add(domain)
+        return self.domain(domain)
+
+    async def unpin(self, domain: str) -> DomainStatus:
+        self._engine.pinned -= {self.domain(domain).domain}
+        return self.domain(domain)
+
+    async def evict(self, domain: str) -> DomainStatus:
+        status = self.domain(domain)
+        if status.in_flight or status.pinned:
+            raise Conflict(f"{domain} is in use or pinned; retry later")
+        self._engine.tiers[domain] = "host"
+        return self.domain(domain)
+
+    async def load(self, domain: str) -> DomainStatus:
+        self._engine.tiers[self.domain(domain).domain] = "device"
+        return self.domain(domain)
+
+
+class FakeStatus:
+    """What it says of itself; what it knows is the engine's."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._engine.model
+
+    def routing_record(self, request_id: str) -> Routing:
+        for record in self._engine.records:
+            if record.request_id == request_id:
+                return record
+        raise RecordNotFound(f"There is no record of {request_id!r}; it may be too old")
+
+    def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
+        found = [record for record in self._engine.records if domain is None or domain in record.weights]
+        return [r for r in found if active is None or (domain in r.active) == active]
+
+    def load(self) -> Load:
+        return Load(1, 2, 30, 400, prompt_tokens=500, prompt_tokens_reused=120, preemptions=3)
+
+    def cache(self) -> CacheStats:
+        return CacheStats(
+            {"device": 200, "host": 50, "disk": 900},
+            {"device": 250, "host": 100},
+            {"host": 3, "disk": 4},
+            {"device": 5, "host": 1},
+            hits=8,
+            misses=7,
+            load_seconds=[1, 2, 3] + [0] * (len(LOAD_SECONDS) - 3) + [1],
+            load_seconds_sum=12.5,
+            waiting=6,
+        )
+
+    async def healthy(self) -> bool:
+        return self._engine.alive
+
+    def readiness(self) -> Readiness:
+        return Readiness(False, ("draining",)) if self._engine.drained is not None else self._engine.ready

@@ -40,7 +40,7 @@ async def test_an_engine_thread_that_hangs_is_503_and_not_a_hanging_request(
         await asyncio.Event().wait()
         return True
 
-    monkeypatch.setattr(engine, "healthy", hang)
+    monkeypatch.setattr(engine.status, "healthy", hang)
     monkeypatch.setattr(health, "ANSWER_WITHIN", 0.01)
     assert (await client.get("/health")).status_code == 503
 

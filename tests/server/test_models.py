@@ -51,7 +51,7 @@ async def test_an_unknown_name_is_404_and_never_the_base(
 
 
 async def test_a_deleted_domain_is_no_longer_listed(client: httpx2.AsyncClient, engine: FakeEngine) -> None:
-    await engine.delete_stack("chat")
+    await engine.stacks.delete("chat")
     names = [card["id"] for card in (await client.get("/v1/models")).json()["data"]]
     assert "tiny:chat" not in names
     assert "tiny:math" in names

@@ -115,6 +115,6 @@ class Oracle:
             name = f"v{len(self._names)}"
             stack = self._world.stacks[digest]
             publish_stack(self._registry, self._world.identity, name, stack, self._directory)
-            self._engine.sync()
+            self._engine.serving.sync()
             self._names[digest] = name
         return self._names[digest]

@@ -1,4 +1,4 @@
-"""A device with tiers whose loads a test can hold, break and count."""
+"""A stack cache whose loads a test can hold, break and count."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ from collections.abc import Sequence
 import torch
 
 from brainstacks.layers.bank import Key, StackBank
-from brainstacks.layers.packed_stack import PackedStack, StackTensors
+from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors
 from brainstacks.stacks.artifact import stack_shapes
-from brainstacks.stacks.lease import Lease, Resident
+from brainstacks.stacks.lease import Lease, ServedStack
 from brainstacks.stacks.manifest import StackVersion
-from brainstacks.stacks.residency import packed_bytes
-from brainstacks.stacks.tiers import Tiers
+from brainstacks.stacks.stack_cache import StackCache
 from tests.stacks.files import stack_metadata
 
-UNIT = packed_bytes(stack_metadata("any", 1), torch.float32)
+_ANY = stack_metadata("any", 1)
+UNIT = Shape.of(_ANY.config, _ANY.dims).nbytes(1, torch.float32)
 """Bytes of a stack of one round; n rounds take n times as many."""
 
 
-def resident(domain: str, version: int = 1, rounds: int = 1) -> Resident:
-    published = StackVersion(version, f"{domain}-{version}", 100, 0, rounds=rounds, rank=2, experts=2)
-    return Resident(domain, published, stack_metadata(domain, rounds), rounds * UNIT)
-
-
-def read(one: Resident) -> StackTensors:
-    tensors = {name: torch.zeros(shape) for name, shape in stack_shapes(one.metadata)}
-    return StackTensors(one.metadata.config, one.metadata.rounds, tensors)
+def version(domain: str, number: int = 1, rounds: int = 1) -> ServedStack:
+    published = StackVersion(number, f"{domain}-{number}", 100, 0, rounds=rounds, rank=2, experts=2)
+    return ServedStack(domain, published, stack_metadata(domain, rounds), rounds * UNIT)
 
 
 class WatchedBank(StackBank):
@@ -39,43 +34,50 @@ class WatchedBank(StackBank):
         self.loads: list[Key] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.broken: dict[Key, Exception] = {}
 
-    def add(self, key: Key, stack: StackTensors | PackedStack) -> None:
+    def place(self, stack: StackTensors | PackedStack) -> PackedStack:
         if not self.gate.wait(300):
             raise AssertionError("the test never opened the gate")
-        if key in self.broken:
-            raise self.broken[key]
-        super().add(key, stack)
+        return super().place(stack)
+
+    def put(self, key: Key, placed: PackedStack) -> None:
+        super().put(key, placed)
         self.loads.append(key)
         self.most = max(self.most, self.nbytes)
 
 
 class Device:
-    """Tiers over a watched bank, in units of one round."""
+    """A cache over a watched bank, in units of one round."""
 
     def __init__(self, device: int | None, host: int = 0) -> None:
         self.bank = WatchedBank()
+        self.broken: dict[Key, Exception] = {}
         limit = None if device is None else device * UNIT
-        self.tiers = Tiers(self.bank, read, limit, host * UNIT)
+        self.cache = StackCache(self.bank, self._read, limit, host * UNIT)
 
-    def serve(self, *residents: Resident, pinned: Sequence[Resident] = ()) -> None:
-        self.tiers.serve(residents, pinned)
+    def _read(self, one: ServedStack) -> StackTensors:
+        if one.key in self.broken:
+            raise self.broken[one.key]
+        tensors = {name: torch.zeros(shape) for name, shape in stack_shapes(one.metadata)}
+        return StackTensors(one.metadata.config, one.metadata.rounds, tensors)
 
-    def acquire(self, *residents: Resident) -> Lease:
-        return self.tiers.acquire({one.domain: one for one in residents})
+    def serve(self, *stacks: ServedStack, pinned: Sequence[ServedStack] = ()) -> None:
+        self.cache.serve({one.domain: one for one in stacks}, [one.domain for one in pinned])
 
-    def use(self, *residents: Resident) -> None:
+    def acquire(self, *stacks: ServedStack) -> Lease:
+        return self.cache.acquire([one.domain for one in stacks])
+
+    def use(self, *stacks: ServedStack) -> None:
         """One request from beginning to end."""
-        lease = self.acquire(*residents)
+        lease = self.acquire(*stacks)
         lease.wait()
-        self.tiers.release(lease)
+        self.cache.release(lease)
 
-    def tier(self, one: Resident) -> str:
-        self.tiers.settle()
-        return self.tiers.tier(one.key)
+    def tier(self, one: ServedStack) -> str:
+        self.cache.wait_for_loads()
+        return self.cache.tier(one.domain)
 
     @property
     def resident(self) -> set[Key]:
-        self.tiers.settle()
+        self.cache.wait_for_loads()
         return set(self.bank.keys)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from brainstacks.errors import (
     InvalidRequest,
 )
 from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import PackedStack
 from tests.engine.async_driving import Running, begin, collect, expected, long
 from tests.engine.driving import fixed, prompt_of, request
 from tests.tiny import random_stack
@@ -103,33 +103,33 @@ async def test_an_id_that_is_in_use_is_refused_and_its_owner_goes_on(running: Ru
 async def test_the_engines_thread_rests_while_there_is_nothing_but_a_load_to_wait_for(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, add = running.engine, StackBank.add
+    engine, place = running.engine, StackBank.place
     loading, go_on, steps = threading.Event(), threading.Event(), 0
 
-    def slow(bank: StackBank, *args: Any) -> None:
+    def slow(bank: StackBank, stack: PackedStack) -> PackedStack:
         loading.set()
         assert go_on.wait(300)
-        add(bank, *args)
+        return place(bank, stack)
 
     def counted() -> None:
         nonlocal steps
         steps += 1
         step()
 
-    await engine.evict_stack("math")
+    await engine.stacks.evict("math")
     step = running.served.engine.step
     monkeypatch.setattr(running.served.engine, "step", counted)
-    monkeypatch.setattr(StackBank, "add", slow)
+    monkeypatch.setattr(StackBank, "place", slow)
     cold, warm = (
         request("cold", prompt_of(5), fixed(math=1.0)),
         request("warm", prompt_of(5), fixed(chat=1.0)),
     )
     waiting = asyncio.create_task(collect(engine.generate(cold)))
     assert await asyncio.to_thread(loading.wait, 300)
-    assert await engine.healthy()
+    assert await engine.status.healthy()
     before = steps
     for _ in range(5):
-        assert await engine.healthy()
+        assert await engine.status.healthy()
     assert steps == before
     assert await collect(engine.generate(warm)) == expected(running, warm, 8), "others are not held up"
     assert not waiting.done()
@@ -142,19 +142,19 @@ async def test_stacks_are_moved_on_request_and_answers_do_not_depend_on_where_th
     running: Running,
 ) -> None:
     engine, one = running.engine, request("r", prompt_of(5), fixed(math=1.0))
-    assert (await engine.load_stack("math")).residency == "device"
+    assert (await engine.stacks.load("math")).residency == "device"
     before = await collect(engine.generate(one))
-    assert (await engine.evict_stack("math")).residency == "host"
+    assert (await engine.stacks.evict("math")).residency == "host"
     assert await collect(engine.generate(one)) == before
-    assert engine.domain("math").residency == "device"
-    assert (await engine.pin_stack("math")).pinned
+    assert engine.stacks.domain("math").residency == "device"
+    assert (await engine.stacks.pin("math")).pinned
     with pytest.raises(Conflict, match="pinned"):
-        await engine.evict_stack("math")
-    assert not (await engine.unpin_stack("math")).pinned
-    for move in (engine.pin_stack, engine.unpin_stack, engine.evict_stack, engine.load_stack):
+        await engine.stacks.evict("math")
+    assert not (await engine.stacks.unpin("math")).pinned
+    for move in (engine.stacks.pin, engine.stacks.unpin, engine.stacks.evict, engine.stacks.load):
         with pytest.raises(DomainNotFound, match="poetry"):
             await move("poetry")
-    stats = engine.residency()
+    stats = engine.status.cache()
     assert (stats.loads, stats.hits, stats.misses) == ({"host": 1, "disk": 3}, 3, 1)
 
 
@@ -163,29 +163,29 @@ async def test_a_stack_in_use_is_not_evicted(running: Running) -> None:
     events = running.engine.generate(long("r", fixed(math=1.0)))
     await begin(events)
     with pytest.raises(Conflict, match="math version 1 is in use"):
-        await running.engine.evict_stack("math")
+        await running.engine.stacks.evict("math")
     running.gate.set()
     await collect(events)
 
 
 async def test_the_version_that_is_shown_is_the_one_that_is_served(running: Running) -> None:
     engine, registry = running.engine, running.served.registry
-    good = engine.domain("math").digest
+    good = engine.stacks.domain("math").digest
     published = registry.publish(running.write("math", random_stack(running.served.base.identity.dims, 8)))
     path = registry.blob_path(published.digest)
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    await engine.reload()
-    status = engine.domain("math")
+    await engine.stacks.reload()
+    status = engine.stacks.domain("math")
     assert (status.version, status.digest) == (1, good)
     assert [version["version"] for version in status.versions] == [1, 2]
-    assert engine.readiness().ready
-    assert "math version 2" in engine.readiness().problems[0]
+    assert engine.status.readiness().ready
+    assert "math version 2" in engine.status.readiness().problems[0]
 
 
 async def test_with_room_for_two_of_three_stacks_everybody_gets_the_right_answer(tmp_path: Path) -> None:
     running = Running(tmp_path, device_stack_bytes=None)
-    sizes = {name: r.nbytes for name, r in running.served.engine.residency.serving.items()}
+    sizes = {name: r.nbytes for name, r in running.served.engine.stacks.serving.items()}
     await running.engine.close()
     budget = sizes["chat"] + sizes["math"]
     running = Running(tmp_path / "tight", device_stack_bytes=budget, host_stack_bytes=sizes["code"])
@@ -198,7 +198,7 @@ async def test_with_room_for_two_of_three_stacks_everybody_gets_the_right_answer
     for one, ids in zip(requests, answers, strict=True):
         assert ids == expected(running, one, 8)
     assert await running.idle()
-    stats = running.engine.residency()
+    stats = running.engine.status.cache()
     assert stats.bytes["device"] <= budget
     assert stats.bytes["host"] <= sizes["code"]
     assert stats.evictions["device"] > 0

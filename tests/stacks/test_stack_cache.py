@@ -10,11 +10,11 @@ import torch
 
 from brainstacks.errors import BrainstacksError, CorruptBlob, EngineFailure, InvalidRequest, Unavailable
 from brainstacks.stacks.lease import Lease
-from brainstacks.stacks.tiers import MAX_OVERTAKEN
-from tests.stacks.tiered_device import UNIT, Device, resident
+from brainstacks.stacks.stack_cache import MAX_OVERTAKEN
+from tests.stacks.tiered_device import UNIT, Device, version
 
-A, B, C, D = (resident(name) for name in ("a", "b", "c", "d"))
-BIG = resident("big", rounds=2)
+A, B, C, D = (version(name) for name in ("a", "b", "c", "d"))
+BIG = version("big", rounds=2)
 
 
 def test_what_is_on_the_device_is_leased_at_once_and_the_rest_is_loaded_behind_the_callers_back() -> None:
@@ -36,7 +36,7 @@ def test_the_least_recently_used_leaves_first_and_use_is_counted_to_its_end() ->
     long = device.acquire(A)
     device.use(B)
     device.use(C)
-    device.tiers.release(long)  # so that A is the most recent
+    device.cache.release(long)  # so that A is the most recent
     device.use(D)
     assert device.resident == {A.key, C.key, D.key}
     device.use(A)
@@ -52,9 +52,9 @@ def test_a_stack_in_use_or_pinned_never_leaves() -> None:
     for one in (C, D, C, D):
         device.use(one)
         assert {A.key, B.key} <= device.resident
-    assert device.tiers.evict(B.key) is False
-    device.tiers.release(held)
-    assert device.tiers.evict(B.key) is True
+    assert device.cache.evict(B.domain) is False
+    device.cache.release(held)
+    assert device.cache.evict(B.domain) is True
     assert B.key not in device.bank.keys
 
 
@@ -66,7 +66,7 @@ def test_what_leaves_the_device_stays_on_the_host_by_lru_there_too() -> None:
     assert [device.tier(one) for one in (A, B, C, D)] == ["disk", "host", "host", "device"]
     device.use(B)
     assert [device.tier(one) for one in (A, B, C, D)] == ["disk", "device", "host", "host"]
-    stats = device.tiers.stats(disk_bytes=7)
+    stats = device.cache.stats(disk_bytes=7)
     assert stats.bytes == {"device": UNIT, "host": 2 * UNIT, "disk": 7}
     assert stats.budgets == {"device": UNIT, "host": 2 * UNIT}
     assert (stats.loads, stats.evictions) == ({"host": 1, "disk": 4}, {"device": 4, "host": 1})
@@ -90,12 +90,12 @@ def test_leases_that_wait_for_room_are_served_first_come_first_served() -> None:
     holding = device.acquire(A)
     first, second, third = device.acquire(BIG), device.acquire(C), device.acquire(B)
     assert device.resident == {A.key}, "C and B would fit, and do not overtake"
-    assert device.tiers.stats(0).waiting == 3
-    device.tiers.release(holding)
+    assert device.cache.stats(0).waiting == 3
+    device.cache.release(holding)
     first.wait()
     assert not second.ready
     assert not third.ready
-    device.tiers.release(first)
+    device.cache.release(first)
     second.wait()
     third.wait()
     assert device.bank.loads == [A.key, BIG.key, C.key, B.key]
@@ -107,7 +107,7 @@ def test_two_that_each_need_what_the_other_has_do_not_wait_for_ever() -> None:
     first, second, third = device.acquire(A, B), device.acquire(B, C), device.acquire(C, A)
     for lease in (first, second, third):
         lease.wait()
-        device.tiers.release(lease)
+        device.cache.release(lease)
     assert device.bank.most <= 2 * UNIT
 
 
@@ -120,16 +120,16 @@ def test_requests_for_what_is_there_do_not_starve_one_that_waits_for_room() -> N
     passed = 0
     while True:  # there is always a request for A, and each comes before the one before it ends
         following = device.acquire(A)
-        device.tiers.release(chain)
+        device.cache.release(chain)
         chain = following
         if not following.ready:
             break
         passed += 1
     assert passed == MAX_OVERTAKEN
     waiting.wait()
-    device.tiers.release(waiting)
+    device.cache.release(waiting)
     chain.wait()
-    device.tiers.release(chain)
+    device.cache.release(chain)
     assert device.acquire().ready, "a request of the base alone never waits"
 
 
@@ -151,7 +151,7 @@ def test_a_composition_larger_than_the_device_is_refused_with_both_figures() -> 
         InvalidRequest, match=rf"a, b, c take {3 * UNIT} bytes .* is {2 * UNIT}; .*routing.top"
     ):
         device.acquire(A, B, C)
-    assert device.tiers.stats(0).waiting == 0
+    assert device.cache.stats(0).waiting == 0
 
 
 def test_pins_count_and_a_lease_that_can_fit_no_more_is_told() -> None:
@@ -163,8 +163,8 @@ def test_pins_count_and_a_lease_that_can_fit_no_more_is_told() -> None:
         waiting.wait()
     with pytest.raises(InvalidRequest, match="pinned"):
         device.acquire(A, B)
-    device.tiers.release(waiting)
-    device.tiers.release(held)
+    device.cache.release(waiting)
+    device.cache.release(held)
     device.acquire(A, C).wait()
 
 
@@ -181,10 +181,10 @@ def test_a_load_that_fails_fails_every_lease_of_it_and_no_other(
 ) -> None:
     device = Device(3)
     device.serve(A, B, C)
-    device.bank.broken[B.key] = broken
+    device.broken[B.key] = broken
     device.bank.gate.clear()
     told = threading.Event()
-    one = device.tiers.acquire({"a": A, "b": B}, told.set)
+    one = device.cache.acquire(["a", "b"], told.set)
     two, other = device.acquire(B), device.acquire(C)
     device.bank.gate.set()
     other.wait()
@@ -193,30 +193,30 @@ def test_a_load_that_fails_fails_every_lease_of_it_and_no_other(
             lease.wait()
         assert "/a/path" not in caught.value.message
         assert not lease.ready
-        device.tiers.release(lease)
+        device.cache.release(lease)
     assert told.wait(300)
     assert device.resident == {A.key, C.key}
-    assert list(device.tiers.failures()) == [B.key]
-    del device.bank.broken[B.key]
+    assert list(device.cache.failures()) == [B.key]
+    del device.broken[B.key]
     device.use(B)
-    assert device.tiers.failures() == {}
+    assert device.cache.failures() == {}
 
 
 def test_a_lease_tells_of_its_change_once_and_not_if_it_was_ready_at_once() -> None:
     device = Device(1)
     device.serve(A, B)
     told: list[str] = []
-    first = device.tiers.acquire({"a": A}, lambda: told.append("first"))
+    first = device.cache.acquire(["a"], lambda: told.append("first"))
     first.wait()
-    second = device.tiers.acquire({"b": B}, lambda: told.append("second"))
-    third = device.tiers.acquire({"a": A}, lambda: told.append("third"))
+    second = device.cache.acquire(["b"], lambda: told.append("second"))
+    third = device.cache.acquire(["a"], lambda: told.append("third"))
     assert third.ready
-    device.tiers.settle()
+    device.cache.wait_for_loads()
     assert told == ["first"]
-    device.tiers.release(first)
-    device.tiers.release(third)
+    device.cache.release(first)
+    device.cache.release(third)
     second.wait()
-    device.tiers.settle()
+    device.cache.wait_for_loads()
     assert told == ["first", "second"]
 
 
@@ -229,10 +229,10 @@ def test_what_is_neither_served_nor_used_goes_everywhere() -> None:
     assert device.tier(A) == "host"
     device.serve(B)
     assert device.resident == {B.key, C.key}
-    assert device.tiers.stats(0).bytes["host"] == 0
-    device.tiers.release(held)
+    assert device.cache.stats(0).bytes["host"] == 0
+    device.cache.release(held)
     assert device.resident == {B.key}
-    assert device.tiers.stats(0).evictions["device"] == 1, "to be deleted is not to be evicted"
+    assert device.cache.stats(0).evictions["device"] == 1, "to be deleted is not to be evicted"
 
 
 def test_a_version_that_only_a_waiting_request_names_is_loaded_although_it_is_served_no_more() -> None:
@@ -240,10 +240,10 @@ def test_a_version_that_only_a_waiting_request_names_is_loaded_although_it_is_se
     device.serve(A, B)
     held, waiting = device.acquire(A), device.acquire(B)
     device.serve(A)
-    device.tiers.release(held)
+    device.cache.release(held)
     waiting.wait()
     assert device.resident == {B.key}
-    device.tiers.release(waiting)
+    device.cache.release(waiting)
     assert device.resident == set()
 
 
@@ -252,8 +252,8 @@ def test_requests_that_leave_while_they_wait_or_load_leave_nothing() -> None:
     device.serve(A, B, C)
     device.bank.gate.clear()
     loading, waiting, last = device.acquire(A), device.acquire(B), device.acquire(C)
-    device.tiers.release(waiting)
-    device.tiers.release(loading)
+    device.cache.release(waiting)
+    device.cache.release(loading)
     device.bank.gate.set()
     last.wait()
     assert device.resident == {C.key}
@@ -267,17 +267,36 @@ def test_without_a_limit_nothing_ever_leaves() -> None:
     for one in (A, B, C, BIG):
         device.use(one)
     assert device.resident == {A.key, B.key, C.key, BIG.key}
-    assert "device" not in device.tiers.stats(0).budgets
+    assert "device" not in device.cache.stats(0).budgets
 
 
 def test_a_prefetch_takes_free_room_alone() -> None:
     device = Device(2)
     device.serve(A, B, C)
-    leases = device.tiers.prefetch([A, B, C])
+    leases = device.cache.prefetch([A, B, C])
     for lease in leases:
         lease.wait()
-        device.tiers.release(lease)
+        device.cache.release(lease)
     assert device.resident == {A.key, B.key}, "the first that fit, and nothing left for the third"
+
+
+def test_no_count_is_lost_between_threads_and_what_is_shown_is_a_copy() -> None:
+    device = Device(2)
+    device.serve(A, B)
+    device.use(A, B)
+    before = device.cache.stats(0)
+
+    def count() -> None:
+        for _ in range(500):
+            device.use(A, B)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (before.hits, before.misses) == (0, 2)
+    assert (device.cache.stats(0).hits, device.cache.stats(0).misses) == (4000, 2)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -285,7 +304,7 @@ def test_under_random_traffic_no_budget_is_exceeded_no_lease_is_lost_and_nothing
     chance = random.Random(seed)
     room, host = chance.randint(3, 6), chance.randint(0, 4)
     device = Device(room, host)
-    versions = {name: resident(name, 1, chance.randint(1, 2)) for name in "abcdefgh"}
+    versions = {name: version(name, 1, chance.randint(1, 2)) for name in "abcdefgh"}
     pinned: set[str] = set()
     held: list[Lease] = []
     done = 0
@@ -295,7 +314,7 @@ def test_under_random_traffic_no_budget_is_exceeded_no_lease_is_lost_and_nothing
 
     def check() -> None:
         assert device.bank.nbytes <= room * UNIT
-        assert device.tiers.stats(0).bytes["host"] <= host * UNIT
+        assert device.cache.stats(0).bytes["host"] <= host * UNIT
         for lease in held:
             assert not lease.ready or set(lease.keys) <= set(device.bank.keys)
 
@@ -311,34 +330,34 @@ def test_under_random_traffic_no_budget_is_exceeded_no_lease_is_lost_and_nothing
                 beside = {n: versions[n] for n in {*names, *pinned}}
                 assert sum(one.nbytes for one in beside.values()) > room * UNIT
         elif action < 0.8 and held:
-            device.tiers.release(held.pop(chance.randrange(len(held))))
+            device.cache.release(held.pop(chance.randrange(len(held))))
             done += 1
         elif action < 0.88:
-            versions[name] = resident(name, versions[name].version + 1, versions[name].metadata.rounds)
+            versions[name] = version(name, versions[name].version + 1, versions[name].metadata.rounds)
             serve()
         elif action < 0.93:
             pinned = {name} if versions[name].nbytes <= UNIT and not pinned else set()
             serve()
         elif action < 0.97:
-            device.tiers.evict(versions[name].key)
+            device.cache.evict(name)
         else:
-            device.tiers.settle()
+            device.cache.wait_for_loads()
         check()
     pinned.clear()
     serve()
     while held:
-        device.tiers.settle()
+        device.cache.wait_for_loads()
         over = [lease for lease in held if lease.ready or lease.error is not None]
         assert over, "some can always go on; then the others can"
         check()
         for lease in over:
             held.remove(lease)
-            device.tiers.release(lease)
+            device.cache.release(lease)
     assert done > 50
     assert device.bank.most <= room * UNIT
     assert device.resident <= {one.key for one in versions.values()}
-    assert device.tiers.stats(0).waiting == 0
+    assert device.cache.stats(0).waiting == 0
     versions.clear()
     serve()
     assert device.resident == set()
-    assert device.tiers.stats(0).bytes == {"device": 0, "host": 0, "disk": 0}
+    assert device.cache.stats(0).bytes == {"device": 0, "host": 0, "disk": 0}

@@ -1,0 +1,101 @@
+"""The thread that owns the engine: it steps, and between steps does what others ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+
+from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.replies import Outbox, Sink
+from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Started at once.
+
+    Attributes:
+        outbox: where requests' sinks put what they are told.
+    """
+
+    def __init__(self, engine: StepEngine) -> None:
+        self.outbox = Outbox()
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        engine.set_on_change(lambda: self.put(_nothing))  # wakes the thread: something can run now
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def put(self, command: Callable[[], None]) -> None:
+        """Have `command`, which raises nothing, called before the next step."""
+        self._commands.put(command)
+
+    def take_in(self, add: Callable[[], None], sink: Sink) -> None:
+        """Have a request added before the next step; `sink` gets what `add` raises.
+
+        Raises:
+            Unavailable: the thread has ended.
+        """
+        if not self.alive:
+            raise Unavailable("the engine has stopped; restart the server")
+
+        def command() -> None:
+            try:
+                add()
+            except BrainstacksError as error:
+                sink(error)
+            except Exception:
+                log.exception("a request could not be taken in")
+                sink(EngineFailure("the engine could not take the request in; retry"))
+
+        self.put(command)
+
+    async def answers(self) -> bool:
+        """Whether the thread lives; waits for it to answer."""
+        if not self.alive:
+            return False
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
+
+        def answer() -> None:
+            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(None))
+
+        self.put(answer)
+        await answered
+        return True
+
+    async def stop(self) -> None:
+        """End it, once it has done what it was asked before."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        """Commands between steps; blocks on the queue when nothing can run."""
+        if self._engine.backend.own_threads:
+            # Of this thread alone: a team of torch's that spins between two small operators, such as the
+            # sampler's, takes the cores from the step's own; and where others want them too, waiting for each
+            # of its members at each operator slows a step out of all proportion.
+            torch.set_num_threads(1)
+        while True:
+            while not self._engine.can_step or not self._commands.empty():
+                command = self._commands.get()
+                if command is None:
+                    return
+                command()
+                self.outbox.flush()
+            self._engine.step()
+            self.outbox.flush()
+
+
+def _nothing() -> None:
+    """A command that only wakes the thread."""

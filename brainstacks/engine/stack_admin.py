@@ -1,0 +1,169 @@
+"""Stacks and routers as an operator changes them, while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from brainstacks import fresh_thread
+from brainstacks.engine.interface import DomainStatus, RouterStatus
+from brainstacks.engine.serving import Serving
+from brainstacks.errors import DomainNotFound
+from brainstacks.stacks.artifact import BaseIdentity, read_stack_metadata
+from brainstacks.stacks.manifest import History, Published, StackVersion
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import check_router_base
+
+T = TypeVar("T")
+
+
+class StackAdmin:
+    """Implements `interface.Stacks`. Changes run on worker threads, off the event loop and the step.
+
+    Args:
+        serving: what the engine serves of `registry`.
+        identity: of its base.
+    """
+
+    def __init__(self, serving: Serving, registry: Registry, identity: BaseIdentity) -> None:
+        self._serving = serving
+        self._cache = serving.cache
+        self._registry = registry
+        self._identity = identity
+        self._changing = asyncio.Lock()
+
+    # --- what is served ---------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        return self._registry.generation
+
+    def names(self) -> list[str]:
+        return [name for name in self._registry.snapshot().domains if name in self._cache.serving]
+
+    def domains(self) -> list[DomainStatus]:
+        domains = self._registry.snapshot().domains
+        return [self._status(name, domains[name]) for name in self.names() if name in domains]
+
+    def domain(self, name: str) -> DomainStatus:
+        history = self._registry.snapshot().domains.get(name)
+        if history is None:
+            raise DomainNotFound(f"there is no domain {name!r}")
+        return self._status(name, history)
+
+    def _status(self, name: str, history: History[StackVersion]) -> DomainStatus:
+        stack = self._cache.serving.get(name)
+        served = stack.published if stack is not None else history.current
+        return DomainStatus(
+            domain=name,
+            version=served.version,
+            digest=served.digest,
+            versions=tuple(asdict(v) for v in history.versions),
+            rounds=served.rounds,
+            rank=served.rank,
+            experts=served.experts,
+            bytes=served.bytes,
+            residency=self._cache.tier(name),
+            pinned=name in self._cache.pinned,
+            routable=self._serving.routable(name),
+            in_flight=self._cache.in_use(name),
+            provenance=stack.provenance if stack is not None else {},
+        )
+
+    def router(self) -> RouterStatus | None:
+        history = self._registry.snapshot().router
+        router = self._serving.router
+        if history is None or router is None:
+            return None
+        metadata = asdict(router.metadata)
+        return RouterStatus(
+            version=history.current.version,
+            digest=history.current.digest,
+            domains=router.config.domains,
+            config=metadata.pop("config"),
+            provenance=metadata,
+        )
+
+    def manifest(self) -> Mapping[str, Any]:
+        return self._registry.snapshot().to_document()
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
+        check = self._serving.check
+        return await self._change(
+            lambda: self._registry.publish(
+                file, domain=domain, expected_generation=expected_generation, check=check
+            )
+        )
+
+    async def activate(
+        self, domain: str, version: int, *, expected_generation: int | None = None
+    ) -> Published:
+        def activate() -> Published:
+            history = self._registry.snapshot().domain(domain)
+            metadata = read_stack_metadata(self._registry.blob_path(history.version(version).digest))
+            self._serving.check(metadata)
+            return self._registry.activate(domain, version, expected_generation=expected_generation)
+
+        return await self._change(activate)
+
+    async def delete(
+        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
+    ) -> Published:
+        history = self._registry.snapshot().domains.get(domain)
+        published = await self._change(
+            lambda: self._registry.delete(domain, expected_generation=expected_generation)
+        )
+        if purge and history is not None:  # not before: a request may still wait for a version to be read
+            purged = partial(self._serving.purge, domain, history.versions)
+            await asyncio.wrap_future(fresh_thread.start(purged, "registry"))
+        return published
+
+    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
+        identity = self._identity
+        return await self._change(
+            lambda: self._registry.publish_router(
+                file,
+                expected_generation=expected_generation,
+                check=lambda m: check_router_base(m, identity.fingerprint, identity.hidden_size),
+            )
+        )
+
+    async def reload(self) -> int:
+        await self._change(self._registry.reload)
+        return self.generation
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        """Run a change of the registry, then serve what it says."""
+
+        def run() -> T:
+            changed = change()
+            self._serving.sync()
+            return changed
+
+        async with self._changing:
+            return await asyncio.wrap_future(fresh_thread.start(run, "registry"))
+
+    # --- where stacks are -------------------------------------------------------------------------
+
+    async def pin(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._serving.pin)
+
+    async def unpin(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._serving.unpin)
+
+    async def evict(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._serving.evict)
+
+    async def load(self, domain: str) -> DomainStatus:
+        return await self._move(domain, self._serving.load)
+
+    async def _move(self, domain: str, move: Callable[[str], None]) -> DomainStatus:
+        """Not exclusive: it may wait for running requests to make room, and a publication need not."""
+        await asyncio.wrap_future(fresh_thread.start(lambda: move(domain), "stacks"))
+        return self.domain(domain)

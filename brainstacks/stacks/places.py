@@ -1,0 +1,150 @@
+"""Where stack versions are, within byte budgets; bookkeeping, to be called under the stack cache's lock.
+
+    state      on the device    host copy    how it goes on
+    absent     no               perhaps      room was reserved: loading
+    loading    room reserved    perhaps      it has come: resident; or not: failed; given up: absent
+    resident   yes              perhaps      its room is needed and nothing holds it: absent
+    failed     no               no           as absent
+
+Frozen weights never change, so to evict is to drop: what was packed once stays in host memory as far as there
+is room, and on a CPU it is the very memory that steps read.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.stacks.cache_stats import CacheStats, Tier
+from brainstacks.stacks.lease import ServedStack, StackKey
+
+
+@dataclass(eq=False)
+class Place:
+    """Of one version.
+
+    Attributes:
+        host: the stack, packed, in host memory.
+        holds: who needs it on the device.
+        problem: why it failed.
+        gone: to be called when it is forgotten.
+    """
+
+    stack: ServedStack
+    state: Literal["absent", "loading", "resident", "failed"] = "absent"
+    host: PackedStack | None = None
+    holds: int = 0
+    problem: str = ""
+    gone: Callable[[], object] | None = None
+
+    @property
+    def has_room(self) -> bool:
+        """Its bytes on the device are its own."""
+        return self.state in ("loading", "resident")
+
+    @property
+    def tier(self) -> Tier:
+        if self.state == "resident":
+            return "device"
+        return "disk" if self.host is None else "host"
+
+
+class Places:
+    """Args:
+    bank: the device.
+    device_bytes: most bytes of stacks there; None for no limit.
+    host_bytes: most bytes of packed stacks in host memory beside it.
+    """
+
+    def __init__(self, bank: StackBank, device_bytes: int | None, host_bytes: int) -> None:
+        self.bank = bank
+        self.device_bytes = device_bytes
+        self.host_bytes = host_bytes
+        self.counts = CacheStats()
+        self._places: OrderedDict[StackKey, Place] = OrderedDict()  # least recently used first
+
+    def of(self, stack: ServedStack) -> Place:
+        return self._places.setdefault(stack.key, Place(stack))
+
+    def get(self, key: StackKey) -> Place | None:
+        return self._places.get(key)
+
+    def hold(self, place: Place, change: int) -> None:
+        """So many need it on the device more, or less."""
+        place.holds += change
+        self._places.move_to_end(place.stack.key)
+
+    def put(self, place: Place, host: PackedStack, there: PackedStack) -> None:
+        """It has come."""
+        self.bank.put(place.stack.key, there)
+        place.state, place.host = "resident", host
+        self._trim()
+
+    def evict(self, place: Place) -> None:
+        """Take its room on the device back."""
+        if place.state == "resident":
+            self.counts.evictions["device"] += 1
+        self._leave(place)
+        self._trim()
+
+    def forget_all_but(self, keys: Collection[StackKey]) -> list[Place]:
+        """The places that are no more."""
+        forgotten = [self._places.pop(key) for key in self._places.keys() - keys]
+        for place in forgotten:
+            self._leave(place)
+        return forgotten
+
+    def victims(self, stacks: Iterable[ServedStack], kept: Collection[StackKey]) -> list[Place] | None:
+        """Who has to leave the device so that these fit, least recently used first.
+
+        Args:
+            kept: who must not leave, besides these and what is held.
+
+        Returns:
+            None: they must wait.
+        """
+        if self.device_bytes is None:
+            return []
+        wanted = {stack.key: stack.nbytes for stack in stacks}
+        there = {key: place for key, place in self._places.items() if place.has_room}
+        excess = sum(place.stack.nbytes for place in there.values()) - self.device_bytes
+        excess += sum(nbytes for key, nbytes in wanted.items() if key not in there)
+        found = []
+        for key, place in there.items():
+            if excess <= 0:
+                break
+            if not place.holds and key not in kept and key not in wanted:
+                found.append(place)
+                excess -= place.stack.nbytes
+        return found if excess <= 0 else None
+
+    def bytes(self, disk: int) -> dict[Tier, int]:
+        return {"device": self.bank.nbytes, "host": self._host_bytes(), "disk": disk}
+
+    def _leave(self, place: Place) -> None:
+        if place.state == "resident":
+            self.bank.remove(place.stack.key)
+        place.state = "absent"
+
+    def _beside(self) -> list[Place]:
+        """Those whose host copy takes memory of its own."""
+        copied = self.bank.device.type != "cpu"
+        return [p for p in self._places.values() if p.host is not None and (copied or not p.has_room)]
+
+    def _host_bytes(self) -> int:
+        return sum(place.stack.nbytes for place in self._beside())
+
+    def _trim(self) -> None:
+        """Drop host copies until they keep within their budget: those that never could, then by use."""
+        for place in self._beside():
+            if place.stack.nbytes > self.host_bytes:
+                place.host = None
+        for place in self._beside():
+            if self._host_bytes() <= self.host_bytes:
+                break
+            place.host = None
+            self.counts.evictions["host"] += 1
