@@ -64,7 +64,9 @@ class Bench:
         )
         self.engine = StepEngine(self.base, stacks.registry, config)
         if self.engine.serving.stack_problems:
-            raise BrainstacksError("a stack cannot be served: " + "; ".join(self.engine.serving.stack_problems))
+            raise BrainstacksError(
+                "a stack cannot be served: " + "; ".join(self.engine.serving.stack_problems)
+            )
         self._read = {name: stack_bytes(self.engine, path) for name, path in stacks.files.items()}
         gguf = peers.llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
         self._peers = Peers(load, self.base, chosen, stacks, gguf, scratch)

@@ -22,6 +22,7 @@ import httpx2 as httpx
 
 from benchmarks import options
 from benchmarks.results import RESULTS, machine, write_results
+from brainstacks.base_model import identify_base
 
 NAME = "request_path"
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,12 @@ def main(
     forth, back = ways(
         lambda: AsyncEngine.open(base=base, registry=registry),
         lambda engine: create_app(engine, Settings(base=base, registry=str(registry))),
-        {"messages": [{"role": "user", "content": "What is asthma?"}], "max_tokens": 12, "stream": True},
+        {
+            "model": identify_base(base).id,
+            "messages": [{"role": "user", "content": "What is asthma?"}],
+            "max_tokens": 12,
+            "stream": True,
+        },
     )
     text = "\n".join(
         [

@@ -92,7 +92,9 @@ class ComposedModel:
         """
         engine = StepEngine(base, registry, EngineConfig(max_queue=sys.maxsize))
         if engine.serving.stack_problems:
-            raise BrainstacksError("the registry cannot be served: " + "; ".join(engine.serving.stack_problems))
+            raise BrainstacksError(
+                "the registry cannot be served: " + "; ".join(engine.serving.stack_problems)
+            )
         return cls(engine)
 
     @property

@@ -1,11 +1,10 @@
-"""The prompts of one HTTP request, run side by side, their events merged."""
+"""The prompts of one HTTP request, run side by side: how each was composed, then their text."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
 from typing import cast
 
 from brainstacks.engine.interface import Engine
@@ -13,14 +12,11 @@ from brainstacks.engine.request import Event, GenerationRequest, RoutedEvent, Te
 from brainstacks.errors import EngineFailure
 from server.metrics import Metrics
 
-MAX_UNREAD = 16
-"""Events that wait here for a slow client; what follows stays with the engine, which pauses the request."""
-
-_Item = tuple[int, TextEvent | Exception | None]
-
 
 class Generation:
     """Several `GenerationRequest`s as one; `close` aborts whatever still runs.
+
+    Nothing is read ahead of the client: what it does not take stays with the engine, which then pauses.
 
     Args:
         begin: when the HTTP request came in (`time.perf_counter`), for the metrics.
@@ -29,36 +25,29 @@ class Generation:
     def __init__(
         self, engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics, begin: float
     ) -> None:
-        self.engine = engine
         self.requests = requests
         self.metrics = metrics
         self.begin = begin
         self.routed: list[RoutedEvent] = []
         self.completion_tokens: dict[tuple[int, int], int] = {}
-        self._items: asyncio.Queue[_Item] = asyncio.Queue()
-        self._room = asyncio.Event()  # set: the engine's events may come
-        self._room.set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._events = cast(AsyncGenerator[tuple[int, Event]], engine.generate(requests))
+        self._early: list[tuple[int, TextEvent]] = []  # that came before every prompt was routed
         self._last_token: dict[tuple[int, int], float] = {}
-        self._finished = False
-        self._closing = False
+        self._finished = self._closed = False
 
     async def start(self) -> list[RoutedEvent]:
-        """Start all prompts; how each was composed. Raises the first prompt's error that refused."""
-        loop = asyncio.get_running_loop()
-        first: list[asyncio.Future[RoutedEvent]] = [loop.create_future() for _ in self.requests]
-        self._tasks = [
-            asyncio.create_task(self._pump(index, request, first[index]))
-            for index, request in enumerate(self.requests)
-        ]
-        try:
-            self.routed = list(await asyncio.gather(*first))
-        except BaseException:
-            await self.close()
-            for future in first:
-                if not future.cancelled() and future.done():
-                    future.exception()  # seen; only the first one is reported
-            raise
+        """Start all prompts; how each was composed. Raises what refuses one of them; none then runs."""
+        found: dict[int, RoutedEvent] = {}
+        while len(found) < len(self.requests):
+            item = await self._next()
+            if item is None:
+                raise EngineFailure("The engine ended this request without routing it; try again")
+            prompt, event = item
+            if isinstance(event, RoutedEvent):
+                found[prompt] = event
+            else:
+                self._early.append((prompt, event))
+        self.routed = [found[prompt] for prompt in range(len(found))]
         for event in self.routed:
             self.metrics.prompt_tokens.inc(event.prompt_tokens)
             self.metrics.observe_routing(event.routing)
@@ -66,28 +55,23 @@ class Generation:
 
     async def texts(self) -> AsyncIterator[tuple[int, TextEvent]]:
         """(index of the prompt, event) until every completion has finished. Raises what the engine raises."""
-        open_prompts = len(self.requests)
-        while open_prompts:
-            prompt, item = await self._items.get()
-            if self._items.qsize() <= MAX_UNREAD // 2:
-                self._room.set()
-            if item is None:
-                open_prompts -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                self._observe(prompt, item)
-                yield prompt, item
+        for prompt, event in self._early:
+            self._observe(prompt, event)
+            yield prompt, event
+        while (item := await self._next()) is not None:
+            prompt, following = item
+            if isinstance(following, RoutedEvent):
+                raise EngineFailure("The engine routed this request twice; try again")
+            self._observe(prompt, following)
+            yield prompt, following
         self._finished = True
 
     async def close(self) -> None:
-        """Abort what still runs, and wait until the engine knows. Safe to call twice."""
-        if self.routed and not self._finished and not self._closing:
+        """Abort what still runs. Safe to call twice."""
+        if self.routed and not self._finished and not self._closed:
             self.metrics.aborts.inc()
-        self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closed = True
+        await self._events.aclose()
 
     @property
     def usage(self) -> dict[str, int]:
@@ -100,35 +84,15 @@ class Generation:
             "total_tokens": prompt + completion,
         }
 
-    async def _pump(self, index: int, request: GenerationRequest, first: asyncio.Future[RoutedEvent]) -> None:
-        events = cast(AsyncGenerator[Event], self.engine.generate(request))
+    async def _next(self) -> tuple[int, Event] | None:
         try:
-            async with aclosing(events):  # so that being cancelled outside of it reaches the engine as well
-                async for event in events:
-                    if isinstance(event, RoutedEvent):
-                        first.set_result(event)
-                        continue
-                    self._items.put_nowait((index, event))
-                    # Until all prompts are routed nobody reads: to wait for a reader could be for ever.
-                    if self.routed and self._items.qsize() >= MAX_UNREAD:
-                        self._room.clear()
-                        await self._room.wait()
-            if not first.done():
-                raise EngineFailure("The engine ended this request without routing it; try again")
-        except Exception as error:
-            self._fail(index, error, first)
+            return await anext(self._events, None)
         except asyncio.CancelledError:
-            if not self._closing:  # from inside the engine, not from `close`: the client still waits
-                self._fail(index, EngineFailure("The engine cancelled this request; try again"), first)
-            raise
-        else:
-            self._items.put_nowait((index, None))
-
-    def _fail(self, index: int, error: Exception, first: asyncio.Future[RoutedEvent]) -> None:
-        if not first.done():
-            first.set_exception(error)
-        else:
-            self._items.put_nowait((index, error))
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # From inside the engine: the client still waits.
+            raise EngineFailure("The engine cancelled this request; try again") from None
 
     def _observe(self, prompt: int, event: TextEvent) -> None:
         now = time.perf_counter()

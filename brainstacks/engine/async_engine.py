@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from brainstacks.engine.request import (
     CompositionRequest,
     Event,
     GenerationRequest,
-    RoutedEvent,
     Routing,
+    TextEvent,
 )
 from brainstacks.engine.stack_admin import StackAdmin
 from brainstacks.errors import BrainstacksError, InvalidRequest, Unavailable
@@ -76,40 +76,42 @@ class AsyncEngine:
         engine = fresh_thread.call(load, "load")
         return cls(engine, store, engine.base.chat_tokenizer())
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
         """See `interface.Engine`."""
-        self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
-        left = request.n
-        with self._opened(request.request_id) as replies:
-            sink = partial(self._thread.outbox.put, replies)
-            self._thread.take_in(lambda: self._engine.add(request, sink), sink)
+        for request in requests:
+            self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
+        left = [request.n for request in requests]
+        with self._opened([request.request_id for request in requests]) as replies:
             try:
-                while left:
-                    reply = await replies.get()
+                for index, request in enumerate(requests):
+                    sink = partial(self._thread.outbox.put, replies, index)
+                    self._thread.take_in(partial(self._engine.add, request, sink), sink)
+                while any(left):
+                    index, reply = await replies.get()
                     if isinstance(reply, BrainstacksError):
-                        left = 0
+                        left[index] = 0
                         raise reply
                     if isinstance(reply, Routing):
                         raise TypeError("a generation request got a bare route")
-                    if not isinstance(reply, RoutedEvent) and reply.finish_reason is not None:
-                        left -= 1
-                    yield reply
+                    if isinstance(reply, TextEvent) and reply.finish_reason is not None:
+                        left[index] -= 1
+                    yield index, reply
             finally:
-                if left:
-                    self._thread.put(partial(self._engine.abort, request.request_id))
+                for request, unfinished in zip(requests, left, strict=True):
+                    if unfinished:
+                        self._thread.put(partial(self._engine.abort, request.request_id))
 
     async def route(
         self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
     ) -> Routing:
         """See `interface.Engine`."""
         self._engine.check(prompt_ids, composition, 0)
-        with self._opened(request_id) as replies:
-            sink = partial(self._thread.outbox.put, replies)
-            self._thread.take_in(
-                lambda: self._engine.add_route(request_id, prompt_ids, composition, sink), sink
-            )
+        with self._opened([request_id]) as replies:
+            sink = partial(self._thread.outbox.put, replies, 0)
+            add = partial(self._engine.add_route, request_id, prompt_ids, composition, sink)
+            self._thread.take_in(add, sink)
             try:
-                reply = await replies.get()
+                _, reply = await replies.get()
             except asyncio.CancelledError:
                 self._thread.put(partial(self._engine.abort, request_id))
                 raise
@@ -120,27 +122,35 @@ class AsyncEngine:
         return reply
 
     @contextmanager
-    def _opened(self, request_id: str) -> Iterator[Replies]:
-        """A request from its first word to its last.
+    def _opened(self, request_ids: Sequence[str]) -> Iterator[Replies]:
+        """Requests of one reader, from their first word to their last.
 
         Raises:
-            InvalidRequest: another one has its id.
+            InvalidRequest: another one has the id of one of them.
             Unavailable: the engine takes none any more.
         """
         if self._draining:
             raise Unavailable("the server is shutting down; retry with another one", retry_after=5)
-        if request_id in self._open:
-            raise InvalidRequest(f"request id {request_id!r} is in use; choose another", param="request_id")
-        self._open.add(request_id)
+        for request_id in request_ids:
+            if request_id in self._open:
+                raise InvalidRequest(
+                    f"request id {request_id!r} is in use; choose another", param="request_id"
+                )
+        self._open.update(request_ids)
         self._idle.clear()
+
+        def tell(verb: Callable[[str], None]) -> None:
+            for request_id in request_ids:
+                self._thread.put(partial(verb, request_id))
+
         try:
             yield Replies(
-                self._engine.config.max_unread_events,
-                pause=lambda: self._thread.put(partial(self._engine.pause, request_id)),
-                resume=lambda: self._thread.put(partial(self._engine.resume, request_id)),
+                self._engine.config.max_unread_events * len(request_ids),
+                pause=partial(tell, self._engine.pause),
+                resume=partial(tell, self._engine.resume),
             )
         finally:
-            self._open.discard(request_id)
+            self._open.difference_update(request_ids)
             if not self._open:
                 self._idle.set()
 

@@ -224,13 +224,14 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        """Run `request`: one `RoutedEvent`, then `TextEvent`s until every completion has finished.
+    def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
+        """Run `requests` side by side, all or none: the index of one, and its event. Each gets one
+        `RoutedEvent`, then `TextEvent`s until every completion of it has finished.
 
-        Closing the iterator (or cancelling its task) aborts the request.
+        Closing the iterator (or cancelling its task) aborts them, and so does an error of one of them.
 
-        Raises (on the first `anext`): ContextTooLong, DomainNotFound, Overloaded, Unavailable;
-        (later) EngineFailure, Unavailable.
+        Raises (on the first `anext`): ContextTooLong, DomainNotFound, InvalidRequest, Overloaded,
+        Unavailable; (later) EngineFailure, Unavailable.
         """
 
     async def route(

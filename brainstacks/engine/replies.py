@@ -1,4 +1,4 @@
-"""The way of a request's events from the engine's thread to the event loop, and the brake on it."""
+"""The way of events from the engine's thread to the event loop, and the brake on it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,48 @@ Sink = Callable[[Reply], None]
 """Gets what a request is told: its events, or the error that ended it."""
 
 
-class Outbox:
-    """What the engine has said to all requests since the last `flush`; used on its thread alone.
+class Replies:
+    """What the engine says to the requests of one reader.
 
-    An event loop is woken once for each step, not for each token.
+    Args:
+        most: at so many unread replies they are to pause, until the reader has taken half of them.
+    """
+
+    def __init__(self, most: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._most = most
+        self._pause = pause
+        self._resume = resume
+        self._queue: asyncio.Queue[tuple[int, Reply]] = asyncio.Queue()
+        self._paused = False
+
+    def arrive(self, index: int, reply: Reply) -> None:
+        self._queue.put_nowait((index, reply))
+        if not self._paused and self._queue.qsize() >= self._most:
+            self._paused = True
+            self._pause()
+
+    async def get(self) -> tuple[int, Reply]:
+        """Which of its requests is told, and what."""
+        found = await self._queue.get()
+        if self._paused and self._queue.qsize() <= self._most // 2:
+            self._paused = False
+            self._resume()
+        return found
+
+
+class Outbox:
+    """What the engine has said since the last `flush`; used on its thread alone.
+
+    The event loop is woken once for each step, not for each token.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[Replies, Reply]] = []
+        self._held: list[tuple[Replies, int, Reply]] = []
 
-    def put(self, replies: Replies, reply: Reply) -> None:
-        self._held.append((replies, reply))
+    def put(self, replies: Replies, index: int, reply: Reply) -> None:
+        """To the index-th request of a reader."""
+        self._held.append((replies, index, reply))
 
     def flush(self) -> None:
         """Send all in one message to the loop of their readers, which is the same for all."""
@@ -33,35 +64,6 @@ class Outbox:
             held[0][0].loop.call_soon_threadsafe(_deliver, held)
 
 
-def _deliver(held: list[tuple[Replies, Reply]]) -> None:
-    for replies, reply in held:
-        replies.arrive(reply)
-
-
-class Replies:
-    """What the engine says to one request, as its reader gets it.
-
-    Args:
-        most: at so many unread replies the request is to pause, until the reader has taken half of them.
-    """
-
-    def __init__(self, most: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        self._most = most
-        self._pause = pause
-        self._resume = resume
-        self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Reply] = asyncio.Queue()
-        self._paused = False
-
-    def arrive(self, reply: Reply) -> None:
-        self._queue.put_nowait(reply)
-        if not self._paused and self._queue.qsize() >= self._most:
-            self._paused = True
-            self._pause()
-
-    async def get(self) -> Reply:
-        reply = await self._queue.get()
-        if self._paused and self._queue.qsize() <= self._most // 2:
-            self._paused = False
-            self._resume()
-        return reply
+def _deliver(held: list[tuple[Replies, int, Reply]]) -> None:
+    for replies, index, reply in held:
+        replies.arrive(index, reply)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from brainstacks.engine.async_engine import AsyncEngine
 from brainstacks.engine.request import (
@@ -82,6 +83,15 @@ class Running:
 
 def long(name: str, composition: CompositionRequest, seed: int = 0) -> GenerationRequest:
     return request(name, prompt_of(6, seed), composition, max_tokens=120, ignore_eos=True)
+
+
+async def stream(engine: AsyncEngine, one: GenerationRequest) -> AsyncGenerator[Event]:
+    """The events of one request; closing it aborts the request."""
+    events = cast(AsyncGenerator[tuple[int, Event]], engine.generate([one]))
+    async with aclosing(events):
+        async for index, event in events:
+            assert index == 0
+            yield event
 
 
 async def collect(events: AsyncIterator[Event]) -> list[int]:

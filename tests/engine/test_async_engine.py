@@ -20,7 +20,7 @@ from brainstacks.errors import (
     StaleGeneration,
     Unavailable,
 )
-from tests.engine.async_driving import Running, begin, collect, expected, long
+from tests.engine.async_driving import Running, begin, collect, expected, long, stream
 from tests.engine.driving import DOMAINS, fixed, prompt_of, request
 from tests.tiny import plain_greedy, random_stack, tiny_model, write_router, write_stack
 
@@ -33,7 +33,7 @@ async def test_streams_side_by_side_equal_plain_generation(running: Running) -> 
         request(f"r{i}", prompt_of(4 + i), composition, max_tokens=10, ignore_eos=True)
         for i, composition in enumerate([fixed(chat=1.0), CompositionRequest("base"), fixed(math=0.5)])
     ]
-    found = await asyncio.gather(*(collect(running.engine.generate(r)) for r in requests))
+    found = await asyncio.gather(*(collect(stream(running.engine, r)) for r in requests))
     for one, ids in zip(requests, found, strict=True):
         assert ids == expected(running, one, 10)
     assert await running.idle()
@@ -41,16 +41,16 @@ async def test_streams_side_by_side_equal_plain_generation(running: Running) -> 
 
 async def test_closing_the_iterator_aborts_the_request(running: Running) -> None:
     running.pause_at_first_token()
-    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    events = stream(running.engine, long("r", fixed(chat=1.0)))
     await begin(events)
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
     running.gate.set()
     assert await running.idle()
 
 
 async def test_cancelling_the_reader_aborts_the_request(running: Running) -> None:
     gate = running.hold()
-    task = asyncio.create_task(collect(running.engine.generate(long("r", fixed(chat=1.0)))))
+    task = asyncio.create_task(collect(stream(running.engine, long("r", fixed(chat=1.0)))))
     await asyncio.sleep(0)  # let the task start
     task.cancel()
     gate.set()
@@ -61,13 +61,13 @@ async def test_cancelling_the_reader_aborts_the_request(running: Running) -> Non
 
 async def test_many_streams_opened_and_dropped_leave_nothing(running: Running) -> None:
     canary = request("canary", prompt_of(5), fixed(math=1.0))
-    before = await collect(running.engine.generate(canary))
-    streams = [running.engine.generate(long(f"r{i}", fixed(chat=1.0), i)) for i in range(20)]
+    before = await collect(stream(running.engine, canary))
+    streams = [stream(running.engine, long(f"r{i}", fixed(chat=1.0), i)) for i in range(20)]
     await asyncio.gather(*(anext(s) for s in streams[:10]))
-    for stream in streams:
-        await stream.aclose()  # type: ignore[attr-defined]
+    for one in streams:
+        await one.aclose()
     assert await running.idle()
-    assert await collect(running.engine.generate(canary)) == before
+    assert await collect(stream(running.engine, canary)) == before
 
 
 async def test_refusals_reach_the_caller_as_they_are(running: Running) -> None:
@@ -77,7 +77,7 @@ async def test_refusals_reach_the_caller_as_they_are(running: Running) -> None:
         (request("c", []), InvalidRequest),
     ]:
         with pytest.raises(error):
-            await anext(running.engine.generate(bad))
+            await anext(stream(running.engine, bad))
     assert await running.idle()
 
 
@@ -85,11 +85,10 @@ async def test_a_full_queue_is_overloaded_and_the_accepted_ones_finish(tmp_path:
     running = Running(tmp_path, max_queue=2)
     gate = running.hold()
     accepted = [
-        asyncio.create_task(collect(running.engine.generate(request(f"r{i}", prompt_of(4)))))
-        for i in range(2)
+        asyncio.create_task(collect(stream(running.engine, request(f"r{i}", prompt_of(4))))) for i in range(2)
     ]
     await asyncio.sleep(0)
-    refused = asyncio.create_task(collect(running.engine.generate(request("late", prompt_of(4)))))
+    refused = asyncio.create_task(collect(stream(running.engine, request("late", prompt_of(4)))))
     await asyncio.sleep(0)
     gate.set()
     with pytest.raises(Overloaded):
@@ -101,7 +100,7 @@ async def test_a_full_queue_is_overloaded_and_the_accepted_ones_finish(tmp_path:
 async def test_a_publication_leaves_running_streams_as_they_are_and_serves_the_next(running: Running) -> None:
     engine, one = running.engine, long("r", fixed(math=1.0))
     running.pause_at_first_token()
-    events = engine.generate(one)
+    events = stream(engine, one)
     ids = await begin(events)
     new = random_stack(running.served.base.identity.dims, 77, rounds=2)
     published = await engine.stacks.publish("math", running.write("math", new))
@@ -116,7 +115,7 @@ async def test_a_publication_leaves_running_streams_as_they_are_and_serves_the_n
     ids += await collect(events)
     assert ids == expected(running, one)
     after = request("after", prompt_of(6), fixed(math=1.0))
-    found = await collect(engine.generate(after))
+    found = await collect(stream(engine, after))
     assert found == plain_greedy(tiny_model(), after.prompt_ids, 8, [(new, 1.0)])
     assert engine.status.routing_record("after").stacks["math"].version == 2
     await engine.stacks.reload()  # waits for whatever the residency still does
@@ -126,10 +125,10 @@ async def test_a_publication_leaves_running_streams_as_they_are_and_serves_the_n
 async def test_a_new_domain_is_served_to_the_next_request(running: Running) -> None:
     stack = random_stack(running.served.base.identity.dims, 55)
     with pytest.raises(InvalidRequest, match="'law'"):
-        await anext(running.engine.generate(request("early", [1], fixed(law=1.0))))
+        await anext(stream(running.engine, request("early", [1], fixed(law=1.0))))
     await running.engine.stacks.publish("law", running.write("law", stack))
     one = request("r", prompt_of(5), fixed(law=1.0))
-    assert await collect(running.engine.generate(one)) == plain_greedy(
+    assert await collect(stream(running.engine, one)) == plain_greedy(
         tiny_model(), one.prompt_ids, 8, [(stack, 1.0)]
     )
     assert not running.engine.stacks.domain("law").routable
@@ -138,13 +137,13 @@ async def test_a_new_domain_is_served_to_the_next_request(running: Running) -> N
 async def test_deleting_a_domain_in_use_lets_its_streams_finish(running: Running) -> None:
     engine, one = running.engine, long("r", fixed(math=1.0, chat=0.4))
     running.pause_at_first_token()
-    events = engine.generate(one)
+    events = stream(engine, one)
     ids = await begin(events)
     await engine.stacks.delete("math", purge=True)
     assert [d.domain for d in engine.stacks.domains()] == ["chat", "code"]
     assert engine.stacks.domain("chat").in_flight == 1
     with pytest.raises(InvalidRequest, match="'math'"):
-        await anext(engine.generate(request("late", [1], fixed(math=1.0))))
+        await anext(stream(engine, request("late", [1], fixed(math=1.0))))
     running.gate.set()
     ids += await collect(events)
     assert ids == expected(running, one)
@@ -156,14 +155,14 @@ async def test_deleting_a_domain_in_use_lets_its_streams_finish(running: Running
 
 async def test_rolling_back_serves_the_old_version_again(running: Running) -> None:
     engine, one = running.engine, request("r", prompt_of(5), fixed(math=1.0))
-    before = await collect(engine.generate(one))
+    before = await collect(stream(engine, one))
     await engine.stacks.publish(
         "math", running.write("math", random_stack(running.served.base.identity.dims, 8))
     )
     assert not engine.stacks.domain("math").routable
     await engine.stacks.activate("math", 1)
     assert engine.stacks.domain("math").routable
-    assert await collect(engine.generate(one)) == before
+    assert await collect(stream(engine, one)) == before
 
 
 async def test_what_does_not_fit_is_refused_and_nothing_changes(running: Running, tmp_path: Path) -> None:
@@ -191,10 +190,10 @@ async def test_routes_are_told_without_generating_and_routed_requests_follow_the
     assert routing.probabilities is not None
     assert list(routing.probabilities) == list(DOMAINS)
     assert running.engine.status.routing_record("route") == routing
-    routed = await collect(running.engine.generate(request("a", prompt, ROUTED)))
+    routed = await collect(stream(running.engine, request("a", prompt, ROUTED)))
     weights = {d: routing.weights[d] for d in routing.active}
     assert routed == await collect(
-        running.engine.generate(request("b", prompt, CompositionRequest("fixed", weights)))
+        stream(running.engine, request("b", prompt, CompositionRequest("fixed", weights)))
     )
     assert await running.idle()
 
@@ -220,13 +219,13 @@ async def test_a_newer_stack_is_not_routed_to_until_its_router_is_published(
 
 async def test_a_drain_lets_running_requests_finish_and_takes_no_new_ones(running: Running) -> None:
     engine, one = running.engine, long("r", fixed(chat=1.0))
-    events = engine.generate(one)
+    events = stream(engine, one)
     ids = await begin(events)
     rest = asyncio.create_task(collect(events))
     await engine.drain(timeout=120)
     assert ids + await rest == expected(running, one)
     with pytest.raises(Unavailable):
-        await anext(engine.generate(request("late", [1])))
+        await anext(stream(engine, request("late", [1])))
     with pytest.raises(Unavailable):
         await engine.route("late", [1], ROUTED)
     assert not engine.status.readiness().ready
@@ -234,7 +233,7 @@ async def test_a_drain_lets_running_requests_finish_and_takes_no_new_ones(runnin
 
 async def test_a_drain_that_runs_out_of_time_tells_the_rest(running: Running) -> None:
     running.pause_at_first_token()
-    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    events = stream(running.engine, long("r", fixed(chat=1.0)))
     await begin(events)
     rest = asyncio.create_task(collect(events))
     drain = asyncio.create_task(running.engine.drain(timeout=0))
@@ -249,7 +248,7 @@ async def test_a_drain_that_runs_out_of_time_tells_the_rest(running: Running) ->
 async def test_closing_the_engine_ends_open_streams_instead_of_leaving_them_waiting(tmp_path: Path) -> None:
     running = Running(tmp_path)
     running.pause_at_first_token()
-    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    events = stream(running.engine, long("r", fixed(chat=1.0)))
     await begin(events)
     rest = asyncio.create_task(collect(events))
     close = asyncio.create_task(running.engine.close())
@@ -277,7 +276,7 @@ async def test_the_engine_survives_a_step_that_fails(
     with monkeypatch.context() as broken:
         broken.setattr(running.served.engine._runner, "run", lambda *_: 1 / 0)
         with pytest.raises(EngineFailure):
-            await collect(running.engine.generate(request("r", prompt_of(4))))
+            await collect(stream(running.engine, request("r", prompt_of(4))))
     assert await running.engine.status.healthy()
     one = request("after", prompt_of(4))
-    assert await collect(running.engine.generate(one)) == expected(running, one, 8)
+    assert await collect(stream(running.engine, one)) == expected(running, one, 8)

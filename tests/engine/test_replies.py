@@ -26,7 +26,7 @@ class Request:
 
         def run() -> None:
             for i in range(count):
-                self.outbox.put(self.replies, TextEvent(index=i, text=""))
+                self.outbox.put(self.replies, 0, TextEvent(index=i, text=""))
             self.outbox.flush()
 
         await asyncio.to_thread(run)
@@ -34,7 +34,7 @@ class Request:
 
     async def take(self, count: int) -> list[int]:
         found = [await self.replies.get() for _ in range(count)]
-        return [event.index for event in found if isinstance(event, TextEvent)]
+        return [event.index for _, event in found if isinstance(event, TextEvent)]
 
 
 async def test_replies_arrive_in_order() -> None:
@@ -63,7 +63,7 @@ async def test_a_reply_after_the_loop_has_closed_is_nobodys() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
     request.replies.loop = loop
-    request.outbox.put(request.replies, TextEvent(index=0, text=""))
+    request.outbox.put(request.replies, 0, TextEvent(index=0, text=""))
     request.outbox.flush()
     assert request.told == []
 
@@ -79,7 +79,7 @@ async def test_what_all_requests_are_told_in_a_step_is_one_message(monkeypatch: 
     requests, outbox = [Request(), Request()], Outbox()
     for number in range(3):
         for request in requests:
-            outbox.put(request.replies, TextEvent(index=number, text=""))
+            outbox.put(request.replies, 0, TextEvent(index=number, text=""))
     monkeypatch.setattr(loop, "call_soon_threadsafe", sent)
     outbox.flush()
     outbox.flush()

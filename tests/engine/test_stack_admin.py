@@ -18,7 +18,7 @@ from brainstacks.errors import (
 )
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
-from tests.engine.async_driving import Running, begin, collect, expected, long
+from tests.engine.async_driving import Running, begin, collect, expected, long, stream
 from tests.engine.driving import fixed, prompt_of, request
 from tests.tiny import random_stack
 
@@ -57,11 +57,11 @@ async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_els
     step_engine.pause = watched_pause  # type: ignore[method-assign]
     step_engine.resume = watched_resume  # type: ignore[method-assign]
     slow, other = long("slow", fixed(chat=1.0)), long("other", fixed(chat=1.0), seed=1)
-    events = running.engine.generate(slow)
+    events = stream(running.engine, slow)
     ids = await begin(events)
     await paused.wait()
     count = produced()
-    assert await collect(running.engine.generate(other)) == expected(running, other)
+    assert await collect(stream(running.engine, other)) == expected(running, other)
     assert produced() == count
     assert resumed == []
     ids += await collect(events)
@@ -73,9 +73,9 @@ async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_els
 
 async def test_a_request_that_nobody_reads_any_more_ends_when_it_is_closed(tmp_path: Path) -> None:
     running = Running(tmp_path, max_unread_events=1)
-    events = running.engine.generate(long("r", fixed(chat=1.0)))
+    events = stream(running.engine, long("r", fixed(chat=1.0)))
     await begin(events)
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
     assert await running.idle()
     await running.engine.close()
 
@@ -83,10 +83,10 @@ async def test_a_request_that_nobody_reads_any_more_ends_when_it_is_closed(tmp_p
 async def test_an_id_that_is_in_use_is_refused_and_its_owner_goes_on(running: Running) -> None:
     engine, one = running.engine, long("r", fixed(chat=1.0))
     running.pause_at_first_token()
-    events = engine.generate(one)
+    events = stream(engine, one)
     ids = await begin(events)
     with pytest.raises(InvalidRequest, match="'r' is in use"):
-        await anext(engine.generate(request("r", prompt_of(4))))
+        await anext(stream(engine, request("r", prompt_of(4))))
     with pytest.raises(InvalidRequest, match="'r' is in use"):
         await engine.route("r", prompt_of(4), ROUTED)
     drain = asyncio.create_task(engine.drain(timeout=300))
@@ -124,14 +124,14 @@ async def test_the_engines_thread_rests_while_there_is_nothing_but_a_load_to_wai
         request("cold", prompt_of(5), fixed(math=1.0)),
         request("warm", prompt_of(5), fixed(chat=1.0)),
     )
-    waiting = asyncio.create_task(collect(engine.generate(cold)))
+    waiting = asyncio.create_task(collect(stream(engine, cold)))
     assert await asyncio.to_thread(loading.wait, 300)
     assert await engine.status.healthy()
     before = steps
     for _ in range(5):
         assert await engine.status.healthy()
     assert steps == before
-    assert await collect(engine.generate(warm)) == expected(running, warm, 8), "others are not held up"
+    assert await collect(stream(engine, warm)) == expected(running, warm, 8), "others are not held up"
     assert not waiting.done()
     go_on.set()
     assert await waiting == expected(running, cold, 8)
@@ -143,9 +143,9 @@ async def test_stacks_are_moved_on_request_and_answers_do_not_depend_on_where_th
 ) -> None:
     engine, one = running.engine, request("r", prompt_of(5), fixed(math=1.0))
     assert (await engine.stacks.load("math")).residency == "device"
-    before = await collect(engine.generate(one))
+    before = await collect(stream(engine, one))
     assert (await engine.stacks.evict("math")).residency == "host"
-    assert await collect(engine.generate(one)) == before
+    assert await collect(stream(engine, one)) == before
     assert engine.stacks.domain("math").residency == "device"
     assert (await engine.stacks.pin("math")).pinned
     with pytest.raises(Conflict, match="pinned"):
@@ -160,7 +160,7 @@ async def test_stacks_are_moved_on_request_and_answers_do_not_depend_on_where_th
 
 async def test_a_stack_in_use_is_not_evicted(running: Running) -> None:
     running.pause_at_first_token()
-    events = running.engine.generate(long("r", fixed(math=1.0)))
+    events = stream(running.engine, long("r", fixed(math=1.0)))
     await begin(events)
     with pytest.raises(Conflict, match="math version 1 is in use"):
         await running.engine.stacks.evict("math")
@@ -194,7 +194,7 @@ async def test_with_room_for_two_of_three_stacks_everybody_gets_the_right_answer
         request(f"r{i}", prompt_of(4 + i % 3), fixed(**dict.fromkeys(pairs[i % 6], 0.5 + i / 20)))
         for i in range(18)
     ]
-    answers = await asyncio.gather(*(collect(running.engine.generate(one)) for one in requests))
+    answers = await asyncio.gather(*(collect(stream(running.engine, one)) for one in requests))
     for one, ids in zip(requests, answers, strict=True):
         assert ids == expected(running, one, 8)
     assert await running.idle()
@@ -204,6 +204,6 @@ async def test_with_room_for_two_of_three_stacks_everybody_gets_the_right_answer
     assert stats.evictions["device"] > 0
     everything = fixed(chat=1.0, code=1.0, math=1.0)
     with pytest.raises(InvalidRequest, match="--device-stack-bytes"):
-        await collect(running.engine.generate(request("all", prompt_of(4), everything)))
+        await collect(stream(running.engine, request("all", prompt_of(4), everything)))
     assert await running.idle()
     await running.engine.close()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
 from brainstacks.engine.request import (
@@ -109,7 +109,27 @@ class FakeEngine:
         self.draining = asyncio.Event()
         self.closed = False
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
+        """Side by side, each one event at a time."""
+        streams = [cast(AsyncGenerator[Event], self.events(request)) for request in requests]
+        turns = {asyncio.ensure_future(anext(one)): index for index, one in enumerate(streams)}
+        try:
+            while turns:
+                done, _ = await asyncio.wait(turns, return_when=asyncio.FIRST_COMPLETED)
+                for turn in sorted(done, key=turns.__getitem__):
+                    index = turns.pop(turn)
+                    if isinstance(turn.exception(), StopAsyncIteration):
+                        continue
+                    yield index, turn.result()
+                    turns[asyncio.ensure_future(anext(streams[index]))] = index
+        finally:
+            for turn in turns:
+                turn.cancel()
+            await asyncio.gather(*turns, return_exceptions=True)
+            for one in streams:
+                await one.aclose()
+
+    async def events(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.requests.append(request)
         if self.drained is not None:
             raise Unavailable("The server is draining; ask another", retry_after=5)
