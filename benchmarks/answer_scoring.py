@@ -68,6 +68,7 @@ def score(engine: StepEngine, example: Example, clock: Clock = perf_counter) -> 
         example.id, example.prompt + example.response, sampling, CompositionRequest("base")
     )
     start = clock()
+    engine.check(request)
     engine.add(request, replies.append)
     while engine.has_work:
         advance(engine)

@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 from benchmarks.random_stacks import B_STD
-from brainstacks.stacks.artifact import BaseIdentity
+from brainstacks.base_identity import BaseIdentity
 
 ARCHITECTURE = "llama"
 """The one whose tensor names are given here."""

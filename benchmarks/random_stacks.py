@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import StackConfig
-from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, stack_shapes
+from brainstacks.stacks.artifact import StackMetadata, stack_shapes
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import save_stack
 

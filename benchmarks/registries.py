@@ -10,8 +10,9 @@ from pathlib import Path
 
 from benchmarks.random_stacks import publish_random_stacks
 from benchmarks.timing import say
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.errors import BrainstacksError
-from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, check_base
+from brainstacks.stacks.artifact import StackMetadata, check_base
 from brainstacks.stacks.registry import Registry
 
 RESIDENT = 10

@@ -2,20 +2,19 @@
 
     python -m benchmarks.request_path
 
-Every Python function of `server` and `brainstacks` that runs on the event loop or on the engine's thread is
-noted once, in the order of its first call; lambdas, comprehensions and properties are not counted. The way
-back is one of a later token, so that nothing happens for the first time.
+A request, and what is said to it, goes from one stack of calls to the next by way of a queue. Counted are
+the functions of `server` and `brainstacks` that stand on the stack at each such hand-over, at the first
+kernel, and where bytes leave; each once. What they call for help on the way, and return from, is not counted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import httpx2 as httpx
@@ -32,33 +31,43 @@ TOKEN = 4
 """The step whose way back is noted."""
 
 
-class Way:
-    """Notes functions while it is `on`, on any thread that began after `watch`."""
+FORTH = (
+    "until_disconnect",
+    "EngineThread.put",
+    "StepEngine.add",
+    "Composer.compose",
+    "Scheduler.add",
+    "CpuBackend.run",
+)
+BACK = ("Outbox.put", "_deliver", "Replies.get", "tagged")
+"""Functions that hand over: what stands on the stack when they are called is on the way."""
 
-    def __init__(self) -> None:
+
+class Way:
+    """Notes the stack at each call of one of `handovers` while it is `on`, on any thread that began later."""
+
+    def __init__(self, handovers: tuple[str, ...]) -> None:
         self.on = False
         self.found: dict[str, None] = {}
+        self._handovers = handovers
 
-    def watch(self) -> None:
-        threading.setprofile(self._event)
-        sys.setprofile(self._event)
-
-    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if event == "call" and self.on and code.co_filename.startswith(OURS) and _counts(code, frame):
-            where = Path(code.co_filename).relative_to(ROOT).with_suffix("")
-            self.found[f"{'.'.join(where.parts)}:{code.co_qualname}"] = None
-
-    def take(self) -> list[str]:
-        found, self.found = list(self.found), {}
-        return found
+    def event(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and self.on and _name(frame).split(":")[-1].endswith(self._handovers):
+            stack = []
+            caller: FrameType | None = frame
+            while caller is not None:
+                if caller.f_code.co_filename.startswith(OURS) and not caller.f_code.co_name.startswith("<"):
+                    stack.append(_name(caller))
+                caller = caller.f_back
+            self.found |= dict.fromkeys(reversed(stack))
 
 
-def _counts(code: CodeType, frame: FrameType) -> bool:
-    if code.co_name.startswith("<"):
-        return False
-    owner = frame.f_locals.get("self")
-    return not isinstance(inspect.getattr_static(type(owner), code.co_name, None), property)
+def _name(frame: FrameType) -> str:
+    code = frame.f_code
+    if not code.co_filename.startswith(OURS):
+        return code.co_qualname
+    where = Path(code.co_filename).relative_to(ROOT).with_suffix("")
+    return f"{'.'.join(where.parts)}:{code.co_qualname}"
 
 
 def ways(
@@ -69,51 +78,47 @@ def ways(
     Args:
         open_engine: gives an `AsyncEngine`; called under the eyes of the profile.
     """
-    way = Way()
-    forth: list[str] = []
-    back: list[str] = []
-    steps = 0
+    forth, back, steps = Way(FORTH), Way(BACK), 0
+
+    def event(frame: FrameType, kind: str, argument: Any) -> None:
+        forth.event(frame, kind, argument)
+        back.event(frame, kind, argument)
 
     async def run() -> None:
-        nonlocal forth, back, steps
         engine, loop = open_engine(), asyncio.get_running_loop()
         backend, step = engine._engine.backend, engine._engine.step
         compute = backend.run
 
         def computed(*args: Any) -> Any:
-            nonlocal forth, steps
+            nonlocal steps
             steps += 1
-            if steps == 1:
-                forth = way.take()
-                way.on = False
             logits = compute(*args)
-            way.on = steps == TOKEN
+            forth.on, back.on = False, steps == TOKEN
             return logits
 
         def stepped() -> None:
-            nonlocal back
-            if steps == TOKEN and not back:
+            if back.on:
                 # What was said is on its way through the event loop: let it arrive.
                 asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result()
-                way.on = False
-                back = way.take()
+                back.on = False
             step()
 
         backend.run, engine._engine.step = computed, stepped
         transport = httpx.ASGITransport(app=create_app(engine))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            way.on = True
+            forth.on = True
             reply = await client.post("/v1/chat/completions", json=body)
             reply.raise_for_status()
         await engine.close()
 
-    way.watch()
+    threading.setprofile(event)
+    sys.setprofile(event)
     try:
         asyncio.run(run())
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    return forth, back
+    return list(forth.found), list(back.found)
 
 
 def main(

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformers
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, plain_checkpoint
 from brainstacks.config import Quantization
 from brainstacks.errors import ConfigError, UnsupportedModel
@@ -23,7 +24,6 @@ from brainstacks.layers.blocks import Blocks, int8_blocks, nf4_blocks
 from brainstacks.layers.dequantized import dequantize
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
 from brainstacks.layers.quantize4bit import speed_up_quantize_4bit
-from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.tokenizer import ChatTokenizer
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from brainstacks.engine.request import (
     CompositionRequest,
     Event,
     GenerationRequest,
+    RouteRequest,
     Routing,
     SamplingParams,
     TextEvent,
@@ -171,7 +172,9 @@ class ComposedModel:
         if self._engine.serving.router is None:
             raise InvalidRequest("there is no meta-router in the registry; train and publish one")
         replies: list[Event | Routing | BrainstacksError] = []
-        self._engine.add_route("route", prompt, CompositionRequest(), replies.append)
+        request = RouteRequest("route", tuple(prompt))
+        self._engine.check(request)
+        self._engine.add(request, replies.append)
         self._run()
         reply = replies[0]
         if not isinstance(reply, Routing):
@@ -180,21 +183,32 @@ class ComposedModel:
 
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: str, weights: Weights = ..., **sampling: object
+        self, prompts: str, weights: Weights = ..., *, chat: bool = ..., **sampling: object
     ) -> str: ...
 
     @overload
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], weights: Weights = ..., **sampling: object
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        weights: Weights = ...,
+        *,
+        chat: bool = ...,
+        **sampling: object,
     ) -> list[str]: ...
 
     def generate(
-        self, prompts: str | Sequence[str | Sequence[int]], weights: Weights = "routed", **sampling: object
+        self,
+        prompts: str | Sequence[str | Sequence[int]],
+        weights: Weights = "routed",
+        *,
+        chat: bool = True,
+        **sampling: object,
     ) -> str | list[str]:
         """Answer prompts, all in one batch, each with its own composition.
 
         Args:
             prompts: user messages, which are put into the base's chat template, or token ids.
+            chat: False takes texts as they are, for a base without a template.
             sampling: fields of `SamplingParams`: max_tokens (256 unless given), temperature, seed, ...
 
         Returns:
@@ -204,17 +218,17 @@ class ComposedModel:
             InvalidRequest, ContextTooLong: a prompt or an option breaks a rule.
         """
         if isinstance(prompts, str):
-            return self.generate([prompts], weights, **sampling)[0]
+            return self.generate([prompts], weights, chat=chat, **sampling)[0]
         params = from_mapping(SamplingParams, {"max_tokens": 256, **sampling})
         outputs: list[list[Event | Routing | BrainstacksError]] = [[] for _ in prompts]
         requests = [
-            GenerationRequest(f"generate-{i}", tuple(self._prompt(prompt)), params, composition)
+            GenerationRequest(f"generate-{i}", tuple(self._prompt(prompt, chat)), params, composition)
             for i, (prompt, composition) in enumerate(
                 zip(prompts, self._compositions(len(prompts), weights), strict=True)
             )
         ]
         for request in requests:  # all of them before the first is taken in: it is all or nothing
-            self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
+            self._engine.check(request)
         for request, events in zip(requests, outputs, strict=True):
             self._engine.add(request, events.append)
         self._run()
@@ -230,7 +244,9 @@ class ComposedModel:
                 self._engine.wait()
             self._engine.step()
 
-    def _prompt(self, prompt: str | TokenIds) -> list[int]:
+    def _prompt(self, prompt: str | TokenIds, chat: bool = True) -> list[int]:
+        if isinstance(prompt, str) and not chat:
+            return self.base.chat_tokenizer().encode(prompt)
         if isinstance(prompt, str):
             return self.base.chat_tokenizer().encode_chat([{"role": "user", "content": prompt}])
         ids = self._ids(prompt)

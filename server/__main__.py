@@ -18,6 +18,7 @@ from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
 from server.app import create_app
 from server.drain import DrainingServer
+from server.help import help_text
 from server.settings import Settings
 from server.uploads import remove_leftovers
 
@@ -27,8 +28,12 @@ CANNOT_START = 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until SIGTERM. Exit code 0 after a drain, 1 when it cannot start, 2 for wrong options."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        print(help_text())
+        raise SystemExit(0)
     try:
-        settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if arguments is None else arguments))
+        settings = CliApp.run(Settings, cli_args=given)
         config = engine_config(settings)
     except ValidationError as error:
         for item in error.errors(include_input=False, include_url=False):

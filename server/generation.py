@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 from brainstacks.engine.interface import Engine
@@ -38,15 +39,16 @@ class Generation:
     async def start(self) -> list[RoutedEvent]:
         """Start all prompts; how each was composed. Raises what refuses one of them; none then runs."""
         found: dict[int, RoutedEvent] = {}
-        while len(found) < len(self.requests):
-            item = await self._next()
-            if item is None:
-                raise EngineFailure("The engine ended this request without routing it; try again")
-            prompt, event = item
-            if isinstance(event, RoutedEvent):
-                found[prompt] = event
+        with _cancelled_inside():
+            async for prompt, event in self._events:
+                if isinstance(event, RoutedEvent):
+                    found[prompt] = event
+                else:
+                    self._early.append((prompt, event))
+                if len(found) == len(self.requests):
+                    break
             else:
-                self._early.append((prompt, event))
+                raise EngineFailure("The engine ended this request without routing it; try again")
         self.routed = [found[prompt] for prompt in range(len(found))]
         for event in self.routed:
             self.metrics.prompt_tokens.inc(event.prompt_tokens)
@@ -58,12 +60,12 @@ class Generation:
         for prompt, event in self._early:
             self._observe(prompt, event)
             yield prompt, event
-        while (item := await self._next()) is not None:
-            prompt, following = item
-            if isinstance(following, RoutedEvent):
-                raise EngineFailure("The engine routed this request twice; try again")
-            self._observe(prompt, following)
-            yield prompt, following
+        with _cancelled_inside():
+            async for prompt, following in self._events:
+                if isinstance(following, RoutedEvent):
+                    raise EngineFailure("The engine routed this request twice; try again")
+                self._observe(prompt, following)
+                yield prompt, following
         self._finished = True
 
     async def close(self) -> None:
@@ -84,16 +86,6 @@ class Generation:
             "total_tokens": prompt + completion,
         }
 
-    async def _next(self) -> tuple[int, Event] | None:
-        try:
-            return await anext(self._events, None)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # From inside the engine: the client still waits.
-            raise EngineFailure("The engine cancelled this request; try again") from None
-
     def _observe(self, prompt: int, event: TextEvent) -> None:
         now = time.perf_counter()
         key = (prompt, event.index)
@@ -109,3 +101,15 @@ class Generation:
             self._last_token[key] = now
         if event.finish_reason is not None:
             self.metrics.end_to_end.observe(now - self.begin)
+
+
+@contextmanager
+def _cancelled_inside() -> Iterator[None]:
+    """A cancellation that comes from inside the engine is its failure: the client still waits."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise EngineFailure("The engine cancelled this request; try again") from None

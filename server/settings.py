@@ -36,14 +36,19 @@ class Settings(BaseSettings):
         description="base model: a directory, a hub id, a .gguf file, or packaged:smollm2-135m-instruct",
     )
     registry: str = Field(
-        default="stacks_registry", description="directory of the registry of stacks and routers"
+        default="stacks_registry",
+        description="directory of the registry of stacks and routers; made where there is none",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     quantization: Quantization = Field(
         default="nf4", description="how the base is held in memory; native is a .gguf file's own"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the base runs")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where the base runs: auto, cpu, cuda, or one of several, such as cuda:1",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="computing type; the base's own when left out"
     )

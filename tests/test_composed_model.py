@@ -149,6 +149,14 @@ def test_generate_equals_greedy_over_plain_logits(model: ComposedModel, stacks: 
     assert model.generate(prompts[0], weights[0], max_tokens=12, temperature=0.0) == texts[0]
 
 
+def test_a_text_can_be_taken_as_it_is(model: ComposedModel) -> None:
+    prompt, tokenizer = "once upon a time", model.base.chat_tokenizer()
+    plain = model.generate(prompt, None, chat=False, max_tokens=8, temperature=0.0)
+    ids = [tokenizer.encode(prompt)]
+    assert [plain] == model.generate(ids, None, max_tokens=8, temperature=0.0)
+    assert plain != model.generate(prompt, None, max_tokens=8, temperature=0.0)
+
+
 def test_generate_routes_unless_told_otherwise(model: ComposedModel) -> None:
     route = model.route("hello")
     routed = model.generate("hello", max_tokens=8, temperature=0.0)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = {
     "errors": 0,
+    "base_identity": 0,
     "cpu": 0,
     "config": 0,
     "fresh_thread": 0,
@@ -35,10 +36,11 @@ ORDER = {
     "composed_model": 6,
     "cli": 6,
 }
-"""A module imports only from its own level of `brainstacks` and those below. The base stands beside the
-stacks: what it is checked against is theirs, and the residency keeps them on its device."""
+"""A module imports only from its own level of `brainstacks` and those below; base and stacks stand side by
+side and know nothing of each other."""
 
 TORCH_FREE = (
+    "base_identity",
     "config",
     "cpu",
     "durable",
@@ -113,6 +115,20 @@ def test_inside_the_library_imports_go_downwards(path: Path) -> None:
         if package == "brainstacks":
             other = rest.split(".")[0]
             assert ORDER[other] <= level, f"{'.'.join(parts)} imports {name}"
+
+
+def test_base_and_stacks_know_nothing_of_each_other() -> None:
+    base = ROOT / "brainstacks" / "base_model.py"
+    assert not any(name.startswith("brainstacks.stacks") for name in imports(base))
+    for path in sources("brainstacks/stacks"):
+        assert not any(name.startswith("brainstacks.base_model") for name in imports(path)), path
+
+
+@pytest.mark.parametrize("package", ["brainstacks", "server", "training"])
+def test_the_page_on_the_architecture_names_every_file(package: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [path.name for path in sources(package) if path.name not in page]
+    assert not [name for name in missing if name != "__init__.py"]
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import MetaRouterConfig, StackConfig
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.delta import reference_delta
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import find_sites
 from brainstacks.routing.meta_router import MetaRouter
-from brainstacks.stacks.artifact import BaseIdentity, StackMetadata, stack_shapes
+from brainstacks.stacks.artifact import StackMetadata, stack_shapes
 from brainstacks.stacks.manifest import Published
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterMetadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from brainstacks.engine.request import (
     CompositionRequest,
     Event,
     GenerationRequest,
+    RouteRequest,
     Routing,
     TextEvent,
 )
@@ -30,6 +32,8 @@ from brainstacks.errors import BrainstacksError, InvalidRequest, Unavailable
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.registry import Registry
 from brainstacks.tokenizer import ChatTokenizer
+
+log = logging.getLogger(__name__)
 
 
 class AsyncEngine:
@@ -62,12 +66,15 @@ class AsyncEngine:
         dtype: str | None = None,
         config: EngineConfig | None = None,
     ) -> AsyncEngine:
-        """Load the base and everything that the registry serves; takes seconds to minutes.
+        """Load the base and everything that the registry serves, which is made where there is none; takes
+        seconds to minutes.
 
         Raises:
             ConfigError, UnsupportedModel
         """
-        store = Registry(Path(registry))
+        if not Path(registry).exists():
+            log.info("there is no registry %s; an empty one is made", registry)
+        store = Registry(Path(registry), create=True)
 
         def load() -> StepEngine:
             loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))
@@ -79,13 +86,13 @@ class AsyncEngine:
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
         """See `interface.Engine`."""
         for request in requests:
-            self._engine.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
+            self._engine.check(request)
         left = [request.n for request in requests]
         with self._opened([request.request_id for request in requests]) as replies:
             try:
                 for index, request in enumerate(requests):
                     sink = partial(self._thread.outbox.put, replies, index)
-                    self._thread.take_in(partial(self._engine.add, request, sink), sink)
+                    self._thread.put(partial(self._engine.add, request, sink), sink)
                 while any(left):
                     index, reply = await replies.get()
                     if isinstance(reply, BrainstacksError):
@@ -105,11 +112,11 @@ class AsyncEngine:
         self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
     ) -> Routing:
         """See `interface.Engine`."""
-        self._engine.check(prompt_ids, composition, 0)
+        request = RouteRequest(request_id, tuple(prompt_ids), composition)
+        self._engine.check(request)
         with self._opened([request_id]) as replies:
             sink = partial(self._thread.outbox.put, replies, 0)
-            add = partial(self._engine.add_route, request_id, prompt_ids, composition, sink)
-            self._thread.take_in(add, sink)
+            self._thread.put(partial(self._engine.add, request, sink), sink)
             try:
                 _, reply = await replies.get()
             except asyncio.CancelledError:
@@ -131,6 +138,8 @@ class AsyncEngine:
         """
         if self._draining:
             raise Unavailable("the server is shutting down; retry with another one", retry_after=5)
+        if not self._thread.alive:
+            raise Unavailable("the engine has stopped; restart the server")
         for request_id in request_ids:
             if request_id in self._open:
                 raise InvalidRequest(

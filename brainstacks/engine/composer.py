@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from brainstacks.engine.request import CompositionRequest, Routing, StackRef
+from brainstacks.engine.request import CompositionRequest, Request, Routing, StackRef
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import InvalidRequest
 from brainstacks.routing.policy import GATE_THRESHOLD, active_domains, floored
@@ -48,8 +48,7 @@ class Composer:
 
     def compose(
         self,
-        request_id: str,
-        composition: CompositionRequest,
+        request: Request,
         generation: int,
         probabilities: Mapping[str, float] | None = None,
         router_ms: float = 0.0,
@@ -70,17 +69,14 @@ class Composer:
             DomainNotFound: a domain was deleted in this very moment.
         """
         router = router or self._serving.router
-        weights, active = self._chosen(composition, probabilities, router)
+        weights, active = self._chosen(request.composition, probabilities, router)
         lease = self._cache.acquire(active, on_change)
-        routing = _routing(
-            request_id, composition, generation, probabilities, router_ms, weights, lease.stacks
-        )
+        routing = _routing(request, generation, probabilities, router_ms, weights, lease.stacks)
         return Composition(routing, lease, {stack.key: weights[d] for d, stack in lease.stacks.items()})
 
     def route(
         self,
-        request_id: str,
-        composition: CompositionRequest,
+        request: Request,
         generation: int,
         probabilities: Mapping[str, float] | None = None,
         router_ms: float = 0.0,
@@ -88,10 +84,10 @@ class Composer:
         router: Router | None = None,
     ) -> Routing:
         """What `compose` would run with; pins and loads nothing. Arguments and errors as there."""
-        weights, active = self._chosen(composition, probabilities, router or self._serving.router)
+        weights, active = self._chosen(request.composition, probabilities, router or self._serving.router)
         serving = self._cache.serving
         stacks = {domain: serving[domain] for domain in active if domain in serving}
-        return _routing(request_id, composition, generation, probabilities, router_ms, weights, stacks)
+        return _routing(request, generation, probabilities, router_ms, weights, stacks)
 
     def _chosen(
         self,
@@ -128,8 +124,7 @@ class Composer:
 
 
 def _routing(
-    request_id: str,
-    composition: CompositionRequest,
+    request: Request,
     generation: int,
     probabilities: Mapping[str, float] | None,
     router_ms: float,
@@ -137,8 +132,8 @@ def _routing(
     active: Mapping[str, ServedStack],
 ) -> Routing:
     return Routing(
-        request_id=request_id,
-        mode=composition.mode,
+        request_id=request.request_id,
+        mode=request.composition.mode,
         probabilities=probabilities,
         weights=weights,
         active=tuple(active),

@@ -19,15 +19,14 @@ from brainstacks.engine import output
 from brainstacks.engine.backend import Backend
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.composer import Composer
-from brainstacks.engine.forward import Forward, Outcome
 from brainstacks.engine.intake import Intake
 from brainstacks.engine.interface import Load
 from brainstacks.engine.jobs import Job, as_reply
 from brainstacks.engine.kv_cache import affordable_tokens
-from brainstacks.engine.model_runner import ModelRunner
+from brainstacks.engine.model_runner import ModelRunner, Outcome
 from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.replies import Sink
-from brainstacks.engine.request import CompositionRequest, FinishReason, GenerationRequest
+from brainstacks.engine.request import FinishReason, GenerationRequest, Request
 from brainstacks.engine.router_pass import RouterPass
 from brainstacks.engine.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
@@ -74,13 +73,14 @@ class StepEngine:
             reserve=config.deterministic,
         )
         self._scheduler = Scheduler(config, self._blocks)
-        self._runner = ModelRunner(base, self.hooks, self._blocks.pool.size, config)
+        self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
+        self._runner = ModelRunner(
+            base, self.hooks, config, self.tokenizer, self._scheduler, self._blocks, self._sampler
+        )
         self.stacks.bank.prepare_with(self.backend.prepare)
         log.info("steps are computed by %s; the processor is %s", self.backend.name, cpu())
         router_pass = RouterPass(base, config, self._blocks, self._runner)
         self._intake = Intake(base, config, self.serving, self.composer, router_pass, self.records, self._end)
-        self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
-        self._forward = Forward(self.tokenizer, self._scheduler, self._blocks, self._runner, self._sampler)
         self._arrivals = count()
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Event()
@@ -135,26 +135,30 @@ class StepEngine:
 
         self._on_change = changed
 
-    def add(self, request: GenerationRequest, sink: Sink) -> None:
-        """Take in a request; its events go to `sink`, errors too.
+    def add(self, request: Request, sink: Sink) -> None:
+        """Take in a request that `check` lets pass.
+
+        Args:
+            sink: called on the engine's thread: with one `RoutedEvent`, then `TextEvent`s until every
+                completion has finished; of a request for a route, with one `Routing`; or, once and last, with
+                the error that ended it.
 
         Raises:
-            InvalidRequest, ContextTooLong, Overloaded: it was not taken in.
+            InvalidRequest, Overloaded: it was not taken in.
         """
-        self.check(request.prompt_ids, request.composition, request.sampling.max_tokens)
-        self._intake.check_sampling(request.sampling)
-        self._enqueue(Job(request.request_id, request.prompt_ids, request.composition, sink, request))
+        if request.request_id in self._jobs:
+            raise InvalidRequest(
+                f"request id {request.request_id!r} is in use; choose another", param="request_id"
+            )
+        waiting, room = self._waiting, self.config.max_queue
+        if waiting >= room:
+            raise Overloaded(f"{waiting} requests are waiting, and the queue holds {room}; retry later")
+        job = self._jobs[request.request_id] = Job(request, sink, next(self._arrivals))
+        self._intake.unrouted.append(job)
 
-    def add_route(
-        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest, sink: Sink
-    ) -> None:
-        """Take in a request for its route alone; `sink` gets one `Routing`. Raises as `add`."""
-        self.check(prompt_ids, composition, 0)
-        self._enqueue(Job(request_id, prompt_ids, composition, sink))
-
-    def check(self, prompt_ids: Sequence[int], composition: CompositionRequest, max_tokens: int) -> None:
-        """Refuse what can never run; safe to call from any thread. Raises InvalidRequest, ContextTooLong."""
-        self._intake.check(prompt_ids, composition, max_tokens)
+    def check(self, request: Request) -> None:
+        """Refuse what can never run; on any thread. Raises InvalidRequest, ContextTooLong."""
+        self._intake.check(request)
 
     def abort(self, request_id: str, reason: BrainstacksError | None = None) -> None:
         """Drop a request and free what it held; does nothing when it is over already.
@@ -178,18 +182,6 @@ class StepEngine:
     @property
     def _waiting(self) -> int:
         return len(self._intake) + len(self._scheduler.waiting)
-
-    def _enqueue(self, job: Job) -> None:
-        if job.request_id in self._jobs:
-            raise InvalidRequest(
-                f"request id {job.request_id!r} is in use; choose another", param="request_id"
-            )
-        waiting, room = self._waiting, self.config.max_queue
-        if waiting >= room:
-            raise Overloaded(f"{waiting} requests are waiting, and the queue holds {room}; retry later")
-        job.arrival = next(self._arrivals)
-        self._jobs[job.request_id] = job
-        self._intake.add(job)
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -215,7 +207,7 @@ class StepEngine:
         going_on = [row for row in rows if row.sequence.finish_reason is None]
         outcomes: list[Outcome] = []
         with self._ending(self._job(row.sequence) for row in going_on):
-            outcomes = self._forward.run(going_on, self.stacks.bank) if going_on else []
+            outcomes = self._runner.run(going_on, self.stacks.bank) if going_on else []
         for outcome in outcomes:
             if outcome.sequence.finish_reason is None:
                 job = self._job(outcome.sequence)
@@ -226,7 +218,7 @@ class StepEngine:
         return self._jobs[sequence.request.request_id]
 
     def _start(self, job: Job) -> None:
-        if job.composed is None or job.request is None:
+        if job.composed is None or not isinstance(job.request, GenerationRequest):
             raise ValueError("only a composed request can start")
         if job.composed.lease.error is not None:
             self._end(job, job.composed.lease.error)
@@ -254,7 +246,7 @@ class StepEngine:
             return
         reason = output.accept(sequence, result, self.base.eos_token_ids)
         if reason is None:
-            job.report(sequence)
+            job.sink(output.text_event(sequence))
         else:
             self._finish(job, sequence, reason)
 
@@ -269,11 +261,11 @@ class StepEngine:
         self._scheduler.finish(sequence)
         if job.over:
             self._end(job)  # before the last word is said: its reader may count on it
-        job.report(sequence)
+        job.sink(output.text_event(sequence))
 
     def _end(self, job: Job, reason: BrainstacksError | None = None) -> None:
         """Free all that a job holds; does nothing when that has been done."""
-        if self._jobs.pop(job.request_id, None) is None:
+        if self._jobs.pop(job.request.request_id, None) is None:
             return
         if reason is not None:
             job.sink(reason)

@@ -12,7 +12,7 @@ import torch
 
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.replies import Outbox, Sink
-from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
+from brainstacks.errors import BrainstacksError, EngineFailure
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class EngineThread:
     def __init__(self, engine: StepEngine) -> None:
         self.outbox = Outbox()
         self._engine = engine
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Callable[[], None], Sink | None] | None] = queue.SimpleQueue()
         engine.set_on_change(lambda: self.put(_nothing))  # wakes the thread: something can run now
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -36,29 +36,9 @@ class EngineThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def put(self, command: Callable[[], None]) -> None:
-        """Have `command`, which raises nothing, called before the next step."""
-        self._commands.put(command)
-
-    def take_in(self, add: Callable[[], None], sink: Sink) -> None:
-        """Have a request added before the next step; `sink` gets what `add` raises.
-
-        Raises:
-            Unavailable: the thread has ended.
-        """
-        if not self.alive:
-            raise Unavailable("the engine has stopped; restart the server")
-
-        def command() -> None:
-            try:
-                add()
-            except BrainstacksError as error:
-                sink(error)
-            except Exception:
-                log.exception("a request could not be taken in")
-                sink(EngineFailure("the engine could not take the request in; retry"))
-
-        self.put(command)
+    def put(self, command: Callable[[], None], sink: Sink | None = None) -> None:
+        """Have `command` called before the next step; `sink` gets what it raises."""
+        self._commands.put((command, sink))
 
     async def answers(self) -> bool:
         """Whether the thread lives; waits for it to answer."""
@@ -88,10 +68,18 @@ class EngineThread:
             torch.set_num_threads(1)
         while True:
             while not self._engine.can_step or not self._commands.empty():
-                command = self._commands.get()
-                if command is None:
+                asked = self._commands.get()
+                if asked is None:
                     return
-                command()
+                command, sink = asked
+                try:
+                    command()
+                except Exception as error:
+                    if not isinstance(error, BrainstacksError):
+                        log.exception("the engine could not do what it was asked")
+                        error = EngineFailure("the engine could not take the request in; retry")
+                    if sink is not None:
+                        sink(error)
                 self.outbox.flush()
             self._engine.step()
             self.outbox.flush()

@@ -10,7 +10,7 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.composer import Composer
 from brainstacks.engine.jobs import Job
 from brainstacks.engine.records import RoutingRecords
-from brainstacks.engine.request import CompositionRequest, SamplingParams
+from brainstacks.engine.request import GenerationRequest, Request
 from brainstacks.engine.router_pass import RouterPass
 from brainstacks.engine.serving import Serving
 from brainstacks.engine.sticky_routes import Probabilities, StickyRoutes
@@ -46,7 +46,7 @@ class Intake:
         self._records = records
         self._end = end
         self._sticky = StickyRoutes(config.routing_records)
-        self._unrouted: deque[Job] = deque()
+        self.unrouted: deque[Job] = deque()
         self._loading: list[Job] = []  # composed; their stacks are on the way to the device
         self.max_context = min(
             base.max_context,
@@ -55,37 +55,35 @@ class Intake:
         )
 
     def __len__(self) -> int:
-        return len(self._unrouted) + len(self._loading)
+        return len(self.unrouted) + len(self._loading)
 
     @property
     def can_step(self) -> bool:
         """Something can be routed, or has got its stacks."""
-        return bool(self._unrouted) or any(job.settled for job in self._loading)
+        return bool(self.unrouted) or any(job.settled for job in self._loading)
 
-    def check(self, prompt_ids: Sequence[int], composition: CompositionRequest, max_tokens: int) -> None:
+    def check(self, request: Request) -> None:
         """Refuse what can never run. Raises InvalidRequest, ContextTooLong."""
-        if not prompt_ids:
+        tokens = len(request.prompt_ids)
+        if not tokens:
             raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
-        self._check_ids(prompt_ids, "prompt")
-        if len(prompt_ids) + max_tokens > self.max_context:
+        self._check_ids(request.prompt_ids, "prompt")
+        most = 0
+        if isinstance(request, GenerationRequest):
+            most = request.sampling.max_tokens
+            self._check_ids(request.sampling.logit_bias, "logit_bias")
+            self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
+        if tokens + most > self.max_context:
             raise ContextTooLong(
-                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {max_tokens}, together "
-                f"{len(prompt_ids) + max_tokens}; the context is {self.max_context} tokens; shorten one",
-                param="max_tokens" if len(prompt_ids) <= self.max_context else "prompt",
+                f"the prompt has {tokens} tokens and max_tokens is {most}, together {tokens + most}; "
+                f"the context is {self.max_context} tokens; shorten one",
+                param="max_tokens" if tokens <= self.max_context else "prompt",
             )
-        self._composer.check(composition)
-
-    def check_sampling(self, sampling: SamplingParams) -> None:
-        """Refuse tokens that do not exist. Raises InvalidRequest."""
-        self._check_ids(sampling.logit_bias, "logit_bias")
-        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
-
-    def add(self, job: Job) -> None:
-        self._unrouted.append(job)
+        self._composer.check(request.composition)
 
     def drop(self, job: Job) -> None:
         """Forget a job, wherever it is; does nothing when it has gone on already."""
-        for queue in (self._unrouted, self._loading):
+        for queue in (self.unrouted, self._loading):
             if job in queue:
                 queue.remove(job)
 
@@ -95,18 +93,18 @@ class Intake:
         taken: list[Job] = []
         names: set[str] = set()
         prompts = tokens = 0
-        while self._unrouted:
-            job = self._unrouted[0]
+        while self.unrouted:
+            job = self.unrouted[0]
             if router is not None and self._reads(job, router):
                 prompts += 1
-                tokens += min(len(job.prompt_ids), router.config.sequence_length)
+                tokens += min(len(job.request.prompt_ids), router.config.sequence_length)
                 full = prompts > self._config.max_router_batch or tokens > self._config.max_prefill_tokens
-                name = job.composition.sticky
+                name = job.request.composition.sticky
                 if (full and prompts > 1) or name in names:  # a conversation's first prompt decides for both
                     break
                 if name is not None:
                     names.add(name)
-            taken.append(self._unrouted.popleft())
+            taken.append(self.unrouted.popleft())
         return taken
 
     def route(self, jobs: Sequence[Job], on_change: Callable[[], None]) -> None:
@@ -120,16 +118,30 @@ class Intake:
         milliseconds = 0.0
         reading = [job for job in jobs if router is not None and self._reads(job, router)]
         if reading and router is not None:
-            rows, milliseconds = self._router_pass.run(router, [job.prompt_ids for job in reading])
+            rows, milliseconds = self._router_pass.run(router, [job.request.prompt_ids for job in reading])
             read = dict(zip(reading, rows, strict=True))
         for job in jobs:
-            name, probabilities = job.composition.sticky, read.get(job)
+            name, probabilities = job.request.composition.sticky, read.get(job)
             if probabilities is not None and router is not None:
                 self._sticky.remember(name, router, probabilities)
             elif router is not None:
                 probabilities = self._sticky.recall(name, router)
+            asked = (
+                job.request,
+                self._serving.generation,
+                probabilities,
+                milliseconds if job in read else 0.0,
+            )
             try:
-                self._compose(job, router, probabilities, milliseconds if job in read else 0.0, on_change)
+                if isinstance(job.request, GenerationRequest):
+                    job.composed = self._composer.compose(*asked, router=router, on_change=on_change)
+                    self._records.add(job.composed.routing)
+                    self._loading.append(job)
+                else:
+                    routing = self._composer.route(*asked, router=router)
+                    self._records.add(routing)
+                    job.sink(routing)
+                    self._end(job, None)
             except BrainstacksError as error:
                 self._end(job, error)
 
@@ -141,27 +153,8 @@ class Intake:
 
     def _reads(self, job: Job, router: Router) -> bool:
         """Whether `router` is to read the job's prompt."""
-        asked = job.composition
+        asked = job.request.composition
         return asked.mode == "routed" and self._sticky.recall(asked.sticky, router) is None
-
-    def _compose(
-        self,
-        job: Job,
-        router: Router | None,
-        probabilities: Probabilities | None,
-        milliseconds: float,
-        on_change: Callable[[], None],
-    ) -> None:
-        asked = (job.request_id, job.composition, self._serving.generation, probabilities, milliseconds)
-        if job.request is None:
-            routing = self._composer.route(*asked, router=router)
-            self._records.add(routing)
-            job.sink(routing)
-            self._end(job, None)
-        else:
-            job.composed = self._composer.compose(*asked, router=router, on_change=on_change)
-            self._records.add(job.composed.routing)
-            self._loading.append(job)
 
     def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
         bad = next((i for i in token_ids if not 0 <= i < self._vocab), None)

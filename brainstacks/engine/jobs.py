@@ -9,11 +9,10 @@ import torch
 
 from brainstacks.engine.composer import Composition
 from brainstacks.engine.detokenizer import Detokenizer
-from brainstacks.engine.output import text_event
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import (
-    CompositionRequest,
     GenerationRequest,
+    Request,
     RoutedEvent,
     TokenLogprob,
 )
@@ -28,19 +27,15 @@ class Job:
     """A request inside the engine.
 
     Attributes:
-        sink: gets its events, or the error that ended it.
-        request: None for one that only asks for its route.
+        sink: gets its events, or the error that ended it; of a request for a route, that alone.
         arrival: its place in the order of arrival.
         composed: set once it is routed; its stacks are held until the job ends.
         sequences: its completions, once its stacks are on the device.
         paused: its client is to read first what it has.
     """
 
-    request_id: str
-    prompt_ids: Sequence[int]
-    composition: CompositionRequest
+    request: Request
     sink: Sink
-    request: GenerationRequest | None = None
     arrival: int = 0
     composed: Composition | None = None
     sequences: list[Running] = field(default_factory=list)
@@ -53,18 +48,19 @@ class Job:
 
     def open(self, sampler: Sampler, tokenizer: ChatTokenizer | None) -> list[Running]:
         """Make the completions of a composed request: the first computes the prompt for all of them."""
-        if self.request is None or self.composed is None:
-            raise ValueError(f"{self.request_id!r} has nothing to generate yet")
-        params = self.request.sampling
-        for index in range(self.request.n):
+        request = self.request
+        if not isinstance(request, GenerationRequest) or self.composed is None:
+            raise ValueError(f"{request.request_id!r} has nothing to generate yet")
+        params = request.sampling
+        for index in range(request.n):
             seed = None if params.seed is None else params.seed + index
             self.sequences.append(
                 Running(
-                    request=self.request,
+                    request=request,
                     index=index,
-                    sampling_state=sampler.new_state(params, self.prompt_ids, seed),
+                    sampling_state=sampler.new_state(params, request.prompt_ids, seed),
                     detokenizer=(
-                        Detokenizer(tokenizer, params.stop, self.prompt_ids)
+                        Detokenizer(tokenizer, params.stop, request.prompt_ids)
                         if tokenizer is not None
                         else None
                     ),
@@ -81,13 +77,9 @@ class Job:
     def announce(self, logprobs: Sequence[TokenLogprob | None] | None) -> None:
         """Send the `RoutedEvent`, which comes before any text; `logprobs` are the prompt's, if asked for."""
         if self.composed is None:
-            raise ValueError(f"{self.request_id!r} is not composed yet")
+            raise ValueError(f"{self.request.request_id!r} is not composed yet")
         found = tuple(logprobs) if logprobs is not None else None
-        self.sink(RoutedEvent(self.composed.routing, len(self.prompt_ids), found))
-
-    def report(self, sequence: Running) -> None:
-        """Send what is new of a completion."""
-        self.sink(text_event(sequence))
+        self.sink(RoutedEvent(self.composed.routing, len(self.request.prompt_ids), found))
 
     @property
     def settled(self) -> bool:

@@ -1,20 +1,40 @@
-"""One step on the device: rows in, logits out."""
+"""One step on the device: rows in; out, what each sequence gets whose known tokens are all computed by it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.engine import backend
-from brainstacks.engine.batch import StepBatch, build
+from brainstacks.engine import backend, output
+from brainstacks.engine.batch import build
+from brainstacks.engine.block_manager import BlockManager
+from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.kv_cache import PagedCache, attention_shape
-from brainstacks.engine.scheduler import Row
+from brainstacks.engine.sampler import Sampled, Sampler
+from brainstacks.engine.scheduler import Row, Scheduler
+from brainstacks.engine.sequence import Sequence as Running
+from brainstacks.errors import EngineFailure
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a forward gave a sequence.
+
+    Attributes:
+        result: its next token; the error that ends its request; None where there is nothing to generate.
+        scored: the log-probabilities of its prompt are complete with this.
+    """
+
+    sequence: Running
+    result: Sampled | EngineFailure | None
+    scored: bool = False
 
 
 class ModelRunner:
@@ -22,38 +42,77 @@ class ModelRunner:
 
     Args:
         hooks: attached to `base`.
-        blocks: of KV memory.
+        tokenizer: for the texts of log-probabilities.
+        others: of the engine.
 
     Raises:
         ConfigError: there is no room for the KV cache, or `config.backend` cannot compute this base.
     """
 
-    def __init__(self, base: BaseModel, hooks: CompositionHooks, blocks: int, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        hooks: CompositionHooks,
+        config: EngineConfig,
+        tokenizer: Tokenizer | None,
+        scheduler: Scheduler,
+        blocks: BlockManager,
+        sampler: Sampler,
+    ) -> None:
         kv_heads, head_dim = attention_shape(base)
         self.cache = PagedCache(
             layers=base.identity.layers,
-            blocks=blocks,
+            blocks=blocks.pool.size,
             kv_heads=kv_heads,
             head_dim=head_dim,
             device=base.device,
             dtype=base.dtype,
         )
         self.backend = backend.choose(base, hooks, self.cache, config)
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._blocks = blocks
+        self._sampler = sampler
         self._decode_rows = config.max_batch_size if config.deterministic and self.backend.fixed_shapes else 0
         self._softcap = getattr(base.model.config.get_text_config(), "final_logit_softcapping", None)
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row], bank: StackBank) -> tuple[StepBatch, Tensor]:
-        """Compute `rows` and store their keys and values.
-
-        Returns:
-            the batch, and logits [L, V] float32 of its `wanted` tokens.
+    def run(self, rows: Sequence[Row], bank: StackBank) -> list[Outcome]:
+        """Compute `rows` and store their keys and values; outcomes come with a request's first completion in
+        front of those that share its prompt.
         """
         batch = build(rows, self._decode_rows)
         logits = self.backend.run(batch, bank)
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
-        return batch, logits
+        outcomes: list[Outcome] = []
+        chosen: list[tuple[Running, int, bool]] = []
+        at = 0
+        for row, count in zip(batch.rows, batch.wanted_counts, strict=True):
+            sequence, at = row.sequence, at + count
+            sequence.computed = row.start + row.count
+            self._blocks.remember(sequence)
+            scored = False
+            if sequence.scores_prompt:
+                try:
+                    scored = self._score_prompt(row, logits[at - count : at])
+                except EngineFailure as error:
+                    outcomes.append(Outcome(sequence, error))
+                    continue
+            if sequence.pending == 0 and sequence.request.sampling.max_tokens == 0:
+                outcomes.append(Outcome(sequence, None, scored))
+            elif sequence.pending == 0:
+                chosen.append((sequence, at - 1, scored))
+                chosen += [(one, at - 1, False) for one in self._fork(sequence)]
+        if chosen:
+            indices = [index for _, index, _ in chosen]
+            together = logits if indices == list(range(len(logits))) else logits[indices]
+            results = self._sampler.sample(together, [sequence for sequence, _, _ in chosen])
+            outcomes += [
+                Outcome(sequence, result, scored)
+                for (sequence, _, scored), result in zip(chosen, results, strict=True)
+            ]
+        return outcomes
 
     @torch.inference_mode()
     def features(self, rows: Sequence[Row], mid_weight: float, last_weight: float) -> list[Tensor]:
@@ -67,3 +126,24 @@ class ModelRunner:
         packed = mid_weight * mid + last_weight * last
         found = dict(zip(batch.rows, packed.split([row.count for row in batch.rows]), strict=True))
         return [found[row] for row in rows]
+
+    def _score_prompt(self, row: Row, logits: Tensor) -> bool:
+        """Collect the prompt's log-probabilities from logits [count, V] of a part; whether it was the last.
+
+        Raises:
+            EngineFailure: they are not finite.
+        """
+        sequence, request = row.sequence, row.sequence.request
+        sequence.prompt_logprobs += output.prompt_logprobs(
+            self._tokenizer, request.prompt_ids, row.start, logits, request.sampling.prompt_logprobs or 0
+        )
+        sequence.scores_prompt = sequence.pending > 0
+        return not sequence.scores_prompt
+
+    def _fork(self, leader: Running) -> list[Running]:
+        """Completions that share the prompt that `leader` has computed just now; none at any other time."""
+        if leader.output_ids or leader.request.n == 1:
+            return []
+        joined, copies = self._scheduler.fork(leader)
+        self.cache.copy(copies)
+        return joined

@@ -23,24 +23,18 @@ class Replies:
 
     def __init__(self, most: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self._most = most
-        self._pause = pause
-        self._resume = resume
-        self._queue: asyncio.Queue[tuple[int, Reply]] = asyncio.Queue()
-        self._paused = False
-
-    def arrive(self, index: int, reply: Reply) -> None:
-        self._queue.put_nowait((index, reply))
-        if not self._paused and self._queue.qsize() >= self._most:
-            self._paused = True
-            self._pause()
+        self.most = most
+        self.pause = pause
+        self.resume = resume
+        self.queue: asyncio.Queue[tuple[int, Reply]] = asyncio.Queue()
+        self.paused = False
 
     async def get(self) -> tuple[int, Reply]:
         """Which of its requests is told, and what."""
-        found = await self._queue.get()
-        if self._paused and self._queue.qsize() <= self._most // 2:
-            self._paused = False
-            self._resume()
+        found = await self.queue.get()
+        if self.paused and self.queue.qsize() <= self.most // 2:
+            self.paused = False
+            self.resume()
         return found
 
 
@@ -66,4 +60,7 @@ class Outbox:
 
 def _deliver(held: list[tuple[Replies, int, Reply]]) -> None:
     for replies, index, reply in held:
-        replies.arrive(index, reply)
+        replies.queue.put_nowait((index, reply))
+        if not replies.paused and replies.queue.qsize() >= replies.most:
+            replies.paused = True
+            replies.pause()

@@ -106,6 +106,15 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class RouteRequest:
+    """One prompt, of which only the route is asked."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    composition: CompositionRequest = CompositionRequest()
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One prompt, and `n` independent completions of it.
 
@@ -117,6 +126,9 @@ class GenerationRequest:
     sampling: SamplingParams
     composition: CompositionRequest = CompositionRequest()
     n: int = 1
+
+
+Request = GenerationRequest | RouteRequest
 
 
 @dataclass(frozen=True)

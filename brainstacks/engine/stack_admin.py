@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from brainstacks import fresh_thread
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import DomainNotFound
-from brainstacks.stacks.artifact import BaseIdentity, read_stack_metadata
+from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.manifest import History, Published, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import check_router_base

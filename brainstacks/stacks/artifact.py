@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brainstacks.base_identity import BaseRef
 from brainstacks.config import RESERVED_DOMAINS, StackConfig
 from brainstacks.errors import IncompatibleArtifact, InvalidArtifact
 from brainstacks.stacks.document import Fields, dump_json, show
@@ -74,46 +75,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class BaseIdentity:
-    """What a base is, as far as stacks and routers depend on it.
-
-    Attributes:
-        id: its name, for people.
-        fingerprint: hash of its weights, independent of how they are quantised.
-        architecture: of its configuration, such as `LlamaForCausalLM`.
-        layers: number of decoder layers.
-        dims: projection -> (d_in, d_out).
-        hidden_size: width of its hidden states.
-    """
-
-    id: str
-    fingerprint: str
-    architecture: str
-    layers: int
-    dims: Mapping[str, tuple[int, int]]
-    hidden_size: int
-
-    @property
-    def ref(self) -> BaseRef:
-        """The part that files carry."""
-        return BaseRef(self.id, self.fingerprint, self.architecture)
-
-
-@dataclass(frozen=True)
-class BaseRef:
-    """The base that a file was trained on."""
-
-    id: str
-    fingerprint: str
-    architecture: str
-
-    @classmethod
-    def from_document(cls, value: Any) -> BaseRef:
-        fields = Fields(value, "'base'")
-        ref = cls(fields.text("id"), fields.text("fingerprint"), fields.text("architecture"))
-        fields.end()
-        return ref
+def base_ref(value: Any) -> BaseRef:
+    """From a file's document."""
+    fields = Fields(value, "'base'")
+    ref = BaseRef(fields.text("id"), fields.text("fingerprint"), fields.text("architecture"))
+    fields.end()
+    return ref
 
 
 @dataclass(frozen=True)
@@ -226,7 +193,7 @@ class StackMetadata:
                 projection: tuple(pair) if isinstance(pair, list) else ()
                 for projection, pair in fields.mapping("dims").items()
             },
-            base=BaseRef.from_document(fields.mapping("base")),
+            base=base_ref(fields.mapping("base")),
             null_space=fields.nullable(fields.mapping, "null_space"),
             predecessors=tuple(Predecessor.from_document(v) for v in fields.items("predecessors")),
             data=tuple(DataSource.from_document(v) for v in fields.items("data")),

@@ -19,15 +19,10 @@ from typing import Any
 
 import torch
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import PROJECTIONS, MetaRouterConfig, StackConfig
 from brainstacks.errors import ConfigError, InvalidArtifact
-from brainstacks.stacks.artifact import (
-    BaseIdentity,
-    DataSource,
-    Predecessor,
-    StackMetadata,
-    check_domain_name,
-)
+from brainstacks.stacks.artifact import DataSource, Predecessor, StackMetadata, check_domain_name
 from brainstacks.stacks.document import Fields, parse_json, show
 from brainstacks.stacks.legacy_pt import Modules, Note, read_pt, read_round
 from brainstacks.stacks.manifest import Published

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import PROJECTIONS
 from brainstacks.errors import InvalidArtifact
-from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.stacks.document import show
 
 Note = Callable[[str], None]

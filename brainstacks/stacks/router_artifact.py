@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brainstacks.base_identity import BaseRef
 from brainstacks.config import MetaRouterConfig
 from brainstacks.errors import IncompatibleArtifact, InvalidArtifact
 from brainstacks.stacks.artifact import (
-    BaseRef,
     DataSource,
     StackFile,
+    base_ref,
     check_digest,
     check_domain_name,
     inspect_stack,
@@ -89,7 +90,7 @@ class RouterMetadata:
         metadata = cls(
             config=build_config(MetaRouterConfig, fields.mapping("config")),
             stacks=fields.mapping("stacks"),
-            base=BaseRef.from_document(fields.mapping("base")),
+            base=base_ref(fields.mapping("base")),
             hyperparameters=fields.mapping("hyperparameters"),
             data=tuple(DataSource.from_document(value) for value in fields.items("data")),
             seed=fields.nullable(fields.integer, "seed"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from brainstacks.stacks.artifact import BaseIdentity
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, write_router
 

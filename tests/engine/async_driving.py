@@ -59,7 +59,7 @@ class Running:
         def wait() -> None:
             gate.wait(300)
 
-        self.engine._thread._commands.put(wait)
+        self.engine._thread.put(wait)
         return gate
 
     def write(self, domain: str, stack: StackTensors) -> Path:

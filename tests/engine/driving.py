@@ -133,6 +133,7 @@ def start(engine: StepEngine, *requests: GenerationRequest) -> list[Answer]:
     answers = []
     for one in requests:
         answers.append(Answer())
+        engine.check(one)
         engine.add(one, answers[-1].events.append)
     return answers
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
 
+from brainstacks.engine.async_engine import AsyncEngine
 from brainstacks.engine.request import (
     CompositionRequest,
 )
@@ -280,3 +282,14 @@ async def test_the_engine_survives_a_step_that_fails(
     assert await running.engine.status.healthy()
     one = request("after", prompt_of(4))
     assert await collect(stream(running.engine, one)) == expected(running, one, 8)
+
+
+async def test_a_registry_that_is_not_there_is_made_and_said_so(
+    tiny_directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "brainstacks.engine.async_engine"):
+        engine = AsyncEngine.open(base=tiny_directory, registry=tmp_path / "new", quantization="none")
+    assert "an empty one is made" in caplog.text
+    assert (engine.stacks.names(), engine.stacks.generation) == ([], 0)
+    await engine.close()
+    assert (tmp_path / "new").is_dir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brainstacks.engine.composer import Composition
-from brainstacks.engine.request import CompositionRequest
+from brainstacks.engine.request import CompositionRequest, RouteRequest
 from brainstacks.errors import InvalidRequest
 from brainstacks.routing.policy import GATE_THRESHOLD
 from tests.engine.driving import DOMAINS, Served, fixed, serve
@@ -23,7 +23,7 @@ def served(tmp_path: Path) -> Served:
 def compose(
     served: Served, asked: CompositionRequest, probabilities: dict[str, float] | None = None
 ) -> Composition:
-    return served.engine.composer.compose("r", asked, 7, probabilities, 1.5)
+    return served.engine.composer.compose(RouteRequest("r", (), asked), 7, probabilities, 1.5)
 
 
 PROBABILITIES = {"chat": 0.05, "code": 0.6, "math": 0.9}
@@ -127,7 +127,7 @@ def test_a_composition_keeps_its_versions_until_its_lease_is_released(served: Se
 def test_a_route_is_told_without_pinning_or_loading_anything(served: Served) -> None:
     serving, composer = served.engine.serving, served.engine.composer
     serving.evict("math")
-    told = composer.route("r", CompositionRequest("routed"), 7, PROBABILITIES, 1.5)
+    told = composer.route(RouteRequest("r", ()), 7, PROBABILITIES, 1.5)
     assert serving.cache.tier("math") == "host"
     assert serving.cache.in_use("math") == 0
     composed = compose(served, CompositionRequest("routed"), PROBABILITIES).routing
@@ -143,7 +143,5 @@ def test_probabilities_go_with_the_router_that_gave_them(served: Served, tmp_pat
     served.registry.publish_router(path)
     served.engine.serving.sync()
     assert served.engine.serving.router is not asked
-    composition = served.engine.composer.compose(
-        "r", CompositionRequest("routed"), 7, PROBABILITIES, 1.5, router=asked
-    )
+    composition = served.engine.composer.compose(RouteRequest("r", ()), 7, PROBABILITIES, 1.5, router=asked)
     assert composition.weights == {("code", 1): 0.6, ("math", 1): 0.9}

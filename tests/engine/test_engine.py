@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from brainstacks.engine.request import CompositionRequest, Event, Routing, TextEvent
+from brainstacks.engine.request import CompositionRequest, Event, RouteRequest, Routing, TextEvent
 from brainstacks.errors import (
     BrainstacksError,
     ContextTooLong,
@@ -216,23 +216,23 @@ def test_penalties_see_the_prompt_and_the_output_as_their_definitions_say(served
 
 
 def test_what_can_never_run_is_refused_by_name_and_leaves_nothing(served: Served) -> None:
-    engine, sink = served.engine, Answer().events.append
+    engine = served.engine
     with pytest.raises(InvalidRequest, match="empty"):
-        engine.add(request("r", []), sink)
+        engine.check(request("r", []))
     with pytest.raises(InvalidRequest, match="token id 259 is out of range"):
-        engine.add(request("r", [1, VOCAB]), sink)
+        engine.check(request("r", [1, VOCAB]))
     with pytest.raises(InvalidRequest, match="token id -1"):
-        engine.add(request("r", [-1]), sink)
+        engine.check(request("r", [-1]))
     with pytest.raises(
         ContextTooLong, match="500 tokens and max_tokens is 13, together 513; the context is 512"
     ):
-        engine.add(request("r", prompt_of(500), max_tokens=13), sink)
+        engine.check(request("r", prompt_of(500), max_tokens=13))
     with pytest.raises(InvalidRequest, match="token id 264"):
-        engine.add(request("r", [1], logit_bias={VOCAB + 5: 1.0}), sink)
+        engine.check(request("r", [1], logit_bias={VOCAB + 5: 1.0}))
     with pytest.raises(InvalidRequest, match="token id -2"):
-        engine.add(request("r", [1], stop_token_ids=(-2,)), sink)
+        engine.check(request("r", [1], stop_token_ids=(-2,)))
     with pytest.raises(InvalidRequest, match="'poetry'"):
-        engine.add(request("r", [1], fixed(poetry=1.0)), sink)
+        engine.check(request("r", [1], fixed(poetry=1.0)))
     assert idle(served)
     assert not engine.has_work
 
@@ -242,7 +242,8 @@ def test_a_request_id_in_use_is_refused_for_generation_and_for_routes(served: Se
     with pytest.raises(InvalidRequest, match="'same' is in use"):
         served.engine.add(request("same", prompt_of(3)), Answer().events.append)
     with pytest.raises(InvalidRequest, match="'same' is in use"):
-        served.engine.add_route("same", prompt_of(3), CompositionRequest("base"), Answer().events.append)
+        route = RouteRequest("same", tuple(prompt_of(3)), CompositionRequest("base"))
+        served.engine.add(route, Answer().events.append)
     finish(served.engine)
     assert answer.over
 

@@ -113,18 +113,17 @@ def test_logits_that_are_not_finite_end_their_own_request_alone(
     bad, good = start(
         served.engine, request("bad", prompt_of(4), n=2), request("good", prompt, fixed(math=1.0))
     )
-    plain_run = served.engine._runner.run
+    plain_run = served.engine.backend.run
 
-    def poisoned(rows: Any, bank: Any) -> Any:
-        batch, logits = plain_run(rows, bank)
-        at, logits = 0, logits.clone()
+    def poisoned(batch: Any, bank: Any) -> Any:
+        at, logits = 0, plain_run(batch, bank).clone()
         for row, count in zip(batch.rows, batch.wanted_counts, strict=True):
             if row.sequence.request.request_id == "bad":
                 logits[at : at + count] = float("nan")
             at += count
-        return batch, logits
+        return logits
 
-    monkeypatch.setattr(served.engine._runner, "run", poisoned)
+    monkeypatch.setattr(served.engine.backend, "run", poisoned)
     finish(served.engine)
     assert [type(e) for e in bad.errors] == [EngineFailure]
     assert good.ids() == plain_greedy(tiny_model(), prompt, 8, served.plain(fixed(math=1.0)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from brainstacks.engine.request import CompositionRequest
+from brainstacks.engine.request import CompositionRequest, RouteRequest
 from tests.engine.driving import Answer, Served, finish, idle, prompt_of, request, run, serve, start
 from tests.tiny import FAMILIES, plain_greedy, tiny_model, write_router
 
@@ -36,7 +36,7 @@ def serve_routed(
 def routing_of(served: Served, prompts: list[list[int]]) -> list[Answer]:
     answers = [Answer() for _ in prompts]
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        served.engine.add_route(f"route-{i}", prompt, ROUTED, answer.events.append)
+        served.engine.add(RouteRequest(f"route-{i}", tuple(prompt), ROUTED), answer.events.append)
     finish(served.engine)
     return answers
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from brainstacks.engine.composer import Composition
+from brainstacks.engine.request import Request
 from brainstacks.errors import BrainstacksError, CorruptBlob
 from brainstacks.stacks.lease import Lease
 from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, serve, start, step_until
@@ -56,9 +57,9 @@ def cool(served: Served, monkeypatch: pytest.MonkeyPatch, request_id: str) -> li
     compose, release = composer.compose, stacks.release
     leases: list[ColdLease] = []
 
-    def composed(asked: str, *args: Any, **kwargs: Any) -> Composition:
+    def composed(asked: Request, *args: Any, **kwargs: Any) -> Composition:
         made = compose(asked, *args, **kwargs)
-        if asked != request_id:
+        if asked.request_id != request_id:
             return made
         leases.append(ColdLease(made.lease))
         return dataclasses.replace(made, lease=leases[0])

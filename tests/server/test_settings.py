@@ -119,3 +119,14 @@ def test_every_limit_of_the_engine_is_a_flag_with_the_same_default() -> None:
 def test_deterministic_is_honoured_by_the_engine() -> None:
     assert engine_config(parse("--deterministic")).deterministic
     assert not engine_config(parse()).deterministic
+
+
+@pytest.mark.parametrize(
+    ("device", "known"), [("cuda:1", True), ("cuda:", False), ("cuda:x", False), ("tpu", False)]
+)
+def test_one_of_several_devices_can_be_named(device: str, known: bool) -> None:
+    if known:
+        assert parse("--device", device).device == device
+        return
+    with pytest.raises(ValidationError, match="device"):
+        parse("--device", device)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from brainstacks.base_identity import BaseRef
 from brainstacks.config import MetaRouterConfig, StackConfig
-from brainstacks.stacks.artifact import BaseRef, StackMetadata, stack_shapes
+from brainstacks.stacks.artifact import StackMetadata, stack_shapes
 from brainstacks.stacks.router_artifact import RouterMetadata, router_shapes
 
 CONFIG = StackConfig(rank=2, alpha=4.0, experts=2, top_k=1, projections=("q_proj", "v_proj"), layers=2)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import PROJECTIONS
 from brainstacks.errors import InvalidArtifact
-from brainstacks.stacks.artifact import BaseIdentity, check_base, read_stack_metadata
+from brainstacks.stacks.artifact import check_base, read_stack_metadata
 from brainstacks.stacks.legacy import import_reference
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import StackConfig
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import INPUT_GROUPS, find_sites, projection_dims
-from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.stacks.tensors import load_stack
 from tests.tiny import bank_of, plainly_composed, random_stack, stack_config, tiny_model, write_stack
 from tests.training.examples import random_examples

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import identify_base
 from brainstacks.errors import ConfigError
-from brainstacks.stacks.artifact import BaseIdentity, DataSource, StackMetadata
+from brainstacks.stacks.artifact import DataSource, StackMetadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import save_stack
 from tests.tiny import random_stack, write_router

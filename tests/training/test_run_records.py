@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.errors import ConfigError
 from brainstacks.layers.projections import find_sites, projection_dims
-from brainstacks.stacks.artifact import BaseIdentity
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, tiny_model
 from training.run_paths import EXPERT_USE, RunPaths
