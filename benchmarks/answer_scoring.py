@@ -13,8 +13,8 @@ from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import CompositionRequest, GenerationRequest, RoutedEvent, SamplingParams
 from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.tokenizer import ChatTokenizer
-from training.encoding import Example, encode
-from training.sources import load_directory
+from training.data.encoding import Example, encode
+from training.data.sources import load_directory
 
 
 @dataclass(frozen=True)

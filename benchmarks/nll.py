@@ -25,8 +25,8 @@ from benchmarks.roofline import base_bytes
 from benchmarks.timing import Progress, say, timed
 from brainstacks.config import EngineConfig, from_mapping
 from brainstacks.engine.engine import StepEngine
-from training.encoding import Example
-from training.intervals import interval, resampled_nll
+from training.data.encoding import Example
+from training.evaluation.intervals import interval, resampled_nll
 
 NAME = "nll"
 MOST_DIFFERENCE = 0.005

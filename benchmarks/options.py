@@ -13,7 +13,7 @@ from brainstacks.base_files import base_name
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import Quantization
 from brainstacks.errors import BrainstacksError
-from training.signals import exit_status
+from training.runs.signals import exit_status
 
 DEMO_REGISTRY = Path(__file__).parents[1] / "stacks_registry"
 DEFAULT_BASE = "packaged:smollm2-135m-instruct"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.results import Spread, markdown_table
-from training.settings import StackRecipe
+from training.recipe.settings import StackRecipe
 
 FROZEN = (0, 1, 2, 4)
 

@@ -30,14 +30,14 @@ from brainstacks.config import Quantization, StackConfig
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
-from training.active_stack import ActiveStack
-from training.allocator import keep_freed_memory
-from training.batches import Batch, collate
-from training.compute import choose
-from training.encoding import Example
-from training.objective import response_nll
-from training.optimizer import make_optimizer
-from training.settings import ComputeMode, RoundConfig, StackRecipe
+from training.data.batches import Batch, collate
+from training.data.encoding import Example
+from training.recipe.settings import ComputeMode, RoundConfig, StackRecipe
+from training.rounds.active_stack import ActiveStack
+from training.rounds.allocator import keep_freed_memory
+from training.rounds.compute import choose
+from training.rounds.objective import response_nll
+from training.rounds.optimizer import make_optimizer
 
 NAME = "train_step"
 
@@ -101,7 +101,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def _ours(self, stack: StackRecipe, frozen: int) -> Step:
-        """A step as in `training.inner_loop`, on top of random frozen stacks."""
+        """A step as in `training.rounds.inner_loop`, on top of random frozen stacks."""
         base, config = self._base, stack.config(self._base.identity.layers)
         torch.manual_seed(self._seed)
         bank = StackBank(base.device, base.dtype)

@@ -39,6 +39,9 @@ ORDER = {
 """A module imports only from its own level of `brainstacks` and those below; base and stacks stand side by
 side and know nothing of each other."""
 
+ROOMS = ("recipe", "data", "runs", "rounds", "curriculum", "router", "evaluation", "report")
+"""Of training: each imports only from itself and from those before it."""
+
 TORCH_FREE = (
     "base_identity",
     "config",
@@ -115,6 +118,15 @@ def test_inside_the_library_imports_go_downwards(path: Path) -> None:
         if package == "brainstacks":
             other = rest.split(".")[0]
             assert ORDER[other] <= level, f"{'.'.join(parts)} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_inside_the_trainer_imports_go_from_room_to_room_one_way(room: str) -> None:
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    for path in sources(f"training/{room}"):
+        for name in imports(path):
+            if name.startswith("training."):
+                assert name.split(".")[1] in allowed, f"{path}: {name}"
 
 
 def test_base_and_stacks_know_nothing_of_each_other() -> None:

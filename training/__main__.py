@@ -12,9 +12,9 @@ from rich.console import Console
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.registry import Registry
-from training.allocator import keep_freed_memory
-from training.recipe import load_recipe
-from training.signals import exit_status
+from training.recipe.recipe import load_recipe
+from training.rounds.allocator import keep_freed_memory
+from training.runs.signals import exit_status
 
 EXIT_STATUS = """Exit status: 0 done; 1 refused, and stderr says why; 2 wrong usage; 3 done, but a domain
 learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on;
@@ -57,8 +57,8 @@ def _commands() -> None:
 def data(recipe: RecipeOption = "demo", data: DataOption = None) -> None:
     """Report the recipe's data: counts, lengths, what is cut or left out, what domains share."""
     from brainstacks.base_model import load_chat_tokenizer
-    from training.data import prepare
-    from training.data_report import report
+    from training.data.domains import prepare
+    from training.data.report import report
 
     plan = load_recipe(recipe)
     report(prepare(plan, data), load_chat_tokenizer(plan.base), plan.data.max_tokens).show(_console())
@@ -78,11 +78,11 @@ def curriculum(
     """
     plan = load_recipe(recipe)
     if dry_run:
-        from training.dry_run import dry_run as estimate
+        from training.curriculum.dry_run import dry_run as estimate
 
         estimate(plan, _console())
         return
-    from training.outer_loop import run_curriculum
+    from training.curriculum.outer_loop import run_curriculum
 
     _finish(run_curriculum(plan, Registry(registry, create=True), run, data))
 
@@ -96,7 +96,7 @@ def stack(
     run: RunOption = Path("runs/stack"),
 ) -> None:
     """Train one domain on top of what the registry serves, and publish it: add a skill."""
-    from training.outer_loop import run_stack
+    from training.curriculum.outer_loop import run_stack
 
     _finish(run_stack(load_recipe(recipe), domain, Registry(registry, create=True), run, data))
 
@@ -112,8 +112,8 @@ def router(
 
     What was measured is kept: after a new domain or a new version, only combinations with it are measured.
     """
-    from training.data import prepare
-    from training.router_training import train_router
+    from training.data.domains import prepare
+    from training.router.training import train_router
 
     plan = load_recipe(recipe)
     train_router(plan, prepare(plan, data), Registry(registry), run)
@@ -146,7 +146,7 @@ def evaluate(
     With the run's forgetting matrix also average, backward transfer and forgetting. Writes evaluation.json
     to the run's directory.
     """
-    from training.evaluate_run import evaluate_run
+    from training.evaluation.run import evaluate_run
 
     plan = load_recipe(recipe)
     evaluate_run(plan, data, registry, run, _console(), limit, oracle_limit, lm_eval or (), chat)
@@ -158,7 +158,7 @@ def report(
     run: RunOption = Path("runs/demo"),
 ) -> None:
     """Write report.html to the run's directory: one page with the run's plots and figures."""
-    from training.report import write_report
+    from training.report.report import write_report
 
     print(write_report(run, Registry(registry)))
 
@@ -172,9 +172,9 @@ def card(
     ] = None,
 ) -> None:
     """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
-    from training.card import card as card_of
-    from training.evaluation import Evaluation
-    from training.json_file import read_as
+    from training.evaluation.evaluation import Evaluation
+    from training.report.card import card as card_of
+    from training.runs.stored import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
     print(card_of(Registry(registry), found))

@@ -8,7 +8,7 @@ from typing import Literal
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.trainings import Training
 from brainstacks.config import Quantization
-from training.settings import EarlierMode, StackRecipe
+from training.recipe.settings import EarlierMode, StackRecipe
 
 
 def alone(

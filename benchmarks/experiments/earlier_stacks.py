@@ -26,7 +26,7 @@ from benchmarks.experiments.measurements import (
 from benchmarks.experiments.routers import oracle, routed
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
-from training.settings import EarlierMode
+from training.recipe.settings import EarlierMode
 
 MODES: tuple[EarlierMode, ...] = get_args(EarlierMode)
 USES = ("ungated", "only own", "routed")

@@ -21,18 +21,18 @@ from brainstacks.durable import atomic_write, make_directory
 from brainstacks.errors import CorruptBlob
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
-from training import checkpoint, null_space
-from training.active_stack import ActiveStack
-from training.batches import by_length, collate
-from training.composition import Composed
-from training.earlier_stacks import EarlierStacks
-from training.encoding import Example
-from training.inner_loop import train_round
-from training.null_space import NullSpace
-from training.round_task import Penalty, RoundTask
-from training.run_log import RunLog
-from training.run_paths import METRICS
-from training.settings import StackRecipe
+from training.data.encoding import Example
+from training.recipe.settings import StackRecipe
+from training.rounds import null_space
+from training.rounds.active_stack import ActiveStack
+from training.rounds.earlier_stacks import EarlierStacks
+from training.rounds.inner_loop import train_round
+from training.rounds.null_space import NullSpace
+from training.rounds.task import Penalty, RoundTask
+from training.router.composition import Composed
+from training.runs import checkpoint
+from training.runs.log import RunLog
+from training.runs.paths import METRICS
 
 FORMAT = 1
 """Of what is kept: raised when what a training computes changes, so that nothing older is taken."""
@@ -150,10 +150,11 @@ class Laboratory:
         workshop = self.materials.workshop(training.quantization)
         domains = [d for t in training.earlier for d in t.domains]
         examples = [e for d in domains for e in self.materials.examples[d, "selection"]]
-        batches = [collate(group) for group in by_length(examples, batch_size=16)]
         sources = [bank.bind([{t.name: 1.0 for t in training.earlier}])]
         config = self.settings.null_space(training.null_space)
-        return null_space.measure(workshop.base.model, workshop.hooks, sources, batches, config, domains)
+        return null_space.measure_examples(
+            workshop.base.model, workshop.hooks, sources, examples, config, domains
+        )
 
     # --- using it --------------------------------------------------------------------------------
 

@@ -14,12 +14,12 @@ from benchmarks.experiments.settings import Settings
 from brainstacks.base_model import identify_base, load_base
 from brainstacks.config import Quantization, StackConfig
 from brainstacks.layers.hooks import CompositionHooks
-from training.data import prepare
-from training.encoding import Example, encode
-from training.log import NoLog
-from training.settings import StackRecipe, require
-from training.signals import StopRequest
-from training.workshop import Workshop, make_accelerator
+from training.data.domains import prepare
+from training.data.encoding import Example, encode
+from training.recipe.settings import StackRecipe, require
+from training.rounds.workshop import Workshop, make_accelerator
+from training.runs.log import NoLog
+from training.runs.signals import StopRequest
 
 SPLITS = ("train", "selection", "validation")
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.results import markdown_table
-from training.composition import Composed, Weights
-from training.intervals import SAMPLES, Interval, interval, resampled_nll
+from training.evaluation.intervals import SAMPLES, Estimate, interval, resampled_nll
+from training.router.composition import Composed, Weights
 
 Nats = Mapping[str, Sequence[float]]
 """Domain -> NLL of each of its records, summed over the answer."""
@@ -27,27 +27,6 @@ HOW_SURE = (
     "from one seed they know nothing of what another would have given. "
     "NLL in nats per answer token, token-weighted within a domain; `mean` is the plain mean over domains."
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95% interval."""
-
-    value: float
-    interval: Interval
-
-    @property
-    def sign(self) -> int:
-        """Of the whole interval: -1 or 1; 0 where it holds zero."""
-        low, high = self.interval
-        return int(low > 0) - int(high < 0)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "interval": list(self.interval)}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.experiments.measurements import (
     HOW_SURE,
-    Estimate,
     Measurements,
     Nats,
     answer_tokens,
@@ -32,7 +31,8 @@ from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import markdown_table
-from training.composition import Weights
+from training.evaluation.intervals import Estimate
+from training.router.composition import Weights
 
 BASE = "base"
 ROUTED = "ours, routed"

@@ -28,7 +28,7 @@ from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trained import Trained
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import Spread, markdown_table
-from training.forgetting import ForgettingMatrix, measure_row
+from training.curriculum.forgetting import ForgettingMatrix, measure_row
 
 SECOND_TABLE = (
     "Of the second table: median (min..max) over seeds, in nats, of ungated losses, and of gains on the "

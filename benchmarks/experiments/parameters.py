@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.settings import StackRecipe
+from training.recipe.settings import StackRecipe
 
 Dims = Mapping[str, tuple[int, int]]
 """Projection -> (d_in, d_out)."""

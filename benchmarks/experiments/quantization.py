@@ -17,7 +17,6 @@ from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.experiments.measurements import (
     HOW_SURE,
-    Estimate,
     Measurements,
     Nats,
     Terms,
@@ -30,7 +29,8 @@ from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import markdown_table
 from brainstacks.config import Quantization
-from training.settings import require
+from training.evaluation.intervals import Estimate
+from training.recipe.settings import require
 
 PLAIN: Quantization = "none"
 

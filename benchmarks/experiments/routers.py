@@ -10,11 +10,11 @@ from benchmarks.experiments.measurements import Nats
 from benchmarks.experiments.trainings import Training
 from brainstacks.routing.router import Router
 from brainstacks.stacks.router_artifact import RouterMetadata
-from training.composition import Composed
-from training.outcomes import measure, measure_all
-from training.router_prompts import router_prompts
-from training.router_training import fit
-from training.validation import route
+from training.evaluation.validation import route
+from training.router.composition import Composed
+from training.router.outcomes import measure, measure_all
+from training.router.prompts import router_prompts
+from training.router.training import fit
 
 
 def routed(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from benchmarks.options import DEFAULT_BASE
 from brainstacks.config import Quantization
-from training.recipe import DomainRecipe, Recipe
-from training.settings import (
+from training.recipe.recipe import DomainRecipe, Recipe
+from training.recipe.settings import (
     DataRecipe,
     EarlierMode,
     NullSpaceConfig,
@@ -96,7 +96,7 @@ class Settings:
         require(self.rates[:1] == (1.0,), f"rates is {list(self.rates)}; the first of them is 1.0")
 
     def recipe(self) -> Recipe:
-        """What `training.data.prepare` and the router's training read."""
+        """What `training.data.domains.prepare` and the router's training read."""
         return Recipe(
             base=self.base,
             quantization=self.quantization,

@@ -32,9 +32,9 @@ from benchmarks.experiments.study import KEPT, Data, Findings, Run, Study, run_s
 from benchmarks.experiments.trainings import Training
 from benchmarks.results import RESULTS, markdown_table
 from brainstacks.stacks.registry import Registry
-from training.recipe import Recipe, load_recipe
-from training.settings import RoundConfig, require
-from training.validation import load_served, route
+from training.evaluation.validation import load_served, route
+from training.recipe.recipe import Recipe, load_recipe
+from training.recipe.settings import RoundConfig, require
 
 ROUTED, LORA = "shipped, routed", "sequential LoRA"
 REGISTRY = Path("stacks_registry")

@@ -18,9 +18,9 @@ from benchmarks.results import RESULTS, machine, write_results
 from benchmarks.timing import Report, say
 from brainstacks.base_files import base_name
 from brainstacks.config import Quantization
-from training.allocator import keep_freed_memory
-from training.run_directory import RunDirectory
-from training.signals import StopRequest
+from training.rounds.allocator import keep_freed_memory
+from training.runs.directory import RunDirectory
+from training.runs.signals import StopRequest
 
 DEFAULTS = Settings()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from brainstacks.layers.packed_stack import StackTensors
-from training.json_file import read_lines
-from training.run_log import TIMING
+from training.runs.log import TIMING
+from training.runs.stored import read_lines
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from brainstacks.config import Quantization
 from brainstacks.layers.projections import INPUT_GROUPS
-from training.active_stack import ActiveStack
-from training.round_task import Penalty
-from training.settings import EarlierMode, StackRecipe
+from training.recipe.settings import EarlierMode, StackRecipe
+from training.rounds.active_stack import ActiveStack
+from training.rounds.task import Penalty
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from benchmarks import decode_case as names
 from brainstacks.base_model import identify_base
 from brainstacks.errors import BrainstacksError, ConfigError
 from tests.benchmarks.trained import trained_registry
-from training.signals import Interrupted
+from training.runs.signals import Interrupted
 
 BENCHMARKS = {
     "decode": decode.app,

@@ -30,9 +30,9 @@ from benchmarks.experiments.study import Study, run_studies
 from benchmarks.experiments.trainings import factors
 from brainstacks.errors import ConfigError
 from brainstacks.layers.projections import INPUT_GROUPS
-from training.active_stack import ActiveStack
-from training.settings import RouterRecipe, StackRecipe
-from training.signals import Interrupted, StopRequest
+from training.recipe.settings import RouterRecipe, StackRecipe
+from training.rounds.active_stack import ActiveStack
+from training.runs.signals import Interrupted, StopRequest
 
 STUDIES = {study.name: study for study in run_all.STUDIES}
 

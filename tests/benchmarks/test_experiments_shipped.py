@@ -15,7 +15,7 @@ from brainstacks.base_model import identify_base
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from tests.tiny import publish_stack, random_stack, write_router
-from training.recipe import load_recipe
+from training.recipe.recipe import load_recipe
 
 
 def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(

@@ -14,8 +14,8 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.errors import ConfigError, ContextTooLong
 from tests.tiny import write_records
-from training.encoding import Example
-from training.objective import mean_nll
+from training.data.encoding import Example
+from training.rounds.objective import mean_nll
 
 EXAMPLES = [Example(f"e{i}", (5, 6, 7 + i), tuple(range(20, 24 + i))) for i in range(4)]
 

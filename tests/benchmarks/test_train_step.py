@@ -15,8 +15,8 @@ from benchmarks.step_times import AUTOCAST, PEFT
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.layers.hooks import CompositionHooks
 from tests.tiny import stack_config
-from training.active_stack import ActiveStack
-from training.settings import StackRecipe
+from training.recipe.settings import StackRecipe
+from training.rounds.active_stack import ActiveStack
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 2), (3, 2, 2), (5, 1, 1)])

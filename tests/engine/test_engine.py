@@ -241,8 +241,8 @@ def test_a_request_id_in_use_is_refused_for_generation_and_for_routes(served: Se
     (answer,) = start(served.engine, request("same", prompt_of(3)))
     with pytest.raises(InvalidRequest, match="'same' is in use"):
         served.engine.add(request("same", prompt_of(3)), Answer().events.append)
+    route = RouteRequest("same", tuple(prompt_of(3)), CompositionRequest("base"))
     with pytest.raises(InvalidRequest, match="'same' is in use"):
-        route = RouteRequest("same", tuple(prompt_of(3)), CompositionRequest("base"))
         served.engine.add(route, Answer().events.append)
     finish(served.engine)
     assert answer.over

@@ -25,7 +25,7 @@ LONGEST = 240.0
 """Seconds that one run may take."""
 
 PRELOADED = (
-    "training.outer_loop",
+    "training.curriculum.outer_loop",
     "tests.tiny",
     "bitsandbytes",
     "torch.utils.tensorboard",
@@ -106,7 +106,7 @@ def hashes(run: Path) -> dict[str, str]:
 
 
 def _timeless(path: Path) -> bytes:
-    from training.run_log import canonical
+    from training.runs.log import canonical
 
     content = path.read_bytes()
     if path.name == "metrics.jsonl":
@@ -191,8 +191,8 @@ def _child(setting: dict[str, str], run: str, write: int | None, writes: Any) ->
     import torch
 
     from brainstacks.stacks.registry import Registry
-    from training.outer_loop import run_curriculum
-    from training.recipe import recipe_from
+    from training.curriculum.outer_loop import run_curriculum
+    from training.recipe.recipe import recipe_from
 
     gc.freeze()  # what is imported need not be looked through again by every child
     torch.set_num_threads(1)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from training.encoding import Example
-from training.records import Message, Record
+from training.data.encoding import Example
+from training.data.records import Message, Record
 
 
 def record(prompt: str, response: str, name: str = "r") -> Record:

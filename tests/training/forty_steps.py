@@ -14,10 +14,10 @@ from torch import Tensor
 
 from brainstacks.base_model import load_base
 from tests.training.workshop import task_of, workshop_of
-from training import checkpoint
-from training.inner_loop import train_round
-from training.run_log import RunLog, canonical
-from training.signals import Interrupted
+from training.rounds.inner_loop import train_round
+from training.runs import checkpoint
+from training.runs.log import RunLog, canonical
+from training.runs.signals import Interrupted
 
 STEPS = 40
 

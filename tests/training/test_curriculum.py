@@ -23,16 +23,16 @@ from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_stack
 from tests.tiny import write_records
 from tests.tiny_gguf import save_gguf
-from training import compute
-from training.data import prepare
-from training.evaluate_run import evaluate_run
-from training.evaluation import Evaluation
-from training.expert_use import load_expert_use
-from training.inner_loop import train_round
-from training.outer_loop import PrefixChanged, run_curriculum, run_stack
-from training.recipe import Recipe, recipe_from
-from training.round_task import RoundResult
-from training.router_training import train_router
+from training.curriculum.outer_loop import PrefixChanged, run_curriculum, run_stack
+from training.data.domains import prepare
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.expert_use import load_expert_use
+from training.evaluation.run import evaluate_run
+from training.recipe.recipe import Recipe, recipe_from
+from training.rounds import compute
+from training.rounds.inner_loop import train_round
+from training.rounds.task import RoundResult
+from training.router.training import train_router
 
 ANSWERS = {"chat": "well hello", "math": "12345678", "noise": ""}
 
@@ -229,7 +229,7 @@ def test_a_round_that_diverged_after_its_best_snapshot_is_frozen_with_that(
         broken = {**result.history[-1], "val_loss": math.nan, "train_loss": math.inf}
         return dataclasses.replace(result, history=[*result.history, broken])
 
-    monkeypatch.setattr("training.domain_training.train_round", diverging)
+    monkeypatch.setattr("training.curriculum.domain.train_round", diverging)
     assert run_curriculum(recipe(tiny_directory, steps=12), registry, tmp_path / "run", data, quiet) == ()
     stack = read_stack_metadata(registry.blob_path(digests(registry)["chat"]))
     assert stack.losses[0]["history"][-1]["val_loss"] is None
@@ -247,8 +247,8 @@ def test_with_a_null_space_the_frozen_stack_stays_out_of_it(
     assert stack.null_space["side"] == side
     assert stack.null_space["domains"] == ["chat"]
     tensors = load_stack(registry.blob_path(digests(registry)["math"])).tensors
-    from training import checkpoint
-    from training.null_space import NullSpace
+    from training.rounds.null_space import NullSpace
+    from training.runs import checkpoint
 
     found = checkpoint.load(tmp_path / "run" / "math" / "null-space")
     assert found is not None

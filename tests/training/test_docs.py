@@ -13,9 +13,9 @@ import pytest
 import typer.main
 
 from training.__main__ import app
-from training.formats import read
-from training.recipe import DomainRecipe, FormatName, Recipe, SourceRecipe
-from training.settings import DataRecipe, NullSpaceConfig, RoundConfig, RouterRecipe, StackRecipe
+from training.data.formats import read
+from training.recipe.recipe import DomainRecipe, FormatName, Recipe, SourceRecipe
+from training.recipe.settings import DataRecipe, NullSpaceConfig, RoundConfig, RouterRecipe, StackRecipe
 
 ROOT = Path(__file__).parents[2]
 TRAINING, README, ARCHITECTURE = (

@@ -11,14 +11,14 @@ from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
 from tests.tiny import bank_of, stack_config
 from tests.training.examples import learnable_examples
-from training.earlier_stacks import EarlierStacks
-from training.encoding import Example
-from training.inner_loop import train_round
-from training.log import Log, NoLog
-from training.round_task import RoundResult, RoundTask
-from training.settings import DataRecipe, RoundConfig
-from training.signals import StopRequest
-from training.workshop import Workshop, make_accelerator
+from training.data.encoding import Example
+from training.recipe.settings import DataRecipe, RoundConfig
+from training.rounds.earlier_stacks import EarlierStacks
+from training.rounds.inner_loop import train_round
+from training.rounds.task import RoundResult, RoundTask
+from training.rounds.workshop import Workshop, make_accelerator
+from training.runs.log import Log, NoLog
+from training.runs.signals import StopRequest
 
 CONFIG = stack_config(rank=2, experts=2, top_k=1)
 

@@ -1,0 +1,318 @@
+"""The stack in training: its gradients are those of the plain sum over experts, through frozen stacks too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from brainstacks.base_identity import BaseIdentity
+from brainstacks.config import StackConfig
+from brainstacks.layers.hooks import CompositionHooks, DeltaSource
+from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.layers.projections import INPUT_GROUPS, find_sites, projection_dims
+from brainstacks.stacks.tensors import load_stack
+from tests.tiny import bank_of, plainly_composed, random_stack, stack_config, tiny_model, write_stack
+from tests.training.examples import random_examples
+from training.data.batches import Batch, collate
+from training.rounds.active_stack import ActiveStack
+from training.rounds.inner_loop import layers_recomputed
+from training.rounds.objective import response_nll
+
+CONFIG = stack_config(rank=4, alpha=4.0, experts=3, top_k=2)  # its scaling, 2, is exact in any dtype
+DIMS = projection_dims(find_sites(tiny_model()))
+
+
+def active_stack(
+    config: StackConfig = CONFIG, *, up: float = 0.3, seed: int = 0, noise: bool = True
+) -> ActiveStack:
+    """A round for the tiny Llama whose B is not zero any more."""
+    torch.manual_seed(seed)
+    active = ActiveStack(config, DIMS, noise=noise)
+    with torch.no_grad():
+        for parameter in active.up.values():
+            parameter.copy_(up * torch.randn(parameter.shape))
+    return active
+
+
+def with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"rounds.0.{name}": tensor for name, tensor in tensors.items()}
+
+
+def exported_gradients(active: ActiveStack) -> dict[str, Tensor]:
+    """The gradients of `active`, in the layout of its export."""
+    gradients = ActiveStack(active.config, DIMS, noise=active._noisy)
+    for holder, parameter in zip(gradients.parameters(), active.parameters(), strict=True):
+        holder.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradients.export()
+
+
+def fused_loss(
+    active: ActiveStack, batch: Batch, stacks: dict[str, StackTensors], *, recomputed: bool = False
+) -> Tensor:
+    """The mean loss under `stacks` and `active`, after its backward pass."""
+    model = tiny_model().double()
+    sites = find_sites(model)
+    bound = bank_of(stacks, torch.float64).bind([dict.fromkeys(stacks, 1.0)])
+    hooks = CompositionHooks(sites)
+    hooks.attach()
+    with layers_recomputed(model, recomputed), hooks.composed(*([bound] if stacks else []), active):
+        loss = response_nll(model, batch).mean()
+        loss.backward()
+    return loss.detach()
+
+
+def frozen_stacks(count: int) -> dict[str, StackTensors]:
+    config = stack_config(rank=4, alpha=4.0)
+    return {str(i): random_stack(DIMS, i, rounds=1 + i % 2, config=config) for i in range(count)}
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_gradients_equal_the_plain_experts_through_frozen_stacks(frozen: int) -> None:
+    batch = collate(random_examples(4))
+    active = active_stack().double().eval()
+    stacks = frozen_stacks(frozen)
+    loss = fused_loss(active, batch, stacks)
+
+    leaves = {n: t.detach().clone().requires_grad_() for n, t in with_prefix(active.export()).items()}
+    plain = [(stack, 1.0) for stack in stacks.values()] + [(StackTensors(CONFIG, 1, leaves), 1.0)]
+    model = tiny_model().double()
+    with plainly_composed(model, plain):
+        plain_loss = response_nll(model, batch).mean()
+    plain_loss.backward()
+
+    torch.testing.assert_close(loss, plain_loss.detach(), atol=1e-12, rtol=1e-12)
+    for name, gradient in with_prefix(exported_gradients(active)).items():
+        expected = leaves[name].grad
+        assert expected is not None, name
+        assert expected.abs().max() > 0, f"{name} learns nothing"
+        scale = float(expected.abs().max())
+        assert float((gradient - expected).abs().max()) <= 1e-10 * scale, name
+
+
+@pytest.mark.parametrize("frozen", [0, 3])
+def test_gradients_are_the_same_through_gradient_checkpointing_noise_and_all(frozen: int) -> None:
+    batch = collate(random_examples(4))
+    stacks = frozen_stacks(frozen)
+    found = []
+    for recomputed in (False, True):
+        active = active_stack().double().train()
+        active.begin(batch.segments, batch.examples)
+        torch.manual_seed(1)
+        loss = fused_loss(active, batch, stacks, recomputed=recomputed)
+        active.balance_sum().detach()
+        found.append((loss, {n: p.grad for n, p in active.named_parameters()}))
+    (plain_loss, plain), (loss, recomputed_gradients) = found
+    assert torch.equal(loss, plain_loss)
+    for name, gradient in recomputed_gradients.items():
+        expected = plain[name]
+        assert gradient is not None, name
+        assert expected is not None, name
+        assert torch.equal(gradient, expected), name
+
+
+def test_gradients_of_the_balance_loss_pass_through_gradient_checkpointing() -> None:
+    batch = collate(random_examples(4))
+    found = []
+    for recomputed in (False, True):
+        model = tiny_model()
+        hooks = CompositionHooks(find_sites(model))
+        hooks.attach()
+        active = active_stack().train()
+        active.begin(batch.segments, batch.examples)
+        torch.manual_seed(1)
+        with layers_recomputed(model, recomputed), hooks.composed(active):
+            nll = response_nll(model, batch).sum()
+            (nll + active.balance_sum()).backward()
+        found.append(exported_gradients(active))
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(gradient, found[0][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_fresh_round_is_the_base_bit_for_bit_and_all_of_its_b_learns() -> None:
+    model = tiny_model()
+    hooks = CompositionHooks(find_sites(model))
+    hooks.attach()
+    active = active_stack(up=0.0).eval()
+    ids = torch.arange(12)[None]
+    base = tiny_model()(ids, use_cache=False).logits
+    with hooks.composed(active):
+        found = model(ids, use_cache=False).logits
+    assert torch.equal(found, base)
+    found.square().mean().backward()
+    for name, parameter in active.up.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_noise_is_in_training_only_and_never_in_the_frozen_stacks() -> None:
+    model = tiny_model()
+    sites = find_sites(model)
+    frozen = bank_of({"f": random_stack(projection_dims(sites), 1)}).bind([{"f": 1.0}])
+    active = active_stack().train()
+    active.begin(torch.zeros(1, 6, dtype=torch.long), 1)
+    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
+
+    def delta(source: DeltaSource) -> Tensor:
+        (correction,) = source.corrections(0, 0, x)["q_proj"]
+        return correction(torch.zeros(1, 6, 32))
+
+    assert torch.equal(delta(frozen), delta(frozen))
+    assert not torch.equal(delta(active), delta(active))
+    active.eval()
+    assert torch.equal(delta(active), delta(active))
+
+
+def test_export_to_a_file_and_into_a_bank_gives_the_active_stacks_logits(tmp_path: Path) -> None:
+    model = tiny_model()
+    sites = find_sites(model)
+    hooks = CompositionHooks(sites)
+    hooks.attach()
+    active = active_stack(stack_config(projections=("q_proj", "v_proj", "up_proj"))).eval()
+    ids = torch.arange(10)[None]
+    with torch.no_grad(), hooks.composed(active):
+        trained = model(ids, use_cache=False).logits
+    identity = BaseIdentity("tiny", "f" * 64, "llama", 2, projection_dims(sites), 32)
+    stack = StackTensors(active.config, 1, with_prefix(active.export()))
+    path = write_stack(tmp_path / "chat.safetensors", identity, "chat", stack)
+    loaded = load_stack(path)
+    bound = bank_of({"chat": loaded}).bind([{"chat": 1.0}])
+    with torch.no_grad(), hooks.composed(bound):
+        torch.testing.assert_close(model(ids, use_cache=False).logits, trained, atol=1e-5, rtol=1e-5)
+    assert not any("noise" in name for name in loaded.tensors)
+
+
+# --- the balance loss ----------------------------------------------------------------------------
+
+
+def balance_of(active: ActiveStack, *batches: Batch) -> Tensor:
+    """L_aux over all tokens of `batches`, which a step may be split into."""
+    model = tiny_model()
+    hooks = CompositionHooks(find_sites(model))
+    hooks.attach()
+    active.train()
+    total = torch.zeros(())
+    for batch in batches:
+        active.begin(batch.segments, batch.examples)
+        with hooks.composed(active):
+            response_nll(model, batch)
+        total = total + active.balance_sum()
+    return total / sum(int(batch.attention_mask.sum()) for batch in batches)
+
+
+def test_the_balance_loss_is_its_formula_averaged_over_all_deltas() -> None:
+    active = active_stack(up=0.0, noise=False)
+    examples = random_examples(3)
+    found = balance_of(active, collate(examples))
+    gates = active.export()
+    model = tiny_model()
+    inputs: dict[tuple[int, str], Tensor] = {}
+    sites = find_sites(model)
+    for key, site in sites.items():
+        site.module.register_forward_pre_hook(lambda m, args, k=key: inputs.__setitem__(k, args[0]))
+    expected, tokens = 0.0, sum(map(len, examples))
+    for example in examples:
+        with torch.no_grad():
+            response_nll(model, collate([example]))
+        for layer, projection in sites:
+            logits = inputs[layer, projection][0] @ gates[f"layers.{layer}.{projection}.gate"].T
+            probability = logits.softmax(-1).mean(0)
+            chosen = torch.zeros_like(logits).scatter(-1, logits.topk(2, dim=-1).indices, 1.0)
+            value = 3 * float((probability * chosen.mean(0) / 2).sum())
+            expected += len(example) / tokens * value / len(sites)
+    assert len(sites) == 14
+    assert float(found.detach()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_split_padding_or_packing_changes_the_balance_loss_or_its_gradient() -> None:
+    examples = random_examples(6)
+    batches = {
+        "whole": [collate(examples)],
+        "split": [collate(examples[:1]), collate(examples[1:4]), collate(examples[4:])],
+        "packed": [collate([examples[:4], examples[4:]])],
+    }
+    found = {}
+    for name, group in batches.items():
+        active = active_stack(up=0.0, noise=False)
+        loss = balance_of(active, *group)
+        loss.backward()
+        found[name] = (float(loss.detach()), exported_gradients(active))
+    for name in ("split", "packed"):
+        assert found[name][0] == pytest.approx(found["whole"][0], abs=1e-6), name
+        for key, gradient in found[name][1].items():
+            torch.testing.assert_close(gradient, found["whole"][1][key], atol=1e-7, rtol=1e-3)
+
+
+def test_the_balance_loss_has_a_gradient_on_every_gate() -> None:
+    active = active_stack(up=0.0)
+    balance_of(active, collate(random_examples(3))).backward()
+    for name, gradient in exported_gradients(active).items():
+        if name.endswith("gate"):
+            assert gradient.abs().max() > 0, name
+
+
+def test_padding_is_not_balanced() -> None:
+    active = active_stack(up=0.0, noise=False).train()
+    x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    active.begin(torch.tensor([[0, 0, -1, -1]]), 1)
+    active.corrections(0, 0, x)
+    half = active.balance_sum()
+    active.begin(torch.zeros(1, 2, dtype=torch.long), 1)
+    active.corrections(0, 0, x[:, :2])
+    torch.testing.assert_close(half, active.balance_sum())
+
+
+def test_a_collapsed_gate_rebalances() -> None:
+    config = StackConfig(rank=1, experts=4, top_k=1, layers=1, projections=("q_proj",))
+    torch.manual_seed(0)
+    active = ActiveStack(config, {"q_proj": (16, 8)}).train()
+    x = torch.randn(1, 200, 16, generator=torch.Generator().manual_seed(1))
+    x[..., 0] = 1.0  # a constant feature through which one expert takes everything
+    with torch.no_grad():
+        active.down["0_0"][4, 0] = 8.0
+    optimizer = torch.optim.Adam(active.parameters(), lr=0.05)
+    losses = []
+    for _ in range(150):
+        active.begin(torch.zeros(1, 200, dtype=torch.long), 1)
+        active.corrections(0, INPUT_GROUPS.index(("q_proj", "k_proj", "v_proj")), x)
+        loss = active.balance_sum() / 200
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[0] > 3.5, "all tokens go to one of four experts"
+    assert losses[-1] < 1.2, "1.0 is an even load"
+
+
+def test_a_training_forward_without_begin_is_an_error() -> None:
+    active = active_stack().train()
+    with pytest.raises(RuntimeError, match="begin"):
+        active.corrections(0, 0, torch.zeros(1, 2, 32))
+
+
+def test_a_round_that_starts_from_given_weights_has_them() -> None:
+    tensors = active_stack().export()
+    other = active_stack(seed=5)
+    other.start_from(tensors)
+    for name, tensor in other.export().items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def test_weights_of_another_shape_cannot_be_started_from() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        active_stack(stack_config(rank=1, experts=3)).start_from(active_stack().export())
+
+
+def test_one_expert_is_a_plain_rslora_without_gate_noise_or_balance() -> None:
+    config = stack_config(rank=4, alpha=4.0, experts=1, top_k=1)
+    active = active_stack(config).train()
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    active.begin(torch.zeros(1, 5, dtype=torch.long), 1)
+    (correction,) = active.corrections(0, 0, x)["v_proj"]
+    found = correction(torch.zeros(1, 5, DIMS["v_proj"][1]))
+    tensors = active.export()
+    A, B = tensors["layers.0.v_proj.A"], tensors["layers.0.v_proj.B"]
+    torch.testing.assert_close(found, 2.0 * x @ A.T @ B.T)
+    assert float(active.balance_sum()) == 0.0

@@ -1,0 +1,307 @@
+"""The router learns what was measured, and the epoch that composes best is the one that is published."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from brainstacks.base_model import BaseModel, load_base
+from brainstacks.config import MetaRouterConfig
+from brainstacks.errors import ConfigError
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.routing.router import Router
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import RouterMetadata, read_router_metadata
+from tests.tiny import publish_stack, random_stack, write_records
+from training.data.batches import TOKENS
+from training.data.domains import DomainData, prepare
+from training.data.encoding import Example
+from training.recipe.recipe import Recipe, recipe_from
+from training.recipe.settings import RouterRecipe
+from training.router.composition import Composed, Weights
+from training.router.outcomes import Outcome
+from training.router.prompts import router_prompts
+from training.router.training import corner_losses, expected_nll, fit, loss, targets, train_router
+from training.runs.directory import RunDirectory
+
+
+def outcome(i: int, domain: str, weights: dict[str, float]) -> Outcome:
+    """A prompt of its domain's own four tokens."""
+    generator = torch.Generator().manual_seed(i)
+    low = 0 if domain == "a" else 4
+    prompt = torch.randint(low, low + 4, (4 + i % 5,), generator=generator).tolist()
+    losses = {"": 1.0, "a": 0.75, "b": 0.75, "a+b": 0.75} | {domain: 0.5}
+    greedy = "a+b" if i % 4 == 0 else domain
+    return Outcome(domain, Example(f"o{i}", tuple(prompt), (1, 2)), losses, weights, 0.5, greedy)
+
+
+def outcomes(start: int, count: int) -> list[Outcome]:
+    made = []
+    for i in range(start, start + count):
+        domain = "ab"[i % 2]
+        made.append(outcome(i, domain, {"a": float(domain == "a"), "b": float(domain == "b")}))
+    return made
+
+
+@dataclass(frozen=True)
+class Priced(Composed):
+    """No model runs: a row's loss is `price` nats per token for each unit of weight, and 1."""
+
+    price: float = 0.0
+
+    def losses(
+        self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS
+    ) -> list[float]:
+        pairs = zip(examples, weights, strict=True)
+        return [(1.0 + self.price * sum(w.values())) * len(e.response) for e, w in pairs]
+
+
+@dataclass(frozen=True)
+class OwnHelps(Priced):
+    """No model runs: a row's loss falls by the weight of its prompt's own domain, and grows by the other."""
+
+    def losses(
+        self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS
+    ) -> list[float]:
+        signs = [{"a": -0.25, "b": 0.25} if e.prompt[0] < 4 else {"a": 0.25, "b": -0.25} for e in examples]
+        rows = zip(examples, weights, signs, strict=True)
+        return [(1.0 + sum(s[d] * x for d, x in w.items())) * len(e.response) for e, w, s in rows]
+
+
+def priced(base: BaseModel, price: float = 0.0, kind: type[Priced] = Priced) -> tuple[RouterMetadata, Priced]:
+    digests = {"a": "1" * 64, "b": "2" * 64}
+    bank = StackBank(base.device, base.dtype)
+    composed = kind(base, base.chat_tokenizer(), CompositionHooks(base.sites), bank, digests, price)
+    config = MetaRouterConfig(domains=("a", "b"), token_dim=32, hidden_dim=16)
+    return RouterMetadata(config, digests, base.identity.ref), composed
+
+
+# --- what is learnt ------------------------------------------------------------------------------
+
+
+def test_the_target_mixes_the_measured_weight_with_the_label() -> None:
+    one = outcome(0, "a", {"a": 0.7, "b": 0.4})
+    config = MetaRouterConfig(domains=("b", "a"), token_dim=32)
+    assert targets([one], config, RouterRecipe(label_prior=0.2)).tolist() == [
+        pytest.approx([0.8 * 0.4, 0.8 * 0.7 + 0.2])
+    ]
+    assert (
+        targets([one, one], config, RouterRecipe(label_prior=0.0)).tolist() == [pytest.approx([0.4, 0.7])] * 2
+    )
+
+
+def test_the_loss_is_bce_and_a_penalty_on_indecision() -> None:
+    logits = torch.tensor([[0.0, 5.0]])
+    wanted = torch.tensor([[1.0, 1.0]])
+    recipe = RouterRecipe(margin=0.3, margin_coefficient=0.05, nll_coefficient=0.0)
+    bce = (math.log(2) + math.log1p(math.exp(-5))) / 2
+    free = torch.zeros(1, 2, 2)
+    assert float(loss(logits, wanted, free, recipe)) == pytest.approx(bce + 0.05 * (0.3 + 0.0) / 2, abs=1e-6)
+
+
+def test_the_loss_charges_what_the_probabilities_are_expected_to_compose() -> None:
+    domains = ("b", "a", "c")
+    names = [()] + [c for n in (1, 2, 3) for c in itertools.combinations(domains, n)]
+    losses = {"+".join(name): 1.0 + i / 7 for i, name in enumerate(names)}
+    one = Outcome("a", Example("o", (1,), (2,)), losses, dict.fromkeys(domains, 0.0), 0.5, "a")
+    corners = corner_losses([one, one], MetaRouterConfig(domains=domains, token_dim=32))
+    p = torch.tensor([[0.3, 0.9, 0.0], [1.0, 0.0, 1.0]])
+    chance = [
+        math.prod(q if d in name else 1 - q for d, q in zip(domains, p[0].tolist(), strict=True))
+        for name in names
+    ]
+    by_hand = sum(c * x for c, x in zip(chance, losses.values(), strict=True))
+    expected = expected_nll(p, corners)
+    assert expected.tolist() == pytest.approx([by_hand, losses["b+c"]])
+    logits = p.logit(eps=1e-6)
+    bare, charged = RouterRecipe(nll_coefficient=0.0), RouterRecipe(nll_coefficient=3.0)
+    more = loss(logits, p, corners, charged) - loss(logits, p, corners, bare)
+    assert float(more) == pytest.approx(3 * float(expected.mean()), abs=1e-4)
+
+
+def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
+    metadata, composed = priced(tiny_base, kind=OwnHelps)
+    recipe = RouterRecipe(epochs=12, patience=12, batch_size=8, learning_rate=1e-2, seed=1)
+    network, metrics = fit(
+        metadata, composed, outcomes(0, 48), {}, outcomes(48, 16), recipe, report=lambda _: None
+    )
+    assert metrics["held_out_bce"] < 0.4, "a constant answer has ln 2"
+    assert metrics["calibration_error"] < 0.25
+    assert not network.training
+    assert (metrics["train_prompts"], metrics["held_out_prompts"]) == (48, 16)
+    assert metrics["greedy_as_good"] == 0.75
+    assert metrics["greedy_cost"] == pytest.approx(0.25 * 0.25), "a quarter lose 0.75 - 0.5 nats"
+
+
+def test_prompts_without_outcomes_teach_what_a_domain_looks_like(tiny_base: BaseModel) -> None:
+    metadata, composed = priced(tiny_base, 0.0)
+    measured, held_out = outcomes(0, 2), outcomes(100, 16)
+    more = {d: [o.example for o in outcomes(4, 80) if o.domain == d] for d in "ab"}
+    recipe = RouterRecipe(epochs=12, patience=12, batch_size=8, learning_rate=1e-2, seed=1)
+    known: list[float] = []
+    for unmeasured in ({}, more):
+        lines: list[str] = []
+        _, metrics = fit(metadata, composed, measured, unmeasured, held_out, recipe, report=lines.append)
+        assert metrics["unmeasured_prompts"] == sum(map(len, unmeasured.values()))
+        known.append(min(told(lines, "held-out BCE")))
+    assert known[1] < 0.5 < known[0]
+
+
+# --- which epoch is kept -------------------------------------------------------------------------
+
+
+def run(base: BaseModel, price: float, epochs: int, patience: int) -> tuple[dict[str, Any], list[str]]:
+    """Both stacks are always wanted, and cost `price`."""
+    metadata, composed = priced(base, price)
+    wanted = [outcome(i, "ab"[i % 2], {"a": 1.0, "b": 1.0}) for i in range(24)]
+    recipe = RouterRecipe(
+        epochs=epochs, patience=patience, batch_size=8, learning_rate=5e-3, label_prior=0.0, dropout=0.0
+    )
+    lines: list[str] = []
+    _, metrics = fit(metadata, composed, wanted[:16], {}, wanted[16:], recipe, report=lines.append)
+    return metrics, lines
+
+
+def told(lines: Sequence[str], name: str) -> list[float]:
+    return [float(line.split(f"{name} ")[1].split(",")[0].split(" ")[0]) for line in lines]
+
+
+def test_the_epoch_kept_has_the_lowest_routed_loss_and_not_the_lowest_bce(tiny_base: BaseModel) -> None:
+    metrics, lines = run(tiny_base, price=0.5, epochs=4, patience=4)
+    bce, routed = told(lines, "held-out BCE"), told(lines, "routed NLL")
+    assert bce == sorted(bce, reverse=True), "the longer it trains, the better it matches the targets"
+    assert routed == sorted(routed), "and the worse it composes"
+    assert metrics["epoch"] == 1
+    assert metrics["held_out_nll_routed"] == pytest.approx(routed[0], abs=1e-4)
+    for name, values in (("held_out_bce", bce), ("held_out_nll_routed", routed)):
+        assert [point[name] for point in metrics["history"]] == pytest.approx(values, abs=1e-4)
+    assert metrics["held_out_bce"] == pytest.approx(bce[0], abs=1e-4)
+
+
+def test_where_the_stacks_help_the_same_training_keeps_the_last_epoch(tiny_base: BaseModel) -> None:
+    metrics, lines = run(tiny_base, price=-0.5, epochs=4, patience=1)
+    assert metrics["epoch"] == len(lines) == 4
+    assert metrics["held_out_nll_routed"] == pytest.approx(min(told(lines, "routed NLL")), abs=1e-4)
+
+
+def test_training_stops_after_so_many_epochs_without_a_lower_routed_loss(tiny_base: BaseModel) -> None:
+    _, lines = run(tiny_base, price=0.5, epochs=20, patience=3)
+    assert len(lines) == 4
+
+
+def test_a_learning_rate_that_diverges_is_refused(tiny_base: BaseModel) -> None:
+    metadata, composed = priced(tiny_base, 0.0)
+    recipe = RouterRecipe(learning_rate=1e30)
+    with pytest.raises(ConfigError, match=r"lower router\.learning_rate"):
+        fit(metadata, composed, outcomes(0, 8), {}, outcomes(8, 4), recipe, report=lambda _: None)
+
+
+# --- from data to a published router -------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = random.Random(0)
+    for domain in ("chat", "code", "math"):
+        prompts = ["".join(rng.choices(f"{domain}0123456789", k=9)) for _ in range(36)]
+        for split, rows in (("train", prompts[:28]), ("validation", prompts[28:])):
+            write_records(tmp_path / "data" / domain / f"{split}.jsonl", [(p, domain * 3) for p in rows])
+    return tmp_path / "data"
+
+
+def recipe(base: Path, *domains: str) -> Recipe:
+    return recipe_from(
+        {
+            "base": str(base),
+            "quantization": "none",
+            "data": {"selection": 6},
+            "router": {"prompts": 4, "held_out": 3, "max_tokens": 96, "epochs": 2, "hidden_dim": 16},
+            "domains": [{"name": name, "licence": "CC0"} for name in domains],
+        }
+    )
+
+
+def publish(registry: Registry, base: BaseModel, tmp_path: Path, domain: str, seed: int) -> None:
+    publish_stack(registry, base.identity, domain, random_stack(base.identity.dims, seed, size=0.3), tmp_path)
+
+
+def test_the_published_router_has_the_metrics_of_what_it_routes(
+    tiny_base: BaseModel, tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    for seed, domain in enumerate(("chat", "math")):
+        publish(registry, tiny_base, tmp_path, domain, seed)
+    plan, run = recipe(tiny_directory, "chat", "math"), tmp_path / "run"
+    prepared, lines = prepare(plan, data), list[str]()
+    train_router(plan, prepared, registry, run, lines.append)
+    assert "chat: 4 prompts (3 of them no stack trained on), 3 held out; 0 left out" in lines[1]
+
+    history = registry.snapshot().router
+    assert history is not None
+    path = registry.blob_path(history.current.digest)
+    file = read_router_metadata(path)
+    composed = Composed.load(load_base(tiny_directory, quantization="none"), registry)
+    assert file.stacks == composed.digests
+    assert file.data == (*prepared["chat"].sources, *prepared["math"].sources)
+    assert file.metrics["train_prompts"] == 8
+    assert file.metrics["train_prompts_unseen"] == 6
+    assert file.metrics["held_out_prompts"] == 6
+    assert file.metrics["left_out_prompts"] == 0
+    router = Router.load(path, composed.base)
+    nats, tokens = 0.0, 0
+    for found in router_prompts(prepared, plan.router, composed.tokenizer).values():
+        for one in found.held_out:
+            (given,) = router.probabilities(composed.base, [one.prompt])
+            applied = {d: p for d, p in given.items() if p > plan.router.gate_threshold}
+            nats += float(composed.nll([one], [applied])[0])
+            tokens += len(one.response)
+    assert file.metrics["held_out_nll_routed"] == pytest.approx(nats / tokens, abs=1e-4)
+
+    # Another start measures nothing, and comes to the same router.
+    size = (run / "outcomes.jsonl").stat().st_size
+    train_router(plan, prepared, registry, run, lambda _: None)
+    assert (run / "outcomes.jsonl").stat().st_size == size
+    again = registry.snapshot().router
+    assert again is not None
+    assert again.current.digest == history.current.digest
+
+
+def test_a_domain_more_reuses_what_was_measured_without_it(
+    tiny_base: BaseModel, tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan, run, lines = recipe(tiny_directory, "chat", "math", "code"), tmp_path / "run", list[str]()
+    prepared = prepare(plan, data)
+    for seed, domain in enumerate(("chat", "math")):
+        publish(registry, tiny_base, tmp_path, domain, seed)
+    train_router(plan, prepared, registry, run, lambda _: None)
+    publish(registry, tiny_base, tmp_path, "code", 7)
+    train_router(plan, prepared, registry, run, lines.append)
+    told = next(line for line in lines if line.startswith("outcomes: "))
+    assert told.startswith("outcomes: 0 of 21 examples are measured already")
+    assert told.endswith(f"of the others' {21 * 8} combinations, {14 * 4} are")
+    assert "router: version 2" in lines[-1]
+
+
+def test_two_starts_do_not_write_to_one_run(tiny_directory: Path, registry: Registry, tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run"), pytest.raises(ConfigError, match="'run' is being worked on"):
+        train_router(recipe(tiny_directory, "chat"), {}, registry, tmp_path / "run")
+
+
+def test_a_registry_without_stacks_or_with_one_of_an_unknown_domain_is_refused(
+    tiny_base: BaseModel, tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan = recipe(tiny_directory, "chat")
+    prepared: dict[str, DomainData] = prepare(plan, data)
+    with pytest.raises(ConfigError, match="stacks of no domain"):
+        train_router(plan, prepared, registry, tmp_path / "run")
+    publish(registry, tiny_base, tmp_path, "math", 0)
+    with pytest.raises(ConfigError, match="stacks of math, the recipe data of chat"):
+        train_router(plan, prepared, registry, tmp_path / "run")

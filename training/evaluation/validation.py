@@ -1,0 +1,121 @@
+"""The validation records under what a registry serves: their losses in every mode.
+
+The oracle is measured on the first records of each domain alone, because it costs all 2^D combinations;
+every other mode is told for those records too, so that like is compared with like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from brainstacks.base_model import BaseModel
+from brainstacks.errors import ConfigError
+from brainstacks.routing.router import Router
+from brainstacks.stacks.registry import Registry
+from training.data.batches import TOKENS, within_budget
+from training.data.domains import DomainData
+from training.data.encoding import Example, encode
+from training.evaluation.evaluation import COMBINATION, MODES, ORACLE, Evaluation, RecordResult
+from training.recipe.settings import RouterRecipe
+from training.router.composition import Composed, Weights, routed_weights
+from training.router.outcomes import Outcome, measure
+
+
+def load_served(base: BaseModel, registry: Registry) -> tuple[Composed, Router]:
+    """`base` with the active stacks of `registry`, and its router.
+
+    Raises:
+        ConfigError: the registry has no stacks or no router.
+    """
+    composed = Composed.load(base, registry)
+    history = registry.snapshot().router
+    if history is None or not composed.digests:
+        raise ConfigError(
+            "the registry has no router or no stacks; run `brainstacks-train curriculum` and `router`"
+        )
+    return composed, Router.load(registry.blob_path(history.current.digest), composed.base)
+
+
+def evaluate(
+    composed: Composed,
+    router: Router,
+    data: Mapping[str, DomainData],
+    limit: int | None = None,
+    oracle_limit: int = 16,
+    *,
+    max_tokens: int,
+    search: RouterRecipe,
+    report: Callable[[str], None] = print,
+) -> Evaluation:
+    """Measure the validation records of every domain of `data`; one without a stack is its own base.
+
+    Args:
+        limit: most records per domain; None takes all.
+        oracle_limit: the oracle is measured on the first so many of them.
+        max_tokens: of prompt and answer; a longer answer is cut.
+        search: whose `soft_levels` and `min_gain` the oracle's search takes.
+
+    Raises:
+        ConfigError: a domain has no validation record that fits `max_tokens`.
+    """
+    records: list[RecordResult] = []
+    for domain, examples in validation_examples(composed, data, limit, max_tokens).items():
+        pairs = [(domain, e) for e in examples[:oracle_limit]]
+        oracles = measure(composed, pairs, search.soft_levels, search.min_gain)
+        found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)), composed.digests)
+        report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
+        records += found.records
+    return Evaluation(tuple(records), dict(composed.digests))
+
+
+def validation_examples(
+    composed: Composed, data: Mapping[str, DomainData], limit: int | None, max_tokens: int
+) -> dict[str, list[Example]]:
+    """Domain -> its first `limit` validation records. Raises ConfigError: a domain has none that fits."""
+    found = {
+        domain: encode(split.validation[:limit], composed.tokenizer, max_tokens)
+        for domain, split in data.items()
+    }
+    empty = [domain for domain, examples in found.items() if not examples]
+    if empty:
+        raise ConfigError(
+            f"no validation record of {', '.join(empty)} fits {max_tokens} tokens; give more data, or tokens"
+        )
+    return found
+
+
+def route(composed: Composed, router: Router, examples: Sequence[Example]) -> list[Weights]:
+    """What serving applies to each prompt."""
+    found: list[Mapping[str, float]] = [{}] * len(examples)
+    for rows in within_budget([len(e.prompt) for e in examples], TOKENS):
+        given = router.probabilities(composed.base, [examples[i].prompt for i in rows])
+        for i, probabilities in zip(rows, given, strict=True):
+            found[i] = probabilities
+    return routed_weights(composed, router, found)
+
+
+def _records(
+    composed: Composed,
+    router: Router,
+    domain: str,
+    examples: Sequence[Example],
+    oracles: Sequence[Outcome],
+) -> list[RecordResult]:
+    routed = route(composed, router, examples)
+    rows: dict[str, Sequence[Weights]] = {
+        "base": [{}] * len(examples),
+        "ungated": [dict.fromkeys(composed.digests, 1.0)] * len(examples),
+        "routed": routed,
+        "only-own": [{domain: 1.0} if domain in composed.digests else {}] * len(examples),
+    }
+    losses = {mode: composed.losses(examples, weights) for mode, weights in rows.items()}
+    results = []
+    for i, example in enumerate(examples):
+        nats = {mode: losses[mode][i] for mode in MODES}
+        tokens, weights = len(example.response), None
+        if i < len(oracles):
+            best = oracles[i]
+            nats |= {COMBINATION: min(best.losses.values()) * tokens, ORACLE: best.oracle * tokens}
+            weights = {d: w for d, w in best.weights.items() if w != 0.0}
+        results.append(RecordResult(example.id, domain, tokens, nats, dict(routed[i]), weights))
+    return results

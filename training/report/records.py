@@ -1,0 +1,128 @@
+"""What is left of a run to tell about it: its directory, read as far as it is, and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from brainstacks.errors import ConfigError
+from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import RouterMetadata, read_router_metadata
+from brainstacks.stacks.tensors import load_stack
+from training.curriculum.forgetting import ForgettingMatrix
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.expert_use import ExpertUse, load_expert_use
+from training.evaluation.router import Transfer
+from training.runs.checkpoint import STATE
+from training.runs.paths import RunPaths
+from training.runs.stored import read_as, read_json, read_lines
+
+T = TypeVar("T")
+
+Line = Mapping[str, Any]
+"""Of the log."""
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """Each part is read once, when it is asked for; None where it does not exist yet.
+
+    A run may be going on there.
+
+    Raises, on every access:
+        ConfigError: a file is damaged.
+    """
+
+    run: RunPaths
+    registry: Registry
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Raises ConfigError: there is no run."""
+        document: dict[str, Any] | None = read_json(self.run.identity)
+        if document is None:
+            raise ConfigError(
+                f"{self.run.path.name!r} holds no run; give the --run of `brainstacks-train curriculum`"
+            )
+        return document
+
+    @cached_property
+    def logged(self) -> dict[str, list[list[Line]]]:
+        """Domain -> rounds -> lines of the log, in the order they were written."""
+        found: dict[str, dict[int, list[Line]]] = {}
+        for line in read_lines(self.run.metrics):
+            found.setdefault(line["domain"], {}).setdefault(line["round"], []).append(line)
+        return {domain: list(rounds.values()) for domain, rounds in found.items()}
+
+    @cached_property
+    def rounds(self) -> dict[str, list[dict[str, Any]]]:
+        """Domain, in curriculum order -> what the inner loop said of each finished round."""
+        domains = [domain["name"] for domain in self.identity["recipe"]["domains"]]
+        found = {domain: self._finished(domain) for domain in domains}
+        return {domain: states for domain, states in found.items() if states}
+
+    def _finished(self, domain: str) -> list[dict[str, Any]]:
+        states: list[dict[str, Any]] = []
+        while (state := read_json(self.run.round(domain, len(states)) / STATE)) is not None:
+            states.append(state)
+        return states
+
+    @cached_property
+    def stacks(self) -> dict[str, tuple[StackMetadata, StackTensors]]:
+        """What the registry serves on the run's base."""
+        found = {}
+        for domain, history in self.registry.snapshot().domains.items():
+            path = self.registry.blob_path(history.current.digest)
+            metadata = read_stack_metadata(path)
+            if metadata.base.fingerprint == self.identity["base"]:
+                found[domain] = (metadata, load_stack(path))
+        return found
+
+    @cached_property
+    def forgetting(self) -> ForgettingMatrix | None:
+        return read_as(self.run.forgetting, ForgettingMatrix.from_dict)
+
+    @cached_property
+    def expert_use(self) -> dict[str, ExpertUse] | None:
+        """Of the stacks that the registry serves."""
+        every = load_expert_use(self.run.expert_use)
+        return {d: use for d, use in every.items() if self._served.get(d) == use.digest} or None
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        return self._evaluated(Evaluation.from_dict)
+
+    @cached_property
+    def transfer(self) -> Transfer | None:
+        return self._evaluated(lambda document: Transfer.from_dict(document["transfer"]))
+
+    @cached_property
+    def lm_eval(self) -> dict[str, Any] | None:
+        """What was asked of lm-eval, and `results`: mode -> task -> metric -> value."""
+        return self._evaluated(lambda document: document.get("lm_eval"))
+
+    def _evaluated(self, parse: Callable[[Any], T]) -> T | None:
+        """`parse` of what was evaluated; None where that was of other stacks than the registry serves now."""
+
+        def current(document: Any) -> T | None:
+            return parse(document) if document["stacks"] == self._served else None
+
+        return read_as(self.run.evaluation, current)
+
+    @cached_property
+    def _served(self) -> dict[str, str]:
+        """Domain -> digest."""
+        return {d: history.current.digest for d, history in self.registry.snapshot().domains.items()}
+
+    @cached_property
+    def router(self) -> RouterMetadata | None:
+        """What the registry serves on the run's base."""
+        history = self.registry.snapshot().router
+        if history is None:
+            return None
+        metadata = read_router_metadata(self.registry.blob_path(history.current.digest))
+        return metadata if metadata.base.fingerprint == self.identity["base"] else None

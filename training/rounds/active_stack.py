@@ -1,0 +1,188 @@
+"""The round that is being trained: zero deltas at first, a noisy gate, and a balance loss that reaches it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brainstacks.config import StackConfig
+from brainstacks.layers.delta import gated_hidden
+from brainstacks.layers.hooks import Correction, LowRank
+from brainstacks.layers.projections import INPUT_GROUPS
+from training.rounds.null_space import NullSpace
+
+
+class ActiveStack(nn.Module):
+    """One round of MoE-LoRA deltas as float32 parameters; a `DeltaSource` for the hooks.
+
+    Training adds `softplus(x W_n^T) * eps`, eps ~ N(0, 1), to the gate's logits (paper, eq. 3); in eval
+    mode there is no noise. The balance loss is that of the paper's section 3.1, over each example of n_i
+    tokens and not over whatever shares its batch, so that no split into batches changes it:
+
+        L_aux = mean over deltas of  sum_i (n_i / sum_j n_j) * N * sum_e P_i(e) f_i(e)
+
+    with P_i(e) the mean softmax probability of expert e and f_i(e) the share of dispatches that it gets
+    (1.0 when balanced). P carries the gradient to the gate.
+
+    Args:
+        config: shape of the round.
+        dims: projection -> (d_in, d_out).
+        null_space: where the deltas must not write, or read; `export` folds it into the weights.
+        noise: whether the gate is noisy in training.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        dims: Mapping[str, tuple[int, int]],
+        null_space: NullSpace | None = None,
+        *,
+        noise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.down = nn.ParameterDict()  # of each group: every A, then every gate, then every gate's noise
+        self.up = nn.ParameterDict()
+        self._null_space = null_space
+        self._noisy = noise and config.experts > config.top_k  # who takes all experts chooses none
+        for layer, group, names in self._groups():
+            d_in = dims[names[0]][0]
+            rows = sum(self._rows(len(names)))
+            # Kaiming-uniform with a = sqrt(5) is uniform in +-1/sqrt(d_in), for A, gates and noise alike.
+            bound = 1 / math.sqrt(d_in)
+            self.down[f"{layer}_{group}"] = nn.Parameter(torch.empty(rows, d_in).uniform_(-bound, bound))
+            for name in names:
+                up = torch.zeros(config.experts * config.rank, dims[name][1])
+                self.up[f"{layer}_{name}"] = nn.Parameter(up)
+        self._examples: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._balance: dict[tuple[int, int], Tensor] = {}
+
+    def _groups(self) -> Iterator[tuple[int, int, list[str]]]:
+        """(layer, group, its projections that carry a delta)."""
+        for layer in range(self.config.layers):
+            for group, projections in enumerate(INPUT_GROUPS):
+                names = [p for p in projections if p in self.config.projections]
+                if names:
+                    yield layer, group, names
+
+    def _rows(self, projections: int) -> tuple[int, int, int]:
+        """Rows of a group's shared down-GEMM: A, gates, noise."""
+        gates = projections * self.config.experts
+        return gates * self.config.rank, gates, gates if self._noisy else 0
+
+    def begin(self, segments: Tensor, examples: int) -> None:
+        """Start a training forward.
+
+        Args:
+            segments: [B, T] int64, the example that each token belongs to, 0..E-1; -1 at padding.
+            examples: E.
+        """
+        members = F.one_hot(segments.flatten() + 1, examples + 1)[:, 1:].T.float()
+        self._tokens = members.sum(1)
+        self._examples = members / self._tokens[:, None]
+        self._balance = {}
+
+    def balance_sum(self) -> Tensor:
+        """sum_i n_i * L_aux(i) of the last training forward, a scalar: to be divided by a step's tokens."""
+        if not self._balance:
+            return torch.zeros((), device=next(self.parameters()).device)
+        return torch.cat(list(self._balance.values())).mean()
+
+    def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
+        """See `brainstacks.layers.hooks.DeltaSource`."""
+        names = [p for p in INPUT_GROUPS[group] if p in self.config.projections]
+        if not names:
+            return {}
+        config, shape = self.config, (1, len(names), self.config.experts)
+        A_rows, gate_rows, noise_rows = self._rows(len(names))
+        down, spread = F.linear(x, self._down(layer, group, len(names)).to(x.dtype)).split(
+            [A_rows + gate_rows, noise_rows], dim=-1
+        )
+        noise = None
+        if self.training and self._noisy:
+            scale = F.softplus(spread.float())
+            noise = (scale * torch.randn_like(scale)).unflatten(-1, shape)
+        hidden, gates = gated_hidden(
+            down,
+            projections=len(names),
+            experts=config.experts,
+            rank=config.rank,
+            top_k=config.top_k,
+            weights=self._scaling(x),
+            noise=noise,
+        )
+        if self.training and config.experts > config.top_k:
+            logits = down[..., A_rows:].float().unflatten(-1, shape)
+            balance = self._balance_of(logits if noise is None else logits + noise, gates)
+            # Gradient checkpointing runs a layer twice: it is the first run's that the loss is made of.
+            self._balance.setdefault((layer, group), balance)
+        ups = [self._up(layer, name).to(x.dtype) for name in names]
+        return {name: [LowRank(h, up)] for name, h, up in zip(names, hidden, ups, strict=True)}
+
+    def _balance_of(self, logits: Tensor, gates: Tensor) -> Tensor:
+        """sum_i n_i N sum_e P_i(e) f_i(e) of each projection, [P]; logits and gates [B, T, 1, P, N]."""
+        if self._examples is None or self._tokens is None:
+            raise RuntimeError("call begin(segments, examples) before a training forward")
+        shape = logits.shape[-2:]
+        probability = self._examples @ logits.softmax(-1).flatten(2).flatten(0, 1)
+        share = self._examples @ (gates.detach() > 0).float().flatten(2).flatten(0, 1) / self.config.top_k
+        per_example = (probability * share).unflatten(-1, shape).sum(-1)
+        total: Tensor = self.config.experts * (self._tokens @ per_example)
+        return total
+
+    def _scaling(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return torch.full((1, 1, 1), self.config.scaling, dtype=dtype, device=x.device)
+
+    def _down(self, layer: int, group: int, projections: int) -> Tensor:
+        """The rows of the shared down-GEMM, A outside the null space; gates only select, and stay."""
+        down: Tensor = self.down[f"{layer}_{group}"]
+        if self._null_space is None:
+            return down
+        A_rows, *rest = self._rows(projections)
+        A, others = down.split([A_rows, sum(rest)])
+        return torch.cat([self._null_space.project_down(layer, group, A), others])
+
+    def _up(self, layer: int, projection: str) -> Tensor:
+        up: Tensor = self.up[f"{layer}_{projection}"]
+        return up if self._null_space is None else self._null_space.project_up(layer, projection, up)
+
+    @torch.no_grad()
+    def export(self) -> dict[str, Tensor]:
+        """`layers.<layer>.<projection>.{A,B,gate}` float32, the null space folded in.
+
+        The noise weights stay behind: they are for training only.
+        """
+        n, r = self.config.experts, self.config.rank
+        tensors: dict[str, Tensor] = {}
+        for layer, group, names in self._groups():
+            a, gate, _ = self._down(layer, group, len(names)).split(self._rows(len(names)))
+            for i, name in enumerate(names):
+                prefix = f"layers.{layer}.{name}"
+                tensors[f"{prefix}.A"] = a[i * n * r : (i + 1) * n * r].clone()
+                tensors[f"{prefix}.gate"] = gate[i * n : (i + 1) * n].clone()
+                tensors[f"{prefix}.B"] = self._up(layer, name).T.contiguous()
+        return tensors
+
+    @torch.no_grad()
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights that `export` gave: continue a round instead of starting at zero deltas.
+
+        Raises:
+            ValueError: they are of another shape.
+        """
+        for layer, group, names in self._groups():
+            given = torch.cat(
+                [tensors[f"layers.{layer}.{n}.{part}"] for part in ("A", "gate") for n in names]
+            )
+            A_rows, gate_rows, _ = self._rows(len(names))
+            if len(given) != A_rows + gate_rows:
+                raise ValueError(f"layer {layer}: the tensors are of another shape than {self.config}")
+            self.down[f"{layer}_{group}"][: len(given)] = given
+            for name in names:
+                self.up[f"{layer}_{name}"].copy_(tensors[f"layers.{layer}.{name}.B"].T)

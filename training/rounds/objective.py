@@ -1,0 +1,74 @@
+"""The loss: negative log-likelihood of the response tokens, the same for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brainstacks.layers.hooks import CompositionHooks, DeltaSource
+from training.data.batches import IGNORE, TOKENS, Batch, collate, loss_batches
+from training.data.encoding import Example
+
+SourcesOf = Callable[[Sequence[Example]], Sequence[DeltaSource]]
+"""What composes a batch of these examples, one a row."""
+
+
+def response_nll(model: Any, batch: Batch) -> Tensor:
+    """NLL (nats) of each label of `batch`, row by row, in order.
+
+    The head runs on the labelled positions alone: on a small model with a large vocabulary it would
+    otherwise cost as much as the layers.
+
+    Returns:
+        [M] float32 (float64 of a float64 model), M the number of labels in the batch.
+    """
+    # Padding is on the right and attention is causal, so no real token sees any of it: without a mask the
+    # attention takes its faster causal path. Positions that restart keep packed examples apart.
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).last_hidden_state
+    chosen = batch.labels != IGNORE
+    logits = model.get_output_embeddings()(hidden[chosen])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return F.cross_entropy(logits, batch.labels[chosen], reduction="none")
+
+
+def row_sums(nll: Tensor, labels: Tensor) -> Tensor:
+    """Sum of `nll` [M] per row of `labels` [B, T].
+
+    Returns:
+        [B] nats, in the dtype of `nll`.
+    """
+    rows = (labels != IGNORE).nonzero()[:, 0]
+    return nll.new_zeros(labels.shape[0]).index_add_(0, rows, nll)
+
+
+@torch.no_grad()
+def mean_nll(
+    model: Any,
+    hooks: CompositionHooks,
+    examples: Sequence[Example],
+    sources: Sequence[DeltaSource] | SourcesOf = (),
+    tokens: int = TOKENS,
+) -> float:
+    """Token-weighted mean NLL (nats) of the responses of `examples`, at least one, under `sources`.
+
+    Independent of `tokens`, the budget of a forward, and of padding, up to rounding; bit for bit the same at
+    every call. The most memory goes to logits, of at most `tokens / LABEL_COST` positions or one row: see
+    `batches.loss_batches`.
+    """
+    total, labels = 0.0, 0
+    for rows in loss_batches(examples, tokens):
+        group = [examples[i] for i in rows]
+        with hooks.composed(*(sources(group) if callable(sources) else sources)):
+            nll = response_nll(model, collate(group).to(model.device))
+        total += float(nll.double().sum())
+        labels += nll.numel()
+    return total / labels

@@ -1,0 +1,269 @@
+"""One round on its way: its steps, its evaluations, and the state that a checkpoint keeps.
+
+The optimiser, its schedule and the processes are torch's, transformers' and accelerate's; what is here is
+what the paper adds. Everything random in a step is drawn from a seed of its own, so that a round's state is
+its weights, the optimiser, and one number: the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brainstacks.errors import ConfigError
+from brainstacks.layers.hooks import DeltaSource
+from training.data.batches import Batch, TrainingOrder, collate, micro_batches
+from training.data.encoding import Example
+from training.rounds.active_stack import ActiveStack
+from training.rounds.allocator import return_freed_memory
+from training.rounds.objective import mean_nll, response_nll
+from training.rounds.optimizer import make_optimizer, make_schedule
+from training.rounds.task import RoundResult, RoundTask
+from training.rounds.workshop import Workshop
+from training.runs import checkpoint
+from training.runs.stored import flatten, unflatten
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds besides tensors; `step` is the data cursor too."""
+
+    step: int = 0
+    baseline: float = math.inf
+    best: float = math.inf
+    stale: int = 0
+    window: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: str | None = None
+    log_position: int = 0
+
+
+class _Objective(nn.Module):
+    """What accelerate wraps: the sums that a step's loss is made of. The base is not its own to move."""
+
+    def __init__(self, model: Any, active: ActiveStack) -> None:
+        super().__init__()
+        self.active = active
+        self._model = (model,)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.active.begin(batch.segments, batch.examples)
+        nll = response_nll(self._model[0], batch).sum()
+        return nll, self.active.balance_sum()
+
+
+class RoundTraining:
+    """One round on its way."""
+
+    def __init__(self, workshop: Workshop, task: RoundTask) -> None:
+        self.workshop, self.task, self.config = workshop, task, task.config
+        self.accelerator = workshop.accelerator
+        torch.manual_seed(self.config.seed)
+        self.active = ActiveStack(
+            task.stack, workshop.base.identity.dims, task.null_space, noise=self.config.gate_noise
+        ).to(workshop.base.device)
+        if task.initial is not None:
+            self.active.start_from(task.initial)
+        self.optimizer = make_optimizer(self.active.parameters(), self.config, workshop.base.device)
+        self.schedule = make_schedule(self.optimizer, self.config)
+        self.objective = self.accelerator.prepare(_Objective(workshop.base.model, self.active))
+        self.order = TrainingOrder(
+            task.train,
+            self.config.batch_size * self._parts,
+            self.config.seed,
+            task.data.packing,
+            task.data.max_tokens,
+        )
+        self.state = _State()
+        self.snapshot: dict[str, Tensor] = {}
+        self.stop_asked = False
+        self.learning_rate = 0.0
+
+    # --- start, resume, save ---------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Measure the zero-delta baseline (or, of given weights, theirs)."""
+        value = self._selection_nll()
+        self.state = _State(baseline=value, best=value)
+        self._log("baseline", nll=value)
+
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Go on as if the round had never stopped.
+
+        Raises:
+            ConfigError: the checkpoint is of another version of the trainer.
+        """
+        state = found.state["round"]
+        if state.keys() != {field.name for field in dataclasses.fields(_State)}:
+            raise ConfigError(
+                f"the checkpoint of {self.task.title} was written by another version of the trainer; go on "
+                "with that, or give another --run"
+            )
+        self.state = _State(**state)
+        parts: dict[str, dict[str, Tensor]] = {"active": {}, "snapshot": {}, "optimizer": {}, "schedule": {}}
+        for name, tensor in found.tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        self.active.load_state_dict(parts["active"])
+        self.snapshot = parts["snapshot"]
+        self.optimizer.load_state_dict(unflatten(parts["optimizer"], found.state["optimizer"]))
+        self.schedule.load_state_dict(unflatten(parts["schedule"], found.state["schedule"]))
+        self.workshop.log.rewind(self.state.log_position)
+
+    def save(self, checkpoints: Path) -> None:
+        """Write everything that `resume` reads."""
+        self.state.log_position = self.workshop.log.position
+        if not self.accelerator.is_main_process:
+            return
+        optimizer, optimizer_skeleton = flatten(self.optimizer.state_dict())
+        schedule, schedule_skeleton = flatten(self.schedule.state_dict())
+        parts = {
+            "active": self.active.state_dict(),
+            "snapshot": self.snapshot,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
+        checkpoint.save(
+            checkpoints / f"{checkpoint.PREFIX}{self.state.step:06d}",
+            {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()},
+            {
+                "round": dataclasses.asdict(self.state),
+                "optimizer": optimizer_skeleton,
+                "schedule": schedule_skeleton,
+            },
+        )
+        checkpoint.prune(checkpoints, keep=2)
+
+    # --- one step --------------------------------------------------------------------------------
+
+    def step(self) -> tuple[float, int]:
+        """One optimiser step; (mean NLL of its response tokens, tokens in it, over all processes)."""
+        device, rows = self.workshop.base.device, self.order.batch(self.state.step)
+        examples = [example for row in rows for example in row]
+        responses = sum(len(e.response) for e in examples)
+        tokens = sum(len(e) for e in examples)
+        parts = micro_batches(len(rows), self._parts)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if len(parts) < processes:
+            raise ConfigError(
+                f"{processes} processes cannot share the {len(rows)} rows that {self.task.domain} has for a "
+                "step; start fewer, or give it more records"
+            )
+        mine = range(rank, len(parts), processes)
+        total = 0.0
+        self.active.train()
+        for i in mine:
+            torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
+            with self._composed(parts[i]), self._synchronised(i == mine[-1]):
+                nll, balance = self.objective(collate([rows[j] for j in parts[i]]).to(device))
+                loss = nll / responses + self.config.balance_coefficient * balance / tokens
+                if self.task.penalty is not None:
+                    loss = loss + self.task.penalty(self.active) / len(parts)
+                # Processes average their gradients; a step's loss is a sum over all of them.
+                self.accelerator.backward(loss * processes)
+            total += float(nll.detach())
+        self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.stop_asked = self.workshop.asked_to_stop()
+        loss_of_step = self.workshop.summed(total) / responses
+        self.state.step += 1
+        self.state.window.append(loss_of_step)
+        if not math.isfinite(loss_of_step):
+            self.state.stopped = "the training loss is not finite"
+        return loss_of_step, tokens
+
+    @property
+    def _parts(self) -> int:
+        """Micro-batches of a step, at most, over all processes."""
+        return self.config.accumulation * int(self.accelerator.num_processes)
+
+    def _composed(self, rows: Iterable[int]) -> Any:
+        """Frozen and active deltas, around forward and backward: checkpointed layers run again there.
+
+        Args:
+            rows: their numbers in the step, however it is split.
+        """
+        names = [f"{self.config.seed}/{self.state.step}/{i}" for i in rows]
+        return self.workshop.hooks.composed(*self.task.earlier.of(names), *self.task.own, self.active)
+
+    def _synchronised(self, last: bool) -> Any:
+        return nullcontext() if last else self.accelerator.no_sync(self.objective)
+
+    def log_step(self, loss: float, tokens: int, seconds: float) -> None:
+        timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        self._log("step", timing, loss=loss, learning_rate=self.learning_rate, tokens=tokens)
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    @property
+    def evaluation_due(self) -> bool:
+        return self.state.step % self.config.eval_every == 0 or self.state.step == self.config.steps
+
+    @property
+    def checkpoint_due(self) -> bool:
+        return self.state.step % self.config.checkpoint_every == 0 or self.state.stopped is not None
+
+    def evaluate(self) -> None:
+        """Take a snapshot when the selection NLL improved; stop on a spike, a plateau or at the end."""
+        state, config = self.state, self.config
+        value = self._selection_nll()
+        return_freed_memory()
+        train_loss = sum(state.window) / len(state.window)
+        state.window = []
+        state.history.append({"step": state.step, "train_loss": train_loss, "val_loss": value})
+        self._log("evaluation", nll=value, train_loss=train_loss)
+        if value < state.best:  # false for NaN
+            state.best, state.stale = value, 0
+            self.snapshot = {name: tensor.cpu() for name, tensor in self.active.export().items()}
+        else:
+            state.stale += 1
+        if state.stopped is not None:
+            return
+        if not value <= state.best + config.spike:
+            state.stopped = "the selection loss spiked"
+        elif state.stale >= config.patience:
+            state.stopped = f"no improvement in {config.patience} evaluations"
+        elif state.step >= config.steps:
+            state.stopped = "all steps done"
+
+    def _selection_nll(self) -> float:
+        self.active.eval()
+        task, base = self.task, self.workshop.base
+
+        def sources(examples: Sequence[Example]) -> Sequence[DeltaSource]:
+            return (*task.earlier.of([e.id for e in examples]), *task.own, self.active)
+
+        # Devices may round differently: all processes decide by what the first one measured.
+        return self.workshop.of_first(mean_nll(base.model, self.workshop.hooks, task.selection, sources))
+
+    def result(self) -> RoundResult:
+        state = self.state
+        return RoundResult(
+            self.snapshot or None, state.baseline, state.best, state.stopped or "", state.history
+        )
+
+    def _log(self, kind: str, timing: Mapping[str, float] | None = None, **values: float) -> None:
+        self.workshop.log.record(
+            kind,
+            domain=self.task.domain,
+            round=self.task.number,
+            step=self.state.step,
+            timing=timing or {},
+            **values,
+        )
+
+
+def _mix(seed: int, micro_batch: int) -> int:
+    """A seed for one micro-batch: no two of them, nor two seeds, share a stream."""
+    return (seed * 1_000_003 + micro_batch + 1) % 2**63
