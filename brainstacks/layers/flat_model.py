@@ -33,8 +33,8 @@ FINE, FINEST = 32, 16
 """Most inputs of a layer's linear that share a scale where they become int8, as `benchmarks.nll` measured it:
 outliers among more cost more than its rule allows."""
 OUTLIERS = (0, 3)
-"""Groups whose inputs have the largest (attention's, and the MLP's last product's): they need the finest scales,
-unless their weights are NF4, whose own error hides it."""
+"""Groups whose inputs have the largest (attention's, and the MLP's last product's): they need the finest
+scales, unless their weights are NF4, whose own error hides it."""
 
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles depend on the position alone."""
