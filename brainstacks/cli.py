@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brainstacks.errors import BrainstacksError
-from brainstacks.stacks.artifact import StackFile, check_base
+from brainstacks.stacks.artifact import StackMetadata, check_base
 from brainstacks.stacks.manifest import Published, Version
 from brainstacks.stacks.registry import ROUTER, Registry
 from brainstacks.stacks.router_artifact import check_router_base, inspect_file
@@ -75,7 +75,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
     document = {
         "digest": found.digest,
         "bytes": found.bytes,
-        "kind": "stack" if isinstance(found, StackFile) else "router",
+        "kind": "stack" if isinstance(found.metadata, StackMetadata) else "router",
         **json.loads(found.metadata.to_json()),
     }
     if as_json:
@@ -127,12 +127,12 @@ def publish(
         from brainstacks.base_model import identify_base
 
         identity = identify_base(base)
-        if isinstance(found, StackFile):
+        if isinstance(found.metadata, StackMetadata):
             check_base(found.metadata, identity.fingerprint, identity.dims, identity.layers)
         else:
             check_router_base(found.metadata, identity.fingerprint, identity.hidden_size)
     opened = Registry(registry, create=True)
-    if isinstance(found, StackFile):
+    if isinstance(found.metadata, StackMetadata):
         published = opened.publish(file, expected_generation=expect)
     else:
         published = opened.publish_router(file, expected_generation=expect)

@@ -25,13 +25,12 @@ from brainstacks.errors import IncompatibleArtifact, InvalidArtifact
 from brainstacks.stacks.document import Fields, dump_json, show
 from brainstacks.stacks.envelope import (
     FORMAT_VERSION,
+    CheckedFile,
+    Kind,
     build_config,
-    check_tensors,
-    metadata_text,
     objects,
     open_document,
 )
-from brainstacks.stacks.safetensors_file import Header, check_finite, read_header
 
 MAX_ROUNDS = 64
 MAX_DIM = 2**24
@@ -222,45 +221,10 @@ def stack_shapes(metadata: StackMetadata) -> Iterator[tuple[str, tuple[int, int]
                 yield f"{name}.gate", (config.experts, d_in)
 
 
-@dataclass(frozen=True)
-class StackFile:
-    """A domain-stack file that was checked completely.
-
-    Attributes:
-        digest: sha256 of the file.
-        bytes: its size.
-    """
-
-    metadata: StackMetadata
-    digest: str
-    bytes: int
-
-
-def read_stack_metadata(path: Path) -> StackMetadata:
-    """The metadata of a stack file, its header and tensor set checked, its values not read.
-
-    Raises:
-        InvalidArtifact: the file is not a sound stack.
-    """
-    return _read_stack(path)[1]
-
-
-def inspect_stack(path: Path) -> StackFile:
-    """Check a stack file completely, values included.
-
-    Raises:
-        InvalidArtifact: the file is not a sound stack.
-    """
-    header, metadata = _read_stack(path)
-    check_finite(path, header)
-    return StackFile(metadata, sha256_file(path), header.size)
-
-
-def _read_stack(path: Path) -> tuple[Header, StackMetadata]:
-    header = read_header(path)
-    metadata = StackMetadata.from_json(metadata_text(header))
-    check_tensors(header, stack_shapes(metadata))
-    return header, metadata
+StackFile = CheckedFile[StackMetadata]
+STACK = Kind(StackMetadata.from_json, stack_shapes)
+read_stack_metadata = STACK.read
+inspect_stack = STACK.inspect
 
 
 def check_base(

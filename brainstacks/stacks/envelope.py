@@ -3,19 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from brainstacks.config import from_mapping
 from brainstacks.errors import ConfigError, InvalidArtifact
 from brainstacks.stacks.document import Fields, parse_json, show
-from brainstacks.stacks.safetensors_file import EXPONENT_BITS, Header
+from brainstacks.stacks.safetensors_file import EXPONENT_BITS, Header, check_values, read_header
 
 FORMAT_VERSION = 1
 METADATA_KEY = "brainstacks"
 MAX_METADATA_CHARS = 2**20
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """Stack or router.
+
+    Attributes:
+        parse: its metadata document -> what it says.
+        shapes: name and shape of every tensor that it then has.
+    """
+
+    parse: Callable[[str], T]
+    shapes: Callable[[T], Iterable[tuple[str, tuple[int, ...]]]]
+
+    def read(self, path: Path) -> T:
+        """The metadata of a file, its header and tensor set checked, its values not read.
+
+        Raises:
+            InvalidArtifact: it is not a sound file of this kind.
+        """
+        return self._read(path)[1]
+
+    def inspect(self, path: Path) -> CheckedFile[T]:
+        """Check a file completely, values included. Raises as `read`."""
+        header, metadata = self._read(path)
+        return CheckedFile(metadata, check_values(path, header), header.size)
+
+    def _read(self, path: Path) -> tuple[Header, T]:
+        header = read_header(path)
+        metadata = self.parse(metadata_text(header))
+        check_tensors(header, self.shapes(metadata))
+        return header, metadata
+
+
+@dataclass(frozen=True)
+class CheckedFile(Generic[T]):
+    """A file that was checked completely.
+
+    Attributes:
+        digest: sha256 of the file.
+        bytes: its size.
+    """
+
+    metadata: T
+    digest: str
+    bytes: int
 
 
 def open_document(text: str, kind: str) -> Fields:

@@ -109,8 +109,7 @@ class Registry:
         path = self._store.path(digest)
         advice = "publish the file again, activate another version, or restore the registry from a backup"
         try:
-            stat = path.stat()
-            identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            identity = _identity(path)
             if self._verified.get(digest) != identity:
                 if sha256_file(path) != digest:
                     raise CorruptBlob(f"the stored bytes of {digest} do not match their digest; {advice}")
@@ -328,7 +327,8 @@ class Registry:
     def _stored(self, file: Path, digest: str) -> Iterator[None]:
         """Store `file`; take it out again when the change that needed it fails."""
         try:
-            self._store.put(file, digest)
+            self._store.put(file, digest)  # which checks what it copies
+            self._verified[digest] = _identity(self._store.path(digest))
             yield
         except BaseException:
             self._discard(self._read(), [digest])
@@ -353,6 +353,12 @@ class Registry:
         router = inspect_router(self.blob_path(version.digest))
         if router.bytes != version.bytes:
             raise CorruptBlob(f"the manifest lists {version.bytes} bytes and the {name} has {router.bytes}")
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """Of a file's bytes, as far as can be told without reading them."""
+    stat = path.stat()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _check_generation(manifest: Manifest, expected: int | None) -> None:

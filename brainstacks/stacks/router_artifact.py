@@ -22,17 +22,17 @@ from brainstacks.stacks.artifact import (
     check_digest,
     check_domain_name,
     inspect_stack,
-    sha256_file,
 )
 from brainstacks.stacks.document import Fields, dump_json, parse_json, show
 from brainstacks.stacks.envelope import (
     FORMAT_VERSION,
+    CheckedFile,
+    Kind,
     build_config,
-    check_tensors,
     metadata_text,
     open_document,
 )
-from brainstacks.stacks.safetensors_file import Header, check_finite, read_header
+from brainstacks.stacks.safetensors_file import read_header
 
 
 @dataclass(frozen=True)
@@ -124,45 +124,10 @@ def router_shapes(config: MetaRouterConfig) -> Iterator[tuple[str, tuple[int, ..
     yield "out.bias", (1,)
 
 
-@dataclass(frozen=True)
-class RouterFile:
-    """A router file that was checked completely.
-
-    Attributes:
-        digest: sha256 of the file.
-        bytes: its size.
-    """
-
-    metadata: RouterMetadata
-    digest: str
-    bytes: int
-
-
-def read_router_metadata(path: Path) -> RouterMetadata:
-    """The metadata of a router file, its header and tensor set checked, its values not read.
-
-    Raises:
-        InvalidArtifact: the file is not a sound router.
-    """
-    return _read_router(path)[1]
-
-
-def inspect_router(path: Path) -> RouterFile:
-    """Check a router file completely, values included.
-
-    Raises:
-        InvalidArtifact: the file is not a sound router.
-    """
-    header, metadata = _read_router(path)
-    check_finite(path, header)
-    return RouterFile(metadata, sha256_file(path), header.size)
-
-
-def _read_router(path: Path) -> tuple[Header, RouterMetadata]:
-    header = read_header(path)
-    metadata = RouterMetadata.from_json(metadata_text(header))
-    check_tensors(header, router_shapes(metadata.config))
-    return header, metadata
+RouterFile = CheckedFile[RouterMetadata]
+ROUTER = Kind(RouterMetadata.from_json, lambda metadata: router_shapes(metadata.config))
+read_router_metadata = ROUTER.read
+inspect_router = ROUTER.inspect
 
 
 def inspect_file(path: Path) -> StackFile | RouterFile:

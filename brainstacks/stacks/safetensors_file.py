@@ -10,6 +10,7 @@ client passes through here first. Files are written by the library itself.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -166,20 +167,25 @@ def _check_tiling(infos: list[tuple[str, TensorInfo]], data_bytes: int) -> None:
         raise InvalidArtifact(f"the tensors need {end} bytes and the file holds {data_bytes}: it {fault}")
 
 
-def check_finite(path: Path, header: Header) -> None:
-    """Check that every value of every tensor is finite. Reads the file once, in chunks of at most 1 MiB.
+def check_values(path: Path, header: Header) -> str:
+    """Check that every value of every tensor is finite, and hash the file on the way: it is read once, in
+    chunks of at most 1 MiB.
+
+    Returns:
+        the file's digest, sha256 in hexadecimal.
 
     Raises:
         InvalidArtifact: a tensor holds NaN or infinity, or its dtype is not in `EXPONENT_BITS`; it is named.
     """
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for name, info in header.tensors.items():
+        digest.update(file.read(header.data_start))
+        for name, info in header.tensors.items():  # in the order of their bytes, without gaps
             if info.dtype not in EXPONENT_BITS:
                 raise InvalidArtifact(
                     f"tensor {show(name)} has dtype {info.dtype}; weights are {', '.join(EXPONENT_BITS)}"
                 )
             unsigned, mask = EXPONENT_BITS[info.dtype]
-            file.seek(header.data_start + info.start)
             remaining = math.prod(info.shape)
             while remaining:
                 bits = np.fromfile(file, dtype=unsigned, count=min(remaining, CHUNK_ELEMENTS))
@@ -187,6 +193,8 @@ def check_finite(path: Path, header: Header) -> None:
                     raise InvalidArtifact(
                         f"the file ends inside tensor {show(name)}; it changed while being read"
                     )
+                digest.update(bits.data)
                 if int((bits & unsigned(mask)).max()) == mask:
                     raise InvalidArtifact(f"tensor {show(name)} holds NaN or infinity; weights are finite")
                 remaining -= bits.size
+    return digest.hexdigest()

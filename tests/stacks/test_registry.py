@@ -61,6 +61,25 @@ def tree(root: Path) -> dict[str, tuple[int, int]]:
 # publishing
 
 
+def test_what_was_checked_while_it_was_stored_is_not_read_again_to_be_served(
+    registry: Registry, chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("brainstacks.stacks.registry.sha256_file", counted)
+    path = registry.blob_path(registry.publish(chat).digest)
+    assert hashed == []
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(CorruptBlob):
+        registry.blob_path(path.name)
+    assert hashed == [path]
+
+
 def test_publishes_versions_in_order(registry: Registry, root: Path, tmp_path: Path, chat: Path) -> None:
     first = registry.publish(chat)
     assert first == Published("chat", 1, sha256_file(chat), generation=1, created=True)

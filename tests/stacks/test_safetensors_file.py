@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from brainstacks.errors import InvalidArtifact
+from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.safetensors_file import (
     CHUNK_ELEMENTS,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
-    check_finite,
+    check_values,
     read_header,
 )
 from tests.stacks.files import container, pack
@@ -230,17 +231,17 @@ def test_finds_one_value_that_is_not_finite(
     )
     header = read_header(tmp_path / "f")
     assert header.tensors["fine"].dtype == kind
-    check_finite(tmp_path / "f", header)
+    assert check_values(tmp_path / "f", header) == sha256_file(tmp_path / "f")
     largest[-1] = value
     save_file({"fine": torch.zeros(4, dtype=dtype), "spoilt": largest}, tmp_path / "f")
     with pytest.raises(InvalidArtifact, match="'spoilt' holds NaN or infinity"):
-        check_finite(tmp_path / "f", read_header(tmp_path / "f"))
+        check_values(tmp_path / "f", read_header(tmp_path / "f"))
 
 
 def test_weights_are_floats(tmp_path: Path) -> None:
     path = write(tmp_path / "f", pack({"a": ("I32", (2,), bytes(8))}))
     with pytest.raises(InvalidArtifact, match="'a' has dtype I32"):
-        check_finite(path, read_header(path))
+        check_values(path, read_header(path))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -248,4 +249,4 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None
     header = read_header(path)
     write(path, SOUND[:-10])
     with pytest.raises(InvalidArtifact, match="changed while being read"):
-        check_finite(path, header)
+        check_values(path, header)
