@@ -57,6 +57,7 @@ TORCH_FREE = (
     "stacks/router_artifact",
     "stacks/safetensors_file",
     "stacks/store",
+    "stacks/verify",
     "engine/interface",
     "engine/records",
     "engine/request",

@@ -8,10 +8,10 @@ from time import perf_counter
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockManager
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.model_runner import ModelRunner
 from brainstacks.engine.request import GenerationRequest, SamplingParams
 from brainstacks.engine.scheduler import Row
-from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.routing.router import Router
 
 
@@ -45,21 +45,21 @@ class RouterPass:
         if not self._blocks.prefix_caching:
             return None
         config = router.config
-        sequences = [_reading(prompt[: config.sequence_length]) for prompt in prompts]
+        completions = [_reading(prompt[: config.sequence_length]) for prompt in prompts]
         try:
-            if not all(self._blocks.admit(sequence, 0, reuse=False) for sequence in sequences):
+            if not all(self._blocks.admit(completion, 0, reuse=False) for completion in completions):
                 return None
-            rows = [Row(sequence, 0, sequence.length) for sequence in sequences]
+            rows = [Row(completion, 0, completion.length) for completion in completions]
             features = self._runner.features(rows, config.mid_weight, config.last_weight)
-            for sequence in sequences:
-                sequence.computed = sequence.length
-                self._blocks.remember(sequence)
+            for completion in completions:
+                completion.computed = completion.length
+                self._blocks.remember(completion)
         finally:
-            for sequence in sequences:
-                self._blocks.release(sequence)
+            for completion in completions:
+                self._blocks.release(completion)
         return router.from_features(features)
 
 
-def _reading(prompt_ids: Sequence[int]) -> Running:
-    """A base-only sequence that generates nothing."""
-    return Running(GenerationRequest("", tuple(prompt_ids), SamplingParams(max_tokens=0)), 0, None, None)
+def _reading(prompt_ids: Sequence[int]) -> Completion:
+    """A base-only completion that generates nothing."""
+    return Completion(GenerationRequest("", tuple(prompt_ids), SamplingParams(max_tokens=0)), 0, None, None)

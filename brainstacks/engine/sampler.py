@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.logprobs import NOT_FINITE, most_likely, token_logprobs
 from brainstacks.engine.request import SamplingParams, TokenLogprob
 from brainstacks.engine.sampling_state import SamplingState
-from brainstacks.engine.sequence import Sequence
 from brainstacks.errors import EngineFailure
 
 _WIDTHS = (256, 4096)
@@ -53,22 +53,20 @@ class Sampler:
         ends: the base's end-of-sequence tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, ends: SequenceOf[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, ends: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._ends = tuple(ends)
 
-    def new_state(
-        self, params: SamplingParams, prompt_ids: SequenceOf[int], seed: int | None
-    ) -> SamplingState:
-        """The `sampling_state` of a new sequence."""
+    def new_state(self, params: SamplingParams, prompt_ids: Sequence[int], seed: int | None) -> SamplingState:
+        """The `sampling_state` of a new completion."""
         return SamplingState(params, prompt_ids, seed, self._ends)
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, rows: SequenceOf[Sequence]) -> list[Sampled | EngineFailure]:
+    def sample(self, logits: Tensor, rows: Sequence[Completion]) -> list[Sampled | EngineFailure]:
         """Choose one token for each of `rows`, which stay as they are; only their `sampling_state` moves on.
 
         Args:
-            logits: [R, V] float32, one row per sequence; not changed.
+            logits: [R, V] float32, one row per completion; not changed.
 
         Returns:
             what was chosen; for a row whose logits are not finite, the error that its request ends with.
@@ -92,7 +90,7 @@ class Sampler:
             for i, (token, logprob) in enumerate(zip(chosen, logprobs, strict=True))
         ]
 
-    def _choose(self, logits: Tensor, rows: SequenceOf[Sequence]) -> Tensor:
+    def _choose(self, logits: Tensor, rows: Sequence[Completion]) -> Tensor:
         """[R] int64."""
         scores = adjust(logits, rows)
         drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0.0]
@@ -110,7 +108,7 @@ class Sampler:
         return tokens
 
 
-def adjust(logits: Tensor, rows: SequenceOf[Sequence]) -> Tensor:
+def adjust(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
     """Penalties, bias and forbidden tokens, in OpenAI's and vLLM's order.
 
     For a token seen in prompt or output: l > 0 ? l / repetition : l * repetition; then for one seen n times
@@ -158,7 +156,7 @@ def adjust(logits: Tensor, rows: SequenceOf[Sequence]) -> Tensor:
     return adjusted
 
 
-def draw(scores: Tensor, params: SequenceOf[SamplingParams], uniforms: SequenceOf[float]) -> Tensor:
+def draw(scores: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
     """One token per row at its temperature > 0, after top-k, min-p and top-p.
 
     The candidates of a row have a fixed order: by falling probability, of equals the lowest id first; by id
@@ -177,7 +175,7 @@ def draw(scores: Tensor, params: SequenceOf[SamplingParams], uniforms: SequenceO
     return torch.cat([_draw(scores[rows], params[rows], uniforms[rows]) for rows in blocks])
 
 
-def _draw(scores: Tensor, params: SequenceOf[SamplingParams], uniforms: SequenceOf[float]) -> Tensor:
+def _draw(scores: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
     vocab = scores.shape[-1]
     temperature, min_p, uniform = torch.tensor(
         [(p.temperature, p.min_p, u) for p, u in zip(params, uniforms, strict=True)],
@@ -215,7 +213,7 @@ def _draw_ranked(
     scores: Tensor,
     mass: Tensor,
     total: Tensor,
-    params: SequenceOf[SamplingParams],
+    params: Sequence[SamplingParams],
     uniform: Tensor,
     width: int,
 ) -> tuple[Tensor, list[bool]]:
