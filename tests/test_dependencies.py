@@ -59,8 +59,8 @@ TORCH_FREE = (
     "stacks/store",
     "stacks/verify",
     "engine/interface",
-    "engine/records",
     "engine/request",
+    "engine/routes",
     "engine/detokenizer",
 )
 

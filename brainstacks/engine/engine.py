@@ -20,15 +20,14 @@ from brainstacks.engine.backend import Backend
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composer
-from brainstacks.engine.intake import Intake
+from brainstacks.engine.intake import Intake, RouterPass
 from brainstacks.engine.interface import Gauges
 from brainstacks.engine.jobs import Job, as_reply
 from brainstacks.engine.kv_cache import affordable_tokens
 from brainstacks.engine.model_runner import ModelRunner, Outcome
-from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import FinishReason, GenerationRequest, Request
-from brainstacks.engine.router_pass import RouterPass
+from brainstacks.engine.routes import RoutingRecords
 from brainstacks.engine.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.engine.serving import Serving

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from brainstacks.engine.completion import Completion
+from brainstacks.engine.draw import draw
 from brainstacks.engine.request import GenerationRequest, SamplingParams
-from brainstacks.engine.sampler import Sampled, Sampler, adjust, draw
+from brainstacks.engine.sampler import Sampled, Sampler, adjust
 from brainstacks.errors import EngineFailure
 
 END = 2
