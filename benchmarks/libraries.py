@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks import options
 from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
 from benchmarks.timing import Progress
+from brainstacks.kernels.atomics import call
 from brainstacks.kernels.products import AHEAD, FAR, product_address
-from brainstacks.kernels.team import call
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.kernels.vectors import ISA
 from brainstacks.layers.blocks import Blocks

@@ -98,8 +98,7 @@ def ways(
 
         def stepped() -> None:
             if back.on:
-                # What was said is on its way through the event loop: let it arrive.
-                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result()
+                asyncio.run_coroutine_threadsafe(_turns(), loop).result()
                 back.on = False
             step()
 
@@ -119,6 +118,12 @@ def ways(
         sys.setprofile(None)
         threading.setprofile(None)
     return list(forth.found), list(back.found)
+
+
+async def _turns() -> None:
+    """More turns of the event loop than what was said takes to its reader."""
+    for _ in range(100):
+        await asyncio.sleep(0)
 
 
 def main(

@@ -22,6 +22,7 @@ from brainstacks.stacks.artifact import StackMetadata, check_base
 from brainstacks.stacks.manifest import Published, Version
 from brainstacks.stacks.registry import ROUTER, Registry
 from brainstacks.stacks.router_artifact import check_router_base, inspect_file
+from brainstacks.stacks.verify import verify as problems_of
 
 app = typer.Typer(
     help="Look at, check and change a registry of domain stacks and meta-routers.",
@@ -91,7 +92,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
 def verify(registry: RegistryOption, as_json: JsonOption = False) -> None:
     """Check every stored version: its bytes, its meaning, its place in the manifest. Changes nothing."""
     opened = Registry(registry)
-    problems = opened.verify()
+    problems = problems_of(opened)
     count = len(opened.snapshot().versions())
     if as_json:
         _print_json({"versions": count, "problems": [dataclasses.asdict(problem) for problem in problems]})

@@ -32,7 +32,7 @@ class EngineCollector:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        load = self.engine.status.load()
+        load = self.engine.status.gauges()
         yield _gauge("running", "Requests that are being generated", load.running)
         yield _gauge("waiting", "Requests in the queue", load.waiting)
         yield _gauge("kv_tokens_used", "KV cache slots in use, in tokens", load.kv_tokens_used)

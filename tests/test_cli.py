@@ -13,6 +13,7 @@ import pytest
 from brainstacks import cli
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.verify import verify
 from tests.stacks.files import write_router, write_stack
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
@@ -152,7 +153,7 @@ def test_import_reference_publishes_everything_for_its_base(script: Script, tmp_
     assert script(*arguments) == 0
     assert [line.split()[0] for line in script.out.splitlines()] == ["chat", "code", "math", "router"]
     assert "note: meta_router.pt" in script.err
-    assert Registry(root).verify() == []
+    assert verify(Registry(root)) == []
     code, published = script.json(*arguments)
     assert (code, [item["created"] for item in published]) == (0, [False] * 4)
     assert script(*arguments, "--rank", 8) == 1

@@ -57,9 +57,10 @@ TORCH_FREE = (
     "stacks/router_artifact",
     "stacks/safetensors_file",
     "stacks/store",
+    "stacks/verify",
     "engine/interface",
-    "engine/records",
     "engine/request",
+    "engine/routes",
     "engine/detokenizer",
 )
 

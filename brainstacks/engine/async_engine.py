@@ -17,7 +17,7 @@ from brainstacks.config import EngineConfig, Quantization
 from brainstacks.cpu import cpu
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.engine_thread import EngineThread
-from brainstacks.engine.interface import Load, ModelInfo, Readiness
+from brainstacks.engine.interface import Gauges, ModelInfo, Readiness
 from brainstacks.engine.replies import Replies
 from brainstacks.engine.request import (
     CompositionRequest,
@@ -66,7 +66,7 @@ class AsyncEngine:
         dtype: str | None = None,
         config: EngineConfig | None = None,
     ) -> AsyncEngine:
-        """Load the base and everything that the registry serves, which is made where there is none; takes
+        """Gauges the base and everything that the registry serves, which is made where there is none; takes
         seconds to minutes.
 
         Raises:
@@ -215,8 +215,8 @@ class Status:
             cpu=str(cpu()),
         )
 
-    def load(self) -> Load:
-        return self._engine.load
+    def gauges(self) -> Gauges:
+        return self._engine.gauges
 
     def cache(self) -> CacheStats:
         return self._engine.serving.stats()

@@ -50,10 +50,10 @@ class DecodeGroup:
 
 @dataclass(eq=False)
 class PrefillRow:
-    """A run of one sequence's tokens.
+    """A run of one completion's tokens.
 
     Attributes:
-        blocks: [m] int64, the sequence's blocks up to the last of these tokens.
+        blocks: [m] int64, the completion's blocks up to the last of these tokens.
         start, count: position of the first token; how many.
     """
 

@@ -16,11 +16,11 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring packed tokens of one sequence.
+    """Neighbouring packed tokens of one completion.
 
     Attributes:
         first: of them, in the batch.
-        start: position of the first in its sequence.
+        start: position of the first in its completion.
     """
 
     first: int
@@ -37,7 +37,7 @@ class StepBatch:
         spans: the tokens of each row, and of each padding row, which follow the decode rows.
         decoding: how many spans are decode rows or padding: one token each, in front.
         ids, positions: [T] int64.
-        blocks: [spans, m] int32, the KV blocks of each sequence in order; beyond its own, SCRATCH.
+        blocks: [spans, m] int32, the KV blocks of each completion in order; beyond its own, SCRATCH.
         places: [T] int64, the KV block that each token's key and value go to.
         weights: the composition of each token.
         wanted: [L] int64, packed positions whose logits are wanted; those of padding rows come last.
@@ -76,10 +76,10 @@ def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
     counts: list[int] = []
     for row in ordered:
         spans.append(Span(len(ids), row.count, row.start))
-        ids += row.sequence.tokens(row.start, row.count)
-        weights += [row.sequence.weights] * row.count
-        ends = row.start + row.count == row.sequence.length
-        counts.append(row.count if row.sequence.scores_prompt else int(ends))
+        ids += row.completion.tokens(row.start, row.count)
+        weights += [row.completion.weights] * row.count
+        ends = row.start + row.count == row.completion.length
+        counts.append(row.count if row.completion.scores_prompt else int(ends))
         wanted += range(len(ids) - counts[-1], len(ids))
     for _ in range(padding):
         wanted.append(len(ids))  # so that the head's shape is fixed too
@@ -90,9 +90,9 @@ def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
     needed = [blocks_for(span.start + span.count) for span in spans]
     table = np.full((len(spans), max(needed)), SCRATCH, np.int32)
     for held, row, count in zip(table, ordered, needed, strict=False):
-        held[:count] = row.sequence.blocks[:count]
+        held[:count] = row.completion.blocks[:count]
     positions = np.concatenate([np.arange(span.start, span.start + span.count) for span in spans])
-    sequence = np.repeat(np.arange(len(spans)), [span.count for span in spans])
+    completion = np.repeat(np.arange(len(spans)), [span.count for span in spans])
     return StepBatch(
         rows=ordered,
         spans=tuple(spans),
@@ -100,7 +100,7 @@ def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
         ids=np.array(ids, np.int64),
         positions=positions,
         blocks=table,
-        places=table[sequence, positions // BLOCK_TOKENS].astype(np.int64),
+        places=table[completion, positions // BLOCK_TOKENS].astype(np.int64),
         weights=weights,
         wanted=np.array(wanted, np.int64),
         wanted_counts=tuple(counts),

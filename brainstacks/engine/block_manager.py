@@ -1,4 +1,4 @@
-"""The KV blocks of each sequence: taken on admission and while it grows, shared by prefix, given back.
+"""The KV blocks of each completion: taken on admission and while it grows, shared by prefix, given back.
 
 A block's keys and values depend on everything before it, so a prefix is known by a chain: a block's own token
 ids and the identity of the block before it. The first of a chain hangs on a root: the stack versions, digests
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from brainstacks.engine.sequence import Sequence
+from brainstacks.engine.completion import Completion
 
 BLOCK_TOKENS = 16
 """Tokens of one block."""
@@ -68,7 +68,7 @@ class PrefixCache:
 
     def put(self, before: Hashable, token_ids: tuple[int, ...], block: int) -> Prefix:
         """Remember `block`; the entry, which is another block's where one with that key was there already."""
-        # A block that two sequences share may come a second time, after what it hangs on was replaced.
+        # A block that two completions share may come a second time, after what it hangs on was replaced.
         key = self._keys.get(block, (before, token_ids))
         if key not in self._prefixes:
             self._count += 1
@@ -104,7 +104,7 @@ class BlockPool:
 
     @property
     def used(self) -> int:
-        """Blocks that some sequence uses."""
+        """Blocks that some completion uses."""
         return self.size - self.available
 
     def users(self, block: int) -> int:
@@ -147,8 +147,8 @@ class BlockPool:
 class BlockManager:
     """Args:
     tokens: KV memory, in tokens.
-    prefix_caching: sequences reuse full blocks that others of the same composition computed.
-    reserve: a sequence takes the blocks of its longest possible completion at once, and never grows.
+    prefix_caching: completions reuse full blocks that others of the same composition computed.
+    reserve: a completion takes the blocks of its longest possible completion at once, and never grows.
     """
 
     def __init__(self, tokens: int, *, prefix_caching: bool, reserve: bool) -> None:
@@ -156,48 +156,48 @@ class BlockManager:
         self._reserve = reserve
         self.prefixes = PrefixCache()
         self.pool = BlockPool(blocks_for(tokens), self.prefixes)
-        self.asked_tokens = 0  # that came with admitted sequences, since the start
+        self.asked_tokens = 0  # that came with admitted completions, since the start
         self.reused_tokens = 0  # of them, those that the prefix cache had
 
-    def fits(self, sequence: Sequence, spare: int) -> bool:
+    def fits(self, completion: Completion, spare: int) -> bool:
         """Whether `admit` would succeed and leave `spare` blocks."""
-        return self._fits(sequence, self._match(sequence), spare)
+        return self._fits(completion, self._match(completion), spare)
 
-    def admit(self, sequence: Sequence, spare: int, *, reuse: bool = True) -> bool:
+    def admit(self, completion: Completion, spare: int, *, reuse: bool = True) -> bool:
         """Take blocks for all known tokens; what a prefix in the cache holds counts as computed.
 
         Args:
-            reuse: False for a sequence whose tokens are all to be computed, whatever the cache holds.
+            reuse: False for a completion whose tokens are all to be computed, whatever the cache holds.
 
         Returns:
             False, and nothing is taken, when fewer than `spare` blocks would be left.
         """
-        prefixes = self._match(sequence) if reuse else []
-        if not self._fits(sequence, prefixes, spare):
+        prefixes = self._match(completion) if reuse else []
+        if not self._fits(completion, prefixes, spare):
             return False
-        sequence.matched = []
+        completion.matched = []
         for prefix in prefixes:
             self.pool.share(prefix.block)
-            sequence.blocks.append(prefix.block)
-        sequence.computed = len(prefixes) * BLOCK_TOKENS
-        sequence.remembered = len(prefixes)
-        sequence.prefix = prefixes[-1].identity if prefixes else sequence.prefix_root
-        self._take(sequence, self._wanted(sequence))
+            completion.blocks.append(prefix.block)
+        completion.computed = len(prefixes) * BLOCK_TOKENS
+        completion.remembered = len(prefixes)
+        completion.prefix = prefixes[-1].identity if prefixes else completion.prefix_root
+        self._take(completion, self._wanted(completion))
         if reuse:
-            self.asked_tokens += sequence.length
-            self.reused_tokens += sequence.computed
+            self.asked_tokens += completion.length
+            self.reused_tokens += completion.computed
         return True
 
-    def extend(self, sequence: Sequence) -> bool:
+    def extend(self, completion: Completion) -> bool:
         """Have room for one more computed token; False when no block is to be had."""
-        if sequence.computed < len(sequence.blocks) * BLOCK_TOKENS:
+        if completion.computed < len(completion.blocks) * BLOCK_TOKENS:
             return True
         if not self.pool.available:
             return False
-        sequence.blocks.append(self.pool.take())
+        completion.blocks.append(self.pool.take())
         return True
 
-    def fork(self, leader: Sequence, follower: Sequence) -> list[BlockCopy] | None:
+    def fork(self, leader: Completion, follower: Completion) -> list[BlockCopy] | None:
         """Give `follower` the prompt that `leader` has computed: full blocks are shared, the rest is copied.
 
         Returns:
@@ -215,55 +215,55 @@ class BlockManager:
         self._take(follower, self._wanted(follower))
         return [(leader.blocks[full], follower.blocks[full])] if prompt % BLOCK_TOKENS else []
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, completion: Completion) -> None:
         """Give back what it holds, and forget that anything was computed."""
         # The last first: an end of a chain is of no use without its beginning, so it is taken sooner.
-        for block in reversed(sequence.blocks):
+        for block in reversed(completion.blocks):
             self.pool.give(block)
-        del sequence.blocks[:]
-        sequence.computed = sequence.remembered = 0
-        sequence.prefix = None
+        del completion.blocks[:]
+        completion.computed = completion.remembered = 0
+        completion.prefix = None
 
-    def remember(self, sequence: Sequence) -> None:
+    def remember(self, completion: Completion) -> None:
         """Put its newly computed full blocks into the prefix cache."""
         if not self.prefix_caching:
             return
-        while (sequence.remembered + 1) * BLOCK_TOKENS <= sequence.computed:
-            at = sequence.remembered
-            held = tuple(sequence.tokens(at * BLOCK_TOKENS, BLOCK_TOKENS))
-            sequence.prefix = self.prefixes.put(sequence.prefix, held, sequence.blocks[at]).identity
-            sequence.remembered = at + 1
+        while (completion.remembered + 1) * BLOCK_TOKENS <= completion.computed:
+            at = completion.remembered
+            held = tuple(completion.tokens(at * BLOCK_TOKENS, BLOCK_TOKENS))
+            completion.prefix = self.prefixes.put(completion.prefix, held, completion.blocks[at]).identity
+            completion.remembered = at + 1
 
     def forget(self) -> None:
         """Empty the prefix cache, because what blocks hold may be wrong."""
         for block in range(1, self.pool.size + 1):
             self.pool.forget(block)
 
-    def _wanted(self, sequence: Sequence) -> int:
-        return blocks_for(sequence.budget if self._reserve else sequence.length)
+    def _wanted(self, completion: Completion) -> int:
+        return blocks_for(completion.budget if self._reserve else completion.length)
 
-    def _fits(self, sequence: Sequence, prefixes: list[Prefix], spare: int) -> bool:
+    def _fits(self, completion: Completion, prefixes: list[Prefix], spare: int) -> bool:
         idle = sum(self.pool.users(prefix.block) == 0 for prefix in prefixes)
-        fresh = self._wanted(sequence) - len(prefixes)
+        fresh = self._wanted(completion) - len(prefixes)
         return fresh + idle + spare <= self.pool.available
 
-    def _take(self, sequence: Sequence, blocks: int) -> None:
-        while len(sequence.blocks) < blocks:
-            sequence.blocks.append(self.pool.take())
+    def _take(self, completion: Completion, blocks: int) -> None:
+        while len(completion.blocks) < blocks:
+            completion.blocks.append(self.pool.take())
 
-    def _match(self, sequence: Sequence) -> list[Prefix]:
+    def _match(self, completion: Completion) -> list[Prefix]:
         """The longest cached prefix that leaves a token to compute, for its logits.
 
-        Goes on where the last call ended: a sequence may wait for room, and ask in every step.
+        Goes on where the last call ended: a completion may wait for room, and ask in every step.
         """
-        found: list[Prefix] = sequence.matched
-        if not self.prefix_caching or sequence.scores_prompt:
+        found: list[Prefix] = completion.matched
+        if not self.prefix_caching or completion.scores_prompt:
             return found
         there = next((i for i, prefix in enumerate(found) if not self.prefixes.holds(prefix)), len(found))
         del found[there:]
-        before = found[-1].identity if found else sequence.prefix_root
-        for start in range(there * BLOCK_TOKENS, sequence.length - BLOCK_TOKENS, BLOCK_TOKENS):
-            prefix = self.prefixes.find(before, tuple(sequence.tokens(start, BLOCK_TOKENS)))
+        before = found[-1].identity if found else completion.prefix_root
+        for start in range(there * BLOCK_TOKENS, completion.length - BLOCK_TOKENS, BLOCK_TOKENS):
+            prefix = self.prefixes.find(before, tuple(completion.tokens(start, BLOCK_TOKENS)))
             if prefix is None:
                 break
             found.append(prefix)

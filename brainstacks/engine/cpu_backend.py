@@ -198,10 +198,10 @@ class CpuBackend:
 
 
 def _tiles(batch: StepBatch) -> Array:
-    """Each sequence's tokens, cut into tiles."""
+    """Each completion's tokens, cut into tiles."""
     found = [
-        (sequence, span.first + at, min(TILE_TOKENS, span.count - at), span.start + at)
-        for sequence, span in enumerate(batch.spans)
+        (completion, span.first + at, min(TILE_TOKENS, span.count - at), span.start + at)
+        for completion, span in enumerate(batch.spans)
         for at in range(0, span.count, TILE_TOKENS)
     ]
     return np.array(found, TILE)

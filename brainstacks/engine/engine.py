@@ -18,19 +18,18 @@ from brainstacks.cpu import cpu
 from brainstacks.engine import output
 from brainstacks.engine.backend import Backend
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composer
-from brainstacks.engine.intake import Intake
-from brainstacks.engine.interface import Load
+from brainstacks.engine.intake import Intake, RouterPass
+from brainstacks.engine.interface import Gauges
 from brainstacks.engine.jobs import Job, as_reply
 from brainstacks.engine.kv_cache import affordable_tokens
 from brainstacks.engine.model_runner import ModelRunner, Outcome
-from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import FinishReason, GenerationRequest, Request
-from brainstacks.engine.router_pass import RouterPass
+from brainstacks.engine.routes import RoutingRecords
 from brainstacks.engine.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
-from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import (
     BrainstacksError,
@@ -99,8 +98,8 @@ class StepEngine:
         return self._runner.backend
 
     @property
-    def load(self) -> Load:
-        return Load(
+    def gauges(self) -> Gauges:
+        return Gauges(
             running=len(self._scheduler.running),
             waiting=self._waiting,
             kv_tokens_used=self._blocks.pool.used * BLOCK_TOKENS,
@@ -204,18 +203,18 @@ class StepEngine:
 
     def _run(self, rows: Sequence[Row]) -> None:
         """One forward of those rows whose requests have not ended meanwhile."""
-        going_on = [row for row in rows if row.sequence.finish_reason is None]
+        going_on = [row for row in rows if row.completion.finish_reason is None]
         outcomes: list[Outcome] = []
-        with self._ending(self._job(row.sequence) for row in going_on):
+        with self._ending(self._job(row.completion) for row in going_on):
             outcomes = self._runner.run(going_on, self.stacks.bank) if going_on else []
         for outcome in outcomes:
-            if outcome.sequence.finish_reason is None:
-                job = self._job(outcome.sequence)
+            if outcome.completion.finish_reason is None:
+                job = self._job(outcome.completion)
                 with self._ending([job]):
                     self._advance(job, outcome)
 
-    def _job(self, sequence: Running) -> Job:
-        return self._jobs[sequence.request.request_id]
+    def _job(self, completion: Completion) -> Job:
+        return self._jobs[completion.request.request_id]
 
     def _start(self, job: Job) -> None:
         if job.composed is None or not isinstance(job.request, GenerationRequest):
@@ -224,44 +223,44 @@ class StepEngine:
             self._end(job, job.composed.lease.error)
             return
         params = job.request.sampling
-        sequences = job.open(self._sampler, self.tokenizer)
+        completions = job.open(self._sampler, self.tokenizer)
         if params.prompt_logprobs is None:
             job.announce(None)
             if params.max_tokens == 0:
                 self._finish_all(job, "length")
                 return
         # With nothing to generate, only the first has something to do: the prompt's log-probabilities.
-        for sequence in sequences if params.max_tokens > 0 else sequences[:1]:
-            self._scheduler.add(sequence)
+        for completion in completions if params.max_tokens > 0 else completions[:1]:
+            self._scheduler.add(completion)
 
     def _advance(self, job: Job, outcome: Outcome) -> None:
         """Give a request what a forward gave one of its completions."""
-        sequence, result = outcome.sequence, outcome.result
+        completion, result = outcome.completion, outcome.result
         if isinstance(result, EngineFailure):
             raise result
         if outcome.scored:
-            job.announce(sequence.prompt_logprobs)
+            job.announce(completion.prompt_logprobs)
         if result is None:
             self._finish_all(job, "length")
             return
-        reason = output.accept(sequence, result, self.base.eos_token_ids)
+        reason = output.accept(completion, result, self.base.eos_token_ids)
         if reason is None:
-            job.sink(output.text_event(sequence))
+            job.sink(output.text_event(completion))
         else:
-            self._finish(job, sequence, reason)
+            self._finish(job, completion, reason)
 
     # --- the end of a request ---------------------------------------------------------------------
 
     def _finish_all(self, job: Job, reason: FinishReason) -> None:
-        for sequence in list(job.sequences):
-            self._finish(job, sequence, reason)
+        for completion in list(job.completions):
+            self._finish(job, completion, reason)
 
-    def _finish(self, job: Job, sequence: Running, reason: FinishReason) -> None:
-        output.finish(sequence, reason)
-        self._scheduler.finish(sequence)
+    def _finish(self, job: Job, completion: Completion, reason: FinishReason) -> None:
+        output.finish(completion, reason)
+        self._scheduler.finish(completion)
         if job.over:
             self._end(job)  # before the last word is said: its reader may count on it
-        job.sink(output.text_event(sequence))
+        job.sink(output.text_event(completion))
 
     def _end(self, job: Job, reason: BrainstacksError | None = None) -> None:
         """Free all that a job holds; does nothing when that has been done."""
@@ -270,10 +269,10 @@ class StepEngine:
         if reason is not None:
             job.sink(reason)
         self._intake.drop(job)
-        for sequence in job.sequences:
-            if sequence.finish_reason is None:
-                sequence.finish_reason = "abort"
-                self._scheduler.finish(sequence)
+        for completion in job.completions:
+            if completion.finish_reason is None:
+                completion.finish_reason = "abort"
+                self._scheduler.finish(completion)
         if job.composed is not None:
             self.stacks.release(job.composed.lease)
             job.composed = None

@@ -82,7 +82,7 @@ class RouterStatus:
 
 
 @dataclass(frozen=True)
-class Load:
+class Gauges:
     """Gauges for `/metrics` and `/health`; and, since the start, counts.
 
     Attributes:
@@ -195,7 +195,7 @@ class Status(Protocol):
     @property
     def model(self) -> ModelInfo: ...
 
-    def load(self) -> Load: ...
+    def gauges(self) -> Gauges: ...
 
     def cache(self) -> CacheStats: ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composition
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.replies import Sink
@@ -17,7 +18,6 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.engine.sampler import Sampler
-from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
 from brainstacks.tokenizer import ChatTokenizer
 
@@ -30,7 +30,7 @@ class Job:
         sink: gets its events, or the error that ended it; of a request for a route, that alone.
         arrival: its place in the order of arrival.
         composed: set once it is routed; its stacks are held until the job ends.
-        sequences: its completions, once its stacks are on the device.
+        completions: its completions, once its stacks are on the device.
         paused: its client is to read first what it has.
     """
 
@@ -38,15 +38,15 @@ class Job:
     sink: Sink
     arrival: int = 0
     composed: Composition | None = None
-    sequences: list[Running] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
     paused: bool = False
 
     def pause(self, paused: bool) -> None:
         self.paused = paused
-        for sequence in self.sequences:
-            sequence.paused = paused
+        for completion in self.completions:
+            completion.paused = paused
 
-    def open(self, sampler: Sampler, tokenizer: ChatTokenizer | None) -> list[Running]:
+    def open(self, sampler: Sampler, tokenizer: ChatTokenizer | None) -> list[Completion]:
         """Make the completions of a composed request: the first computes the prompt for all of them."""
         request = self.request
         if not isinstance(request, GenerationRequest) or self.composed is None:
@@ -54,8 +54,8 @@ class Job:
         params = request.sampling
         for index in range(request.n):
             seed = None if params.seed is None else params.seed + index
-            self.sequences.append(
-                Running(
+            self.completions.append(
+                Completion(
                     request=request,
                     index=index,
                     sampling_state=sampler.new_state(params, request.prompt_ids, seed),
@@ -67,12 +67,12 @@ class Job:
                     weights=self.composed.weights,
                     prefix_root=_prefix_root(self.composed),
                     arrival=self.arrival,
-                    leader=self.sequences[0] if index else None,
+                    leader=self.completions[0] if index else None,
                     scores_prompt=params.prompt_logprobs is not None and index == 0,
                     paused=self.paused,
                 )
             )
-        return self.sequences
+        return self.completions
 
     def announce(self, logprobs: Sequence[TokenLogprob | None] | None) -> None:
         """Send the `RoutedEvent`, which comes before any text; `logprobs` are the prompt's, if asked for."""
@@ -91,7 +91,7 @@ class Job:
     @property
     def over(self) -> bool:
         """Every completion has ended."""
-        return all(sequence.finish_reason is not None for sequence in self.sequences)
+        return all(completion.finish_reason is not None for completion in self.completions)
 
 
 def as_reply(error: Exception) -> BrainstacksError:

@@ -1,4 +1,4 @@
-"""Keys and values in blocks of `BLOCK_TOKENS` tokens; which sequence owns which block is not known here."""
+"""Keys and values in blocks of `BLOCK_TOKENS` tokens; which completion owns which block is not known here."""
 
 from __future__ import annotations
 

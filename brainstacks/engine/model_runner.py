@@ -1,4 +1,4 @@
-"""One step on the device: rows in; out, what each sequence gets whose known tokens are all computed by it."""
+"""One step on the device: rows in; out, what each completion gets whose known tokens are all computed now."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine import backend, output
 from brainstacks.engine.batch import build
 from brainstacks.engine.block_manager import BlockManager
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.kv_cache import PagedCache, attention_shape
 from brainstacks.engine.sampler import Sampled, Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
-from brainstacks.engine.sequence import Sequence as Running
 from brainstacks.errors import EngineFailure
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
@@ -25,14 +25,14 @@ from brainstacks.layers.hooks import CompositionHooks
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a forward gave a sequence.
+    """What a forward gave a completion.
 
     Attributes:
         result: its next token; the error that ends its request; None where there is nothing to generate.
         scored: the log-probabilities of its prompt are complete with this.
     """
 
-    sequence: Running
+    completion: Completion
     result: Sampled | EngineFailure | None
     scored: bool = False
 
@@ -86,31 +86,31 @@ class ModelRunner:
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         outcomes: list[Outcome] = []
-        chosen: list[tuple[Running, int, bool]] = []
+        chosen: list[tuple[Completion, int, bool]] = []
         at = 0
         for row, count in zip(batch.rows, batch.wanted_counts, strict=True):
-            sequence, at = row.sequence, at + count
-            sequence.computed = row.start + row.count
-            self._blocks.remember(sequence)
+            completion, at = row.completion, at + count
+            completion.computed = row.start + row.count
+            self._blocks.remember(completion)
             scored = False
-            if sequence.scores_prompt:
+            if completion.scores_prompt:
                 try:
                     scored = self._score_prompt(row, logits[at - count : at])
                 except EngineFailure as error:
-                    outcomes.append(Outcome(sequence, error))
+                    outcomes.append(Outcome(completion, error))
                     continue
-            if sequence.pending == 0 and sequence.request.sampling.max_tokens == 0:
-                outcomes.append(Outcome(sequence, None, scored))
-            elif sequence.pending == 0:
-                chosen.append((sequence, at - 1, scored))
-                chosen += [(one, at - 1, False) for one in self._fork(sequence)]
+            if completion.pending == 0 and completion.request.sampling.max_tokens == 0:
+                outcomes.append(Outcome(completion, None, scored))
+            elif completion.pending == 0:
+                chosen.append((completion, at - 1, scored))
+                chosen += [(one, at - 1, False) for one in self._fork(completion)]
         if chosen:
             indices = [index for _, index, _ in chosen]
             together = logits if indices == list(range(len(logits))) else logits[indices]
-            results = self._sampler.sample(together, [sequence for sequence, _, _ in chosen])
+            results = self._sampler.sample(together, [completion for completion, _, _ in chosen])
             outcomes += [
-                Outcome(sequence, result, scored)
-                for (sequence, _, scored), result in zip(chosen, results, strict=True)
+                Outcome(completion, result, scored)
+                for (completion, _, scored), result in zip(chosen, results, strict=True)
             ]
         return outcomes
 
@@ -133,14 +133,14 @@ class ModelRunner:
         Raises:
             EngineFailure: they are not finite.
         """
-        sequence, request = row.sequence, row.sequence.request
-        sequence.prompt_logprobs += output.prompt_logprobs(
+        completion, request = row.completion, row.completion.request
+        completion.prompt_logprobs += output.prompt_logprobs(
             self._tokenizer, request.prompt_ids, row.start, logits, request.sampling.prompt_logprobs or 0
         )
-        sequence.scores_prompt = sequence.pending > 0
-        return not sequence.scores_prompt
+        completion.scores_prompt = completion.pending > 0
+        return not completion.scores_prompt
 
-    def _fork(self, leader: Running) -> list[Running]:
+    def _fork(self, leader: Completion) -> list[Completion]:
         """Completions that share the prompt that `leader` has computed just now; none at any other time."""
         if leader.output_ids or leader.request.n == 1:
             return []

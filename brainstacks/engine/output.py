@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.logprobs import token_logprobs
 from brainstacks.engine.request import FinishReason, TextEvent, TokenLogprob
 from brainstacks.engine.sampler import Sampled
-from brainstacks.engine.sequence import Sequence
 
 
-def accept(sequence: Sequence, sampled: Sampled, ends: SequenceOf[int]) -> FinishReason | None:
+def accept(completion: Completion, sampled: Sampled, ends: Sequence[int]) -> FinishReason | None:
     """Append a token to the completion.
 
     Args:
@@ -22,53 +22,53 @@ def accept(sequence: Sequence, sampled: Sampled, ends: SequenceOf[int]) -> Finis
     Returns:
         why the completion ends with this token, or None when it goes on; `finish` is still to be called.
     """
-    params, token = sequence.request.sampling, sampled.token
-    sequence.output_ids.append(token)
-    sequence.cumulative_logprob += sampled.logprob
+    params, token = completion.request.sampling, sampled.token
+    completion.output_ids.append(token)
+    completion.cumulative_logprob += sampled.logprob
     if sampled.entry is not None:
-        sequence.logprobs.append(sampled.entry)
+        completion.logprobs.append(sampled.entry)
     if token in params.stop_token_ids:
-        sequence.stop_reason = token
+        completion.stop_reason = token
         return "stop"
     if token in ends and not params.ignore_eos:
         return "stop"
-    if sequence.detokenizer is not None:
-        stop = sequence.detokenizer.push(token, check_stop=_may_stop(sequence))
+    if completion.detokenizer is not None:
+        stop = completion.detokenizer.push(token, check_stop=_may_stop(completion))
         if stop is not None:
-            sequence.stop_reason = stop
+            completion.stop_reason = stop
             return "stop"
-    return "length" if len(sequence.output_ids) >= params.max_tokens else None
+    return "length" if len(completion.output_ids) >= params.max_tokens else None
 
 
-def finish(sequence: Sequence, reason: FinishReason) -> FinishReason:
+def finish(completion: Completion, reason: FinishReason) -> FinishReason:
     """End the completion; the reason becomes "stop" if a stop string hides in the text held back till now."""
-    if sequence.detokenizer is not None and not isinstance(sequence.stop_reason, str):
-        stop = sequence.detokenizer.flush(check_stop=_may_stop(sequence))
+    if completion.detokenizer is not None and not isinstance(completion.stop_reason, str):
+        stop = completion.detokenizer.flush(check_stop=_may_stop(completion))
         if stop is not None:
-            reason, sequence.stop_reason = "stop", stop
-    sequence.finish_reason = reason
+            reason, completion.stop_reason = "stop", stop
+    completion.finish_reason = reason
     return reason
 
 
-def text_event(sequence: Sequence) -> TextEvent:
+def text_event(completion: Completion) -> TextEvent:
     """What is new since the last event of this completion."""
-    done = sequence.finish_reason is not None
-    fresh = slice(sequence.reported, len(sequence.output_ids))
-    sequence.reported = len(sequence.output_ids)
+    done = completion.finish_reason is not None
+    fresh = slice(completion.reported, len(completion.output_ids))
+    completion.reported = len(completion.output_ids)
     return TextEvent(
-        index=sequence.index,
-        text=sequence.detokenizer.take(final=done) if sequence.detokenizer is not None else "",
-        token_ids=tuple(sequence.output_ids[fresh]),
-        logprobs=tuple(sequence.logprobs[fresh]),
-        finish_reason=sequence.finish_reason,
-        stop_reason=sequence.stop_reason,
-        completion_tokens=len(sequence.output_ids),
-        cumulative_logprob=sequence.cumulative_logprob,
+        index=completion.index,
+        text=completion.detokenizer.take(final=done) if completion.detokenizer is not None else "",
+        token_ids=tuple(completion.output_ids[fresh]),
+        logprobs=tuple(completion.logprobs[fresh]),
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+        completion_tokens=len(completion.output_ids),
+        cumulative_logprob=completion.cumulative_logprob,
     )
 
 
 def prompt_logprobs(
-    tokenizer: Tokenizer | None, prompt_ids: SequenceOf[int], start: int, logits: Tensor, top: int
+    tokenizer: Tokenizer | None, prompt_ids: Sequence[int], start: int, logits: Tensor, top: int
 ) -> list[TokenLogprob | None]:
     """The prompt's log-probabilities, a chunk at a time.
 
@@ -90,6 +90,6 @@ def prompt_logprobs(
     return [*([None] if start == 0 else []), *found]
 
 
-def _may_stop(sequence: Sequence) -> bool:
+def _may_stop(completion: Completion) -> bool:
     """Whether text may stop now; `min_tokens` counts every token before."""
-    return len(sequence.output_ids) > sequence.request.sampling.min_tokens
+    return len(completion.output_ids) > completion.request.sampling.min_tokens

@@ -3,28 +3,84 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 
+from brainstacks.engine.completion import Completion
+from brainstacks.engine.draw import draw, select
 from brainstacks.engine.interface import Tokenizer
-from brainstacks.engine.logprobs import NOT_FINITE, most_likely, token_logprobs
+from brainstacks.engine.logprobs import NOT_FINITE, token_logprobs
 from brainstacks.engine.request import SamplingParams, TokenLogprob
-from brainstacks.engine.sampling_state import SamplingState
-from brainstacks.engine.sequence import Sequence
 from brainstacks.errors import EngineFailure
 
-_WIDTHS = (256, 4096)
-"""Candidates that a draw with top-k or top-p looks at first; only if they do not settle it, more, then all.
 
-Sorting a vocabulary of 49,152 takes ten times as long as finding its 256 highest.
-"""
+class SamplingState:
+    """Made once per completion; it outlives preemption.
 
-_BLOCK = 2**18
-"""Values of logits that a CPU works on at a time: their float64 copies stay in its cache, and in memory that
-the allocator keeps. More of them cost a page fault for every 4 KiB in every step."""
+    Args:
+        params: of the request.
+        prompt_ids: its prompt.
+        seed: of this completion's own draws, any integer; None draws one.
+        ends: the base's end-of-sequence tokens.
+
+    Attributes:
+        random: one number in [0, 1) of it per drawn token, so that no neighbour changes a draw.
+        penalised: whether some penalty is on.
+        bias_ids, bias: [n] int64, [n] float32; `params.logit_bias`.
+        forbidden: [n] int64, every token that would end the text before `min_tokens`.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt_ids: Sequence[int], seed: int | None, ends: Sequence[int]
+    ) -> None:
+        self.random = Random() if seed is None else Random(seed % 2**64)
+        self.penalised = (
+            params.repetition_penalty != 1.0
+            or params.presence_penalty != 0.0
+            or params.frequency_penalty != 0.0
+        )
+        self.bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
+        self.bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+        last = () if params.ignore_eos else ends
+        self.forbidden = torch.tensor([*last, *params.stop_token_ids], dtype=torch.int64)
+        self._min_tokens = params.min_tokens
+        # Only the repetition penalty looks at the prompt.
+        known = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
+        self._places = {token: place for place, token in enumerate(known)}
+        room = len(known) + params.max_tokens if self.penalised else 0
+        self._ids = torch.empty(room, dtype=torch.int64)
+        self._ids[: len(known)] = torch.tensor(list(known), dtype=torch.int64)
+        self._counts = torch.zeros(room)
+        self._followed = 0
+
+    def may_end(self, output_ids: Sequence[int]) -> bool:
+        """Whether the token after `output_ids` may end the text."""
+        return len(output_ids) >= self._min_tokens
+
+    def adjusts(self, output_ids: Sequence[int]) -> bool:
+        """Whether the logits after `output_ids` are not taken as they are."""
+        return self.penalised or len(self.bias_ids) > 0 or not self.may_end(output_ids)
+
+    def seen(self, output_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What penalties are about.
+
+        Args:
+            output_ids: all tokens chosen so far; those of the last call come first.
+
+        Returns:
+            [n] int64, the distinct tokens of `output_ids` (and of the prompt, with a repetition penalty),
+            and [n] float32, how often each is among `output_ids`.
+        """
+        for token in output_ids[self._followed :]:
+            place = self._places.setdefault(token, len(self._places))
+            self._ids[place] = token
+            self._counts[place] += 1
+        self._followed = len(output_ids)
+        return self._ids[: len(self._places)], self._counts[: len(self._places)]
 
 
 @dataclass(frozen=True)
@@ -53,22 +109,20 @@ class Sampler:
         ends: the base's end-of-sequence tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, ends: SequenceOf[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, ends: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._ends = tuple(ends)
 
-    def new_state(
-        self, params: SamplingParams, prompt_ids: SequenceOf[int], seed: int | None
-    ) -> SamplingState:
-        """The `sampling_state` of a new sequence."""
+    def new_state(self, params: SamplingParams, prompt_ids: Sequence[int], seed: int | None) -> SamplingState:
+        """The `sampling_state` of a new completion."""
         return SamplingState(params, prompt_ids, seed, self._ends)
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, rows: SequenceOf[Sequence]) -> list[Sampled | EngineFailure]:
+    def sample(self, logits: Tensor, rows: Sequence[Completion]) -> list[Sampled | EngineFailure]:
         """Choose one token for each of `rows`, which stay as they are; only their `sampling_state` moves on.
 
         Args:
-            logits: [R, V] float32, one row per sequence; not changed.
+            logits: [R, V] float32, one row per completion; not changed.
 
         Returns:
             what was chosen; for a row whose logits are not finite, the error that its request ends with.
@@ -84,7 +138,7 @@ class Sampler:
         }
         asked = list(tops)
         found = token_logprobs(
-            self._tokenizer, _select(logits, asked), [chosen[i] for i in asked], list(tops.values())
+            self._tokenizer, select(logits, asked), [chosen[i] for i in asked], list(tops.values())
         )
         entries = dict(zip(asked, found, strict=True))
         return [
@@ -92,14 +146,14 @@ class Sampler:
             for i, (token, logprob) in enumerate(zip(chosen, logprobs, strict=True))
         ]
 
-    def _choose(self, logits: Tensor, rows: SequenceOf[Sequence]) -> Tensor:
+    def _choose(self, logits: Tensor, rows: Sequence[Completion]) -> Tensor:
         """[R] int64."""
         scores = adjust(logits, rows)
         drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0.0]
         if not drawn:
             return _argmax(scores)
         draws = draw(
-            _select(scores, drawn),
+            select(scores, drawn),
             [rows[i].request.sampling for i in drawn],
             [rows[i].sampling_state.random.random() for i in drawn],
         )
@@ -110,7 +164,7 @@ class Sampler:
         return tokens
 
 
-def adjust(logits: Tensor, rows: SequenceOf[Sequence]) -> Tensor:
+def adjust(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
     """Penalties, bias and forbidden tokens, in OpenAI's and vLLM's order.
 
     For a token seen in prompt or output: l > 0 ? l / repetition : l * repetition; then for one seen n times
@@ -158,115 +212,9 @@ def adjust(logits: Tensor, rows: SequenceOf[Sequence]) -> Tensor:
     return adjusted
 
 
-def draw(scores: Tensor, params: SequenceOf[SamplingParams], uniforms: SequenceOf[float]) -> Tensor:
-    """One token per row at its temperature > 0, after top-k, min-p and top-p.
-
-    The candidates of a row have a fixed order: by falling probability, of equals the lowest id first; by id
-    where neither top-k nor top-p asks for a rank. The token is the one at which the mass up to it exceeds
-    the row's number in `uniforms`, times all mass that is kept.
-
-    Args:
-        scores: [S, V] float32, adjusted.
-        uniforms: [S] in [0, 1).
-
-    Returns:
-        [S] int64; of a row that is not finite, any token.
-    """
-    count = max(1, _BLOCK // scores.shape[-1]) if scores.device.type == "cpu" else len(scores)
-    blocks = (slice(start, start + count) for start in range(0, len(scores), count))
-    return torch.cat([_draw(scores[rows], params[rows], uniforms[rows]) for rows in blocks])
-
-
-def _draw(scores: Tensor, params: SequenceOf[SamplingParams], uniforms: SequenceOf[float]) -> Tensor:
-    vocab = scores.shape[-1]
-    temperature, min_p, uniform = torch.tensor(
-        [(p.temperature, p.min_p, u) for p, u in zip(params, uniforms, strict=True)],
-        dtype=torch.float64,
-        device=scores.device,
-    ).unbind(dim=1)
-    # In float64 small tails keep their mass. Less the highest first: a tiny temperature must not overflow.
-    scaled = scores.double()
-    scaled -= scaled.amax(-1, keepdim=True)
-    scaled /= temperature[:, None]
-    mass = scaled.softmax(-1)
-    if any(p.min_p > 0.0 for p in params):
-        mass *= mass >= min_p[:, None] * mass.amax(-1, keepdim=True)
-    upto = mass.cumsum(-1)
-    tokens = _invert(upto, upto[:, -1], uniform)
-    waiting = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
-    for width in (*(w for w in _WIDTHS if w < vocab), vocab):
-        ready = [i for i in waiting if width == vocab or params[i].top_k <= width]
-        if ready:
-            found, settled = _draw_ranked(
-                _select(scores, ready),
-                _select(mass, ready),
-                _select(upto[:, -1], ready),
-                [params[i] for i in ready],
-                _select(uniform, ready),
-                width,
-            )
-            tokens[ready] = found  # of a row that is not settled, again in the next round
-            done = {i for i, is_settled in zip(ready, settled, strict=True) if is_settled}
-            waiting = [i for i in waiting if i not in done]
-    return tokens
-
-
-def _draw_ranked(
-    scores: Tensor,
-    mass: Tensor,
-    total: Tensor,
-    params: SequenceOf[SamplingParams],
-    uniform: Tensor,
-    width: int,
-) -> tuple[Tensor, list[bool]]:
-    """Draw from the first `width` candidates.
-
-    Args:
-        scores, mass: [S, V] float32 and float64.
-        total: [S] float64, the sum of `mass`.
-        uniform: [S] float64.
-
-    Returns:
-        [S] tokens, and whether each is what all candidates together would have given: the last one that is
-        kept stands strictly before the last one looked at, so neither it nor an equal of it was left out.
-    """
-    vocab = scores.shape[-1]
-    top_k, top_p = torch.tensor(
-        [(p.top_k or vocab, p.top_p if p.top_p < 1.0 else math.inf) for p in params],
-        dtype=torch.float64,
-        device=scores.device,
-    ).unbind(dim=1)
-    ids = most_likely(scores, width)
-    kept = mass.gather(-1, ids)
-    kept *= torch.arange(width, device=scores.device) < top_k[:, None]
-    upto = kept.cumsum(-1)
-    total = torch.where(top_k < vocab, upto[:, -1], total)
-    # A token stays while the mass before it is below top_p, so the first always stays.
-    before = torch.nn.functional.pad(upto[:, :-1], (1, 0))
-    stays = (kept > 0) & (before < (top_p * total)[:, None])
-    last = (stays.sum(-1, keepdim=True) - 1).clamp(min=0)
-    tokens = ids.gather(-1, _invert(upto, upto.gather(-1, last)[:, 0], uniform)[:, None])[:, 0]
-    if width == vocab:
-        return tokens, [True] * len(params)
-    settled = scores.gather(-1, ids.gather(-1, last)) > scores.gather(-1, ids[:, -1:])
-    return tokens, settled[:, 0].tolist()
-
-
-def _invert(upto: Tensor, limit: Tensor, uniform: Tensor) -> Tensor:
-    """[S], the first place of each row of the cumulative masses [S, K] that exceeds `uniform * limit` [S]."""
-    # The product can round to the limit itself, which nothing exceeds.
-    target = torch.minimum(uniform * limit, limit.nextafter(limit.new_zeros(())))
-    return torch.searchsorted(upto, target[:, None], right=True)[:, 0].clamp(max=upto.shape[-1] - 1)
-
-
 def _argmax(scores: Tensor) -> Tensor:
     """The first of the highest of each row, [R] int64."""
     if scores.device.type != "cpu":
         return scores.argmax(-1)
     # NumPy's is vectorised; torch's is not.
     return torch.from_numpy(scores.numpy().argmax(-1))
-
-
-def _select(rows: Tensor, indices: list[int]) -> Tensor:
-    """`rows[indices]`, without a copy where that is all of them."""
-    return rows if len(indices) == len(rows) else rows[indices]

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockCopy, BlockManager
-from brainstacks.engine.sequence import Sequence
+from brainstacks.engine.completion import Completion
 
 
 @dataclass(frozen=True)
 class Row:
-    """`count` tokens of `sequence`, from position `start` on, in one step."""
+    """`count` tokens of `completion`, from position `start` on, in one step."""
 
-    sequence: Sequence
+    completion: Completion
     start: int
     count: int
 
 
-def _place(sequence: Sequence) -> tuple[int, int]:
-    return (sequence.arrival, sequence.index)
+def _place(completion: Completion) -> tuple[int, int]:
+    return (completion.arrival, completion.index)
 
 
 class Scheduler:
     """First come, first served, within the batch, the prefill and the KV budget.
 
-    A sequence takes blocks for what is known of it when it is admitted, and further ones as it grows. When
+    A completion takes blocks for what is known of it when it is admitted, and further ones as it grows. When
     none is left, the one that arrived last gives up its own and waits again, to compute them anew; so the one
     that arrived first always gets on. Deterministic: nobody gives up anything, because keys and values that
     are computed twice may differ in their last bits, and a prompt is cut at fixed places.
@@ -40,65 +40,65 @@ class Scheduler:
     def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
         self._config = config
         self._blocks = blocks
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+        self.waiting: list[Completion] = []
+        self.running: list[Completion] = []
         self.preemptions = 0
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a composed sequence, at the place that its arrival gives it."""
-        insort(self.waiting, sequence, key=_place)
+    def add(self, completion: Completion) -> None:
+        """Queue a composed completion, at the place that its arrival gives it."""
+        insort(self.waiting, completion, key=_place)
 
     @property
     def can_run(self) -> bool:
         """Whether `schedule` would find something to do."""
-        if any(not sequence.paused for sequence in self.running):
+        if any(not completion.paused for completion in self.running):
             return True
-        head = next((sequence for sequence in self.waiting if not sequence.paused), None)
+        head = next((completion for completion in self.waiting if not completion.paused), None)
         if head is None or not self._config.deterministic:
             return head is not None  # whoever is paused makes room for it
         return len(self.running) < self._config.max_batch_size and self._blocks.fits(head, 0)
 
     def schedule(self) -> list[Row]:
-        """One decode token per running sequence; then prefill within the budget, admitting who fits."""
+        """One decode token per running completion; then prefill within the budget, admitting who fits."""
         left = self._config.max_prefill_tokens
         rows = self._decode_rows()
-        for sequence in self.running:
-            if left > 0 and not sequence.decodes and not sequence.paused:
-                rows.append(self._prefill_row(sequence, left))
+        for completion in self.running:
+            if left > 0 and not completion.decodes and not completion.paused:
+                rows.append(self._prefill_row(completion, left))
                 left -= rows[-1].count
         reserved = 0
-        for sequence in tuple(self.waiting):
+        for completion in tuple(self.waiting):
             if left <= 0 or len(self.running) + reserved >= self._config.max_batch_size + self._paused:
                 break
-            if sequence.paused:
+            if completion.paused:
                 continue
-            if sequence.leader is not None:
+            if completion.leader is not None:
                 reserved += 1  # it joins when the prompt is computed, and finds a place then
                 continue
-            if not self._admit(sequence, reserved):
+            if not self._admit(completion, reserved):
                 break
-            rows.append(self._prefill_row(sequence, left))
+            rows.append(self._prefill_row(completion, left))
             left -= rows[-1].count
         return rows
 
-    def forwards(self, rows: SequenceOf[Row]) -> list[list[Row]]:
+    def forwards(self, rows: Sequence[Row]) -> list[list[Row]]:
         """The rows of a step that are computed together: all, or deterministic, those that decode.
 
         A prompt's part is then computed alone, so that its shape is its own.
         """
         if not self._config.deterministic:
             return [list(rows)] if rows else []
-        decode = [row for row in rows if row.sequence.decodes]
-        return [*([decode] if decode else []), *([row] for row in rows if not row.sequence.decodes)]
+        decode = [row for row in rows if row.completion.decodes]
+        return [*([decode] if decode else []), *([row] for row in rows if not row.completion.decodes)]
 
-    def fork(self, leader: Sequence) -> tuple[list[Sequence], list[BlockCopy]]:
+    def fork(self, leader: Completion) -> tuple[list[Completion], list[BlockCopy]]:
         """`leader` has computed its prompt: its other completions join it, where there is room.
 
         Returns:
             those that share the prompt now, and the blocks to copy for them; the others compute it themselves
             when their turn comes.
         """
-        joined: list[Sequence] = []
+        joined: list[Completion] = []
         copies: list[BlockCopy] = []
         for follower in [s for s in self.waiting if s.leader is leader]:
             follower.leader = None
@@ -111,49 +111,49 @@ class Scheduler:
                     copies += made
         return joined, copies
 
-    def finish(self, sequence: Sequence) -> None:
-        """Drop a sequence, whether it runs or waits; its blocks are free."""
+    def finish(self, completion: Completion) -> None:
+        """Drop a completion, whether it runs or waits; its blocks are free."""
         for queue in (self.running, self.waiting):
-            if sequence in queue:
-                queue.remove(sequence)
-        self._blocks.release(sequence)
+            if completion in queue:
+                queue.remove(completion)
+        self._blocks.release(completion)
 
     @property
     def _paused(self) -> int:
-        """Running sequences that would make room."""
+        """Running completions that would make room."""
         return 0 if self._config.deterministic else sum(s.paused for s in self.running)
 
     def _decode_rows(self) -> list[Row]:
         rows = []
-        for sequence in tuple(self.running):  # those that arrived first take blocks first
-            if not sequence.paused and sequence.decodes and self._grow(sequence):
-                rows.append(Row(sequence, sequence.computed, 1))
+        for completion in tuple(self.running):  # those that arrived first take blocks first
+            if not completion.paused and completion.decodes and self._grow(completion):
+                rows.append(Row(completion, completion.computed, 1))
         return rows
 
-    def _grow(self, sequence: Sequence) -> bool:
+    def _grow(self, completion: Completion) -> bool:
         """Have room for one more token, at the cost of others; False when it is the one to give up."""
-        while not self._blocks.extend(sequence):
+        while not self._blocks.extend(completion):
             victim = self._victim()
             self._preempt(victim)
-            if victim is sequence:
+            if victim is completion:
                 return False
         return True
 
-    def _prefill_row(self, sequence: Sequence, left: int) -> Row:
+    def _prefill_row(self, completion: Completion, left: int) -> Row:
         if self._config.deterministic:
             chunk = self._config.max_prefill_tokens
-            left = chunk - sequence.computed % chunk
-        return Row(sequence, sequence.computed, min(sequence.pending, left))
+            left = chunk - completion.computed % chunk
+        return Row(completion, completion.computed, min(completion.pending, left))
 
-    def _admit(self, sequence: Sequence, reserved: int) -> bool:
-        """Admit, at the cost of paused sequences where need be."""
+    def _admit(self, completion: Completion, reserved: int) -> bool:
+        """Admit, at the cost of paused completions where need be."""
         limit = self._config.max_batch_size - reserved
-        while len(self.running) >= limit or not self._blocks.admit(sequence, self._spare):
+        while len(self.running) >= limit or not self._blocks.admit(completion, self._spare):
             if not self._paused:
                 return False
             self._preempt(self._victim())
-        self.waiting.remove(sequence)
-        insort(self.running, sequence, key=_place)
+        self.waiting.remove(completion)
+        insort(self.running, completion, key=_place)
         return True
 
     @property
@@ -161,14 +161,14 @@ class Scheduler:
         """Blocks that an admission leaves for those that run: each may soon need one."""
         return 0 if self._config.deterministic else len(self.running)
 
-    def _victim(self) -> Sequence:
+    def _victim(self) -> Completion:
         """Who makes room: one that is paused, else the last to arrive."""
         return max(self.running, key=lambda s: (s.paused, *_place(s)))
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._blocks.release(sequence)
-        if sequence.scores_prompt:
-            sequence.prompt_logprobs.clear()  # they come again with the prompt's rows
-        self.running.remove(sequence)
-        self.add(sequence)
+    def _preempt(self, completion: Completion) -> None:
+        self._blocks.release(completion)
+        if completion.scores_prompt:
+            completion.prompt_logprobs.clear()  # they come again with the prompt's rows
+        self.running.remove(completion)
+        self.add(completion)
         self.preemptions += 1

@@ -9,9 +9,10 @@ import numpy as np
 from numba import carray, cfunc
 
 from brainstacks.kernels import internal
+from brainstacks.kernels.atomics import as_pointer
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
 from brainstacks.kernels.numbers import exponential, fill, itemsize, larger, narrow, nearest
-from brainstacks.kernels.team import PIECE, as_pointer
+from brainstacks.kernels.team import PIECE
 from brainstacks.kernels.tiles import PANEL
 from brainstacks.kernels.vectors import ZERO_POINT
 

@@ -11,9 +11,9 @@ import numpy as np
 from numba import carray
 
 from brainstacks.kernels import internal
+from brainstacks.kernels.atomics import as_pointer, call
 from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
 from brainstacks.kernels.numbers import ZERO, copy, exponential, fill, itemsize, larger
-from brainstacks.kernels.team import as_pointer, call
 from brainstacks.kernels.tiles import CHUNK, PANEL
 
 TILE_TOKENS = 8

@@ -20,9 +20,10 @@ from numba import carray, cfunc
 
 from brainstacks.kernels import internal
 from brainstacks.kernels.activations import round_block
+from brainstacks.kernels.atomics import as_pointer, call
 from brainstacks.kernels.layout import DOWN, ROUND, UP, floats, group_at, step_at
 from brainstacks.kernels.numbers import ZERO, fetch, fill, room
-from brainstacks.kernels.team import PIECE, as_pointer, call
+from brainstacks.kernels.team import PIECE
 from brainstacks.kernels.tiles import PANEL
 
 AHEAD = 2048

@@ -8,8 +8,8 @@ import numpy as np
 from numba import carray, njit
 
 from brainstacks.kernels import internal
+from brainstacks.kernels.atomics import as_pointer
 from brainstacks.kernels.numbers import widen
-from brainstacks.kernels.team import as_pointer
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.kernels.vectors import ZERO_POINT
 
@@ -69,7 +69,7 @@ ITEMSIZES = {"fast_bytes": 1, "floats": 4, "halves": 2}
 
 
 def product(kind: str) -> Any:
-    """The loops over a panel's rows, tokens and blocks, for weights of that kind; see `tiles._Tile`."""
+    """The loops over a panel's rows, tokens and blocks, for weights of that kind; see `tiles.Tile`."""
     value, fast = VALUES[kind], kind.startswith("fast")
 
     @njit

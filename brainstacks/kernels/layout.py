@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray
 
 from brainstacks.kernels import internal
-from brainstacks.kernels.team import as_pointer
+from brainstacks.kernels.atomics import as_pointer
 
 BLOCK = 16
 """Tokens of a block of the KV cache."""

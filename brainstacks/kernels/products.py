@@ -12,14 +12,16 @@ from typing import Any
 from numba import cfunc, types
 
 from brainstacks.kernels import generic, internal
+from brainstacks.kernels.atomics import call
+from brainstacks.kernels.kinds import KINDS, tile
 from brainstacks.kernels.layout import group_at, linear_at, step_at
 from brainstacks.kernels.numbers import ZERO
-from brainstacks.kernels.team import PIECE, call
-from brainstacks.kernels.tiles import KINDS, PANEL, tile
+from brainstacks.kernels.team import PIECE
+from brainstacks.kernels.tiles import PANEL
 from brainstacks.kernels.vectors import ISA
 
 PRODUCT = types.void(*(types.int64,) * 18)
-"""See `tiles._Tile` for the arguments; `count` may be any number of tokens."""
+"""See `tiles.Tile` for the arguments; `count` may be any number of tokens."""
 
 FEW = 4
 """Tokens of a smaller tile than the largest."""

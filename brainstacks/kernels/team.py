@@ -13,9 +13,7 @@ down those who read another.
 from __future__ import annotations
 
 import ctypes
-import platform
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +21,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from brainstacks.kernels import internal
-
-_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+from brainstacks.kernels.atomics import add, as_pointer, call, give_way, load, now, pause, store, swap
 
 APART = 8
 """int64s from one of these fields to the next: a cache line."""
@@ -65,118 +59,12 @@ def _address_of(name: str) -> int:
     return ctypes.cast(found, ctypes.c_void_p).value or 0 if found is not None else 0
 
 
-@intrinsic
-def as_pointer(typing_context: Any, address: Any) -> Any:
-    """int64 address -> void pointer, for `numba.carray`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), generate
-
-
-@intrinsic
-def call(typing_context: Any, address: Any, *arguments: Any) -> Any:
-    """Call the `void f(int64, ...)` at `address`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address, *values = args[:1] + tuple(cgutils.unpack_tuple(builder, args[1]))
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(values))
-        builder.call(builder.inttoptr(address, kind.as_pointer()), values)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.StarArgTuple(arguments)), generate
-
-
-@intrinsic
-def _load(typing_context: Any, address: Any) -> Any:
-    """The int64 at `address`, and everything that was written before it was."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _store(typing_context: Any, address: Any, value: Any) -> Any:
-    """Write an int64 to `address`, after everything that was written before."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def _add(typing_context: Any, address: Any, value: Any) -> Any:
-    """Add to the int64 at `address`, atomically; what it was before."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), args[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def _swap(typing_context: Any, address: Any, old: Any, new: Any) -> Any:
-    """Replace the int64 at `address` if it is `old`, atomically; whether it was."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = builder.inttoptr(args[0], _I64.as_pointer())
-        found = builder.cmpxchg(at, args[1], args[2], "acq_rel", "acquire")
-        return builder.extract_value(found, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def _pause(typing_context: Any) -> Any:
-    """Tell the core that this is a loop that waits."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if platform.machine() in ("x86_64", "AMD64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def _give_way(typing_context: Any, function: Any) -> Any:
-    """Call the `int sched_yield(void)` at the address `function`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(_I32, [])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@intrinsic
-def _now(typing_context: Any, function: Any) -> Any:
-    """Nanoseconds since some moment, of the `int clock_gettime(int, struct timespec *)` at that address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        time_ = cgutils.alloca_once(builder, _I64, size=2)
-        kind = ir.FunctionType(_I32, [_I32, time_.type])
-        clock = builder.inttoptr(args[0], kind.as_pointer())
-        builder.call(clock, [_I32(time.CLOCK_MONOTONIC), time_])
-        seconds, rest = (builder.load(builder.gep(time_, [_I32(i)])) for i in (0, 1))
-        return builder.add(builder.mul(seconds, _I64(10**9)), rest)
-
-    return types.int64(types.int64), generate
-
-
 @internal
 def _wait(memory, turns):
     """One turn of waiting; after some, let others have the core."""
-    _pause()
+    pause()
     if turns > _SPINS and memory[YIELD] != 0:
-        _give_way(memory[YIELD])
+        give_way(memory[YIELD])
 
 
 @internal
@@ -184,11 +72,11 @@ def _claimed(at):
     """A piece of the open phase: its number, or -1 where none is left."""
     ticket = at + 8 * TICKET
     while True:
-        found = _load(ticket)
+        found = load(ticket)
         left = found & ((1 << _PIECES) - 1)
         if left == 0:
             return -1
-        if _swap(ticket, found, found - 1):
+        if swap(ticket, found, found - 1):
             return left - 1
 
 
@@ -200,8 +88,8 @@ def _share(at, memory, body, argument, pieces):
             call(body, memory[CONTEXT], argument, piece)
         return
     memory[BODY], memory[ARGUMENT], memory[DONE] = body, argument, 0
-    phase = (_load(at + 8 * TICKET) >> _PIECES) + 1
-    _store(at + 8 * TICKET, (phase << _PIECES) | pieces)
+    phase = (load(at + 8 * TICKET) >> _PIECES) + 1
+    store(at + 8 * TICKET, (phase << _PIECES) | pieces)
     mine = 0
     while True:
         piece = _claimed(at)
@@ -210,7 +98,7 @@ def _share(at, memory, body, argument, pieces):
         call(body, memory[CONTEXT], argument, piece)
         mine += 1
     turns = np.int64(0)
-    while _load(at + 8 * DONE) + mine < pieces:
+    while load(at + 8 * DONE) + mine < pieces:
         _wait(memory, turns)
         turns += 1
 
@@ -230,11 +118,11 @@ def run(at, body, argument, pieces):
         _share(at, memory, body, argument, pieces)
         return
     head = carray(as_pointer(memory[TRACE]), (TRACED,), np.int64)
-    began = _now(head[0])
+    began = now(head[0])
     _share(at, memory, body, argument, pieces)
     if head[1] < head[2]:
         row = carray(as_pointer(memory[TRACE] + 8 * TRACED * (1 + head[1])), (TRACED,), np.int64)
-        row[0], row[1], row[2] = body, argument, _now(head[0]) - began
+        row[0], row[1], row[2] = body, argument, now(head[0]) - began
         head[1] += 1
 
 
@@ -242,20 +130,20 @@ def run(at, body, argument, pieces):
 def _help(memory):
     """Of a helper: compute pieces; return when there has been nothing to do for a while."""
     at = memory.ctypes.data
-    _add(at + 8 * ASLEEP, -1)
+    add(at + 8 * ASLEEP, -1)
     turns = np.int64(0)
     while True:
         piece = _claimed(at)
         if piece >= 0:
             # The phase stays what it is until this piece is done.
             call(memory[BODY], memory[CONTEXT], memory[ARGUMENT], piece)
-            _add(at + 8 * DONE, 1)
+            add(at + 8 * DONE, 1)
             turns = np.int64(0)
         elif turns < _PATIENCE:
             _wait(memory, turns)
             turns += 1
         else:
-            _add(at + 8 * ASLEEP, 1)
+            add(at + 8 * ASLEEP, 1)
             return
 
 

@@ -8,7 +8,7 @@ by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,22 +22,18 @@ from brainstacks.kernels.layout import GROUP, LAYER, LINEAR
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.blocks import BLOCK, LEAST_BLOCK, Blocks
+from brainstacks.layers.families import ACTIVATIONS, activation, by_layer_type, check
 from brainstacks.layers.panels import Memory, Panels, are_whole, of_blocks, of_values, panel_bytes
 from brainstacks.layers.projections import INPUT_GROUPS, Site, decoder_layers
 
 Array = np.ndarray[Any, Any]
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 FINE, FINEST = 32, 16
 """Most inputs of a layer's linear that share a scale where they become int8, as `benchmarks.nll` measured it:
 outliers among more cost more than its rule allows."""
 OUTLIERS = (0, 3)
 """Groups whose inputs have the largest (attention's, and the MLP's last product's): they need the finest
 scales, unless their weights are NF4, whose own error hides it."""
-
-ROTARY = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose angles depend on the position alone."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +92,10 @@ class FlatModel:
         self._memory = Memory()  # of what the tables point to
         self._zeros = 0, 0  # address, and how many
         self._rotary = model.get_decoder().rotary_emb
-        _check(config, model)
+        check(config, model)
         decoders: Any = decoder_layers(model)
-        self._kinds: list[str | None] = sorted(set(config.layer_types)) if _by_layer_type(model) else [None]
-        self.gelu = ACTIVATIONS[_activation(config)]
+        self._kinds: list[str | None] = sorted(set(config.layer_types)) if by_layer_type(model) else [None]
+        self.gelu = ACTIVATIONS[activation(config)]
         self.eps = float(config.rms_norm_eps)
         self.layers = np.zeros(len(decoders), LAYER)
         self.groups = np.zeros(4 * len(decoders) + 1, GROUP)
@@ -242,38 +238,6 @@ class FlatModel:
     def _keep(self, array: Array) -> int:
         """Its address, for as long as this model lives."""
         return self._memory.keep(array).ctypes.data
-
-
-def _check(config: Any, model: Any) -> None:
-    """Raises UnsupportedModel."""
-    if config.model_type not in FAMILIES:
-        raise UnsupportedModel(f"the compiled step knows {', '.join(FAMILIES)}, not {config.model_type}")
-    if _activation(config) not in ACTIVATIONS:
-        raise UnsupportedModel(f"the activation {_activation(config)!r}")
-    for rope in _ropes(config):
-        if rope not in ROTARY:
-            raise UnsupportedModel(f"the rotary embedding {rope!r}")
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise UnsupportedModel("attention scores with a soft cap")
-    if getattr(config, "use_bidirectional_attention", False):
-        raise UnsupportedModel("attention in both directions")
-
-
-def _activation(config: Any) -> str:
-    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
-
-
-def _by_layer_type(model: Any) -> bool:
-    """Whether layers of different types have different angles."""
-    return bool(model.config.get_text_config().model_type == "gemma3_text")
-
-
-def _ropes(config: Any) -> Iterator[str]:
-    """The kinds of rotary embedding."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    for one in nested or [parameters]:
-        yield str(one.get("rope_type", "default"))
 
 
 def _rounded(head: Any) -> Blocks | None:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from brainstacks import fresh_thread
+from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -55,3 +56,13 @@ class Loader:
                 outcome = partial(done.set_result, None)
             torch.set_num_threads(self._threads)  # what threads that come later start with
             outcome()
+
+
+def as_reply(error: Exception, domain: str, version: int) -> BrainstacksError:
+    """What a request is told of a load that failed; nothing internal."""
+    if isinstance(error, BrainstacksError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Unavailable(f"the device has no memory for the stack {domain}; retry later")
+    log.error("%s version %d could not be loaded", domain, version, exc_info=error)
+    return EngineFailure(f"the stack {domain} could not be loaded; the server's log says why")

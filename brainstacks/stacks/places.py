@@ -13,10 +13,11 @@ is room, and on a CPU it is the very memory that steps read.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from brainstacks.errors import InvalidRequest
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.stacks.cache_stats import CacheStats, Tier
@@ -97,6 +98,22 @@ class Places:
         for place in forgotten:
             self._leave(place)
         return forgotten
+
+    def misfit(
+        self, stacks: Mapping[str, ServedStack], pinned: Collection[ServedStack]
+    ) -> InvalidRequest | None:
+        """Why `stacks` (by domain) could never be on the device together, beside what is pinned there."""
+        keys = {stack.key for stack in stacks.values()}
+        total = sum(stack.nbytes for stack in stacks.values())
+        beside = sum(stack.nbytes for stack in pinned if stack.key not in keys)
+        if self.device_bytes is None or not keys or total + beside <= self.device_bytes:
+            return None
+        also = f" beside {beside} bytes of pinned stacks" if beside else ""
+        return InvalidRequest(
+            f"the stacks {', '.join(stacks)} take {total} bytes on the device{also}; --device-stack-bytes is "
+            f"{self.device_bytes}; ask for fewer of them (routing.top), or start the server with more room",
+            param="routing",
+        )
 
     def victims(self, stacks: Iterable[ServedStack], kept: Collection[StackKey]) -> list[Place] | None:
         """Who has to leave the device so that these fit, least recently used first.

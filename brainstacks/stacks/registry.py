@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.errors import (
-    BrainstacksError,
     ConfigError,
     Conflict,
     CorruptBlob,
@@ -31,16 +30,6 @@ from brainstacks.stacks.store import LocalStore, Store
 
 ROUTER = "router"
 """The name under which the meta-router appears in results and problems."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A published version that cannot be served, and why."""
-
-    name: str
-    version: int
-    digest: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -100,8 +89,11 @@ class Registry:
         """Bytes of everything stored, versions that nothing references included."""
         return self._store.total_bytes()
 
-    def blob_path(self, digest: str) -> Path:
+    def blob_path(self, digest: str, *, anew: bool = False) -> Path:
         """Path of the file with this digest, its bytes verified on first use and when the file has changed.
+
+        Args:
+            anew: verify them whatever is known.
 
         Raises:
             CorruptBlob: it is missing or its bytes do not match.
@@ -110,31 +102,13 @@ class Registry:
         advice = "publish the file again, activate another version, or restore the registry from a backup"
         try:
             identity = _identity(path)
-            if self._verified.get(digest) != identity:
+            if anew or self._verified.get(digest) != identity:
                 if sha256_file(path) != digest:
                     raise CorruptBlob(f"the stored bytes of {digest} do not match their digest; {advice}")
                 self._verified[digest] = identity
         except OSError as error:
             raise CorruptBlob(f"the stored bytes of {digest} cannot be read; {advice}") from error
         return path
-
-    def verify(self) -> list[Problem]:
-        """Check every version in the stored manifest completely: bytes, meaning, and the facts listed."""
-        manifest = self.reload()
-        problems: list[Problem] = []
-        for name, history in manifest.domains.items():
-            problems += self._verify(name, history, self._check_stack)
-        if manifest.router is not None:
-            problems += self._verify(ROUTER, manifest.router, self._check_router)
-        return problems
-
-    def _verify(self, name: str, history: History[V], check: Callable[[str, V], None]) -> Iterator[Problem]:
-        for version in history.versions:
-            try:
-                self._verified.pop(version.digest, None)
-                check(name, version)
-            except BrainstacksError as error:
-                yield Problem(name, version.version, version.digest, error.message)
 
     # changing
 
@@ -338,21 +312,6 @@ class Registry:
         unreferenced = set(digests) - manifest.referenced()
         freed = [self._store.delete(digest) for digest in sorted(unreferenced)]
         return sum(size > 0 for size in freed), sum(freed)
-
-    def _check_stack(self, name: str, version: StackVersion) -> None:
-        stack = inspect_stack(self.blob_path(version.digest))
-        config = stack.metadata.config
-        found = (stack.metadata.domain, stack.bytes, stack.metadata.rounds, config.rank, config.experts)
-        listed = (name, version.bytes, version.rounds, version.rank, version.experts)
-        if found != listed:
-            raise CorruptBlob(
-                f"the manifest lists {listed} and the file says {found}; publish the file again"
-            )
-
-    def _check_router(self, name: str, version: Version) -> None:
-        router = inspect_router(self.blob_path(version.digest))
-        if router.bytes != version.bytes:
-            raise CorruptBlob(f"the manifest lists {version.bytes} bytes and the {name} has {router.bytes}")
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ step and no decision ever waits for a load.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,17 +17,13 @@ from copy import deepcopy
 from functools import partial
 from time import perf_counter
 
-import torch
-
-from brainstacks.errors import BrainstacksError, DomainNotFound, EngineFailure, InvalidRequest, Unavailable
+from brainstacks.errors import BrainstacksError, DomainNotFound, InvalidRequest
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
 from brainstacks.stacks.cache_stats import CacheStats, Tier
 from brainstacks.stacks.lease import Lease, ServedStack, StackKey
-from brainstacks.stacks.loader import Loader
+from brainstacks.stacks.loader import Loader, as_reply
 from brainstacks.stacks.places import Place, Places
-
-log = logging.getLogger(__name__)
 
 MAX_OVERTAKEN = 32
 """So many leases whose stacks are on the device pass the first one in the queue; then they queue as well.
@@ -211,21 +206,7 @@ class StackCache:
                 self._loader.submit(place.gone)
 
     def _misfit(self, lease: Lease) -> InvalidRequest | None:
-        """Why its stacks could never be on the device together, beside what is pinned there."""
-        if self.device_bytes is None or not lease.keys:
-            return None
-        pinned = [self._serving[domain] for domain in self._pinned]
-        beside = sum(stack.nbytes for stack in pinned if stack.key not in lease.keys)
-        total = sum(stack.nbytes for stack in lease.stacks.values())
-        if total + beside <= self.device_bytes:
-            return None
-        also = f" beside {beside} bytes of pinned stacks" if beside else ""
-        return InvalidRequest(
-            f"the stacks {', '.join(lease.stacks)} take {total} bytes on the device{also}; "
-            f"--device-stack-bytes is {self.device_bytes}; ask for fewer of them (routing.top), or start the "
-            "server with more room",
-            param="routing",
-        )
+        return self._places.misfit(lease.stacks, [self._serving[domain] for domain in self._pinned])
 
     def _victims(self, lease: Lease) -> list[Place] | None:
         pinned = [self._serving[domain].key for domain in self._pinned]
@@ -285,7 +266,7 @@ class StackCache:
             packed = host or PackedStack.pack(self._read(place.stack), self.bank.dtype)
             there = self.bank.place(packed)
         except Exception as raised:
-            error = _as_reply(raised, place.stack)
+            error = as_reply(raised, *place.stack.key)
         with self._lock:
             if place.state != "loading":
                 return  # it was given up meanwhile
@@ -308,16 +289,6 @@ class StackCache:
                 lease.end_wait(error)
                 changed.append(lease)
         return changed
-
-
-def _as_reply(error: Exception, stack: ServedStack) -> BrainstacksError:
-    """What a request is told of a load that failed; nothing internal."""
-    if isinstance(error, BrainstacksError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Unavailable(f"the device has no memory for the stack {stack.domain}; retry later")
-    log.error("%s version %d could not be loaded", stack.domain, stack.version, exc_info=error)
-    return EngineFailure(f"the stack {stack.domain} could not be loaded; the server's log says why")
 
 
 def _notify(leases: Iterable[Lease]) -> None:

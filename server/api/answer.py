@@ -14,12 +14,12 @@ from server import sse
 from server.api.context import Context
 from server.composition import routing_headers, routing_object
 from server.errors import body_of
-from server.generation import Generation
+from server.reader import Reader
 from server.schemas import Sampling
 
 
 class Answer(ABC):
-    """Turns the events of a generation into OpenAI's objects.
+    """Turns the events of its prompts into OpenAI's objects.
 
     Attributes:
         envelope: the fields that the reply, and each of its chunks, starts with.
@@ -35,7 +35,7 @@ class Answer(ABC):
     ) -> None:
         self.request = request
         self.ctx = ctx
-        self.generation = Generation(ctx.engine, requests, ctx.metrics, request.state.begin)
+        self.reader = Reader(ctx.engine, requests, ctx.metrics, request.state.begin)
         self.envelope = envelope
         self.stream = bool(body.stream)
         self.with_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -50,23 +50,23 @@ class Answer(ABC):
         """A part of one choice at a time, and whether it is the very last part of all choices."""
 
     async def respond(self) -> Response:
-        """The whole reply; the generation is aborted when the client leaves before its end."""
+        """The whole reply; its prompts are aborted when the client leaves before its end."""
         handed_over = False
         try:
-            routed = await sse.until_disconnect(self.request.receive, self.generation.start())
+            routed = await sse.until_disconnect(self.request.receive, self.reader.start())
             headers = routing_headers(routed[0].routing)
             if self.stream:
-                response = sse.EventStream(self.chunks(), self.generation.close, headers)
+                response = sse.EventStream(self.chunks(), self.reader.close, headers)
                 handed_over = True
                 return response
             choices = await sse.until_disconnect(self.request.receive, self.choices())
-            usage = self.generation.usage
+            usage = self.reader.usage
             return JSONResponse(
                 {**self.envelope, "choices": choices, "usage": usage, **self.routing()}, headers=headers
             )
         finally:
             if not handed_over:
-                await self.generation.close()
+                await self.reader.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Server-sent events; the first and the last carry `routing`, and an error is an event too."""
@@ -79,7 +79,7 @@ class Answer(ABC):
                 routing = self.routing() if edge else {}
                 yield sse.event({**self.envelope, "choices": [choice], **null_usage, **routing})
             if self.with_usage:
-                usage = self.generation.usage
+                usage = self.reader.usage
                 yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})
         except Exception as error:
             failed = body_of(error, self.request.state.request_id)
@@ -88,4 +88,4 @@ class Answer(ABC):
         yield sse.DONE
 
     def routing(self, prompt: int = 0) -> dict[str, Any]:
-        return {"routing": routing_object(self.generation.routed[prompt].routing)}
+        return {"routing": routing_object(self.reader.routed[prompt].routing)}

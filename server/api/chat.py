@@ -58,7 +58,7 @@ class ChatAnswer(Answer):
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[int, list[TextEvent]] = {}
-        async for _, event in self.generation.texts():
+        async for _, event in self.reader.texts():
             events.setdefault(event.index, []).append(event)
         choices = []
         for index, ran in sorted(events.items()):
@@ -78,7 +78,7 @@ class ChatAnswer(Answer):
         for index in range(self.completions):
             yield _delta(index, {"role": "assistant", "content": ""}), False
         unfinished = self.completions
-        async for _, event in self.generation.texts():
+        async for _, event in self.reader.texts():
             if event.text or event.logprobs:
                 yield _delta(event.index, {"content": event.text}, self._logprobs(event.logprobs)), False
             if event.finish_reason is not None:

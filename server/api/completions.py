@@ -101,7 +101,7 @@ class CompletionAnswer(Answer):
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[tuple[int, int], list[TextEvent]] = {}
-        async for prompt, event in self.generation.texts():
+        async for prompt, event in self.reader.texts():
             events.setdefault((prompt, event.index), []).append(event)
         choices = []
         for prompt in range(len(self.plans)):
@@ -112,7 +112,7 @@ class CompletionAnswer(Answer):
     async def pieces(self) -> AsyncIterator[tuple[dict[str, Any], bool]]:
         begun: set[tuple[int, int]] = set()
         unfinished = self.completions
-        async for prompt, event in self.generation.texts():
+        async for prompt, event in self.reader.texts():
             key = (prompt, event.index)
             choice = self._choice(prompt, event.index, event.index, [event], first=key not in begun)
             begun.add(key)
@@ -159,7 +159,7 @@ class CompletionAnswer(Answer):
         ids: list[int] = []
         if echo:
             ids.extend(self.plans[prompt].request.prompt_ids)
-            tokens.extend(self.generation.routed[prompt].prompt_logprobs or ())
+            tokens.extend(self.reader.routed[prompt].prompt_logprobs or ())
         for event in events:
             ids.extend(event.token_ids)
             tokens.extend(event.logprobs)

@@ -28,7 +28,7 @@ async def health(ctx: Ctx) -> JSONResponse:
     body = {
         "status": "ok" if alive else "failing",
         "backend": ctx.engine.status.model.backend,
-        **dataclasses.asdict(ctx.engine.status.load()),
+        **dataclasses.asdict(ctx.engine.status.gauges()),
     }
     return JSONResponse(body, status_code=200 if alive else 503)
 

@@ -75,7 +75,7 @@ class Running:
     async def idle(self) -> bool:
         """After all commands so far: nothing runs, waits or is pinned."""
         assert await self.engine.status.healthy()
-        load = self.engine.status.load()
+        load = self.engine.status.gauges()
         return (load.running, load.waiting) == (0, 0) and not any(
             d.in_flight for d in self.engine.stacks.domains()
         )

@@ -167,6 +167,6 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 def idle(served: Served) -> bool:
     """Nothing runs, waits, is pinned, or holds KV memory."""
-    load = served.engine.load
+    load = served.engine.gauges
     pinned = any(served.engine.stacks.in_use(domain) for domain in served.stacks)
     return (load.running, load.waiting, load.kv_tokens_used, pinned) == (0, 0, 0, False)

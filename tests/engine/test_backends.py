@@ -24,8 +24,8 @@ from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.routing.features import decoder_states
+from tests.engine.completions import completion
 from tests.engine.driving import prompt_of
-from tests.engine.sequences import sequence
 from tests.tiny import FAMILIES, bank_of, plain_logits, random_stack, save_base, stack_config, tiny_model
 
 BLOCKS = 40
@@ -65,7 +65,7 @@ class Stepped:
         """Of each prompt all tokens, with all logits wanted, in blocks of their own."""
         rows = []
         for prompt, row in zip(prompts, weights, strict=True):
-            one = sequence(prompt)
+            one = completion(prompt)
             one.weights, one.scores_prompt = row, True
             one.blocks.extend(self.free.pop() for _ in range(blocks_for(len(prompt))))
             rows.append(Row(one, 0, len(prompt)))
@@ -108,7 +108,7 @@ def stacks_for(base: BaseModel) -> dict[str, StackTensors]:
 def cut(row: Row, *counts: int) -> list[Row]:
     """The same tokens in runs of so many."""
     starts = np.cumsum([row.start, *counts[:-1]]).tolist()
-    return [Row(row.sequence, start, count) for start, count in zip(starts, counts, strict=True)]
+    return [Row(row.completion, start, count) for start, count in zip(starts, counts, strict=True)]
 
 
 def expected(

@@ -1,11 +1,11 @@
-"""Which blocks sequences take, share, copy and give back."""
+"""Which blocks completions take, share, copy and give back."""
 
 from __future__ import annotations
 
 import pytest
 
 from brainstacks.engine.block_manager import BlockManager
-from tests.engine.sequences import completions, sequence
+from tests.engine.completions import completion, siblings
 
 ROOT = (("chat", 1, "digest", 0.8),)
 
@@ -22,7 +22,7 @@ def computed(blocks: BlockManager, one: object, tokens: int) -> None:
 
 def test_admission_takes_blocks_for_what_is_known_and_growth_one_at_a_time() -> None:
     blocks = manager()
-    one = sequence(20, max_tokens=100)
+    one = completion(20, max_tokens=100)
     assert blocks.admit(one, 0)
     assert (len(one.blocks), blocks.pool.used) == (2, 2)
     one.computed = 31
@@ -37,19 +37,19 @@ def test_admission_takes_blocks_for_what_is_known_and_growth_one_at_a_time() -> 
 
 def test_a_reserve_takes_the_longest_completion_at_once() -> None:
     blocks = manager(reserve=True)
-    assert blocks.admit(sequence(20, max_tokens=100), 0)
+    assert blocks.admit(completion(20, max_tokens=100), 0)
     assert blocks.pool.used == 8
-    assert not blocks.fits(sequence(20, max_tokens=13), 0)
-    assert blocks.fits(sequence(20, max_tokens=12), 0)
+    assert not blocks.fits(completion(20, max_tokens=13), 0)
+    assert blocks.fits(completion(20, max_tokens=12), 0)
 
 
 def test_nothing_is_taken_when_too_little_would_be_left() -> None:
     blocks = manager(tokens=48)
-    one = sequence(20)
+    one = completion(20)
     assert not blocks.admit(one, spare=2)
     assert (len(one.blocks), blocks.pool.used) == (0, 0)
     assert blocks.admit(one, spare=1)
-    other = sequence(16)
+    other = completion(16)
     assert blocks.admit(other, spare=0)
     other.computed = 16
     assert not blocks.extend(other)
@@ -57,13 +57,13 @@ def test_nothing_is_taken_when_too_little_would_be_left() -> None:
 
 def test_a_prefix_is_reused_up_to_the_last_token_but_one() -> None:
     blocks = manager()
-    first = sequence(48, root=ROOT)
+    first = completion(48, root=ROOT)
     blocks.admit(first, 0)
     computed(blocks, first, 40)
     longer, equal, other = (
-        sequence(60, root=ROOT),
-        sequence(32, root=ROOT),
-        sequence([0] * 16 + [9] * 30, root=ROOT),
+        completion(60, root=ROOT),
+        completion(32, root=ROOT),
+        completion([0] * 16 + [9] * 30, root=ROOT),
     )
     for one in (longer, equal, other):
         assert blocks.admit(one, 0)
@@ -85,7 +85,7 @@ def test_a_prefix_is_reused_up_to_the_last_token_but_one() -> None:
 )
 def test_a_prefix_is_never_reused_under_another_composition(root: tuple[object, ...]) -> None:
     blocks = manager()
-    first, second = sequence(40, root=ROOT), sequence(40, root=root)
+    first, second = completion(40, root=ROOT), completion(40, root=root)
     blocks.admit(first, 0)
     computed(blocks, first, 40)
     blocks.admit(second, 0)
@@ -94,28 +94,28 @@ def test_a_prefix_is_never_reused_under_another_composition(root: tuple[object, 
 
 def test_the_prefix_of_a_finished_sequence_and_its_answer_stays_until_the_room_is_needed() -> None:
     blocks = manager(tokens=64)
-    first = sequence(20)
+    first = completion(20)
     blocks.admit(first, 0)
     first.output_ids += [7] * 13
     blocks.extend(first)
     computed(blocks, first, 32)
     blocks.release(first)
     assert blocks.pool.used == 0
-    turn = sequence([*range(20), *[7] * 13, 5])
+    turn = completion([*range(20), *[7] * 13, 5])
     assert blocks.admit(turn, 0)
     assert turn.computed == 32
     blocks.release(turn)
-    large = sequence([9] * 64)
+    large = completion([9] * 64)
     assert blocks.admit(large, 0)
     blocks.release(large)
-    again = sequence(20)
+    again = completion(20)
     blocks.admit(again, 0)
     assert again.computed == 0
 
 
 def test_who_needs_the_prompts_logits_reuses_nothing() -> None:
     blocks = manager()
-    first, scored = sequence(40), sequence(40)
+    first, scored = completion(40), completion(40)
     blocks.admit(first, 0)
     computed(blocks, first, 40)
     scored.scores_prompt = True
@@ -125,7 +125,7 @@ def test_who_needs_the_prompts_logits_reuses_nothing() -> None:
 
 def test_without_prefix_caching_nothing_is_remembered() -> None:
     blocks = manager(prefix_caching=False)
-    first, second = sequence(40), sequence(40)
+    first, second = completion(40), completion(40)
     blocks.admit(first, 0)
     computed(blocks, first, 40)
     blocks.admit(second, 0)
@@ -135,7 +135,7 @@ def test_without_prefix_caching_nothing_is_remembered() -> None:
 @pytest.mark.parametrize("prompt", [5, 16, 40])
 def test_a_fork_shares_full_blocks_and_copies_the_part(prompt: int) -> None:
     blocks = manager()
-    leader, follower = completions(prompt, 2)
+    leader, follower = siblings(prompt, 2)
     blocks.admit(leader, 0)
     computed(blocks, leader, prompt)
     full, part = divmod(prompt, 16)
@@ -152,7 +152,7 @@ def test_a_fork_shares_full_blocks_and_copies_the_part(prompt: int) -> None:
 
 def test_a_fork_without_room_takes_nothing() -> None:
     blocks = manager(tokens=48)
-    leader, follower = completions(40, 2)
+    leader, follower = siblings(40, 2)
     blocks.admit(leader, 0)
     computed(blocks, leader, 40)
     assert blocks.fork(leader, follower) is None
@@ -161,7 +161,7 @@ def test_a_fork_without_room_takes_nothing() -> None:
 
 def test_a_forgotten_cache_reuses_nothing_and_loses_no_block() -> None:
     blocks = manager()
-    first, running, second = sequence(40), sequence([3] * 40), sequence(40)
+    first, running, second = completion(40), completion([3] * 40), completion(40)
     for one in (first, running):
         blocks.admit(one, 0)
         computed(blocks, one, 32)
@@ -179,11 +179,11 @@ def test_who_waits_for_room_does_not_look_for_its_prefix_again_in_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blocks = manager(tokens=112)
-    first, other = sequence(64, root=ROOT), sequence(48, root=("other",))
+    first, other = completion(64, root=ROOT), completion(48, root=("other",))
     assert blocks.admit(first, 0)
     computed(blocks, first, 64)
     assert blocks.admit(other, 0)
-    waiting = sequence(81, root=ROOT)
+    waiting = completion(81, root=ROOT)
     asked: list[object] = []
     find = blocks.prefixes.find
 

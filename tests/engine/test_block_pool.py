@@ -42,7 +42,7 @@ def test_blocks_with_a_prefix_are_taken_last_and_the_longest_unused_first() -> N
     for block in (first, second, plain):
         pool.give(block)
     assert pool.available == 3
-    pool.share(first)  # found by another sequence, and given back: now it was used last
+    pool.share(first)  # found by another completion, and given back: now it was used last
     pool.give(first)
     assert [pool.take() for _ in range(3)] == [plain, second, first]
     assert prefixes.find((), (second,)) is None

@@ -295,10 +295,10 @@ def test_a_base_without_a_tokenizer_generates_tokens_without_text(tmp_path: Path
 def test_load_counts_what_runs_and_waits(tmp_path: Path) -> None:
     served = serve(tmp_path, max_batch_size=2)
     start(served.engine, *(request(f"r{i}", prompt_of(4), max_tokens=30, ignore_eos=True) for i in range(5)))
-    assert served.engine.load.waiting == 5
-    step_until(served.engine, lambda: served.engine.load.running == 2)
-    assert served.engine.load.waiting == 3
-    assert 8 <= served.engine.load.kv_tokens_used <= served.engine.load.kv_tokens_total
+    assert served.engine.gauges.waiting == 5
+    step_until(served.engine, lambda: served.engine.gauges.running == 2)
+    assert served.engine.gauges.waiting == 3
+    assert 8 <= served.engine.gauges.kv_tokens_used <= served.engine.gauges.kv_tokens_total
     finish(served.engine)
     assert idle(served)
 

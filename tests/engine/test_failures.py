@@ -118,7 +118,7 @@ def test_logits_that_are_not_finite_end_their_own_request_alone(
     def poisoned(batch: Any, bank: Any) -> Any:
         at, logits = 0, plain_run(batch, bank).clone()
         for row, count in zip(batch.rows, batch.wanted_counts, strict=True):
-            if row.sequence.request.request_id == "bad":
+            if row.completion.request.request_id == "bad":
                 logits[at : at + count] = float("nan")
             at += count
         return logits

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from brainstacks.engine import output
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
 from brainstacks.engine.sampler import Sampled, Sampler
-from brainstacks.engine.sequence import Sequence
 from brainstacks.errors import EngineFailure
 from brainstacks.tokenizer import ChatTokenizer
 from tests.tiny import END, VOCAB, byte_tokenizer
@@ -21,14 +21,14 @@ TOKENIZER = ChatTokenizer(byte_tokenizer(), (END,))
 ENDS = (END,)
 
 
-def sequence(*, text: bool = True, **options: Any) -> Sequence:
+def completion(*, text: bool = True, **options: Any) -> Completion:
     params = SamplingParams(**{"max_tokens": 50, **options})
     request = GenerationRequest("r", (1, 2, 3), params)
     state = Sampler(TOKENIZER, ENDS).new_state(params, request.prompt_ids, 0)
-    return Sequence(request, 2, state, Detokenizer(TOKENIZER, params.stop) if text else None)
+    return Completion(request, 2, state, Detokenizer(TOKENIZER, params.stop) if text else None)
 
 
-def feed(one: Sequence, tokens: SequenceOf[int]) -> tuple[FinishReason | None, str]:
+def feed(one: Completion, tokens: Sequence[int]) -> tuple[FinishReason | None, str]:
     """Accept `tokens` until one of them ends the completion; the reason, and all text of its events."""
     pieces = []
     for token in tokens:
@@ -45,63 +45,63 @@ def feed(one: Sequence, tokens: SequenceOf[int]) -> tuple[FinishReason | None, s
 
 
 def test_it_goes_on_until_max_tokens() -> None:
-    one = sequence(max_tokens=3)
+    one = completion(max_tokens=3)
     assert feed(one, b"abcd") == ("length", "abc")
     assert (one.output_ids, one.finish_reason, one.stop_reason) == ([*b"abc"], "length", None)
 
 
 def test_the_end_token_has_no_text_and_no_stop_reason() -> None:
-    one = sequence()
+    one = completion()
     assert feed(one, [*b"ab", END, *b"c"]) == ("stop", "ab")
     assert (one.output_ids, one.stop_reason) == ([*b"ab", END], None)
 
 
 def test_ignore_eos_goes_on_past_it() -> None:
-    assert feed(sequence(ignore_eos=True, max_tokens=4), [*b"a", END, END, *b"b"]) == ("length", "ab")
+    assert feed(completion(ignore_eos=True, max_tokens=4), [*b"a", END, END, *b"b"]) == ("length", "ab")
 
 
 @pytest.mark.parametrize("token", [ord("b"), END])
 def test_a_stop_token_is_the_stop_reason_even_where_it_is_the_end_token(token: int) -> None:
-    one = sequence(stop_token_ids=(token,), ignore_eos=True)
+    one = completion(stop_token_ids=(token,), ignore_eos=True)
     assert feed(one, [*b"a", token, *b"c"]) == ("stop", "a")
     assert one.stop_reason == token
 
 
 def test_a_stop_string_is_the_stop_reason_and_never_shows() -> None:
-    one = sequence(stop=("END", "zzz"))
+    one = completion(stop=("END", "zzz"))
     assert feed(one, b"ab END cd") == ("stop", "ab ")
     assert one.stop_reason == "END"
 
 
 def test_a_stop_string_does_not_count_before_min_tokens() -> None:
-    one = sequence(stop=("b",), min_tokens=3)
+    one = completion(stop=("b",), min_tokens=3)
     assert feed(one, b"bbbbb") == ("stop", "bbb")
     assert len(one.output_ids) == 4
 
 
 def test_the_last_token_may_end_with_stop_rather_than_length() -> None:
-    assert feed(sequence(stop=("c",), max_tokens=3), b"abc") == ("stop", "ab")
+    assert feed(completion(stop=("c",), max_tokens=3), b"abc") == ("stop", "ab")
 
 
 def test_what_was_held_back_comes_out_with_the_end() -> None:
-    assert feed(sequence(stop=("cdef",), max_tokens=4), b"abcd") == ("length", "abcd")
-    assert feed(sequence(max_tokens=2), [ord("a"), 0xC3]) == ("length", "a\ufffd")
+    assert feed(completion(stop=("cdef",), max_tokens=4), b"abcd") == ("length", "abcd")
+    assert feed(completion(max_tokens=2), [ord("a"), 0xC3]) == ("length", "a\ufffd")
 
 
 def test_a_stop_string_that_only_the_end_makes_whole_turns_length_into_stop() -> None:
-    one = sequence(stop=("\ufffd",), max_tokens=2)
+    one = completion(stop=("\ufffd",), max_tokens=2)
     assert feed(one, [ord("a"), 0xC3]) == ("stop", "a")
     assert one.stop_reason == "\ufffd"
 
 
 def test_without_a_tokenizer_there_are_tokens_and_no_text() -> None:
-    one = sequence(text=False, stop=("a",), max_tokens=2)
+    one = completion(text=False, stop=("a",), max_tokens=2)
     assert feed(one, b"ab") == ("length", "")
     assert one.output_ids == [*b"ab"]
 
 
 def test_a_completion_of_no_tokens_ends_with_length() -> None:
-    one = sequence(max_tokens=0)
+    one = completion(max_tokens=0)
     assert output.finish(one, "length") == "length"
     event = output.text_event(one)
     assert (event.text, event.token_ids, event.finish_reason) == ("", (), "length")
@@ -111,7 +111,7 @@ def test_a_completion_of_no_tokens_ends_with_length() -> None:
 
 
 def test_events_carry_each_token_and_logprob_once_and_the_end_on_the_last() -> None:
-    one = sequence(logprobs=0, max_tokens=4)
+    one = completion(logprobs=0, max_tokens=4)
     entries = [TokenLogprob(token, -0.25, chr(token), bytes([token])) for token in b"abcd"]
 
     def accept(entry: TokenLogprob) -> FinishReason | None:

@@ -41,7 +41,7 @@ def test_what_hung_on_a_dropped_block_is_not_found_when_its_tokens_come_back() -
 
 
 def test_a_block_has_one_entry_so_that_dropping_it_leaves_nothing_behind() -> None:
-    """Two sequences share a block, and another block that came before it was replaced for one of them."""
+    """Two completions share a block, and another block that came before it was replaced for one of them."""
     cache = PrefixCache()
     entry = cache.put("one chain", TOKENS, 7)
     assert cache.put("another chain", TOKENS, 7) == entry

@@ -87,8 +87,8 @@ def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, lim
         if paused and rng.random() < 0.3:
             engine.resume(paused.pop())
         engine.step()
-        assert engine.load.kv_tokens_used <= LIMITS[limits]["kv_cache_tokens"]
-        assert engine.load.running <= LIMITS[limits]["max_batch_size"]
+        assert engine.gauges.kv_tokens_used <= LIMITS[limits]["kv_cache_tokens"]
+        assert engine.gauges.running <= LIMITS[limits]["max_batch_size"]
     for name in requests:
         engine.resume(name)
     finish(engine)
@@ -156,13 +156,13 @@ def test_a_conversation_that_keeps_its_composition_computes_only_what_is_new(tmp
     composition = fixed(chat=1.0, math=0.5)
     conversation, known = prompt_of(50), 0
     for turn in range(3):
-        before = served.engine.load.prompt_tokens_reused
+        before = served.engine.gauges.prompt_tokens_reused
         one = request(f"turn-{turn}", conversation, composition, max_tokens=20, ignore_eos=True)
         (answer,) = run(served.engine, one)
         expected = plain_greedy(tiny_model(), conversation, 20, served.plain(composition), ends=())
         assert answer.ids() == expected
         # All but the last token of the turn before are in the cache, in whole blocks.
-        assert served.engine.load.prompt_tokens_reused - before == known // 16 * 16
+        assert served.engine.gauges.prompt_tokens_reused - before == known // 16 * 16
         known = len(conversation) + 19
         conversation += [*answer.ids(), *prompt_of(7, seed=turn)]
 
@@ -177,7 +177,7 @@ def test_a_prefix_is_not_reused_after_its_stack_was_replaced(tmp_path: Path) -> 
     (answer,) = run(served.engine, request("after", prompt, fixed(chat=1.0)))
     assert answer.ids() == plain_greedy(tiny_model(), prompt, 8, [(replaced, 1.0)])
     assert served.engine._blocks.reused_tokens == 0
-    assert served.engine.load.kv_tokens_used == 0
+    assert served.engine.gauges.kv_tokens_used == 0
 
 
 @pytest.mark.parametrize("prompt_logprobs", [None, 0])
@@ -188,7 +188,7 @@ def test_the_prompt_of_n_completions_is_computed_once(tmp_path: Path, prompt_log
 
     def counted(rows, bank):  # type: ignore[no-untyped-def]
         nonlocal computed
-        computed += sum(row.count for row in rows if not row.sequence.decodes)
+        computed += sum(row.count for row in rows if not row.completion.decodes)
         return plain_run(rows, bank)
 
     served.engine._runner.run = counted  # type: ignore[method-assign]

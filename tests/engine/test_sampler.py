@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from brainstacks.engine.completion import Completion
+from brainstacks.engine.draw import draw
 from brainstacks.engine.request import GenerationRequest, SamplingParams
-from brainstacks.engine.sampler import Sampled, Sampler, adjust, draw
-from brainstacks.engine.sequence import Sequence
+from brainstacks.engine.sampler import Sampled, Sampler, adjust
 from brainstacks.errors import EngineFailure
 
 END = 2
@@ -26,20 +27,20 @@ LOGITS = torch.tensor([1.2, -0.4, 2.0, 0.3, 1.9, -3.0, 0.0, 0.8])
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def sequence(
-    params: SamplingParams, prompt: SequenceOf[int] = (), output: SequenceOf[int] = (), seed: int | None = 0
-) -> Sequence:
+def completion(
+    params: SamplingParams, prompt: Sequence[int] = (), output: Sequence[int] = (), seed: int | None = 0
+) -> Completion:
     request = GenerationRequest("r", tuple(prompt), params)
     state = SAMPLER.new_state(params, prompt, seed)
-    return Sequence(request, 0, state, None, output_ids=list(output))
+    return Completion(request, 0, state, None, output_ids=list(output))
 
 
-def tokens(results: SequenceOf[Sampled | EngineFailure]) -> list[int]:
+def tokens(results: Sequence[Sampled | EngineFailure]) -> list[int]:
     assert all(isinstance(r, Sampled) for r in results)
     return [r.token for r in results if isinstance(r, Sampled)]
 
 
-def next_token(logits: Tensor, one: Sequence) -> int:
+def next_token(logits: Tensor, one: Completion) -> int:
     (token,) = tokens(SAMPLER.sample(logits[None], [one]))
     return token
 
@@ -53,10 +54,10 @@ def random_logits(rows: int, vocab: int, seed: int, *, scale: float = 1.0, ties:
 
 
 def slow_adjust(
-    logits: SequenceOf[float],
+    logits: Sequence[float],
     params: SamplingParams,
-    prompt: SequenceOf[int],
-    output: SequenceOf[int],
+    prompt: Sequence[int],
+    output: Sequence[int],
 ) -> list[float]:
     """Token by token, as the OpenAI and Hugging Face definitions say it."""
     held = () if len(output) >= params.min_tokens else (END, *params.stop_token_ids)
@@ -73,7 +74,7 @@ def slow_adjust(
     return result
 
 
-def slow_distribution(logits: SequenceOf[float], params: SamplingParams) -> dict[int, float]:
+def slow_distribution(logits: Sequence[float], params: SamplingParams) -> dict[int, float]:
     """Probability of each token that may be drawn, in the order of the draw."""
     highest = max(logits)
     exponentials = [math.exp((logit - highest) / params.temperature) for logit in logits]
@@ -98,7 +99,7 @@ def slow_distribution(logits: SequenceOf[float], params: SamplingParams) -> dict
     return {token: probabilities[token] / total for token in kept}
 
 
-def slow_draw(logits: SequenceOf[float], params: SamplingParams, uniform: float) -> int:
+def slow_draw(logits: Sequence[float], params: SamplingParams, uniform: float) -> int:
     if params.temperature == 0.0:
         return max(range(len(logits)), key=lambda token: (logits[token], -token))
     upto = 0.0
@@ -130,7 +131,7 @@ def test_penalties_bias_and_forbidden_tokens_equal_the_definitions(
     cases: list[tuple[SamplingParams, list[int], list[int]]],
 ) -> None:
     logits = LOGITS.repeat(len(cases), 1)
-    found = adjust(logits, [sequence(*case) for case in cases])
+    found = adjust(logits, [completion(*case) for case in cases])
     expected = [slow_adjust(LOGITS.tolist(), *case) for case in cases]
     torch.testing.assert_close(found, torch.tensor(expected))
     assert torch.equal(logits, LOGITS.repeat(len(cases), 1)), "logprobs are taken from them as they are"
@@ -138,14 +139,14 @@ def test_penalties_bias_and_forbidden_tokens_equal_the_definitions(
 
 def test_nothing_to_adjust_copies_nothing() -> None:
     logits = LOGITS[None]
-    assert adjust(logits, [sequence(SamplingParams(), [1], [2])]) is logits
+    assert adjust(logits, [completion(SamplingParams(), [1], [2])]) is logits
 
 
 def test_penalties_follow_the_output_from_step_to_step() -> None:
     params = SamplingParams(
         temperature=0.0, repetition_penalty=1.4, frequency_penalty=0.3, presence_penalty=0.2, max_tokens=30
     )
-    grown = sequence(params, prompt=[2, 2, 5])
+    grown = completion(params, prompt=[2, 2, 5])
     for step in range(30):
         logits = random_logits(1, 8, step)
         expected = slow_adjust(logits[0].tolist(), params, [2, 2, 5], grown.output_ids)
@@ -156,12 +157,12 @@ def test_penalties_follow_the_output_from_step_to_step() -> None:
 
 def test_forbidden_tokens_cannot_be_chosen_whatever_their_bias() -> None:
     params = replace(GREEDY, logit_bias={END: 100.0}, min_tokens=1, stop_token_ids=(4,))
-    assert next_token(LOGITS, sequence(params)) == 0
-    assert next_token(LOGITS, sequence(params, output=[7])) == END
+    assert next_token(LOGITS, completion(params)) == 0
+    assert next_token(LOGITS, completion(params, output=[7])) == END
 
 
 def test_an_extreme_penalty_still_leaves_a_token_to_draw() -> None:
-    one = sequence(SamplingParams(repetition_penalty=1e-45, max_tokens=1), prompt=[0, 3])
+    one = completion(SamplingParams(repetition_penalty=1e-45, max_tokens=1), prompt=[0, 3])
     assert next_token(LOGITS, one) in (0, 3)
 
 
@@ -225,11 +226,11 @@ def test_the_ends_of_the_unit_interval_draw_what_is_kept(options: dict[str, Any]
 
 
 def test_a_tiny_temperature_is_the_argmax() -> None:
-    assert next_token(LOGITS, sequence(SamplingParams(temperature=1e-300))) == 2
+    assert next_token(LOGITS, completion(SamplingParams(temperature=1e-300))) == 2
 
 
 def test_temperature_zero_is_the_first_argmax_and_draws_nothing() -> None:
-    one = sequence(SamplingParams(temperature=0.0, top_p=0.1), seed=3)
+    one = completion(SamplingParams(temperature=0.0, top_p=0.1), seed=3)
     before = one.sampling_state.random.getstate()
     assert next_token(torch.tensor([0.0, 5.0, 1.0, 5.0]), one) == 1
     assert one.sampling_state.random.getstate() == before
@@ -239,7 +240,7 @@ def test_temperature_zero_is_the_first_argmax_and_draws_nothing() -> None:
 def test_a_token_takes_one_number_from_its_generator_whatever_the_parameters(
     options: dict[str, Any],
 ) -> None:
-    one, other = sequence(SamplingParams(**options), seed=9), Random(9)
+    one, other = completion(SamplingParams(**options), seed=9), Random(9)
     next_token(LOGITS, one)
     other.random()
     assert one.sampling_state.random.getstate() == other.getstate()
@@ -247,7 +248,7 @@ def test_a_token_takes_one_number_from_its_generator_whatever_the_parameters(
 
 def test_a_seed_gives_the_same_draws_and_no_seed_other_ones() -> None:
     def drawn(seed: int | None) -> list[int]:
-        one = sequence(SamplingParams(), seed=seed)
+        one = completion(SamplingParams(), seed=seed)
         return [next_token(LOGITS, one) for _ in range(40)]
 
     assert drawn(5) == drawn(5)
@@ -274,8 +275,8 @@ def test_a_row_is_the_same_bit_for_bit_alone_and_among_any_others(vocab: int) ->
     ]
     logits = random_logits(len(params), vocab, 5, scale=3.0, ties=True)
     logits[3] *= 0.05
-    crowd = [sequence(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
-    alone = [sequence(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
+    crowd = [completion(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
+    alone = [completion(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
     for _ in range(2):
         together = SAMPLER.sample(logits, crowd)
         assert together == [
@@ -291,12 +292,12 @@ def test_a_row_is_the_same_bit_for_bit_alone_and_among_any_others(vocab: int) ->
 def test_a_row_that_is_not_finite_fails_alone(options: dict[str, Any], value: float) -> None:
     params = SamplingParams(**options, logprobs=2)
     logits = random_logits(3, 600, 2)
-    expected = SAMPLER.sample(logits, [sequence(params, seed=i) for i in range(3)])
+    expected = SAMPLER.sample(logits, [completion(params, seed=i) for i in range(3)])
     if value == -math.inf:
         logits[1] = value
     else:
         logits[1, 17] = value
-    found = SAMPLER.sample(logits, [sequence(params, seed=i) for i in range(3)])
+    found = SAMPLER.sample(logits, [completion(params, seed=i) for i in range(3)])
     assert isinstance(found[1], EngineFailure)
     assert (found[0], found[2]) == (expected[0], expected[2])
 
@@ -304,7 +305,7 @@ def test_a_row_that_is_not_finite_fails_alone(options: dict[str, Any], value: fl
 def test_a_vocabulary_with_dead_entries_is_sampled_from_the_others() -> None:
     logits = torch.where(LOGITS > 1.0, LOGITS, -math.inf)
     for options in MIXES:
-        assert next_token(logits, sequence(SamplingParams(**options))) in (0, 2, 4)
+        assert next_token(logits, completion(SamplingParams(**options))) in (0, 2, 4)
 
 
 # --- log-probabilities ---------------------------------------------------------------------------
@@ -312,7 +313,7 @@ def test_a_vocabulary_with_dead_entries_is_sampled_from_the_others() -> None:
 
 def test_logprobs_are_those_of_the_logits_before_everything_else() -> None:
     params = SamplingParams(temperature=0.3, top_k=2, logit_bias={5: 100.0}, logprobs=3)
-    (found,) = SAMPLER.sample(LOGITS[None], [sequence(params)])
+    (found,) = SAMPLER.sample(LOGITS[None], [completion(params)])
     assert isinstance(found, Sampled)
     expected = LOGITS.log_softmax(-1)
     assert found.token == 5
@@ -324,7 +325,7 @@ def test_logprobs_are_those_of_the_logits_before_everything_else() -> None:
 
 
 def test_only_rows_that_ask_get_an_entry() -> None:
-    rows = [sequence(GREEDY), sequence(replace(GREEDY, logprobs=0)), sequence(GREEDY)]
+    rows = [completion(GREEDY), completion(replace(GREEDY, logprobs=0)), completion(GREEDY)]
     found = SAMPLER.sample(LOGITS.repeat(3, 1), rows)
     entries = [one.entry for one in found if isinstance(one, Sampled)]
     assert [entry is not None for entry in entries] == [False, True, False]

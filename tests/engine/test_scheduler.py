@@ -6,21 +6,21 @@ from typing import Any
 
 from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockManager
+from brainstacks.engine.completion import Completion
 from brainstacks.engine.scheduler import Row, Scheduler
-from brainstacks.engine.sequence import Sequence
-from tests.engine.sequences import advance, completions, sequence, shown
+from tests.engine.completions import advance, completion, shown, siblings
 
 
 class Scheduled(Scheduler):
     """A scheduler with blocks of its own."""
 
-    def __init__(self, *sequences: Sequence, **limits: Any) -> None:
+    def __init__(self, *completions: Completion, **limits: Any) -> None:
         config = EngineConfig(**limits)
         self.manager = BlockManager(
             config.kv_cache_tokens or 4096, prefix_caching=False, reserve=config.deterministic
         )
         super().__init__(config, self.manager)
-        for one in sequences:
+        for one in completions:
             self.add(one)
 
     def step(self) -> list[Row]:
@@ -29,34 +29,34 @@ class Scheduled(Scheduler):
         return rows
 
 
-def sequences(*prompts: int, max_tokens: int = 10) -> list[Sequence]:
+def completions(*prompts: int, max_tokens: int = 10) -> list[Completion]:
     """In the order of arrival."""
-    return [sequence(prompt, max_tokens, arrival) for arrival, prompt in enumerate(prompts)]
+    return [completion(prompt, max_tokens, arrival) for arrival, prompt in enumerate(prompts)]
 
 
 # --- budgets -------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_computed_within_the_prefill_budget_then_one_token_a_step() -> None:
-    made = Scheduled(sequence(7), max_prefill_tokens=3)
+    made = Scheduled(completion(7), max_prefill_tokens=3)
     steps = [shown(made.step()) for _ in range(5)]
     assert steps == [[(0, 3)], [(3, 3)], [(6, 1)], [(7, 1)], [(8, 1)]]
 
 
 def test_the_prefill_budget_is_shared_in_order_and_decoding_takes_none_of_it() -> None:
-    first, second, third = sequences(2, 5, 4)
+    first, second, third = completions(2, 5, 4)
     made = Scheduled(first, max_prefill_tokens=6)
     made.step()
     made.add(second)
     made.add(third)
     rows = made.step()
-    assert [row.sequence for row in rows] == [first, second, third]
+    assert [row.completion for row in rows] == [first, second, third]
     assert shown(rows) == [(2, 1), (0, 5), (0, 1)]
     assert shown(made.step()) == [(3, 1), (5, 1), (1, 3)]
 
 
 def test_no_more_run_than_the_batch_holds_and_the_next_in_line_follows() -> None:
-    line = sequences(1, 1, 1, 1)
+    line = completions(1, 1, 1, 1)
     made = Scheduled(*line, max_batch_size=2)
     made.step()
     assert made.running == line[:2]
@@ -66,7 +66,7 @@ def test_no_more_run_than_the_batch_holds_and_the_next_in_line_follows() -> None
 
 
 def test_the_head_of_the_queue_is_never_overtaken() -> None:
-    running, large, small = sequences(60, 50, 1)
+    running, large, small = completions(60, 50, 1)
     made = Scheduled(running, kv_cache_tokens=96)
     made.step()
     made.add(large)
@@ -78,7 +78,7 @@ def test_the_head_of_the_queue_is_never_overtaken() -> None:
 
 def test_a_late_addition_takes_the_place_of_its_arrival() -> None:
     """Such as one whose stacks took long to load."""
-    first, cold, later = sequences(1, 1, 1)
+    first, cold, later = completions(1, 1, 1)
     made = Scheduled(first, later, max_batch_size=1)
     made.step()
     made.add(cold)
@@ -86,7 +86,7 @@ def test_a_late_addition_takes_the_place_of_its_arrival() -> None:
 
 
 def test_admission_leaves_a_block_for_each_that_runs() -> None:
-    first, second, third = sequences(16, 16, 16)
+    first, second, third = completions(16, 16, 16)
     made = Scheduled(first, second, third, kv_cache_tokens=64)
     made.step()
     assert made.running == [first, second], "a third would leave one block for two that grow"
@@ -96,14 +96,14 @@ def test_admission_leaves_a_block_for_each_that_runs() -> None:
 
 
 def test_the_last_to_arrive_gives_up_its_blocks_and_computes_them_again() -> None:
-    first, second = sequences(16, 16, max_tokens=40)
+    first, second = completions(16, 16, max_tokens=40)
     made = Scheduled(first, second, kv_cache_tokens=64)
     for _ in range(16):
         made.step()
     assert (first.length, second.length, made.manager.pool.available) == (32, 32, 0)
     rows = made.step()  # position 31 still fits; each needs a block for the next
     rows = made.step()
-    assert [row.sequence for row in rows] == [first]
+    assert [row.completion for row in rows] == [first]
     assert made.waiting == [second]
     assert (second.computed, len(second.blocks), len(second.output_ids)) == (0, 0, 17)
     assert made.preemptions == 1
@@ -113,7 +113,7 @@ def test_the_last_to_arrive_gives_up_its_blocks_and_computes_them_again() -> Non
 
 
 def test_the_first_to_arrive_always_gets_on() -> None:
-    line = sequences(20, 30, 10, 25, 16, max_tokens=60)
+    line = completions(20, 30, 10, 25, 16, max_tokens=60)
     made = Scheduled(*line, kv_cache_tokens=96)
     order = []
     for _ in range(1000):
@@ -128,7 +128,7 @@ def test_the_first_to_arrive_always_gets_on() -> None:
 
 
 def test_log_probabilities_of_a_prompt_that_is_computed_again_are_collected_again() -> None:
-    first, second = sequences(30, 40, max_tokens=40)
+    first, second = completions(30, 40, max_tokens=40)
     second.scores_prompt = True
     made = Scheduled(first, second, kv_cache_tokens=96, max_prefill_tokens=32)
     made.step()
@@ -144,17 +144,17 @@ def test_log_probabilities_of_a_prompt_that_is_computed_again_are_collected_agai
 
 
 def test_a_paused_sequence_gets_nothing_until_it_is_resumed() -> None:
-    first, second = sequences(4, 4)
+    first, second = completions(4, 4)
     made = Scheduled(first, second)
     made.step()
     first.paused = True
-    assert [row.sequence for row in made.step()] == [second]
+    assert [row.completion for row in made.step()] == [second]
     first.paused = False
-    assert [row.sequence for row in made.step()] == [first, second]
+    assert [row.completion for row in made.step()] == [first, second]
 
 
 def test_who_is_paused_makes_room_in_the_batch_and_is_first_in_line_when_resumed() -> None:
-    slow, running, later, last = sequences(4, 4, 4, 4)
+    slow, running, later, last = completions(4, 4, 4, 4)
     made = Scheduled(slow, running, max_batch_size=2)
     made.step()
     slow.paused = True
@@ -169,7 +169,7 @@ def test_who_is_paused_makes_room_in_the_batch_and_is_first_in_line_when_resumed
 
 
 def test_who_is_paused_gives_up_its_memory_first() -> None:
-    slow, growing, late = sequences(16, 16, 16, max_tokens=40)
+    slow, growing, late = completions(16, 16, 16, max_tokens=40)
     made = Scheduled(slow, growing, kv_cache_tokens=64)
     made.step()
     slow.paused = True
@@ -187,7 +187,7 @@ def test_who_is_paused_gives_up_its_memory_first() -> None:
 def test_nothing_can_run_when_all_are_paused_or_there_is_none() -> None:
     made = Scheduled()
     assert not made.can_run
-    one = sequence(4)
+    one = completion(4)
     made.add(one)
     assert made.can_run
     made.step()
@@ -200,7 +200,7 @@ def test_nothing_can_run_when_all_are_paused_or_there_is_none() -> None:
 
 
 def test_a_prompt_is_computed_once_for_all_completions() -> None:
-    leader, *others = completions(20, 3)
+    leader, *others = siblings(20, 3)
     made = Scheduled(leader, *others, max_prefill_tokens=12)
     assert shown(made.step()) == [(0, 12)]
     assert made.running == [leader]
@@ -216,8 +216,8 @@ def test_a_prompt_is_computed_once_for_all_completions() -> None:
 
 
 def test_places_are_kept_for_the_completions_of_a_prompt_that_is_being_computed() -> None:
-    leader, *others = completions(20, 3)
-    late = sequences(4, 4, 4, 4)[1:]
+    leader, *others = siblings(20, 3)
+    late = completions(4, 4, 4, 4)[1:]
     made = Scheduled(leader, *others, *late, max_batch_size=4, max_prefill_tokens=64)
     made.step()
     assert made.running == [leader, late[0]]
@@ -227,7 +227,7 @@ def test_places_are_kept_for_the_completions_of_a_prompt_that_is_being_computed(
 
 
 def test_completions_that_find_no_place_compute_the_prompt_on_their_own() -> None:
-    leader, first, second = completions(20, 3)
+    leader, first, second = siblings(20, 3)
     made = Scheduled(leader, first, second, max_batch_size=2)
     made.schedule()
     leader.computed = 20
@@ -241,7 +241,7 @@ def test_completions_that_find_no_place_compute_the_prompt_on_their_own() -> Non
 
 
 def test_deterministic_prompts_are_cut_at_fixed_places_whatever_else_there_is() -> None:
-    first, second = sequences(10, 10)
+    first, second = completions(10, 10)
     made = Scheduled(first, second, max_prefill_tokens=8, deterministic=True)
     assert shown(made.step()) == [(0, 8)]
     assert shown(made.step()) == [(8, 2), (0, 8)]
@@ -250,7 +250,7 @@ def test_deterministic_prompts_are_cut_at_fixed_places_whatever_else_there_is() 
 
 
 def test_deterministic_sequences_are_never_preempted() -> None:
-    line = sequences(16, 16, 16, max_tokens=32)
+    line = completions(16, 16, 16, max_tokens=32)
     made = Scheduled(*line, kv_cache_tokens=112, deterministic=True)
     made.step()
     assert made.running == line[:2]
@@ -261,7 +261,7 @@ def test_deterministic_sequences_are_never_preempted() -> None:
 
 
 def test_otherwise_a_step_is_one_forward() -> None:
-    made = Scheduled(*sequences(3, 5))
+    made = Scheduled(*completions(3, 5))
     rows = made.schedule()
     assert made.forwards(rows) == [rows]
     assert made.forwards([]) == []
@@ -271,7 +271,7 @@ def test_otherwise_a_step_is_one_forward() -> None:
 
 
 def test_a_sequence_can_be_dropped_while_it_waits_and_when_it_is_gone_already() -> None:
-    first, second = sequences(1, 1)
+    first, second = completions(1, 1)
     made = Scheduled(first, second, max_batch_size=1)
     made.step()
     made.finish(second)

@@ -51,7 +51,7 @@ async def test_a_reader_that_stops_reading_pauses_its_own_request_and_nobody_els
         resume(request_id)
 
     def produced() -> int:
-        return len(step_engine._jobs["slow"].sequences[0].output_ids)
+        return len(step_engine._jobs["slow"].completions[0].output_ids)
 
     running.step = step_and_wait
     step_engine.pause = watched_pause  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from brainstacks.engine.request import CompositionRequest
-from brainstacks.engine.sticky_routes import StickyRoutes
+from brainstacks.engine.routes import StickyRoutes
 from brainstacks.routing.router import Router
 from tests.engine.driving import Served, prompt_of, request, run, serve
 from tests.tiny import publish_stack, random_stack

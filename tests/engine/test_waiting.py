@@ -82,7 +82,7 @@ def test_who_waits_for_a_stack_holds_up_nobody_and_then_takes_its_place_in_line(
         engine, request("first", prompt), request("cold", prompt, fixed(math=1.0)), request("late", prompt)
     )
     engine.step()
-    assert (engine.load.running, engine.load.waiting) == (1, 2)
+    assert (engine.gauges.running, engine.gauges.waiting) == (1, 2)
     step_until(engine, lambda: first.over)
     leases[0].end_wait()
     step_until(engine, lambda: cold.over)

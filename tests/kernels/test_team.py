@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numba import carray, cfunc, njit
 
-from brainstacks.kernels import team
-from brainstacks.kernels.team import ASLEEP, CONTEXT, DRIVER, PIECE, THREADS, Team, as_pointer, run
+from brainstacks.kernels import atomics, team
+from brainstacks.kernels.atomics import as_pointer
+from brainstacks.kernels.team import ASLEEP, CONTEXT, DRIVER, PIECE, THREADS, Team, run
 
 PHASES, PIECES, BODY = 0, 1, 2
 """Of a context [3 + phases + pieces] int64: how many, pieces of each, and the address of `body`."""
@@ -77,11 +78,11 @@ class Work:
 
 def _wait_for_the_other(context: Any, phase: Any, piece: Any) -> None:
     """Say that this piece has begun, and wait a while for the other one; count it if that is in vain."""
-    team._store(context + 8 * piece, 1)
+    atomics.store(context + 8 * piece, 1)
     for _ in range(1_000_000):
-        if team._load(context + 8 * (1 - piece)) != 0:
+        if atomics.load(context + 8 * (1 - piece)) != 0:
             return
-    team._add(context + 8 * 2, 1)
+    atomics.add(context + 8 * 2, 1)
 
 
 wait_for_the_other = cfunc(PIECE)(_wait_for_the_other)

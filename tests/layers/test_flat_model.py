@@ -12,7 +12,8 @@ import torch
 from brainstacks.errors import UnsupportedModel
 from brainstacks.kernels.tiles import PANEL
 from brainstacks.layers.blocks import Blocks
-from brainstacks.layers.flat_model import FINE, FINEST, ROTARY, FlatModel
+from brainstacks.layers.families import ROTARY
+from brainstacks.layers.flat_model import FINE, FINEST, FlatModel
 from brainstacks.layers.projections import find_sites
 from tests.tiny import FAMILIES, VOCAB, WINDOW, tiny_model
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from brainstacks.engine.interface import DomainStatus, Load, ModelInfo, Readiness, RouterStatus
+from brainstacks.engine.interface import DomainStatus, Gauges, ModelInfo, Readiness, RouterStatus
 from brainstacks.engine.request import (
     CompositionRequest,
     Event,
@@ -353,8 +353,8 @@ class FakeStatus:
         found = [record for record in self._engine.records if domain is None or domain in record.weights]
         return [r for r in found if active is None or (domain in r.active) == active]
 
-    def load(self) -> Load:
-        return Load(1, 2, 30, 400, prompt_tokens=500, prompt_tokens_reused=120, preemptions=3)
+    def gauges(self) -> Gauges:
+        return Gauges(1, 2, 30, 400, prompt_tokens=500, prompt_tokens_reused=120, preemptions=3)
 
     def cache(self) -> CacheStats:
         return CacheStats(

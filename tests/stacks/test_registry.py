@@ -24,6 +24,7 @@ from brainstacks.errors import (
 from brainstacks.stacks.artifact import StackMetadata, check_base, sha256_file
 from brainstacks.stacks.manifest import Published
 from brainstacks.stacks.registry import Pruned, Registry
+from brainstacks.stacks.verify import verify
 from tests.stacks.files import DIMS, write_router, write_stack
 
 
@@ -117,7 +118,7 @@ def test_the_same_bytes_again_repair_a_damaged_copy(registry: Registry, root: Pa
         registry.blob_path(digest)
     assert registry.publish(chat).created is False
     assert registry.blob_path(digest).read_bytes() == chat.read_bytes()
-    assert registry.verify() == []
+    assert verify(registry) == []
 
 
 def test_a_file_of_another_domain_is_refused(registry: Registry, chat: Path) -> None:
@@ -299,7 +300,7 @@ def test_pruning_keeps_what_serves_and_the_newest(registry: Registry, root: Path
     assert registry.prune() == Pruned(0, 0, 0)
     assert registry.prune(keep=1) == Pruned(3, 3, 3 * files[0].stat().st_size)
     assert [version.version for version in registry.snapshot().domain("chat").versions] == [2, 5]
-    assert registry.verify() == []
+    assert verify(registry) == []
     with pytest.raises(ConfigError, match="keep is -1"):
         registry.prune(keep=-1)
 
@@ -322,7 +323,7 @@ def test_publishes_and_rolls_back_a_router(registry: Registry, tmp_path: Path, c
     router = registry.snapshot().router
     assert router is not None
     assert (router.active, len(router.versions)) == (1, 2)
-    assert registry.verify() == []
+    assert verify(registry) == []
 
 
 def test_a_router_over_unknown_domains_is_refused(registry: Registry, tmp_path: Path, chat: Path) -> None:

@@ -19,6 +19,7 @@ from brainstacks.errors import (
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.manifest import Manifest
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.verify import verify
 from tests.stacks.files import write_stack
 
 
@@ -67,7 +68,7 @@ def test_a_flipped_byte_is_refused_and_the_rest_serves(
     with pytest.raises(CorruptBlob, match="do not match their digest"):
         restarted.blob_path(spoilt)
     assert restarted.blob_path(sound).exists()
-    (problem,) = restarted.verify()
+    (problem,) = verify(restarted)
     assert (problem.name, problem.version, problem.digest) == ("chat", 1, spoilt)
 
 
@@ -77,14 +78,14 @@ def test_a_missing_blob_is_refused(registry: Registry, chat: Path) -> None:
     with pytest.raises(CorruptBlob, match="cannot be read") as caught:
         registry.blob_path(digest)
     assert "registry/" not in caught.value.message
-    assert len(registry.verify()) == 1
+    assert len(verify(registry)) == 1
 
 
 def test_verify_compares_the_manifest_with_the_files(registry: Registry, root: Path, chat: Path) -> None:
     registry.publish(chat)
     text = (root / "manifest.json").read_text()
     (root / "manifest.json").write_text(text.replace('"rank": 2', '"rank": 3'))
-    (problem,) = registry.verify()
+    (problem,) = verify(registry)
     assert "the manifest lists" in problem.message
 
 
@@ -112,7 +113,7 @@ def test_reading_needs_no_write_permission(registry: Registry, root: Path, chat:
         directory.chmod(0o555)
     before = tree(root)
     reader = Registry(root)
-    assert reader.verify() == []
+    assert verify(reader) == []
     assert reader.blob_path(digest).exists()
     assert reader.total_bytes() == chat.stat().st_size
     assert tree(root) == before
@@ -180,7 +181,7 @@ def test_an_error_after_the_manifest_was_replaced_loses_no_bytes(
         with pytest.raises(OSError, match="injected"):
             registry.publish(chat2)
     assert registry.reload().domain("chat").current.digest == sha256_file(chat2)
-    assert registry.verify() == []
+    assert verify(registry) == []
 
 
 KILLED_PUBLISH = """
@@ -230,7 +231,7 @@ def test_a_kill_at_any_point_of_a_publish_leaves_the_old_or_the_new(
         restarted = Registry(root)
         digests = [version.digest for version in restarted.snapshot().versions()]
         assert digests in allowed
-        assert restarted.verify() == []
+        assert verify(restarted) == []
         seen.append(digests)
         again = restarted.publish(chat2)
         assert (again.created, again.digest) == (digests == allowed[0], sha256_file(chat2))

@@ -12,11 +12,11 @@ from brainstacks.engine.request import FinishReason, GenerationRequest, TokenLog
 
 
 @dataclass(eq=False)
-class Sequence:
+class Completion:
     """State of completion `index` of `request`.
 
     Attributes:
-        sampling_state: the sampler's own, of this sequence alone.
+        sampling_state: the sampler's own, of this completion alone.
         weights: the composition that it runs with: `layers.bank.Key` of a stack version -> weight.
         prefix_root: what its keys and values depend on besides its tokens; see `prefix_cache`.
         arrival: place of its request in the order of arrival; completions of one request follow its index.
@@ -40,7 +40,7 @@ class Sequence:
     weights: Mapping[Any, float] = field(default_factory=dict)
     prefix_root: Hashable = ()
     arrival: int = 0
-    leader: Sequence | None = None
+    leader: Completion | None = None
     scores_prompt: bool = False
     paused: bool = False
     blocks: array[int] = field(default_factory=lambda: array("i"))

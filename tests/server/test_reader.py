@@ -7,46 +7,46 @@ import pytest
 
 from brainstacks.engine.request import Event, GenerationRequest, SamplingParams
 from brainstacks.errors import EngineFailure
-from server.generation import Generation
 from server.metrics import Metrics
+from server.reader import Reader
 from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 
 
-def run(engine: FakeEngine, prompts: int = 1) -> Generation:
+def run(engine: FakeEngine, prompts: int = 1) -> Reader:
     requests = [GenerationRequest(f"r{i}", (104, 105), SamplingParams(max_tokens=20)) for i in range(prompts)]
-    return Generation(engine, requests, Metrics(engine), begin=0.0)
+    return Reader(engine, requests, Metrics(engine), begin=0.0)
 
 
 async def test_events_of_several_prompts_are_merged_and_counted(engine: FakeEngine) -> None:
-    generation = run(engine, prompts=3)
-    routed = await generation.start()
+    reader = run(engine, prompts=3)
+    routed = await reader.start()
     assert [event.routing.request_id for event in routed] == ["r0", "r1", "r2"]
     texts = ["", "", ""]
-    async for prompt, event in generation.texts():
+    async for prompt, event in reader.texts():
         texts[prompt] += event.text
     assert texts == [engine.reply] * 3
-    assert generation.usage == {"prompt_tokens": 6, "completion_tokens": 39, "total_tokens": 45}
-    await generation.close()
+    assert reader.usage == {"prompt_tokens": 6, "completion_tokens": 39, "total_tokens": 45}
+    await reader.close()
     assert engine.aborted == []
 
 
 async def test_closing_in_the_middle_aborts_every_prompt_before_it_returns(engine: FakeEngine) -> None:
     engine.hold = asyncio.Event()
-    generation = run(engine, prompts=3)
-    await generation.start()
+    reader = run(engine, prompts=3)
+    await reader.start()
 
     async def read() -> None:
-        async for _ in generation.texts():
+        async for _ in reader.texts():
             pass
 
-    reader = asyncio.create_task(read())
+    reading = asyncio.create_task(read())
     await asyncio.wait_for(engine.reached.wait(), 5)
-    reader.cancel()
-    await asyncio.gather(reader, return_exceptions=True)
-    await generation.close()
-    await generation.close()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await reader.close()
+    await reader.close()
     assert sorted(engine.aborted) == ["r0", "r1", "r2"]
 
 
@@ -65,12 +65,12 @@ async def test_an_engine_that_never_routes_is_a_failure_and_not_a_hanging_reques
 
 async def test_a_cancellation_inside_the_engine_reaches_the_client_as_a_failure(engine: FakeEngine) -> None:
     engine.fail_after = (1, asyncio.CancelledError())
-    generation = run(engine)
-    await generation.start()
+    reader = run(engine)
+    await reader.start()
     with pytest.raises(EngineFailure):
-        async for _ in generation.texts():
+        async for _ in reader.texts():
             pass
-    await generation.close()
+    await reader.close()
 
 
 async def test_a_client_that_does_not_read_holds_the_engine_back(
@@ -88,8 +88,8 @@ async def test_a_client_that_does_not_read_holds_the_engine_back(
     monkeypatch.setattr(engine, "generate", counted)
     engine.reply = "x" * 1000
     request = GenerationRequest("r", (104,), SamplingParams(max_tokens=2000))
-    generation = Generation(engine, [request], Metrics(engine), begin=0.0)
-    await generation.start()
+    reader = Reader(engine, [request], Metrics(engine), begin=0.0)
+    await reader.start()
     for _ in range(500):
         await asyncio.sleep(0)
     held = taken
@@ -97,8 +97,8 @@ async def test_a_client_that_does_not_read_holds_the_engine_back(
     for _ in range(500):
         await asyncio.sleep(0)
     assert taken == held
-    texts = generation.texts()
+    texts = reader.texts()
     assert [(await anext(texts))[1].text for _ in range(100)] == ["x"] * 100
     assert taken > held
-    await asyncio.wait_for(generation.close(), 5)
+    await asyncio.wait_for(reader.close(), 5)
     assert engine.aborted == ["r"]

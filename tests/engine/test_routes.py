@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from brainstacks.engine.records import RoutingRecords
 from brainstacks.engine.request import Routing
+from brainstacks.engine.routes import RoutingRecords
 from brainstacks.errors import RecordNotFound
 
 

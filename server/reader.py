@@ -14,7 +14,7 @@ from brainstacks.errors import EngineFailure
 from server.metrics import Metrics
 
 
-class Generation:
+class Reader:
     """Several `GenerationRequest`s as one; `close` aborts whatever still runs.
 
     Nothing is read ahead of the client: what it does not take stays with the engine, which then pauses.
