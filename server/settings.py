@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,7 +47,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="where the base runs: auto, cpu, cuda, or one of several, such as cuda:1",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -134,6 +134,15 @@ class Settings(BaseSettings):
     routing_records: int = Field(
         default=EngineConfig.routing_records, ge=1, description="how many recent routing records are kept"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(
+                f"{device!r} is no device; it is auto, cpu, cuda, or one of several, such as cuda:1"
+            )
+        return device
 
     @field_validator("api_key", mode="before")
     @classmethod

@@ -48,7 +48,6 @@ class AsyncEngine:
         self.tokenizer = tokenizer
         self.stacks = StackAdmin(engine.serving, registry, engine.base.identity)
         self._engine = engine
-        self._draining = False
         self._open: set[str] = set()  # ids of unfinished requests
         self._idle = asyncio.Event()
         self._idle.set()
@@ -136,7 +135,7 @@ class AsyncEngine:
             InvalidRequest: another one has the id of one of them.
             Unavailable: the engine takes none any more.
         """
-        if self._draining:
+        if self.status.draining:
             raise Unavailable("the server is shutting down; retry with another one", retry_after=5)
         if not self._thread.alive:
             raise Unavailable("the engine has stopped; restart the server")
@@ -167,7 +166,7 @@ class AsyncEngine:
 
     async def drain(self, timeout: float) -> None:
         """See `interface.Engine`."""
-        self._draining = self.status.draining = True
+        self.status.draining = True
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
@@ -176,7 +175,7 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """See `interface.Engine`."""
-        self._draining = self.status.draining = True
+        self.status.draining = True
         self._abort_open()  # without a drain before, a reader would wait for ever
         await self._thread.stop()
 

@@ -18,7 +18,7 @@ class Completion:
     Attributes:
         sampling_state: the sampler's own, of this completion alone.
         weights: the composition that it runs with: `layers.bank.Key` of a stack version -> weight.
-        prefix_root: what its keys and values depend on besides its tokens; see `prefix_cache`.
+        prefix_root: what its keys and values depend on besides its tokens; see `block_manager`.
         arrival: place of its request in the order of arrival; completions of one request follow its index.
         leader: the first completion of the request, which computes the prompt for the others too; None for
             itself, and for one that computes the prompt on its own.

@@ -27,7 +27,7 @@ class Steps(Protocol):
 
 
 class Log(Protocol):
-    """See `run_log.RunLog`."""
+    """See `RunLog`."""
 
     def record(
         self,
