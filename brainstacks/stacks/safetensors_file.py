@@ -188,12 +188,14 @@ def check_values(path: Path, header: Header) -> str:
             unsigned, mask = EXPONENT_BITS[info.dtype]
             remaining = math.prod(info.shape)
             while remaining:
-                bits = np.fromfile(file, dtype=unsigned, count=min(remaining, CHUNK_ELEMENTS))
-                if bits.size == 0:
+                wanted = min(remaining, CHUNK_ELEMENTS) * ITEM_BYTES[info.dtype]
+                raw = file.read(wanted)
+                if len(raw) < wanted:
                     raise InvalidArtifact(
                         f"the file ends inside tensor {show(name)}; it changed while being read"
                     )
-                digest.update(bits.data)
+                digest.update(raw)
+                bits = np.frombuffer(raw, unsigned)
                 if int((bits & unsigned(mask)).max()) == mask:
                     raise InvalidArtifact(f"tensor {show(name)} holds NaN or infinity; weights are finite")
                 remaining -= bits.size
