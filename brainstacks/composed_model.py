@@ -141,7 +141,7 @@ class ComposedModel:
             lease.wait()
             keys = {domain: stack.key for domain, stack in lease.stacks.items()}
             bound = stacks.bank.bind([{keys[d]: weight for d, weight in row.items()} for row in active])
-            with self._engine.hooks.composed(*([bound] if bound.buckets else [])):
+            with self._engine.hooks.composed(*([bound] if bound else [])):
                 output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits
         finally:
             stacks.release(lease)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,19 +15,21 @@ from brainstacks.engine.batch import StepBatch
 from brainstacks.engine.kv_cache import PagedCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
-from brainstacks.kernels.deltas import PROJECTIONS
-from brainstacks.kernels.layout import BLOCK, DOWN, ROUND, STEP, TILE, UP
+from brainstacks.kernels.layout import BLOCK, PROJECTIONS, STEP, TILE
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.team import Team
 from brainstacks.kernels.tiles import PANEL
 from brainstacks.kernels.vectors import ISA
-from brainstacks.layers.bank import StackBank
+from brainstacks.layers.bank import SlotWeights, StackBank
 from brainstacks.layers.delta_panels import DeltaPanels
 from brainstacks.layers.flat_model import FlatModel, apart
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.layers.panels import aligned_zeros
+from brainstacks.layers.slot_table import SlotTable
 
 Array = np.ndarray[Any, Any]
+
+_BASE_ALONE = SlotWeights((), np.zeros(0, np.int32), np.zeros((0, 0), np.float32))
 
 
 class Phase(NamedTuple):
@@ -68,7 +69,7 @@ class CpuBackend:
         self._team = Team(torch.get_num_threads())
         self._scratch = _Scratch()
         model, dims = self.model, self.model.dims
-        self._stacks = _Stacks(model.delta_blocks)
+        self._table = SlotTable(model.delta_blocks)
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             model.layers[layer]["keys"], model.layers[layer]["values"] = keys.data_ptr(), values.data_ptr()
         self._step = np.zeros(1, STEP)
@@ -106,38 +107,42 @@ class CpuBackend:
 
     def panels(self, stack: PackedStack) -> DeltaPanels:
         """`stack` as it is computed with."""
-        return self._stacks.panels(stack)
+        return self._table.panels(stack)
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         count = len(batch.wanted)
         logits = aligned_zeros((count, int(self._step["logits_width"][0])), np.float32)
         self._set(logits=logits.ctypes.data, mid=0)
-        self._run(batch, bank, batch.wanted)
+        self._run(batch, bank.slot_weights(batch.weights), batch.wanted)
         return torch.from_numpy(logits)[:, : self.model.dims.vocab]
 
     def hidden_states(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         dims = self.model.dims
         mid, last = (np.empty((len(batch.ids), dims.width), np.float32) for _ in range(2))
         self._set(mid=mid.ctypes.data, last=last.ctypes.data)
-        self._run(batch, None, np.zeros(0, np.int64))
+        self._run(batch, _BASE_ALONE, np.zeros(0, np.int64))
         return torch.from_numpy(mid)[:, : dims.hidden], torch.from_numpy(last)[:, : dims.hidden]
 
-    def _run(self, batch: StepBatch, bank: StackBank | None, wanted: Array) -> None:
+    def _run(self, batch: StepBatch, used: SlotWeights, wanted: Array) -> None:
         tokens, dims = len(batch.ids), self.model.dims
         scratch = self._scratch
         h = scratch.take("h", np.float32, tokens, dims.width)
         with torch.inference_mode():
             h[:, : dims.hidden] = self._embed(torch.from_numpy(batch.ids)).float().numpy()
-        rounds = self._stacks.bind(batch.weights, bank) if bank is not None else _Rounds({}, {})
-        weights = rounds.weights(batch.weights)
-        low = PROJECTIONS * rounds.count * tokens
+        table, count = self._table, len(used.slots)
+        table.seat(used.residents)
+        rounds = table.rounds[used.slots]
+        units, columns, experts, inner, choices = (
+            int(rounds[name].max(initial=0)) for name in ("units", "columns", "experts", "inner", "choices")
+        )
+        low = PROJECTIONS * count * tokens
         cos, sin = self.model.angles(int(batch.positions.max()) + 1)
         tiles = _tiles(batch)
-        slots = batch.places * BLOCK + batch.positions % BLOCK
+        kv_slots = batch.places * BLOCK + batch.positions % BLOCK
         self._set(
             tokens=tokens,
             positions=batch.positions.ctypes.data,
-            slots=slots.ctypes.data,
+            kv_slots=kv_slots.ctypes.data,
             cos=cos.ctypes.data,
             sin=sin.ctypes.data,
             reach=cos.shape[1],
@@ -155,22 +160,23 @@ class CpuBackend:
             mass=scratch.take("mass", np.float32, tokens, dims.blocks).ctypes.data,
             y=scratch.take("y", np.float32, tokens, dims.outputs).ctypes.data,
             order=self._order(tokens).ctypes.data,
-            rounds=rounds.count,
-            units=rounds.units,
-            columns=rounds.columns,
-            experts=rounds.experts,
-            round_table=rounds.shapes.ctypes.data,
-            down_table=rounds.down.ctypes.data,
-            up_table=rounds.up.ctypes.data,
-            weights=weights.ctypes.data,
-            choices=scratch.take("choices", np.float32, rounds.count * tokens, rounds.choices).ctypes.data,
-            choice_width=rounds.choices,
-            gates=scratch.take("gates", np.float32, low, rounds.experts).ctypes.data,
-            inner=scratch.take("inner", np.float32, low, rounds.inner).ctypes.data,
-            inner_width=rounds.inner,
-            low=scratch.take("low", np.int8, low, rounds.columns).ctypes.data,
-            low_scale=scratch.take("low scale", np.float32, low, rounds.units).ctypes.data,
-            low_zero=scratch.take("low zero", np.int32, low, rounds.units).ctypes.data,
+            rounds=count,
+            units=units,
+            columns=columns,
+            experts=experts,
+            slots=used.slots.ctypes.data,
+            weights=used.weights.ctypes.data,
+            round_table=table.rounds.ctypes.data,
+            down_table=table.down.ctypes.data,
+            up_table=table.up.ctypes.data,
+            choices=scratch.take("choices", np.float32, count * tokens, choices).ctypes.data,
+            choice_width=choices,
+            gates=scratch.take("gates", np.float32, low, experts).ctypes.data,
+            inner=scratch.take("inner", np.float32, low, inner).ctypes.data,
+            inner_width=inner,
+            low=scratch.take("low", np.int8, low, columns).ctypes.data,
+            low_scale=scratch.take("low scale", np.float32, low, units).ctypes.data,
+            low_zero=scratch.take("low zero", np.int32, low, units).ctypes.data,
         )
         self._team.drive(int(compiled.drive.address), self._step.ctypes.data)
 
@@ -219,64 +225,3 @@ class _Scratch:
         if name not in self._held or self._held[name].size < size:
             self._held[name] = aligned_zeros([1 << max(0, size - 1).bit_length()], dtype)
         return self._held[name][:size].reshape(rows, columns)
-
-
-class _Rounds:
-    """What the step reads of the stacks of a composition.
-
-    Attributes:
-        shapes, down, up: the tables of its stacks, see `DeltaPanels`, along the rounds.
-        units, columns, experts, inner, choices: most of a round.
-    """
-
-    def __init__(self, panels: Mapping[Any, DeltaPanels], scalings: Mapping[Any, float]) -> None:
-        self.panels = panels  # what is pointed to stays alive
-        found = list(panels.values())
-        self._columns = [(key, scalings[key]) for key, one in panels.items() for _ in one.rounds]
-        self.count = len(self._columns)
-        self.units, self.columns, self.experts, self.inner, self.choices = (
-            max((getattr(one, name) for one in found), default=0)
-            for name in ("units", "columns", "experts", "inner", "choices")
-        )
-        self.shapes = np.concatenate([np.zeros(0, ROUND), *(one.rounds for one in found)])
-        self.down, self.up = np.zeros(0, DOWN), np.zeros(0, UP)
-        if found:
-            self.down = np.ascontiguousarray(np.concatenate([one.down for one in found], axis=1))
-            self.up = np.ascontiguousarray(np.concatenate([one.up for one in found], axis=1))
-
-    def weights(self, rows: Sequence[Mapping[Any, float]]) -> Array:
-        """w * s of every round and token, [rounds, T] float32; neighbours often share a mapping."""
-        columns: dict[int, list[float]] = {}
-        for row in rows:
-            if id(row) not in columns:
-                columns[id(row)] = [row.get(key, 0.0) * scaling for key, scaling in self._columns]
-        table = np.array([columns[id(row)] for row in rows], np.float32)
-        return np.ascontiguousarray(table.T)
-
-
-class _Stacks:
-    """Panels of the stacks; and the tables of the last composition, most often the next one's too."""
-
-    def __init__(self, blocks: Sequence[int]) -> None:
-        self._blocks = blocks
-        self._panels: WeakKeyDictionary[PackedStack, DeltaPanels] = WeakKeyDictionary()
-        self._last: tuple[tuple[Any, ...], _Rounds] = ((), _Rounds({}, {}))
-
-    def panels(self, stack: PackedStack) -> DeltaPanels:
-        """Its panels; made once, by whoever asks first."""
-        found = self._panels.get(stack)
-        if found is None:
-            found = self._panels[stack] = DeltaPanels(stack, self._blocks)
-        return found
-
-    def bind(self, weights: Sequence[Mapping[Any, float]], bank: StackBank) -> _Rounds:
-        """For tokens with these weights (key -> weight). Raises KeyError: one is not resident."""
-        distinct = {id(row): row for row in weights}.values()
-        used = {key for row in distinct for key, weight in row.items() if weight != 0.0}
-        # In one order, whatever else is in the batch: so are sums.
-        stacks = {key: bank.stack(key) for key in sorted(used, key=str)}
-        name = tuple((key, id(stack)) for key, stack in stacks.items())
-        if name != self._last[0]:
-            panels = {key: self.panels(stack) for key, stack in stacks.items()}
-            self._last = (name, _Rounds(panels, {key: stack.scaling for key, stack in stacks.items()}))
-        return self._last[1]

@@ -39,8 +39,8 @@ class TorchBackend:
         pass  # hooks compute with the stack itself
 
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
-        bound = bank.bind(batch.weights, packed=True, together=batch.alone)
-        with self._hooks.composed(*([bound] if bound.buckets else [])):
+        bound = bank.bind(batch.weights, apart=not batch.alone)
+        with self._hooks.composed(*([bound] if bound else [])):
             hidden = self._base.model.get_decoder()(use_cache=False, **self._inputs(batch)).last_hidden_state
         wanted = torch.from_numpy(batch.wanted).to(self._base.device)
         logits: Tensor = self._base.model.get_output_embeddings()(hidden[0, wanted]).float()

@@ -238,7 +238,7 @@ def rotate_work(context, index, piece, dtype):
     y = floats(step.y, step.tokens, step.y_width)
     cos = floats(step.cos + 4 * layer.angles * step.reach * dim, step.reach, dim)
     sin = floats(step.sin + 4 * layer.angles * step.reach * dim, step.reach, dim)
-    slots, positions = integers(step.slots, step.tokens), integers(step.positions, step.tokens)
+    slots, positions = integers(step.kv_slots, step.tokens), integers(step.positions, step.tokens)
     key_column, value_column = linear_at(step, first + 1).column, linear_at(step, first + 2).column
     for t in _tokens(step, piece):
         for head in range(step.heads + step.kv_heads):

@@ -21,7 +21,7 @@ from numba import carray, cfunc
 from brainstacks.kernels import internal
 from brainstacks.kernels.activations import round_block
 from brainstacks.kernels.atomics import as_pointer, call
-from brainstacks.kernels.layout import DOWN, ROUND, UP, floats, group_at, step_at
+from brainstacks.kernels.layout import GATES, down_at, floats, group_at, round_at, step_at, up_at
 from brainstacks.kernels.numbers import ZERO, fetch, fill, room
 from brainstacks.kernels.team import PIECE
 from brainstacks.kernels.tiles import PANEL
@@ -31,12 +31,6 @@ AHEAD = 2048
 
 SPAN = 64
 """Tokens that one piece takes."""
-
-PROJECTIONS = 3
-"""Most of a group."""
-
-GATES, LINEARS = PROJECTIONS, PROJECTIONS + 1
-"""Of the linears of a round in a group: each projection's A, then all gates."""
 
 
 @internal
@@ -63,28 +57,9 @@ def _at_once(step):
 
 
 @internal
-def _shape(step, g):
-    return carray(as_pointer(step.round_table), (step.rounds,), ROUND)[g]
-
-
-@internal
-def _down(step, index, g, which):
-    """A or gates of round g in group `index`; its product is 0 where the stack has none."""
-    at = (index % 4 * step.rounds + g) * LINEARS + which
-    return carray(as_pointer(step.down_table), (at + 1,), DOWN)[at]
-
-
-@internal
-def _up(step, index, g, projection):
-    """B of round g in group `index`; its product is 0 where the stack has none."""
-    at = (index % 4 * step.rounds + g) * PROJECTIONS + projection
-    return carray(as_pointer(step.up_table), (at + 1,), UP)[at]
-
-
-@internal
 def _weights(step, g):
     """[T] of a round; 0 where a token does not use its stack."""
-    return floats(step.weights, step.rounds, step.tokens)[g]
+    return floats(step.weights, step.tokens, step.rounds)[:, g]
 
 
 @internal
@@ -161,7 +136,7 @@ def _project(step, layer, linear, first, panels, rows, count, out, out_width):
 @internal
 def _keep(step, linear, projection, g, unit, rows, count):
     """h of one unit of the tokens `rows[:count]`: A x, gated and weighted, as `add` reads it."""
-    shape = _shape(step, g)
+    shape = round_at(step, g)
     gates, weights = _gates(step, projection, g), _weights(step, g)
     experts = shape.experts // shape.units
     inner = _rows(step, step.inner, projection, g, step.inner_width)
@@ -184,7 +159,7 @@ def _keep(step, linear, projection, g, unit, rows, count):
 @internal
 def _expert(step, index, g, projection, unit, first, last):
     """h of one unit, for those of the tokens first..last whose gates keep it."""
-    shape, linear = _shape(step, g), _down(step, index, g, projection)
+    shape, linear = round_at(step, g), down_at(step, index, g, projection)
     if not linear.product:
         return
     gates = _gates(step, projection, g)
@@ -208,7 +183,7 @@ def gate(context, index, piece):
     projection, rest = piece % group.linears, piece // group.linears
     g, first = rest % step.rounds, rest // step.rounds * SPAN
     last = min(step.tokens, first + SPAN)
-    shape, weights = _shape(step, g), _weights(step, g)
+    shape, weights = round_at(step, g), _weights(step, g)
     whole = shape.units == 1
     if not whole and projection:
         return  # the first piece chooses for all projections
@@ -217,7 +192,7 @@ def gate(context, index, piece):
         if weights[t] != 0.0:
             users[count] = t
             count += 1
-    linear = _down(step, index, g, projection if whole else GATES)
+    linear = down_at(step, index, g, projection if whole else GATES)
     logits, width = _at(step, step.choices, ZERO, g, step.choice_width), step.choice_width
     if whole:
         logits, width = _at(step, step.inner, projection, g, step.inner_width), step.inner_width
@@ -228,7 +203,7 @@ def gate(context, index, piece):
         for t in range(first, last):
             fill(gates[t], ZERO, step.experts, np.float32(0.0))
         at = shape.experts * (shape.rank if whole else which)
-        if _down(step, index, g, which).product:
+        if down_at(step, index, g, which).product:
             for i in range(count):
                 found = floats(logits + 4 * users[i] * width, 1, at + shape.experts)[0]
                 _choose(found[at:], gates[users[i], : shape.experts], shape.top_k)
@@ -248,15 +223,15 @@ def down(context, index, piece):
     unit, rest = piece % step.units, piece // step.units
     projection, rest = rest % group.linears, rest // group.linears
     g, first = rest % step.rounds, rest // step.rounds * SPAN
-    if 1 < _shape(step, g).units > unit:
+    if 1 < round_at(step, g).units > unit:
         _expert(step, index, g, projection, unit, first, min(step.tokens, first + SPAN))
 
 
 @internal
 def _uses(step, g, projection, unit):
     """Where a unit's use by each token is said, float32, 0 for none: the first one's address, the step."""
-    if _shape(step, g).units == 1:
-        return step.weights + 4 * g * step.tokens, 4
+    if round_at(step, g).units == 1:
+        return step.weights + 4 * g, 4 * step.rounds
     return _at(step, step.gates, projection, g, step.experts) + 4 * unit, 4 * step.experts
 
 
@@ -268,9 +243,9 @@ def _used(uses, stride, t):
 @internal
 def fetch_up(step, index, g, projection, lowest, highest):
     """Ask for what `add` will read."""
-    b = _up(step, index, g, projection)
+    b = up_at(step, index, g, projection)
     if b.product:
-        for unit in range(_shape(step, g).units):
+        for unit in range(round_at(step, g).units):
             uses, stride = _uses(step, g, projection, unit)
             for t in range(step.tokens):
                 if _used(uses, stride, t):
@@ -287,7 +262,7 @@ def add(step, index, g, projection, lowest, highest, out, width):
 
     Unit by unit, so that all tokens find a unit's panels in the cache.
     """
-    b, shape = _up(step, index, g, projection), _shape(step, g)
+    b, shape = up_at(step, index, g, projection), round_at(step, g)
     if not b.product:
         return
     at = (projection * step.rounds + g) * step.tokens

@@ -25,7 +25,7 @@ STEP = np.dtype(
         ("order", "i8"), ("nothing", "i8"),  # 0, 1, 2, ... int64; a panel of zeros, float32
         ("threads", "i8"),  # of the team
         # what the step computes
-        ("tokens", "i8"), ("positions", "i8"), ("slots", "i8"),  # [T] int64; slot: block * BLOCK + place
+        ("tokens", "i8"), ("positions", "i8"), ("kv_slots", "i8"),  # [T] int64; block * BLOCK + place
         ("cos", "i8"), ("sin", "i8"), ("reach", "i8"),  # [kinds of layers, reach, dim] float32, by position
         ("tiles", "i8"), ("tile_count", "i8"),  # of TILE
         ("blocks", "i8"), ("block_width", "i8"),  # [sequences, width] int32
@@ -34,8 +34,8 @@ STEP = np.dtype(
         ("mid", "i8"), ("last", "i8"),  # [T, width] float32: for the router; mid 0: not wanted
         # the stacks in use
         ("rounds", "i8"), ("units", "i8"), ("columns", "i8"), ("experts", "i8"),  # most of a round
-        ("round_table", "i8"), ("down_table", "i8"), ("up_table", "i8"),  # [groups, rounds, ...]
-        ("weights", "i8"),  # [rounds, T] float32, w * s
+        ("slots", "i8"), ("weights", "i8"),  # [rounds] int32; [T, rounds] float32, w * s
+        ("round_table", "i8"), ("down_table", "i8"), ("up_table", "i8"),  # by slot; see `slot_of`
         # memory of the step
         ("h", "i8"),  # [T, width] float32, the residual stream
         ("x", "i8"), ("x_width", "i8"),  # [T, x_width] float32, a group's input
@@ -94,6 +94,8 @@ ROUND = np.dtype(
         ("rank", "i8"), ("experts", "i8"), ("top_k", "i8"),
         ("units", "i8"), ("unit", "i8"),  # columns that are chosen together, filled up to fours
         ("panels", "i8"),  # of A, for a unit
+        ("columns", "i8"), ("inner", "i8"),  # of h, filled up; of A as it is computed
+        ("choices", "i8"),  # of its gates, where they are not computed with A
     ],
     align=True,
 )  # fmt: skip
@@ -121,6 +123,12 @@ UP = np.dtype(
 )  # fmt: skip
 """B of one projection of a round, in all layers: see `columns.py`."""
 
+GROUPS, PROJECTIONS = 4, 3
+"""Of a layer; of a group, at most."""
+
+GATES, LINEARS = PROJECTIONS, PROJECTIONS + 1
+"""Of the linears of a round in a group: each projection's A, then all gates."""
+
 TILE = np.dtype([("sequence", "i8"), ("first", "i8"), ("count", "i8"), ("position", "i8")], align=True)
 """Neighbouring packed tokens of one sequence: its row in `blocks`, the first of them, their number, and the
 position of the first in the sequence."""
@@ -144,6 +152,31 @@ def group_at(step, index):
 @internal
 def linear_at(step, index):
     return carray(as_pointer(step.linear_table), (index + 1,), LINEAR)[index]
+
+
+@internal
+def slot_of(step, g):
+    """Where the bank keeps the g-th round that the step uses."""
+    return carray(as_pointer(step.slots), (step.rounds,), np.int32)[g]
+
+
+@internal
+def round_at(step, g):
+    return carray(as_pointer(step.round_table), (slot_of(step, g) + 1,), ROUND)[slot_of(step, g)]
+
+
+@internal
+def down_at(step, index, g, which):
+    """A or gates of the g-th round in group `index`; its product is 0 where the stack has none."""
+    at = (slot_of(step, g) * GROUPS + index % GROUPS) * LINEARS + which
+    return carray(as_pointer(step.down_table), (at + 1,), DOWN)[at]
+
+
+@internal
+def up_at(step, index, g, projection):
+    """B of the g-th round in group `index`; its product is 0 where the stack has none."""
+    at = (slot_of(step, g) * GROUPS + index % GROUPS) * PROJECTIONS + projection
+    return carray(as_pointer(step.up_table), (at + 1,), UP)[at]
 
 
 @internal

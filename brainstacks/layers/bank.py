@@ -1,29 +1,56 @@
-"""The stacks on one device, and the deltas of a batch composed from some of them.
+"""The stacks on one device, each of their rounds in a slot, and the deltas of batches composed from some.
 
 Every stack is one allocation that never moves: adding or removing one touches no other, and a step that
-computes meanwhile sees nothing of it. Only the stacks that some row of the batch uses are computed.
+computes meanwhile sees nothing of it. What changes from step to step is a table of the slots in use and a
+weight for each of them and each row; only those are computed, and for the rows that use them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from brainstacks.layers.delta import gated_hidden
 from brainstacks.layers.hooks import Correction, LowRank
-from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors
+from brainstacks.layers.packed_stack import PackedStack, StackTensors
 
 Key = Hashable
 """Identity of one stack version, e.g. `("math", 3)`. Weights are bound to it, never to a position."""
 
 
-LONG_RUN = 32
-"""So many packed tokens of one composition are computed on their own, with the stacks that they use."""
+@dataclass(frozen=True)
+class Resident:
+    """A stack on the device.
+
+    Attributes:
+        slots: of its rounds; another stack gets them once it is gone.
+    """
+
+    stack: PackedStack
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SlotWeights:
+    """What a step reads of a bank.
+
+    Attributes:
+        residents: the stacks that some row uses, in the order in which their deltas are added.
+        slots: int32 [S], of all rounds of these.
+        weights: float32 [rows, S], w * s of each of those rounds; 0 where a row does not use it.
+    """
+
+    residents: tuple[Resident, ...]
+    slots: NDArray[np.int32]
+    weights: NDArray[np.float32]
 
 
 class StackBank:
@@ -38,23 +65,25 @@ class StackBank:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
-        self._stacks: Mapping[Key, PackedStack] = {}
+        self._residents: Mapping[Key, Resident] = {}
+        self._free: list[int] = []  # slots below `_fresh`, a heap
+        self._fresh = 0
         self._prepare: Callable[[PackedStack], object] = lambda stack: None
 
     def prepare_with(self, prepare: Callable[[PackedStack], object]) -> None:
         """Call `prepare` with every stack that is resident, and with each further one before it is."""
         self._prepare = prepare
-        for stack in self._stacks.values():
-            prepare(stack)
+        for resident in self._residents.values():
+            prepare(resident.stack)
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        return tuple(self._stacks)
+        return tuple(self._residents)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the device."""
-        return sum(stack.nbytes for stack in self._stacks.values())
+        return sum(resident.stack.nbytes for resident in self._residents.values())
 
     def place(self, stack: StackTensors | PackedStack) -> PackedStack:
         """`stack` on the device, ready to be computed with; a packed one that is there already is itself.
@@ -69,142 +98,146 @@ class StackBank:
 
     def put(self, key: Key, placed: PackedStack) -> None:
         """Make what `place` gave resident under `key`. Raises KeyError: `key` is resident already."""
-        if key in self._stacks:
+        if key in self._residents:
             raise KeyError(f"{key!r} is resident already")
-        self._stacks = {**self._stacks, key: placed}
+        slots = tuple(self._next_slot() for _ in range(placed.rounds))
+        self._residents = {**self._residents, key: Resident(placed, slots)}
 
     def add(self, key: Key, stack: StackTensors | PackedStack) -> None:
         """`put` what `place` gives, and raise as they do; nothing has changed then."""
         self.put(key, self.place(stack))
 
     def remove(self, key: Key) -> None:
-        """Give up the memory of `key`, once no bound batch uses it any more.
+        """Give up the slots and the memory of `key`, once no step uses it any more.
 
         Raises:
             KeyError: `key` is not resident.
         """
-        self._require(key)
-        self._stacks = {other: stack for other, stack in self._stacks.items() if other != key}
+        resident = self.resident(key)
+        self._residents = {other: r for other, r in self._residents.items() if other != key}
+        for slot in resident.slots:
+            heappush(self._free, slot)
 
-    def _require(self, key: Key) -> None:
-        if key not in self._stacks:
-            raise KeyError(f"{key!r} is not resident; resident are {self.keys}")
-
-    def stack(self, key: Key) -> PackedStack:
+    def resident(self, key: Key) -> Resident:
         """Raises KeyError: `key` is not resident."""
-        self._require(key)
-        return self._stacks[key]
+        if key not in self._residents:
+            raise KeyError(f"{key!r} is not resident; resident are {self.keys}")
+        return self._residents[key]
 
-    def bind(
-        self, weights: Sequence[Mapping[Any, float]], *, packed: bool = False, together: bool = False
-    ) -> BoundBank:
-        """The deltas for a batch whose row i is composed by `weights[i]` (key -> weight).
-
-        Args:
-            packed: the batch is one row `[1, T]` and `weights` has an entry per token of it.
-            together: compute all tokens in one, so that their weights decide no shape.
+    def slot_weights(self, weights: Sequence[Mapping[Any, float]]) -> SlotWeights:
+        """For a batch whose row i is composed by `weights[i]` (key -> weight); rows often share a mapping.
 
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
         """
-        used = {key for row in weights for key, weight in row.items() if weight != 0.0}
-        if not used <= set(self._stacks):
-            missing = sorted(map(str, used - set(self._stacks)))
-            raise KeyError(f"{missing} not resident; resident are {self.keys}")
-        spans: list[slice | None] = [None]
-        if packed:
-            spans = [slice(0, len(weights))] if together else [*_spans(weights)]
-        return BoundBank(tuple(bound for span in spans for bound in self._bound(weights, span)))
+        distinct = {id(row): row for row in weights}
+        used = {key for row in distinct.values() for key, weight in row.items() if weight != 0.0}
+        # Sums are added in one order, whatever else is in the batch.
+        residents = {key: self.resident(key) for key in sorted(used, key=str)}
+        columns = [(key, r.stack.scaling) for key, r in residents.items() for _ in r.slots]
+        lines = {
+            name: [row.get(key, 0.0) * scaling for key, scaling in columns] for name, row in distinct.items()
+        }
+        return SlotWeights(
+            residents=tuple(residents.values()),
+            slots=np.array([slot for r in residents.values() for slot in r.slots], np.int32),
+            weights=np.array([lines[id(row)] for row in weights], np.float32),
+        )
 
-    def _bound(self, weights: Sequence[Mapping[Any, float]], span: slice | None) -> Iterator[_Bound]:
-        """By shape, what the rows of a span use."""
-        rows = weights[span] if span is not None else weights
-        used = {key for row in rows for key, weight in row.items() if weight != 0.0}
-        by_shape: dict[Shape, list[Key]] = {}
-        for key in sorted(used, key=str):  # sums are added in one order, whatever else is in the batch
-            by_shape.setdefault(self._stacks[key].shape, []).append(key)
-        for shape, keys in sorted(by_shape.items()):
-            stacks = [self._stacks[key] for key in keys]
-            columns = [
-                (key, stack.scaling)
-                for key, stack in zip(keys, stacks, strict=True)
-                for _ in range(stack.rounds)
-            ]
-            table = torch.tensor(
-                [[row.get(key, 0.0) * scaling for key, scaling in columns] for row in rows],
-                dtype=torch.float32,
-            ).to(self.device, non_blocking=True)
-            yield _Bound(shape, stacks, table, span)
+    def bind(self, weights: Sequence[Mapping[Any, float]], *, apart: bool = False) -> BoundBank:
+        """The deltas of a batch as a `DeltaSource`, see `hooks`.
+
+        Args:
+            weights: key -> weight of each row; of a batch that is one packed row [1, T], of each token; a
+                single mapping is that of all rows.
+            apart: compute each stack for the rows that use it and no others, without gradients; else for
+                all, so that weights decide no shape.
+
+        Raises:
+            KeyError: a weight is not 0 for a key that is not resident.
+        """
+        found = self.slot_weights(weights)
+        bound, first = [], 0
+        for resident in found.residents:
+            of_stack = found.weights[:, first : first + resident.stack.rounds, None, None]
+            first += resident.stack.rounds
+            if apart and not of_stack.any():
+                continue  # its weights are too small for float32
+            rows = _rows(of_stack) if apart else None
+            on_device = torch.from_numpy(of_stack if rows is None else of_stack[rows])[:, None]
+            bound.append(
+                BoundStack(
+                    resident.stack,
+                    on_device.to(self.device, non_blocking=True),
+                    len(weights),
+                    torch.from_numpy(rows).to(self.device) if isinstance(rows, np.ndarray) else rows,
+                )
+            )
+        return BoundBank(tuple(bound))
+
+    def _next_slot(self) -> int:
+        if self._free:
+            return heappop(self._free)
+        self._fresh += 1
+        return self._fresh - 1
 
 
-def _spans(weights: Sequence[Mapping[Any, float]]) -> list[slice]:
-    """Long runs of tokens of one composition, such as a prompt's, each alone; between them, together."""
-    ends = [i for i in range(1, len(weights)) if weights[i] is not weights[i - 1]] + [len(weights)]
-    spans: list[slice] = []
-    start = 0
-    mixed = False  # the last span is one of short runs, and takes in those that follow
-    for end in ends:
-        long = end - start >= LONG_RUN
-        if mixed and not long:
-            spans[-1] = slice(spans[-1].start, end)
-        else:
-            spans.append(slice(start, end))
-        start, mixed = end, not long
-    return spans
+def _rows(weights: NDArray[np.float32]) -> slice | NDArray[np.int64]:
+    """The rows with a weight that is not 0: neighbours as a slice, which copies nothing."""
+    rows = np.flatnonzero(weights.any((1, 2, 3)))
+    return rows if rows[-1] - rows[0] + 1 > len(rows) else slice(rows[0], rows[-1] + 1)
 
 
 @dataclass(frozen=True)
-class _Bound:
-    """The stacks of one shape that a span of a batch uses.
+class BoundStack:
+    """A stack and its weights in one batch.
 
     Attributes:
-        weights: [rows, G] float32 or, of a span of packed tokens, [t, G]; w * s of each of the G rounds.
-        span: of the packed tokens; None for all rows of a batch that is not packed.
+        weights: [rows, 1, rounds, 1, 1] float32, w * s.
+        count: rows of the batch, which is seen as [count, tokens, d].
+        rows: those that it is computed for; None for all.
     """
 
-    shape: Shape
-    stacks: Sequence[PackedStack]
+    stack: PackedStack
     weights: Tensor
-    span: slice | None
+    count: int
+    rows: slice | Tensor | None
 
-    def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
-        names = self.shape.projections(group)
+    def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Correction]:
+        """As `BoundBank.corrections`, one for each projection."""
+        shape = self.stack.shape
+        names = shape.projections(group)
         if not names:
             return {}
-        weights = self.weights[..., None, None]
-        if self.span is None:
-            weights = weights[:, None]
-        else:
-            x = x.view(-1, x.shape[-1])[self.span]
-        shape, found = self.shape, {name: list[Correction]() for name in names}
-        first = 0
-        for stack in self.stacks:
-            hidden, _ = gated_hidden(
-                F.linear(x, stack.down[layer, group].flatten(0, 1)),
-                projections=len(names),
-                experts=shape.experts,
-                rank=shape.rank,
-                top_k=shape.top_k,
-                weights=weights[..., first : first + stack.rounds, :, :],
-            )
-            first += stack.rounds
-            for i, name in enumerate(names):
-                up = stack.up[layer, name].flatten(0, 1)
-                found[name].append(LowRank(hidden[i], up, self.span))
-        return found
+        rows = x.reshape(self.count, -1, x.shape[-1])
+        hidden, _ = gated_hidden(
+            F.linear(
+                rows if self.rows is None else rows[self.rows], self.stack.down[layer, group].flatten(0, 1)
+            ),
+            projections=len(names),
+            experts=shape.experts,
+            rank=shape.rank,
+            top_k=shape.top_k,
+            weights=self.weights,
+        )
+        if self.rows is None:
+            hidden = hidden.view(len(names), *x.shape[:-1], shape.columns * self.stack.rounds)
+        ups = [self.stack.up[layer, name].flatten(0, 1) for name in names]
+        return {name: LowRank(h, up, self.rows) for name, h, up in zip(names, hidden, ups, strict=True)}
 
 
 @dataclass(frozen=True)
 class BoundBank:
-    """A `DeltaSource` (see `hooks`): a bank and the weights of one batch."""
+    """A `DeltaSource` (see `hooks`): what one batch uses of a bank. False where that is nothing."""
 
-    buckets: tuple[_Bound, ...]
+    stacks: tuple[BoundStack, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.stacks)
 
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
-        if len(self.buckets) == 1:
-            return self.buckets[0].corrections(layer, group, x)
-        out: dict[str, list[Correction]] = {}
-        for bucket in self.buckets:
-            for projection, found in bucket.corrections(layer, group, x).items():
-                out.setdefault(projection, []).extend(found)
-        return out
+        found: dict[str, list[Correction]] = {}
+        for stack in self.stacks:
+            for projection, correction in stack.corrections(layer, group, x).items():
+                found.setdefault(projection, []).append(correction)
+        return found

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.kernels.columns import columns_address
-from brainstacks.kernels.deltas import GATES, LINEARS, PROJECTIONS
-from brainstacks.kernels.layout import DOWN, ROUND, UP
+from brainstacks.kernels.layout import DOWN, GATES, LINEARS, PROJECTIONS, ROUND, UP
 from brainstacks.kernels.products import product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL
 from brainstacks.layers.packed_stack import PackedStack
@@ -33,30 +32,28 @@ class DeltaPanels:
 
     Attributes:
         rounds: `layout.ROUND` [rounds].
-        down: `layout.DOWN` [groups, rounds, LINEARS]; zeros for a projection without a delta.
-        up: `layout.UP` [groups, rounds, PROJECTIONS].
-        units: of a round.
-        columns: of a round's h, filled up; inner: of its A as it is computed, choices: of its gates.
+        down: `layout.DOWN` [rounds, groups, LINEARS]; zeros for a projection without a delta.
+        up: `layout.UP` [rounds, groups, PROJECTIONS].
     """
 
     def __init__(self, stack: PackedStack, blocks: Sequence[int]) -> None:
         shape = stack.shape
-        self.layers, self.experts = shape.layers, shape.experts
+        self.layers = shape.layers
         self.whole = shape.experts == 1 or shape.rank < PANEL // 2
         self.units = 1 if self.whole else shape.experts
         columns = shape.columns // self.units
         unit = _filled(columns, 4)
         panels = _filled(columns + shape.experts if self.whole else columns, PANEL) // PANEL
-        self.columns, self.inner = self.units * unit, self.units * panels * PANEL
-        self.choices = 0 if self.whole else _filled(PROJECTIONS * shape.experts, PANEL)
         self.rounds = np.zeros(stack.rounds, ROUND)
         for field, value in (
             ("rank", shape.rank), ("experts", shape.experts), ("top_k", shape.top_k),
             ("units", self.units), ("unit", unit), ("panels", panels),
+            ("columns", self.units * unit), ("inner", self.units * panels * PANEL),
+            ("choices", 0 if self.whole else _filled(PROJECTIONS * shape.experts, PANEL)),
         ):  # fmt: skip
             self.rounds[field] = value
-        self.down = np.zeros((len(INPUT_GROUPS), stack.rounds, LINEARS), DOWN)
-        self.up = np.zeros((len(INPUT_GROUPS), stack.rounds, PROJECTIONS), UP)
+        self.down = np.zeros((stack.rounds, len(INPUT_GROUPS), LINEARS), DOWN)
+        self.up = np.zeros((stack.rounds, len(INPUT_GROUPS), PROJECTIONS), UP)
         self._memory = Memory()
         for group, names in enumerate(INPUT_GROUPS):
             present = shape.projections(group)
@@ -114,7 +111,7 @@ class DeltaPanels:
         else:
             packed = panelled.transpose(3, 4)
         kind, codes_ = _stored(packed, fast)
-        table = self.down[group, :, which]
+        table = self.down[:, group, which]
         for field, array in (("codes", self._memory.keep(codes_)), ("scales", self._memory.keep(scales))):
             table[field] = _addresses(array)
             table[f"{field}_layer"], table[f"{field}_step"] = array.strides[0], array.strides[2]
@@ -130,7 +127,7 @@ class DeltaPanels:
             codes, scales = _rounded(panelled.transpose(4, 5), torch.bfloat16)
             panelled = codes.unflatten(5, (-1, 4)).transpose(4, 5)
         kind, packed = _stored(panelled, fast)
-        table = self.up[group, :, which]
+        table = self.up[:, group, which]
         table["product"], table["fast"] = columns_address(kind), fast
         table["panel_step"] = packed.strides[3]
         packed = packed.reshape(*packed.shape[:3], -1)  # [layers, rounds, units, ...]

@@ -26,22 +26,27 @@ class LowRank:
     """The correction `hidden @ up`, in place: hidden [..., C], up [C, d_out].
 
     Attributes:
-        span: the rows of the output that it is for; None for all.
+        rows: those of the output, seen as [rows, tokens, d_out], that `hidden` [r, tokens, C] is for; None: all.
     """
 
     hidden: Tensor
     up: Tensor
-    span: slice | None = None
+    rows: slice | Tensor | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
-        hidden = self.hidden.view(-1, self.hidden.shape[-1])
-        rows = output.view(-1, output.shape[-1])
-        if self.span is None and torch.is_grad_enabled():
+        tokens, columns = self.hidden.shape[-2:]
+        hidden, flat = self.hidden.view(-1, columns), output.view(-1, output.shape[-1])
+        if self.rows is None and torch.is_grad_enabled():
             if output._is_view():  # of a quantised linear's own output, which autograd keeps to itself
-                return torch.addmm(rows, hidden, self.up).view(output.shape)
+                return torch.addmm(flat, hidden, self.up).view(output.shape)
             corrected: Tensor = _AddLowRank.apply(output, hidden, self.up)  # type: ignore[no-untyped-call]
             return corrected
-        (rows if self.span is None else rows[self.span]).addmm_(hidden, self.up)
+        rows = flat.view(-1, tokens, flat.shape[-1])
+        if isinstance(self.rows, Tensor):
+            chosen = rows[self.rows]
+            rows[self.rows] = chosen.view(-1, flat.shape[-1]).addmm_(hidden, self.up).view_as(chosen)
+        else:
+            (flat if self.rows is None else rows[self.rows].view(-1, flat.shape[-1])).addmm_(hidden, self.up)
         return output
 
 

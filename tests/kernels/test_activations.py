@@ -179,7 +179,7 @@ def test_q_and_k_are_turned_as_by_transformers_and_keys_and_values_are_stored(
     keys, values = (np.full((6, kv_heads, depth * BLOCK), 1 if wide else 0x3F80, stored) for _ in range(2))
     step = Step(
         wide=wide, tokens=TOKENS, heads=heads, kv_heads=kv_heads, dim=dim, depth=depth, eps=1e-6,
-        y=y, y_width=width, slots=np.array(slots), positions=np.array(positions),
+        y=y, y_width=width, kv_slots=np.array(slots), positions=np.array(positions),
         cos=cos[0].numpy(), sin=sin[0].numpy(), reach=40,
     )  # fmt: skip
     step.set(step.layer, keys=keys, values=values)

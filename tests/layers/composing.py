@@ -50,11 +50,11 @@ def fused(
     weights: Weights,
     x: list[Tensor],
     *,
-    packed: bool = False,
+    apart: bool = False,
     onto: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """projection -> the whole batch's delta of layer 0, added to `onto` where there is one."""
-    bound = bank.bind(weights, packed=packed)
+    bound = bank.bind(weights, apart=apart)
     out = {}
     for group, names in enumerate(INPUT_GROUPS):
         corrections = bound.corrections(0, group, x[group])
@@ -73,6 +73,7 @@ def fused_tokens(
     weights: Weights,
     x: list[Tensor],
     *,
+    apart: bool = True,
     onto: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """`fused` of one packed row whose tokens are the rows of `x` [T, 1, d_in], each with its own weights."""
@@ -80,7 +81,7 @@ def fused_tokens(
         bank,
         weights,
         [t.transpose(0, 1).contiguous() for t in x],
-        packed=True,
+        apart=apart,
         onto=None if onto is None else {name: t.transpose(0, 1) for name, t in onto.items()},
     )
     return {name: t.transpose(0, 1) for name, t in found.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from brainstacks.config import PROJECTIONS
-from brainstacks.layers.bank import LONG_RUN, StackBank
+from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import LowRank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
 from tests.layers.composing import (
@@ -51,14 +52,15 @@ def stacks_and_weights(draw: st.DrawFn) -> tuple[dict[str, StackTensors], list[d
     return stacks, rows
 
 
-@given(stacks_and_weights())
+@pytest.mark.parametrize("apart", [False, True])
+@given(case=stacks_and_weights())
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 def test_fused_equals_the_plain_loops_for_any_stacks_and_row_weights(
-    case: tuple[dict[str, StackTensors], list[dict[str, float]]],
+    case: tuple[dict[str, StackTensors], list[dict[str, float]]], apart: bool
 ) -> None:
     stacks, weights = case
     x = inputs(len(weights))
-    assert_same(fused(bank_of(stacks), weights, x), plain(stacks, weights, x))
+    assert_same(fused(bank_of(stacks), weights, x, apart=apart), plain(stacks, weights, x))
 
 
 @pytest.mark.parametrize(
@@ -136,15 +138,15 @@ def test_any_order_of_add_and_remove_gives_the_bits_of_a_fresh_bank(
     assert_same(fused(bank, weights, x), plain(stacks, weights, x))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_adding_and_removing_others_does_not_change_what_a_bound_batch_computes(packed: bool) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_adding_and_removing_others_does_not_change_what_a_bound_batch_computes(apart: bool) -> None:
     stacks = {f"d{i}": random_stack(DIMS, i, rounds=2, config=config()) for i in range(4)}
     bank = StackBank(torch.device("cpu"), torch.float32)
     for key in ("d0", "d1", "d2"):
         bank.add(key, stacks[key])
     x = inputs(1)
-    weights = [{"d0": 1.0, "d2": 1.0}] * (5 if packed else 1)
-    bound = bank.bind(weights, packed=packed)
+    weights = [{"d0": 1.0, "d2": 1.0}] * (5 if apart else 1)
+    bound = bank.bind(weights, apart=apart)
 
     def delta() -> Tensor:
         output = torch.zeros(1, 5, DIMS["q_proj"][1])
@@ -171,7 +173,7 @@ def test_batches_are_bound_and_computed_while_another_thread_adds_and_removes_ot
     stacks = {f"d{i}": random_stack(DIMS, i, rounds=2, config=config(rank=1 + i // 2)) for i in range(4)}
     bank = bank_of({key: stacks[key] for key in ("d0", "d2")})
     weights, x = [{"d0": 1.0, "d2": -0.5}] * 5, inputs(1)
-    expected = fused(bank, weights, x, packed=True)
+    expected = fused(bank, weights, x, apart=True)
 
     def come_and_go() -> None:
         for _ in range(100):
@@ -184,7 +186,7 @@ def test_batches_are_bound_and_computed_while_another_thread_adds_and_removes_ot
         changes = other.submit(come_and_go)
         computed = 0
         while not changes.done():
-            assert_equal(fused(bank, weights, x, packed=True), expected)
+            assert_equal(fused(bank, weights, x, apart=True), expected)
             computed += 1
         changes.result()
     assert computed > 0
@@ -224,7 +226,7 @@ def test_what_is_removed_from_a_bank_and_put_back_is_the_same_stack(dtype: torch
     weights = [{"a": 0.5, "b": 0.5}]
     x = inputs(1, dtype=dtype)
     before = fused(bank, weights, x)
-    packed = bank.stack("a")
+    packed = bank.resident("a").stack
     bank.remove("a")
     assert bank.keys == ("b",)
     bank.add("a", packed)
@@ -244,13 +246,13 @@ def test_a_stack_packed_beforehand_is_the_same_stack() -> None:
 
 
 def test_an_empty_bank_binds_to_nothing() -> None:
-    assert bank_of({}).bind([{}, {}]).buckets == ()
+    assert bank_of({}).bind([{}, {}]).stacks == ()
     assert bank_of({}).nbytes == 0
 
 
 def test_a_weight_for_a_stack_that_is_not_resident_is_refused_unless_it_is_zero() -> None:
     bank = bank_of({"d0": random_stack(DIMS, 0, config=config())})
-    assert bank.bind([{"other": 0.0}]).buckets == ()
+    assert bank.bind([{"other": 0.0}]).stacks == ()
     with pytest.raises(KeyError, match="other"):
         bank.bind([{"other": 0.5}])
 
@@ -268,7 +270,7 @@ def test_a_key_is_added_once_and_removed_once() -> None:
         bank.bind([{"d0": 1.0}])
 
 
-LONG = [LONG_RUN, LONG_RUN + 9]
+LONG = [32, 41]
 
 
 @pytest.mark.parametrize(
@@ -299,19 +301,49 @@ def test_prompts_and_single_tokens_of_one_step_each_get_their_own_stacks(
     assert_same({name: t.float() for name, t in found.items()}, expected, **tolerance)
 
 
-def test_a_prompt_is_computed_with_the_stacks_that_it_uses_alone() -> None:
+def test_apart_a_stack_is_computed_for_the_rows_that_use_it_and_no_others() -> None:
     bank = bank_of({f"d{i}": random_stack(DIMS, i, config=config()) for i in range(4)})
     one, other = {"d0": 1.0}, {"d1": 1.0, "d2": 0.5}
-    bound = bank.bind([one, *[other] * (LONG_RUN + 1), one], packed=True)
-    assert [(part.span, len(part.stacks)) for part in bound.buckets] == [
-        (slice(0, 1), 1),
-        (slice(1, 2 + LONG_RUN), 2),
-        (slice(2 + LONG_RUN, 3 + LONG_RUN), 1),
-    ]
+    d0, *others = bank.bind([one, *[other] * 40, one], apart=True).stacks
+    assert isinstance(d0.rows, Tensor)
+    assert d0.rows.tolist() == [0, 41]
+    assert [stack.rows for stack in others] == [slice(1, 41)] * 2, "a view of neighbours, no copy"
+    assert [len(stack.weights) for stack in (d0, *others)] == [2, 40, 40]
 
 
-def test_together_neither_compositions_nor_their_runs_decide_what_is_computed_in_one() -> None:
+def test_together_compositions_decide_no_shape() -> None:
     bank = bank_of({"a": random_stack(DIMS, 0, config=config()), "b": random_stack(DIMS, 1, config=config())})
-    for rows in ([{"a": 1.0}] * (LONG_RUN + 4) + [{"b": 1.0}], [{"a": 1.0}, {"b": 1.0}] * LONG_RUN):
-        (bound,) = bank.bind(rows, packed=True, together=True).buckets
-        assert bound.span == slice(0, len(rows))
+    for rows in ([{"a": 1.0}] * 36 + [{"b": 1.0}], [{"a": 1.0}, {"b": 1.0}] * 32):
+        for stack in bank.bind(rows).stacks:
+            assert stack.rows is None
+            assert len(stack.weights) == len(rows)
+
+
+def test_a_weight_too_small_for_float32_is_no_weight() -> None:
+    bank = bank_of({"a": random_stack(DIMS, 0, config=config())})
+    x = inputs(2)
+    for delta in fused(bank, [{"a": 1e-60}, {}], x, apart=True).values():
+        assert not delta.any()
+
+
+def test_every_round_has_a_slot_of_its_own_and_slots_that_are_free_go_first() -> None:
+    stacks = {f"d{i}": random_stack(DIMS, i, rounds=1 + i, config=config()) for i in range(3)}
+    bank = bank_of(stacks)
+    assert [bank.resident(key).slots for key in stacks] == [(0,), (1, 2), (3, 4, 5)]
+    bank.remove("d1")
+    bank.add("d3", random_stack(DIMS, 3, rounds=3, config=config()))
+    assert bank.resident("d3").slots == (1, 2, 6)
+    bank.add("d1", stacks["d1"])
+    assert bank.resident("d1").slots == (7, 8)
+
+
+def test_a_step_reads_the_slots_in_use_and_a_weight_of_each_for_every_row() -> None:
+    stacks = {f"d{i}": random_stack(DIMS, i, rounds=1 + i % 2, config=config()) for i in range(4)}
+    bank = bank_of(stacks)
+    s = config().scaling
+    found = bank.slot_weights([{"d3": 0.5}, {}, {"d1": 1.0, "d0": 0.0}])
+    assert found.slots.dtype == np.int32
+    assert found.slots.tolist() == [*bank.resident("d1").slots, *bank.resident("d3").slots]
+    expected = np.array([[0, 0, 0.5 * s, 0.5 * s], [0] * 4, [s, s, 0, 0]], np.float32)
+    assert (found.weights == expected).all()
+    assert found.weights.dtype == np.float32

@@ -61,7 +61,7 @@ def test_a_packed_row_through_the_compiled_loops_equals_the_plain_loops(tokens: 
     model, hooks, stacks, bank = composed()
     row = {"a": 0.8, "b": 0.3, "c": -0.5}
     ids = IDS[:1, :tokens]
-    with hooks.composed(bank.bind([row] * tokens, packed=True)):
+    with hooks.composed(bank.bind([row] * tokens, apart=True)):
         found = forward(model, ids)
     plain = plain_logits(tiny_model(), ids[0].tolist(), [(stacks[k], w) for k, w in row.items()])
     torch.testing.assert_close(found[0], plain, atol=1e-4, rtol=1e-4)

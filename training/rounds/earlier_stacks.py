@@ -42,7 +42,7 @@ class EarlierStacks:
         if self._mode == "all":
             return (self._bank.bind([dict.fromkeys(self._domains, 1.0)]),)
         bound = self._bank.bind([self.sample(row) for row in rows])
-        return (bound,) if bound.buckets else ()
+        return (bound,) if bound else ()
 
     def sample(self, row: str) -> dict[str, float]:
         """Domain -> weight, of those present."""

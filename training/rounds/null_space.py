@@ -251,7 +251,7 @@ class _Writes(_Recorder):
 
 
 def _whole(correction: Correction) -> LowRank:
-    if not isinstance(correction, LowRank) or correction.span is not None:
+    if not isinstance(correction, LowRank) or correction.rows is not None:
         raise TypeError(f"directions are measured on sources that give whole LowRanks, not {correction!r}")
     return correction
 

@@ -75,7 +75,7 @@ class Composed:
         """
         batch = collate(examples).to(self.base.device)
         bound = self.bank.bind(weights)
-        with self.hooks.composed(*([bound] if bound.buckets else [])):
+        with self.hooks.composed(*([bound] if bound else [])):
             return row_sums(response_nll(self.base.model, batch), batch.labels).cpu()
 
     def losses(

@@ -38,7 +38,7 @@ def test_all_are_on_at_one_for_every_row() -> None:
     expected = BANK.bind([dict.fromkeys(DOMAINS, 1.0)])
     (found,) = earlier("all").of(["a", "b"])
     assert isinstance(found, BoundBank)
-    assert torch.equal(found.buckets[0].weights, expected.buckets[0].weights)
+    assert torch.equal(found.stacks[0].weights, expected.stacks[0].weights)
 
 
 def test_a_sample_belongs_to_a_row_not_to_its_batch() -> None:

@@ -297,6 +297,6 @@ def test_nothing_to_measure_is_refused() -> None:
 def test_sources_that_are_bound_to_packed_tokens_are_refused() -> None:
     batch = collate(EXAMPLES[:1])
     bank = bank_of({"a": SMALL}, torch.float64)
-    bound = bank.bind([{"a": 1.0}] * batch.input_ids.shape[1], packed=True)
+    bound = bank.bind([{"a": 1.0}] * batch.input_ids.shape[1], apart=True)
     with pytest.raises(TypeError, match="whole LowRanks"):
         measure(*hooked_model(), [bound], [batch], NullSpaceConfig())
