@@ -12,7 +12,7 @@ from benchmarks.random_stacks import publish_random_stacks
 from benchmarks.timing import say
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.errors import BrainstacksError
-from brainstacks.stacks.artifact import StackMetadata, check_base
+from brainstacks.stacks.artifact import StackFile, check_base
 from brainstacks.stacks.registry import Registry
 
 RESIDENT = 10
@@ -69,8 +69,8 @@ def _copy(source: Registry, target: Registry, base: BaseIdentity) -> tuple[str, 
         say("the trained registry is empty: its cases are left out")
         return ()
 
-    def check(metadata: StackMetadata) -> None:
-        check_base(metadata, base.fingerprint, base.dims, base.layers)
+    def check(stack: StackFile) -> None:
+        check_base(stack.metadata, base.fingerprint, base.dims, base.layers)
 
     try:
         for history in manifest.domains.values():

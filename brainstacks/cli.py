@@ -19,8 +19,8 @@ from rich.table import Table
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackMetadata, check_base
-from brainstacks.stacks.manifest import Published, Version
-from brainstacks.stacks.registry import ROUTER, Registry
+from brainstacks.stacks.manifest import ROUTER_ENTRY, Published, Version
+from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import check_router_base, inspect_file
 from brainstacks.stacks.verify import verify as problems_of
 
@@ -64,7 +64,7 @@ def list_versions(registry: RegistryOption, as_json: JsonOption = False) -> None
     if manifest.router is not None:
         for router_version in manifest.router.versions:
             active = router_version.version == manifest.router.active
-            _add_version(table, f"({ROUTER})", router_version, active, "")
+            _add_version(table, f"({ROUTER_ENTRY.name})", router_version, active, "")
     table.caption = f"generation {manifest.generation}"
     _print_table(table)
 

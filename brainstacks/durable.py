@@ -52,7 +52,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_file(path: Path, chunks: Iterable[bytes], mode: int = 0o644) -> None:
+def write_file(path: Path, chunks: Iterable[bytes | bytearray], mode: int = 0o644) -> None:
     """Make the file `path` and fsync it. Raises OSError, and may then leave a part of it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:

@@ -15,13 +15,13 @@ from brainstacks.errors import ArtifactTooLarge, BrainstacksError, Conflict, Dom
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import Shape, StackTensors
 from brainstacks.routing.router import Router
-from brainstacks.stacks.artifact import StackMetadata, check_base, read_stack_metadata
+from brainstacks.stacks.artifact import StackFile, StackMetadata, check_base, read_stack_metadata
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.lease import Lease, ServedStack
 from brainstacks.stacks.manifest import Manifest, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.stack_cache import StackCache
-from brainstacks.stacks.tensors import load_stack
+from brainstacks.stacks.tensors import load_stack, received_stack
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Serving:
         self._router_problem: str | None = None
         self._changing = threading.Lock()  # one change of what is served at a time
         self._refused: dict[str, str] = {}
+        self._received: Mapping[str, StackFile] = {}
         self.sync()
 
     @property
@@ -78,8 +79,11 @@ class Serving:
 
     # --- what the registry says -------------------------------------------------------------------
 
-    def sync(self) -> None:
+    def sync(self, received: Iterable[StackFile] = ()) -> None:
         """Serve what the registry's manifest says is active, and nothing else; on any thread.
+
+        Args:
+            received: files that have been published just now, with their data; they are not read again.
 
         New versions are brought to the device where there is room. One that is corrupt, does not fit the
         base, or is larger than the device's budget is named in `problems`; the domain's last good version,
@@ -88,6 +92,7 @@ class Serving:
         if self._registry is None:
             return
         with self._changing:
+            self._received = {file.digest: file for file in received}
             manifest = self._registry.snapshot()
             new, refused = self._new_versions(manifest)
             # Before they are served, so that no request waits; as far as there is room beside the old ones.
@@ -103,6 +108,7 @@ class Serving:
             _failed(leases)  # waits; what failed is in `problems`
             for lease in leases:
                 self.cache.release(lease)
+            self._received = {}
             self._sync_router(manifest)
 
     def _sync_router(self, manifest: Manifest) -> None:
@@ -264,11 +270,13 @@ class Serving:
 
     def _checked(self, domain: str, version: StackVersion) -> ServedStack:
         """A version whose bytes were verified and that fits the base and the device."""
-        metadata = read_stack_metadata(self._path(version.digest))
+        received = self._received.get(version.digest)
+        metadata = received.metadata if received else read_stack_metadata(self._path(version.digest))
         return ServedStack(domain, version, metadata, self.check(metadata))
 
     def _read(self, stack: ServedStack) -> StackTensors:
-        return load_stack(self._path(stack.digest))
+        received = self._received.get(stack.digest)
+        return received_stack(received) if received else load_stack(self._path(stack.digest), stack.metadata)
 
     def _path(self, digest: str) -> Path:
         if self._registry is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from brainstacks.base_identity import BaseIdentity
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import DomainNotFound
-from brainstacks.stacks.artifact import read_stack_metadata
+from brainstacks.stacks.artifact import StackFile, read_stack_metadata
 from brainstacks.stacks.manifest import History, Published, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import check_router_base
@@ -95,11 +95,17 @@ class StackAdmin:
     # --- changes ----------------------------------------------------------------------------------
 
     async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
-        check = self._serving.check
+        received: list[StackFile] = []
+
+        def check(stack: StackFile) -> None:
+            self._serving.check(stack.metadata)
+            received.append(stack)
+
         return await self._change(
             lambda: self._registry.publish(
                 file, domain=domain, expected_generation=expected_generation, check=check
-            )
+            ),
+            received,
         )
 
     async def activate(
@@ -131,7 +137,9 @@ class StackAdmin:
             lambda: self._registry.publish_router(
                 file,
                 expected_generation=expected_generation,
-                check=lambda m: check_router_base(m, identity.fingerprint, identity.hidden_size),
+                check=lambda router: check_router_base(
+                    router.metadata, identity.fingerprint, identity.hidden_size
+                ),
             )
         )
 
@@ -139,12 +147,12 @@ class StackAdmin:
         await self._change(self._registry.reload)
         return self.generation
 
-    async def _change(self, change: Callable[[], T]) -> T:
-        """Run a change of the registry, then serve what it says."""
+    async def _change(self, change: Callable[[], T], received: Sequence[StackFile] = ()) -> T:
+        """Run a change of the registry, then serve what it says; what it `received` is not read again."""
 
         def run() -> T:
             changed = change()
-            self._serving.sync()
+            self._serving.sync(received)
             return changed
 
         async with self._changing:

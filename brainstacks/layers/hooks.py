@@ -26,7 +26,7 @@ class LowRank:
     """The correction `hidden @ up`, in place: hidden [..., C], up [C, d_out].
 
     Attributes:
-        rows: those of the output, seen as [rows, tokens, d_out], that `hidden` [r, tokens, C] is for; None: all.
+        rows: of the output, seen as [rows, tokens, d_out], those of `hidden` [r, tokens, C]; None for all.
     """
 
     hidden: Tensor

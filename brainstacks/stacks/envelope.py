@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -40,10 +40,15 @@ class Kind(Generic[T]):
         """
         return self._read(path)[1]
 
-    def inspect(self, path: Path) -> CheckedFile[T]:
-        """Check a file completely, values included. Raises as `read`."""
+    def inspect(self, path: Path, *, keep: bool = False) -> CheckedFile[T]:
+        """Check a file completely, values included; it is read once. Raises as `read`.
+
+        Args:
+            keep: all of it in memory.
+        """
         header, metadata = self._read(path)
-        return CheckedFile(metadata, check_values(path, header), header.size)
+        data = bytearray(header.size - len(header.raw)) if keep else None
+        return CheckedFile(metadata, check_values(path, header, data), header, data)
 
     def _read(self, path: Path) -> tuple[Header, T]:
         header = read_header(path)
@@ -58,12 +63,18 @@ class CheckedFile(Generic[T]):
 
     Attributes:
         digest: sha256 of the file.
-        bytes: its size.
+        data: its tensors' bytes, where they were kept.
     """
 
     metadata: T
     digest: str
-    bytes: int
+    header: Header = field(repr=False)
+    data: bytearray | None = field(default=None, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """The file's size."""
+        return self.header.size
 
 
 def open_document(text: str, kind: str) -> Fields:

@@ -106,6 +106,15 @@ class History(Generic[V]):
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """What `Registry.prune` removed: versions from the manifest, blobs and bytes from the store."""
+
+    versions: int
+    blobs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A registry's state at one generation.
 
@@ -205,6 +214,24 @@ class Manifest:
         )
         fields.end()
         return manifest
+
+
+@dataclass(frozen=True)
+class Entry(Generic[V]):
+    """A history in a manifest: a domain's, or the router's."""
+
+    name: str
+    get: Callable[[Manifest], History[V] | None]
+    put: Callable[[Manifest, History[V]], Manifest]
+
+
+def domain_entry(name: str) -> Entry[StackVersion]:
+    return Entry(name, lambda m: m.domains.get(name), lambda m, history: m.with_domain(name, history))
+
+
+ROUTER_ENTRY = Entry[Version](
+    "router", lambda m: m.router, lambda m, history: dataclasses.replace(m, router=history)
+)
 
 
 def _history(fields: Fields, read: Callable[[Fields], V]) -> History[V]:

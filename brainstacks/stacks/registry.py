@@ -11,34 +11,33 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from brainstacks.errors import (
     ConfigError,
     Conflict,
-    CorruptBlob,
     IncompatibleArtifact,
     InvalidArtifact,
     NotFound,
     StaleGeneration,
 )
-from brainstacks.stacks.artifact import StackMetadata, check_domain_name, inspect_stack, sha256_file
-from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion, V, Version
-from brainstacks.stacks.router_artifact import RouterMetadata, inspect_router
+from brainstacks.stacks.artifact import STACK, StackFile, check_domain_name
+from brainstacks.stacks.envelope import CheckedFile
+from brainstacks.stacks.manifest import (
+    ROUTER_ENTRY,
+    Entry,
+    History,
+    Manifest,
+    Pruned,
+    Published,
+    StackVersion,
+    V,
+    Version,
+    domain_entry,
+)
+from brainstacks.stacks.router_artifact import ROUTER, RouterFile
 from brainstacks.stacks.store import LocalStore, Store
-
-ROUTER = "router"
-"""The name under which the meta-router appears in results and problems."""
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What `Registry.prune` removed: versions from the manifest, blobs and bytes from the store."""
-
-    versions: int
-    blobs: int
-    bytes: int
 
 
 class Registry:
@@ -65,7 +64,6 @@ class Registry:
             )
         self._store: Store = LocalStore(root)
         self._guard = threading.Lock()  # orders adoptions of a manifest among threads
-        self._verified: dict[str, tuple[int, int, int]] = {}
         self._manifest = self._read()
 
     # reading
@@ -90,25 +88,8 @@ class Registry:
         return self._store.total_bytes()
 
     def blob_path(self, digest: str, *, anew: bool = False) -> Path:
-        """Path of the file with this digest, its bytes verified on first use and when the file has changed.
-
-        Args:
-            anew: verify them whatever is known.
-
-        Raises:
-            CorruptBlob: it is missing or its bytes do not match.
-        """
-        path = self._store.path(digest)
-        advice = "publish the file again, activate another version, or restore the registry from a backup"
-        try:
-            identity = _identity(path)
-            if anew or self._verified.get(digest) != identity:
-                if sha256_file(path) != digest:
-                    raise CorruptBlob(f"the stored bytes of {digest} do not match their digest; {advice}")
-                self._verified[digest] = identity
-        except OSError as error:
-            raise CorruptBlob(f"the stored bytes of {digest} cannot be read; {advice}") from error
-        return path
+        """Path of the file with this digest, verified. As `Store.verified`."""
+        return self._store.verified(digest, anew=anew)
 
     # changing
 
@@ -118,9 +99,9 @@ class Registry:
         *,
         domain: str | None = None,
         expected_generation: int | None = None,
-        check: Callable[[StackMetadata], object] | None = None,
+        check: Callable[[StackFile], object] | None = None,
     ) -> Published:
-        """Make a stack file the newest, serving version of its domain. `file` is copied and left alone.
+        """Make a stack file the newest, serving version of its domain. `file` is read once, and left alone.
 
         Bytes that serve already change nothing; bytes of an older version make that version serve again; in
         both cases `created` is False. A damaged stored copy of the same bytes is repaired.
@@ -129,7 +110,7 @@ class Registry:
             file: the stack file; its metadata names the domain.
             domain: the domain that the caller means; another one in the file is refused.
             expected_generation: refuse if the registry is at another one.
-            check: called with the file's metadata; raises to refuse it (`artifact.check_base`).
+            check: called with the file, in memory; raises to refuse it (`artifact.check_base`).
 
         Raises:
             InvalidArtifact: the file is not a sound stack, or of another domain.
@@ -139,43 +120,30 @@ class Registry:
         """
         if domain is not None:
             check_domain_name(domain)
-        before = self._read()
-        _check_generation(before, expected_generation)
-        stack = inspect_stack(file)
-        name = stack.metadata.domain
+        before = self._unchanged(expected_generation)
+        stack = STACK.inspect(file, keep=True)
+        name, config = stack.metadata.domain, stack.metadata.config
         if domain is not None and domain != name:
             raise InvalidArtifact(
                 f"the file is a stack of {name!r}; publish it under that name, not as {domain!r}",
                 param="domain",
             )
         if check is not None:
-            check(stack.metadata)
+            check(stack)
+        facts = {"rounds": stack.metadata.rounds, "rank": config.rank, "experts": config.experts}
+        entry = domain_entry(name)
         with self._writing(expected_generation) as manifest:
-            history = manifest.domains.get(name)
-            _check_unchanged(name, before.domains.get(name), history, stack.digest)
-            with self._stored(file, stack.digest):
-                number = manifest.next_version(name)
-                config = stack.metadata.config
-                new = StackVersion(
-                    number,
-                    stack.digest,
-                    stack.bytes,
-                    int(time.time()),
-                    rounds=stack.metadata.rounds,
-                    rank=config.rank,
-                    experts=config.experts,
-                )
-                following = history.published(new) if history else History(number, number, (new,))
-                if following != history:
-                    manifest = self._commit(manifest.with_domain(name, following))
-        return _published(name, following, manifest, created=following.active == number)
+            new = StackVersion(
+                manifest.next_version(name), stack.digest, stack.bytes, int(time.time()), **facts
+            )
+            return self._add(entry, entry.get(before), manifest, stack, new)
 
     def publish_router(
         self,
         file: Path,
         *,
         expected_generation: int | None = None,
-        check: Callable[[RouterMetadata], object] | None = None,
+        check: Callable[[RouterFile], object] | None = None,
     ) -> Published:
         """Make a router file the newest, serving router; otherwise as `publish`.
 
@@ -183,11 +151,10 @@ class Registry:
             IncompatibleArtifact: it routes to domains that the registry does not have.
             InvalidArtifact, StaleGeneration, Conflict, StorageFull: as `publish`.
         """
-        before = self._read()
-        _check_generation(before, expected_generation)
-        router = inspect_router(file)
+        before = self._unchanged(expected_generation)
+        router = ROUTER.inspect(file, keep=True)
         if check is not None:
-            check(router.metadata)
+            check(router)
         with self._writing(expected_generation) as manifest:
             unknown = [name for name in router.metadata.config.domains if name not in manifest.domains]
             if unknown:
@@ -195,15 +162,9 @@ class Registry:
                     f"the router routes to {', '.join(unknown)}, which the registry does not have; publish "
                     "their stacks first"
                 )
-            history = manifest.router
-            _check_unchanged(ROUTER, before.router, history, router.digest)
-            with self._stored(file, router.digest):
-                number = (history.last_version if history else 0) + 1
-                new = Version(number, router.digest, router.bytes, int(time.time()))
-                following = history.published(new) if history else History(number, number, (new,))
-                if following != history:
-                    manifest = self._commit(dataclasses.replace(manifest, router=following))
-        return _published(ROUTER, following, manifest, created=following.active == number)
+            number = (manifest.router.last_version if manifest.router else 0) + 1
+            new = Version(number, router.digest, router.bytes, int(time.time()))
+            return self._add(ROUTER_ENTRY, before.router, manifest, router, new)
 
     def activate(self, domain: str, version: int, *, expected_generation: int | None = None) -> Published:
         """Make a published version of `domain` serve: roll back or forward.
@@ -214,23 +175,14 @@ class Registry:
             StaleGeneration: the registry is not at `expected_generation`.
         """
         with self._writing(expected_generation) as manifest:
-            history = manifest.domain(domain)
-            following = history.activated(version)
-            self.blob_path(following.current.digest)
-            if following != history:
-                manifest = self._commit(manifest.with_domain(domain, following))
-        return _published(domain, following, manifest, created=False)
+            return self._activate(domain_entry(domain), manifest, manifest.domain(domain), version)
 
     def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
         """Make a published version of the router serve. Raises as `activate`; NotFound without a router."""
         with self._writing(expected_generation) as manifest:
             if manifest.router is None:
                 raise NotFound("the registry has no router; publish one")
-            following = manifest.router.activated(version)
-            self.blob_path(following.current.digest)
-            if following != manifest.router:
-                manifest = self._commit(dataclasses.replace(manifest, router=following))
-        return _published(ROUTER, following, manifest, created=False)
+            return self._activate(ROUTER_ENTRY, manifest, manifest.router, version)
 
     def delete(
         self, domain: str, *, purge: bool = False, expected_generation: int | None = None
@@ -283,12 +235,50 @@ class Registry:
         content = self._store.read_manifest()
         return Manifest() if content is None else Manifest.from_bytes(content)
 
+    def _unchanged(self, expected_generation: int | None) -> Manifest:
+        """The stored manifest, at that generation where one is expected."""
+        manifest = self._read()
+        if expected_generation is not None and expected_generation != manifest.generation:
+            raise StaleGeneration(
+                f"the registry is at generation {manifest.generation}, not {expected_generation}; look at "
+                "what changed, then try again with the new number"
+            )
+        return manifest
+
     @contextmanager
     def _writing(self, expected_generation: int | None) -> Iterator[Manifest]:
         with self._store.lock():
-            manifest = self._read()
-            _check_generation(manifest, expected_generation)
-            yield manifest
+            yield self._unchanged(expected_generation)
+
+    def _add(
+        self, entry: Entry[V], before: History[V] | None, manifest: Manifest, file: CheckedFile[Any], new: V
+    ) -> Published:
+        """Store `file` and have it serve; it is taken out again when that fails."""
+        now = entry.get(manifest)
+        if before != now and (now is None or now.current.digest != file.digest):
+            raise Conflict(
+                f"another writer changed {entry.name!r} meanwhile; look at what it did, then publish again"
+            )
+        try:
+            self._store.put((file.header.raw, file.data or b""), file.digest)
+            following = now.published(new) if now else History(new.version, new.version, (new,))
+            return self._follow(entry, manifest, following, created=following.active == new.version)
+        except BaseException:
+            self._discard(self._read(), [file.digest])
+            raise
+
+    def _activate(self, entry: Entry[V], manifest: Manifest, history: History[V], version: int) -> Published:
+        following = history.activated(version)
+        self.blob_path(following.current.digest)
+        return self._follow(entry, manifest, following, created=False)
+
+    def _follow(
+        self, entry: Entry[V], manifest: Manifest, following: History[V], *, created: bool
+    ) -> Published:
+        """Commit `following`, where it is a change."""
+        if following != entry.get(manifest):
+            manifest = self._commit(entry.put(manifest, following))
+        return _published(entry.name, following, manifest, created=created)
 
     def _commit(self, manifest: Manifest) -> Manifest:
         manifest = dataclasses.replace(manifest, generation=manifest.generation + 1)
@@ -297,40 +287,10 @@ class Registry:
             self._manifest = manifest
         return manifest
 
-    @contextmanager
-    def _stored(self, file: Path, digest: str) -> Iterator[None]:
-        """Store `file`; take it out again when the change that needed it fails."""
-        try:
-            self._store.put(file, digest)  # which checks what it copies
-            self._verified[digest] = _identity(self._store.path(digest))
-            yield
-        except BaseException:
-            self._discard(self._read(), [digest])
-            raise
-
     def _discard(self, manifest: Manifest, digests: Iterable[str]) -> tuple[int, int]:
         unreferenced = set(digests) - manifest.referenced()
         freed = [self._store.delete(digest) for digest in sorted(unreferenced)]
         return sum(size > 0 for size in freed), sum(freed)
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    """Of a file's bytes, as far as can be told without reading them."""
-    stat = path.stat()
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-def _check_generation(manifest: Manifest, expected: int | None) -> None:
-    if expected is not None and expected != manifest.generation:
-        raise StaleGeneration(
-            f"the registry is at generation {manifest.generation}, not {expected}; look at what changed, "
-            "then try again with the new number"
-        )
-
-
-def _check_unchanged(name: str, before: History[V] | None, now: History[V] | None, digest: str) -> None:
-    if before != now and (now is None or now.current.digest != digest):
-        raise Conflict(f"another writer changed {name!r} meanwhile; look at what it did, then publish again")
 
 
 def _published(name: str, history: History[V], manifest: Manifest, *, created: bool) -> Published:

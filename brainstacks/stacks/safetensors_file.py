@@ -53,12 +53,12 @@ EXPONENT_BITS: dict[str, tuple[type[np.unsignedinteger], int]] = {
 }
 """Exponent mask of each float dtype: all ones there, and nowhere else, is an infinity or a NaN."""
 
-CHUNK_ELEMENTS = 2**18
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: bytes `start..end` after `Header.data_start`."""
+    """Where one tensor lies: bytes `start..end` after `Header.raw`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -73,13 +73,13 @@ class Header:
     Attributes:
         tensors: by name, in the order of their bytes.
         metadata: the `__metadata__` strings.
-        data_start: bytes before the first tensor.
+        raw: the bytes before the first tensor's.
         size: bytes of the whole file.
     """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
-    data_start: int
+    raw: bytes
     size: int
 
 
@@ -121,7 +121,7 @@ def read_header(path: Path) -> Header:
     infos = [(name, _tensor(name, entry)) for name, entry in document.items()]
     infos.sort(key=lambda item: (item[1].start, item[1].end))
     _check_tiling(infos, size - 8 - length)
-    return Header(dict(infos), metadata, data_start=8 + length, size=size)
+    return Header(dict(infos), metadata, prefix + raw, size)
 
 
 def _metadata(value: object) -> dict[str, str]:
@@ -167,9 +167,12 @@ def _check_tiling(infos: list[tuple[str, TensorInfo]], data_bytes: int) -> None:
         raise InvalidArtifact(f"the tensors need {end} bytes and the file holds {data_bytes}: it {fault}")
 
 
-def check_values(path: Path, header: Header) -> str:
+def check_values(path: Path, header: Header, data: bytearray | None = None) -> str:
     """Check that every value of every tensor is finite, and hash the file on the way: it is read once, in
     chunks of at most 1 MiB.
+
+    Args:
+        data: is filled with the tensors' bytes, all that follow `header.raw`.
 
     Returns:
         the file's digest, sha256 in hexadecimal.
@@ -177,26 +180,23 @@ def check_values(path: Path, header: Header) -> str:
     Raises:
         InvalidArtifact: a tensor holds NaN or infinity, or its dtype is not in `EXPONENT_BITS`; it is named.
     """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        digest.update(file.read(header.data_start))
+    digest, chunk = hashlib.sha256(header.raw), memoryview(bytearray(CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(len(header.raw))
         for name, info in header.tensors.items():  # in the order of their bytes, without gaps
             if info.dtype not in EXPONENT_BITS:
                 raise InvalidArtifact(
                     f"tensor {show(name)} has dtype {info.dtype}; weights are {', '.join(EXPONENT_BITS)}"
                 )
             unsigned, mask = EXPONENT_BITS[info.dtype]
-            remaining = math.prod(info.shape)
-            while remaining:
-                wanted = min(remaining, CHUNK_ELEMENTS) * ITEM_BYTES[info.dtype]
-                raw = file.read(wanted)
-                if len(raw) < wanted:
+            for start in range(info.start, info.end, CHUNK_BYTES):
+                end = min(start + CHUNK_BYTES, info.end)
+                raw = chunk[: end - start] if data is None else memoryview(data)[start:end]
+                if file.readinto(raw) < len(raw):
                     raise InvalidArtifact(
                         f"the file ends inside tensor {show(name)}; it changed while being read"
                     )
                 digest.update(raw)
-                bits = np.frombuffer(raw, unsigned)
-                if int((bits & unsigned(mask)).max()) == mask:
+                if int((np.frombuffer(raw, unsigned) & unsigned(mask)).max()) == mask:
                     raise InvalidArtifact(f"tensor {show(name)} holds NaN or infinity; weights are finite")
-                remaining -= bits.size
     return digest.hexdigest()

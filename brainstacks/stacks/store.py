@@ -12,7 +12,6 @@ directory fsynced: a reader, and a restart after a crash, sees the old or the ne
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -21,10 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from brainstacks.durable import make_directory, replacing, storage_full, write_file
-from brainstacks.errors import Conflict
+from brainstacks.errors import CorruptBlob
 from brainstacks.stacks.artifact import check_digest, is_digest, sha256_file
-
-CHUNK_BYTES = 2**20
 
 _FULL = "the registry's store has no room for {what}; free some with `brainstacks prune` or enlarge it"
 
@@ -41,16 +38,20 @@ class Store(Protocol):
     def write_manifest(self, content: bytes) -> None:
         """Replace the manifest as a whole. Needs the lock. Raises StorageFull."""
 
-    def put(self, source: Path, digest: str) -> None:
-        """Store the bytes of `source`; a damaged copy is replaced. Needs the lock.
+    def put(self, content: Iterable[bytes | bytearray], digest: str) -> None:
+        """Store the bytes of `content`, whose digest this is; a damaged copy is replaced. Needs the lock.
 
         Raises:
             StorageFull: no room; nothing is left behind.
-            Conflict: `source` does not have this digest (any more).
         """
 
-    def path(self, digest: str) -> Path:
-        """A local path from which the bytes can be memory-mapped; it need not exist."""
+    def verified(self, digest: str, *, anew: bool = False) -> Path:
+        """A local path from which the bytes can be memory-mapped. They are verified on first use and when
+        the file has changed; with `anew`, whatever is known. What was put is verified.
+
+        Raises:
+            CorruptBlob: they are missing or do not match the digest.
+        """
 
     def delete(self, digest: str) -> int:
         """Delete the bytes; how many were freed. Needs the lock. A reader's open mapping stays good."""
@@ -74,6 +75,7 @@ class LocalStore:
         self._blobs = root / "blobs" / "sha256"
         self._temporary = root / "tmp"
         self._manifest = root / "manifest.json"
+        self._verified: dict[str, tuple[int, int, int]] = {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -98,33 +100,36 @@ class LocalStore:
     def write_manifest(self, content: bytes) -> None:
         self._write(self._manifest, [content], mode=0o644)
 
-    def put(self, source: Path, digest: str) -> None:
-        target = self.path(digest)
-        if target.exists() and sha256_file(target) == digest:
-            return
-        copied = hashlib.sha256()
+    def put(self, content: Iterable[bytes | bytearray], digest: str) -> None:
+        target = self._path(digest)
+        if not target.exists() or sha256_file(target) != digest:
+            self._write(target, content, mode=0o444)
+        self._verified[digest] = _identity(target)
 
-        def chunks() -> Iterator[bytes]:
-            with open(source, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    copied.update(chunk)
-                    yield chunk
-            if copied.hexdigest() != digest:
-                raise Conflict("the file changed while it was being published; publish it again")
+    def verified(self, digest: str, *, anew: bool = False) -> Path:
+        path = self._path(digest)
+        advice = "publish the file again, activate another version, or restore the registry from a backup"
+        try:
+            identity = _identity(path)
+            if anew or self._verified.get(digest) != identity:
+                if sha256_file(path) != digest:
+                    raise CorruptBlob(f"the stored bytes of {digest} do not match their digest; {advice}")
+                self._verified[digest] = identity
+        except OSError as error:
+            raise CorruptBlob(f"the stored bytes of {digest} cannot be read; {advice}") from error
+        return path
 
-        self._write(target, chunks(), mode=0o444)
-
-    def _write(self, target: Path, chunks: Iterable[bytes], mode: int) -> None:
+    def _write(self, target: Path, chunks: Iterable[bytes | bytearray], mode: int) -> None:
         temporary = self._temporary / uuid.uuid4().hex
         with storage_full("this", _FULL), replacing(target, temporary):
             write_file(temporary, chunks, mode)
 
-    def path(self, digest: str) -> Path:
+    def _path(self, digest: str) -> Path:
         check_digest(digest)
         return self._blobs / digest
 
     def delete(self, digest: str) -> int:
-        path = self.path(digest)
+        path = self._path(digest)
         try:
             size = path.stat().st_size
             path.unlink()
@@ -136,4 +141,10 @@ class LocalStore:
         return sorted(path.name for path in self._blobs.glob("*") if is_digest(path.name))
 
     def total_bytes(self) -> int:
-        return sum(self.path(digest).stat().st_size for digest in self.digests())
+        return sum(self._path(digest).stat().st_size for digest in self.digests())
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """Of a file's bytes, as far as can be told without reading them."""
+    stat = path.stat()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -5,6 +5,7 @@ Tensors are named and shaped as in `artifact.py` and `router_artifact.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,8 @@ from brainstacks.stacks.envelope import METADATA_KEY
 from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata, inspect_router
 
 File = TypeVar("File")
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def save_stack(path: Path, metadata: StackMetadata, tensors: Mapping[str, torch.Tensor]) -> StackFile:
@@ -57,14 +60,30 @@ def _save(
     return file
 
 
-def load_stack(path: Path) -> StackTensors:
+def load_stack(path: Path, metadata: StackMetadata | None = None) -> StackTensors:
     """A stack file, on the CPU, memory-mapped: bytes are read when they are used, values are not checked.
+
+    Args:
+        metadata: the file's, where it is known; else it is read, and the set of tensors checked.
 
     Raises:
         InvalidArtifact: the file is not a sound stack.
     """
-    metadata = read_stack_metadata(path)
+    metadata = metadata or read_stack_metadata(path)
     return StackTensors(metadata.config, metadata.rounds, load_file(path, device="cpu"))
+
+
+def received_stack(file: StackFile) -> StackTensors:
+    """A checked stack file whose data was kept: views of these."""
+    if file.data is None:
+        raise ValueError(f"the data of {file.digest} were not kept; inspect the file with keep=True")
+    tensors = {
+        name: torch.frombuffer(
+            file.data, dtype=_DTYPES[info.dtype], count=math.prod(info.shape), offset=info.start
+        ).view(info.shape)
+        for name, info in file.header.tensors.items()
+    }
+    return StackTensors(file.metadata.config, file.metadata.rounds, tensors)
 
 
 def load_router_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from brainstacks.errors import BrainstacksError, CorruptBlob
 from brainstacks.stacks.artifact import inspect_stack
-from brainstacks.stacks.manifest import History, StackVersion, V, Version
-from brainstacks.stacks.registry import ROUTER, Registry
+from brainstacks.stacks.manifest import ROUTER_ENTRY, History, StackVersion, V, Version
+from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import inspect_router
 
 
@@ -30,7 +30,7 @@ def verify(registry: Registry) -> list[Problem]:
     for name, history in manifest.domains.items():
         problems += _verify(registry, name, history, _check_stack)
     if manifest.router is not None:
-        problems += _verify(registry, ROUTER, manifest.router, _check_router)
+        problems += _verify(registry, ROUTER_ENTRY.name, manifest.router, _check_router)
     return problems
 
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from brainstacks.engine.request import (
     CompositionRequest,
@@ -18,9 +19,10 @@ from brainstacks.errors import (
 )
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
+from brainstacks.stacks import tensors
 from tests.engine.async_driving import Running, begin, collect, expected, long, stream
 from tests.engine.driving import fixed, prompt_of, request
-from tests.tiny import random_stack
+from tests.tiny import random_stack, stack_config
 
 ROUTED = CompositionRequest("routed")
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_backend")]
@@ -95,6 +97,35 @@ async def test_an_id_that_is_in_use_is_refused_and_its_owner_goes_on(running: Ru
     running.gate.set()
     assert ids + await collect(events) == expected(running, one)
     await drain
+
+
+# --- publication ----------------------------------------------------------------------------------
+
+
+def bytes_read() -> int:
+    """By this process, so far, mapped memory left out."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+async def test_a_file_is_read_once_between_its_publication_and_its_use(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = running.served
+    stack = random_stack(served.base.identity.dims, 7, rounds=24, config=stack_config(rank=16))
+    file = running.write("law", stack)
+
+    def mapped(path: Path, **_: object) -> None:
+        raise AssertionError(f"{path} is read once more")
+
+    monkeypatch.setattr(tensors, "load_file", mapped)
+    size, before = file.stat().st_size, bytes_read()
+    published = await running.engine.stacks.publish("law", file)
+    assert size <= bytes_read() - before < 1.1 * size
+    assert running.engine.stacks.domain("law").residency == "device"
+    bank = served.engine.stacks.bank
+    there = bank.resident(("law", published.version)).stack
+    assert torch.equal(there._memory, PackedStack.pack(stack, bank.dtype)._memory)
+    assert served.registry.blob_path(published.digest, anew=True).read_bytes() == file.read_bytes()
 
 
 # --- where stacks are -----------------------------------------------------------------------------

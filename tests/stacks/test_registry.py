@@ -21,9 +21,9 @@ from brainstacks.errors import (
     StaleGeneration,
     VersionNotFound,
 )
-from brainstacks.stacks.artifact import StackMetadata, check_base, sha256_file
-from brainstacks.stacks.manifest import Published
-from brainstacks.stacks.registry import Pruned, Registry
+from brainstacks.stacks.artifact import StackFile, check_base, sha256_file
+from brainstacks.stacks.manifest import Pruned, Published
+from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.verify import verify
 from tests.stacks.files import DIMS, write_router, write_stack
 
@@ -71,7 +71,7 @@ def test_what_was_checked_while_it_was_stored_is_not_read_again_to_be_served(
         hashed.append(path)
         return sha256_file(path)
 
-    monkeypatch.setattr("brainstacks.stacks.registry.sha256_file", counted)
+    monkeypatch.setattr("brainstacks.stacks.store.sha256_file", counted)
     path = registry.blob_path(registry.publish(chat).digest)
     assert hashed == []
     path.chmod(0o600)
@@ -141,12 +141,20 @@ def test_an_unsound_file_leaves_no_trace(registry: Registry, root: Path, tmp_pat
 
 
 def test_the_callers_check_refuses_another_base(registry: Registry, chat: Path) -> None:
-    def check(metadata: StackMetadata) -> None:
-        check_base(metadata, "0" * 64, DIMS, 2)
+    def check(stack: StackFile) -> None:
+        check_base(stack.metadata, "0" * 64, DIMS, 2)
 
     with pytest.raises(IncompatibleArtifact, match="fingerprint"):
         registry.publish(chat, check=check)
     assert registry.reload().generation == 0
+
+
+def test_what_was_checked_is_what_is_stored_whatever_becomes_of_the_file(
+    registry: Registry, chat: Path
+) -> None:
+    content = chat.read_bytes()
+    published = registry.publish(chat, check=lambda stack: chat.write_bytes(b"something else"))
+    assert registry.blob_path(published.digest, anew=True).read_bytes() == content
 
 
 # compare and set

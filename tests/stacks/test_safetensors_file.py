@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from brainstacks.errors import InvalidArtifact
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.safetensors_file import (
-    CHUNK_ELEMENTS,
+    CHUNK_BYTES,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     check_values,
@@ -53,7 +53,7 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     assert header.metadata == {"k": "v"}
     assert header.size == os.path.getsize(tmp_path / "f")
     info = header.tensors["x"]
-    content = (tmp_path / "f").read_bytes()[header.data_start :][info.start : info.end]
+    content = (tmp_path / "f").read_bytes()[len(header.raw) :][info.start : info.end]
     assert np.frombuffer(content, "<f4").tolist() == [1.0] * 6
 
 
@@ -194,7 +194,7 @@ def test_any_damage_gives_a_header_or_a_refusal(tmp_path: Path, position: int, r
     except InvalidArtifact:
         return
     ends = [info.end for info in header.tensors.values()]
-    assert header.data_start + max(ends, default=0) == header.size == len(content)
+    assert len(header.raw) + max(ends, default=0) == header.size == len(content)
 
 
 JSON = st.recursive(
@@ -225,13 +225,16 @@ def test_any_json_as_header_gives_a_header_or_a_refusal(tmp_path: Path, document
 def test_finds_one_value_that_is_not_finite(
     tmp_path: Path, dtype: torch.dtype, kind: str, value: float
 ) -> None:
-    largest = torch.full((CHUNK_ELEMENTS + 7,), torch.finfo(dtype).max, dtype=dtype)
+    largest = torch.full((CHUNK_BYTES // dtype.itemsize + 7,), torch.finfo(dtype).max, dtype=dtype)
     save_file(
         {"fine": largest, "small": torch.full((3,), torch.finfo(dtype).tiny, dtype=dtype)}, tmp_path / "f"
     )
     header = read_header(tmp_path / "f")
     assert header.tensors["fine"].dtype == kind
+    data = bytearray(header.size - len(header.raw))
     assert check_values(tmp_path / "f", header) == sha256_file(tmp_path / "f")
+    assert check_values(tmp_path / "f", header, data) == sha256_file(tmp_path / "f")
+    assert header.raw + data == (tmp_path / "f").read_bytes()
     largest[-1] = value
     save_file({"fine": torch.zeros(4, dtype=dtype), "spoilt": largest}, tmp_path / "f")
     with pytest.raises(InvalidArtifact, match="'spoilt' holds NaN or infinity"):

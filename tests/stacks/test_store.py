@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from brainstacks.errors import Conflict, InvalidArtifact, StorageFull
+from brainstacks.errors import CorruptBlob, InvalidArtifact, StorageFull
+from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.store import LocalStore
 
 CONTENT = b"x" * 3_000_000
@@ -25,21 +26,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "source").write_bytes(CONTENT)
-    return tmp_path / "source"
+def blob(root: Path) -> Path:
+    return root / "blobs" / "sha256" / DIGEST
 
 
 def files(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {"lock"}
 
 
-def test_stores_bytes_under_their_digest_and_frees_them(root: Path, source: Path) -> None:
+def test_stores_bytes_under_their_digest_and_frees_them(root: Path) -> None:
     store = LocalStore(root)
     with store.lock():
-        store.put(source, DIGEST)
-    assert store.path(DIGEST).read_bytes() == CONTENT == source.read_bytes()
+        store.put([CONTENT], DIGEST)
+    assert store.verified(DIGEST).read_bytes() == CONTENT
     assert (store.digests(), store.total_bytes()) == ([DIGEST], len(CONTENT))
     with store.lock():
         assert store.delete(DIGEST) == len(CONTENT)
@@ -47,25 +46,43 @@ def test_stores_bytes_under_their_digest_and_frees_them(root: Path, source: Path
     assert files(root) == set()
 
 
-def test_a_damaged_copy_is_replaced_and_a_sound_one_kept(root: Path, source: Path) -> None:
+def test_a_damaged_copy_is_replaced_and_a_sound_one_kept(root: Path) -> None:
     store = LocalStore(root)
     with store.lock():
-        store.put(source, DIGEST)
-        inode = store.path(DIGEST).stat().st_ino
-        store.put(source, DIGEST)
-        assert store.path(DIGEST).stat().st_ino == inode
-        store.path(DIGEST).unlink()
-        store.path(DIGEST).write_bytes(b"damaged")
-        store.put(source, DIGEST)
-    assert store.path(DIGEST).read_bytes() == CONTENT
+        store.put([CONTENT], DIGEST)
+        inode = blob(root).stat().st_ino
+        store.put([CONTENT], DIGEST)
+        assert blob(root).stat().st_ino == inode
+        blob(root).unlink()
+        blob(root).write_bytes(b"damaged")
+        store.put([CONTENT], DIGEST)
+    assert store.verified(DIGEST).read_bytes() == CONTENT
 
 
-def test_a_source_that_changed_is_refused(root: Path, source: Path) -> None:
+def test_what_was_put_is_known_to_be_sound_until_the_file_changes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = LocalStore(root)
-    source.write_bytes(CONTENT + b"more")
-    with store.lock(), pytest.raises(Conflict, match="changed while"):
-        store.put(source, DIGEST)
-    assert files(root) == set()
+    with store.lock():
+        store.put([CONTENT[:7], CONTENT[7:]], DIGEST)
+    hashed: list[Path] = []
+
+    def watched(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("brainstacks.stacks.store.sha256_file", watched)
+    assert store.verified(DIGEST) == blob(root)
+    assert hashed == []
+    assert store.verified(DIGEST, anew=True) == blob(root)
+    assert hashed == [blob(root)]
+    blob(root).chmod(0o644)
+    blob(root).write_bytes(CONTENT[:-1] + b"y")
+    with pytest.raises(CorruptBlob, match="do not match"):
+        store.verified(DIGEST)
+    blob(root).unlink()
+    with pytest.raises(CorruptBlob, match="cannot be read"):
+        store.verified(DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +90,13 @@ def test_a_source_that_changed_is_refused(root: Path, source: Path) -> None:
 )
 def test_only_a_digest_becomes_a_path(root: Path, digest: str) -> None:
     with pytest.raises(InvalidArtifact, match="is no digest"):
-        LocalStore(root).path(digest)
+        LocalStore(root).verified(digest)
 
 
 @pytest.mark.parametrize("function", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_nothing_behind(
-    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int
+    root: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int
 ) -> None:
     store = LocalStore(root)
     with store.lock():
@@ -94,31 +111,27 @@ def test_a_full_disk_leaves_nothing_behind(
         with monkeypatch.context() as patch:
             patch.setattr(os, function, full)
             with pytest.raises(StorageFull, match="no room"):
-                store.put(source, DIGEST)
+                store.put([CONTENT], DIGEST)
             with pytest.raises(StorageFull):
                 store.write_manifest(b"new")
     assert files(root) == {"manifest.json"}
     assert store.read_manifest() == b"old"
 
 
-def test_a_limit_of_the_kernel_in_the_middle_of_a_file_leaves_nothing_behind(
-    root: Path, source: Path
-) -> None:
+def test_a_limit_of_the_kernel_in_the_middle_of_a_file_leaves_nothing_behind(root: Path) -> None:
     store = LocalStore(root)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with store.lock():
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, limits[1]))
         try:
             with pytest.raises(StorageFull):
-                store.put(source, DIGEST)
+                store.put([CONTENT], DIGEST)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files(root) == set()
 
 
-def test_other_faults_are_not_called_a_full_disk(
-    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_faults_are_not_called_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise OSError(errno.EIO, "injected")
 
@@ -126,7 +139,7 @@ def test_other_faults_are_not_called_a_full_disk(
     with store.lock():
         monkeypatch.setattr(os, "fsync", broken)
         with pytest.raises(OSError, match="injected"):
-            store.put(source, DIGEST)
+            store.put([CONTENT], DIGEST)
     assert files(root) == set()
 
 
@@ -159,20 +172,20 @@ def test_the_lock_excludes_other_writers(root: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_the_lock_and_every_descriptor_are_released_after_an_error(root: Path, source: Path) -> None:
+def test_the_lock_and_every_descriptor_are_released_after_an_error(root: Path) -> None:
     store = LocalStore(root)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(Conflict), store.lock():
-        store.put(source, "0" * 64)
+    with pytest.raises(InvalidArtifact), store.lock():
+        store.put([CONTENT], "no digest")
     with store.lock():
         assert len(os.listdir("/proc/self/fd")) == before + 1
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_files_of_others_among_the_blobs_are_left_alone(root: Path, source: Path) -> None:
+def test_files_of_others_among_the_blobs_are_left_alone(root: Path) -> None:
     store = LocalStore(root)
     with store.lock():
-        store.put(source, DIGEST)
+        store.put([CONTENT], DIGEST)
     (root / "blobs" / "sha256" / ".gitkeep").write_bytes(b"1")
     assert (store.digests(), store.total_bytes()) == ([DIGEST], len(CONTENT))
 
