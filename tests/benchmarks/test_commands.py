@@ -10,65 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import (
-    contention,
-    decode,
-    deterministic,
-    first_start,
-    hot_load,
-    http_load,
-    libraries,
-    llama_cpp,
-    nll,
-    options,
-    peers,
-    prefill,
-    residency,
-    step_profile,
-)
+from benchmarks import decode, first_start, libraries, nll, options, residency
 from benchmarks import decode_case as names
-from brainstacks.base_model import identify_base
 from brainstacks.errors import BrainstacksError, ConfigError
-from tests.benchmarks.trained import trained_registry
+from tests.benchmarks.commands import BENCHMARKS
 from training.runs.signals import Interrupted
-
-BENCHMARKS = {
-    "decode": decode.app,
-    "prefill": prefill.app,
-    "hot_load": hot_load.app,
-    "residency": residency.app,
-    "http_load": http_load.app,
-    "deterministic": deterministic.app,
-    "nll": nll.app,
-    "first_start": first_start.app,
-    "contention": contention.app,
-    "step_profile": step_profile.app,
-}
-
-
-@pytest.fixture
-def run(tiny_directory: Path, tmp_path: Path) -> Any:
-    """Runs a benchmark on the tiny base; gives its document and what it printed."""
-
-    def command(name: str, *arguments: str, registry: bool = False) -> tuple[Any, str]:
-        flags = ["--base", str(tiny_directory)]
-        if name != "step_profile":  # whose device is the CPU
-            flags += ["--device", "cpu"]
-        if name != "nll":  # whose variants say
-            flags += ["--quantization", "none"]
-        flags += ["--output", str(tmp_path / "results")]
-        if registry:
-            trained_registry(tmp_path, identify_base(tiny_directory))
-            flags += ["--registry", str(tmp_path / "trained")]
-        result = CliRunner().invoke(BENCHMARKS[name], [*flags, *arguments], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        (path,) = (tmp_path / "results").glob(f"{name}-*.json")
-        for file in (path, path.with_suffix(".md")):
-            assert str(tmp_path) not in file.read_text()
-            assert str(tiny_directory) not in file.read_text()
-        return json.loads(path.read_text()), result.output
-
-    return command
 
 
 def test_deterministic_compares_the_engine_with_itself_at_every_batch_size(run: Any) -> None:
@@ -87,95 +33,12 @@ def test_help_says_what_is_measured_and_gives_a_quick_example(name: str) -> None
     assert f"python -m benchmarks.{name} " in " ".join(result.output.split())
 
 
-@pytest.fixture
-def fake_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "fake_llama_cpp"))
-    monkeypatch.setattr(peers, "gguf_of", lambda base: Path("base.gguf"))
-    installed = peers.installed
-    monkeypatch.setattr(peers, "installed", lambda name: name == llama_cpp.PACKAGE or installed(name))
-
-
-@pytest.mark.usefixtures("fake_llama_cpp")
-def test_decode_compares_every_contestant_at_every_batch_size(run: Any) -> None:
-    document, output = run(
-        "decode",
-        *("--rounds", "2", "--tokens", "6", "--prompt-tokens", "3", "--batch-sizes", "1,3"),
-        registry=True,
-    )
-    one, three = document["cases"]
-    assert (one["batch_size"], three["batch_size"]) == (1, 3)
-    alone = {names.BASE_ONLY, names.TRAINED, names.ADJACENT, names.APART, *names.PLAIN}
-    alone |= {names.SHUTTLE, names.SHUTTLE_NO_COPIES, names.LLAMA_CPP, names.LLAMA_CPP_FOUR}
-    if peers.installed("peft"):
-        alone |= {names.PEFT_ONE, names.PEFT_FOUR}
-    many = {names.REWEIGHTED, names.DISTINCT} | ({names.PEFT_MIXED} if peers.installed("peft") else set())
-    assert set(one["contestants"]) == alone
-    assert set(three["contestants"]) == alone | many
-    for measured in (*one["contestants"].values(), *three["contestants"].values()):
-        assert len(measured["tokens_per_second"]["rounds"]) == 2
-        assert measured["tokens_per_second"]["min"] > 0
-    bounds = three["contestants"][names.DISTINCT]["tokens_per_second_bound"]
-    assert 0 < bounds["all_experts"] < bounds["chosen_experts"]
-    compared = {(c["ours"], c["theirs"]): c for c in one["comparisons"]}
-    assert compared[names.BASE_ONLY, names.LLAMA_CPP]["target"] == 0.8
-    assert compared[names.BASE_ONLY, names.LLAMA_CPP]["same_tokens"] is None, "it tells none"
-    # In float32 both sides choose the same tokens where they run the same composition.
-    assert compared[names.ADJACENT, names.SHUTTLE]["same_tokens"] == 6
-    assert all(c["target"] is None for c in three["comparisons"]), "targets are set at 1 and 16"
-    assert one["llama_cpp"] == "FAKE = 1"
-    assert "Batch of 3" in output
-
-
-def test_decode_goes_on_without_optional_peers_and_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "installed", lambda name: False)
-    document, output = run("decode", *("--rounds", "1", "--tokens", "3", "--batch-sizes", "1"))
-    assert "PEFT is not installed" in output
-    assert "llama.cpp is left out" in output
-    assert "the trained registry is left out" in output  # the demo's, which is of another base
-    (found,) = document["cases"]
-    assert names.GENERATE_FLOAT32 in found["contestants"]
-    assert not {names.PEFT_ONE, names.LLAMA_CPP, names.TRAINED} & set(found["contestants"])
-
-
-def test_decode_leaves_out_the_peers_that_are_not_asked_for(run: Any) -> None:
-    quick = ("--rounds", "1", "--tokens", "3", "--batch-sizes", "1")
-    document, _ = run("decode", *quick, "--peers", "")
-    (found,) = document["cases"]
-    assert set(found["contestants"]) == {names.BASE_ONLY, names.ADJACENT, names.APART}
-    assert document["settings"]["peers"] == []
-    result = CliRunner().invoke(decode.app, ["--peers", "peft,vllm"])
-    assert result.exit_code == 2
-    assert "peft,vllm" in result.output
-
-
 @pytest.mark.parametrize("text", ["", "1,x", "0", "4,-1"])
 def test_a_list_that_is_none_is_refused(text: str) -> None:
     result = CliRunner().invoke(decode.app, ["--batch-sizes", text])
     assert result.exit_code == 2
     with pytest.raises(typer.BadParameter, match="is no list of things"):
         options.positive_list(text, "things")
-
-
-@pytest.mark.usefixtures("fake_llama_cpp")
-def test_prefill_measures_every_length_and_mix(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefill, "TURN", 40)
-    monkeypatch.setattr(prefill, "PEER_PROMPT", 70)
-    document, output = run("prefill", *("--rounds", "2", "--lengths", "5,70"), registry=True)
-    mixes = [prefill.BASE_ONLY, prefill.FOUR, prefill.TRAINED, prefill.ROUTED, prefill.LLAMA_CPP]
-    assert [(each["prompt_tokens"], each["mix"]) for each in document["speed"]] == [
-        (length, mix) for length in (5, 70) for mix in mixes
-    ]
-    assert [each["active_stacks"]["median"] for each in document["speed"][:3]] == [0.0, 4.0, 2.0]
-    assert document["speed"][4]["first_token_ms"]["median"] == 5.0
-    against = {(each["prompt_tokens"], each["mix"]): each for each in document["against_llama_cpp"]}
-    assert {key for key, each in against.items() if each["target"]} == {(70, prefill.TRAINED)}
-    assert set(against) == {(length, mix) for length in (5, 70) for mix in (mixes[0], mixes[2])}
-    share = document["router"]["share_of_first_token"]
-    assert len(share["rounds"]) == 2 * 5
-    assert 0 < share["min"] <= share["max"] < 1
-    assert document["router"]["target"] == 0.2
-    assert len(document["second_turn"]["with_reuse_ms"]["rounds"]) == 2
-    assert "Router's share" in output
 
 
 def test_nll_compares_the_variants_on_the_same_records(run: Any, data: Path) -> None:

@@ -11,67 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
-from brainstacks.engine.completion import Completion
 from brainstacks.engine.draw import draw
-from brainstacks.engine.request import GenerationRequest, SamplingParams
-from brainstacks.engine.sampler import Sampled, Sampler, adjust
+from brainstacks.engine.request import SamplingParams
+from brainstacks.engine.sampler import Sampled
 from brainstacks.errors import EngineFailure
-
-END = 2
-SAMPLER = Sampler(None, (END,))
-LOGITS = torch.tensor([1.2, -0.4, 2.0, 0.3, 1.9, -3.0, 0.0, 0.8])
-GREEDY = SamplingParams(temperature=0.0)
-
-
-def completion(
-    params: SamplingParams, prompt: Sequence[int] = (), output: Sequence[int] = (), seed: int | None = 0
-) -> Completion:
-    request = GenerationRequest("r", tuple(prompt), params)
-    state = SAMPLER.new_state(params, prompt, seed)
-    return Completion(request, 0, state, None, output_ids=list(output))
-
-
-def tokens(results: Sequence[Sampled | EngineFailure]) -> list[int]:
-    assert all(isinstance(r, Sampled) for r in results)
-    return [r.token for r in results if isinstance(r, Sampled)]
-
-
-def next_token(logits: Tensor, one: Completion) -> int:
-    (token,) = tokens(SAMPLER.sample(logits[None], [one]))
-    return token
-
-
-def random_logits(rows: int, vocab: int, seed: int, *, scale: float = 1.0, ties: bool = False) -> Tensor:
-    logits = scale * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
-    return logits.bfloat16().float() if ties else logits
-
-
-# --- the oracle ----------------------------------------------------------------------------------
-
-
-def slow_adjust(
-    logits: Sequence[float],
-    params: SamplingParams,
-    prompt: Sequence[int],
-    output: Sequence[int],
-) -> list[float]:
-    """Token by token, as the OpenAI and Hugging Face definitions say it."""
-    held = () if len(output) >= params.min_tokens else (END, *params.stop_token_ids)
-    if params.ignore_eos:
-        held = tuple(token for token in held if token in params.stop_token_ids)
-    result = []
-    for token, logit in enumerate(logits):
-        if token in (*prompt, *output):
-            logit = logit / params.repetition_penalty if logit > 0 else logit * params.repetition_penalty
-        logit -= params.frequency_penalty * list(output).count(token)
-        logit -= params.presence_penalty if token in output else 0.0
-        logit += params.logit_bias.get(token, 0.0)
-        result.append(-math.inf if token in held else logit)
-    return result
+from tests.engine.sampling import GREEDY, LOGITS, SAMPLER, completion, next_token, random_logits, tokens
 
 
 def slow_distribution(logits: Sequence[float], params: SamplingParams) -> dict[int, float]:
@@ -108,62 +53,6 @@ def slow_draw(logits: Sequence[float], params: SamplingParams, uniform: float) -
         if upto > uniform:
             return token
     raise AssertionError("the probabilities do not sum to one")
-
-
-# --- penalties, bias, forbidden tokens -----------------------------------------------------------
-
-some_tokens = st.lists(st.integers(0, 7), max_size=6)
-penalty = st.sampled_from([0.0, 0.7, -1.3])
-adjustments = st.builds(
-    SamplingParams,
-    presence_penalty=penalty,
-    frequency_penalty=penalty,
-    repetition_penalty=st.sampled_from([1.0, 1.5, 0.5]),
-    logit_bias=st.dictionaries(st.integers(0, 7), penalty),
-    min_tokens=st.integers(0, 4),
-    stop_token_ids=st.lists(st.integers(0, 7), max_size=2).map(tuple),
-    ignore_eos=st.booleans(),
-)
-
-
-@given(st.lists(st.tuples(adjustments, some_tokens, some_tokens), min_size=1, max_size=5))
-def test_penalties_bias_and_forbidden_tokens_equal_the_definitions(
-    cases: list[tuple[SamplingParams, list[int], list[int]]],
-) -> None:
-    logits = LOGITS.repeat(len(cases), 1)
-    found = adjust(logits, [completion(*case) for case in cases])
-    expected = [slow_adjust(LOGITS.tolist(), *case) for case in cases]
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert torch.equal(logits, LOGITS.repeat(len(cases), 1)), "logprobs are taken from them as they are"
-
-
-def test_nothing_to_adjust_copies_nothing() -> None:
-    logits = LOGITS[None]
-    assert adjust(logits, [completion(SamplingParams(), [1], [2])]) is logits
-
-
-def test_penalties_follow_the_output_from_step_to_step() -> None:
-    params = SamplingParams(
-        temperature=0.0, repetition_penalty=1.4, frequency_penalty=0.3, presence_penalty=0.2, max_tokens=30
-    )
-    grown = completion(params, prompt=[2, 2, 5])
-    for step in range(30):
-        logits = random_logits(1, 8, step)
-        expected = slow_adjust(logits[0].tolist(), params, [2, 2, 5], grown.output_ids)
-        torch.testing.assert_close(adjust(logits, [grown])[0], torch.tensor(expected))
-        grown.output_ids.append(next_token(logits[0], grown))
-    assert len(set(grown.output_ids)) > 3
-
-
-def test_forbidden_tokens_cannot_be_chosen_whatever_their_bias() -> None:
-    params = replace(GREEDY, logit_bias={END: 100.0}, min_tokens=1, stop_token_ids=(4,))
-    assert next_token(LOGITS, completion(params)) == 0
-    assert next_token(LOGITS, completion(params, output=[7])) == END
-
-
-def test_an_extreme_penalty_still_leaves_a_token_to_draw() -> None:
-    one = completion(SamplingParams(repetition_penalty=1e-45, max_tokens=1), prompt=[0, 3])
-    assert next_token(LOGITS, one) in (0, 3)
 
 
 # --- draws ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def stacks_and_weights(draw: st.DrawFn) -> tuple[dict[str, StackTensors], list[d
             alpha=draw(st.sampled_from([1.0, 4.0])),
             projections=tuple(p for p in PROJECTIONS if p in chosen),
         )
-        # Half of them have one common shape, so that buckets with several stacks occur.
+        # Half of them have one common shape, so that stacks of one shape occur.
         shape = draw(st.sampled_from([shape, config()]))
         stacks[f"d{i}"] = random_stack(DIMS, seed=i, rounds=draw(st.integers(1, 3)), config=shape)
     weight = st.sampled_from([0.0, 0.0, 1.0, 0.3, -1.5])

@@ -7,12 +7,11 @@ was asked. It can be told to raise, and to hold at an event, which is how tests 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from brainstacks.engine.interface import DomainStatus, Gauges, ModelInfo, Readiness, RouterStatus
+from brainstacks.engine.interface import Gauges, ModelInfo, Readiness
 from brainstacks.engine.request import (
     CompositionRequest,
     Event,
@@ -24,21 +23,13 @@ from brainstacks.engine.request import (
     TextEvent,
     TokenLogprob,
 )
-from brainstacks.errors import (
-    Conflict,
-    DomainNotFound,
-    RecordNotFound,
-    StaleGeneration,
-    Unavailable,
-    VersionNotFound,
-)
+from brainstacks.errors import RecordNotFound, Unavailable
 from brainstacks.stacks.cache_stats import LOAD_SECONDS, CacheStats, Tier
-from brainstacks.stacks.manifest import Published
+from tests.server.fake_stacks import FLOOR, FakeStacks
 
 EOS = 256
 USER, ASSISTANT, SYSTEM = 257, 258, 259
 VOCAB = 260
-FLOOR = 0.12
 
 
 class ByteTokenizer:
@@ -226,111 +217,6 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.closed = True
-
-
-class FakeStacks:
-    """Its administration; what it knows is the engine's."""
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self._engine = engine
-
-    @property
-    def generation(self) -> int:
-        return self._engine.generation
-
-    def names(self) -> list[str]:
-        return list(self._engine.names)
-
-    def domains(self) -> list[DomainStatus]:
-        return [self.domain(name) for name in self._engine.names]
-
-    def domain(self, name: str) -> DomainStatus:
-        if name not in self._engine.names:
-            raise DomainNotFound(f"There is no domain {name!r}")
-        version = {"version": 1, "digest": f"digest-{name}", "bytes": 100, "created": 1_700_000_000}
-        return DomainStatus(
-            name, self._engine.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100,
-            self._engine.tiers.get(name, "disk"), name in self._engine.pinned, True,
-            int(name in self._engine.used),
-        )  # fmt: skip
-
-    def router(self) -> RouterStatus | None:
-        return (
-            RouterStatus(1, "digest-router", tuple(self._engine.names), {"gate_threshold": FLOOR})
-            if self._engine.names
-            else None
-        )
-
-    def manifest(self) -> Mapping[str, Any]:
-        return {"generation": self._engine.generation, "domains": list(self._engine.names)}
-
-    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
-        published = await self._publish(domain, file, expected_generation)
-        if domain not in self._engine.names:
-            self._engine.names.append(domain)
-            self._engine.versions[domain] = 1
-        return published
-
-    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
-        return await self._publish("router", file, expected_generation)
-
-    async def _publish(self, name: str, file: Path, expected: int | None) -> Published:
-        self._engine.upload_paths.append(file)
-        if self._engine.refuse_publish is not None:
-            raise self._engine.refuse_publish
-        self._expect(expected)
-        self._engine.uploads[name] = file.read_bytes()
-        digest = hashlib.sha256(self._engine.uploads[name]).hexdigest()
-        created = self._engine.digests.get(name) != digest
-        self._engine.digests[name] = digest
-        self._engine.generation += created
-        return Published(name, 1, digest, self._engine.generation, created)
-
-    async def activate(
-        self, domain: str, version: int, *, expected_generation: int | None = None
-    ) -> Published:
-        self._expect(expected_generation)
-        if version != 1:
-            raise VersionNotFound(f"{self.domain(domain).domain!r} has no version {version}; it has 1")
-        return Published(domain, version, f"digest-{domain}", self._engine.generation, False)
-
-    async def delete(
-        self, domain: str, *, purge: bool = False, expected_generation: int | None = None
-    ) -> Published:
-        self._expect(expected_generation)
-        status = self.domain(domain)
-        self._engine.names.remove(domain)
-        self._engine.generation += 1
-        return Published(domain, status.version, status.digest, self._engine.generation, False)
-
-    def _expect(self, generation: int | None) -> None:
-        if generation not in (None, self._engine.generation):
-            raise StaleGeneration(
-                f"The generation is {self._engine.generation}, not {generation}; read it again"
-            )
-
-    async def reload(self) -> int:
-        return self._engine.generation
-
-    async def pin(self, domain: str) -> DomainStatus:
-        await self.load(domain)
-        self._engine.pinned.add(domain)
-        return self.domain(domain)
-
-    async def unpin(self, domain: str) -> DomainStatus:
-        self._engine.pinned -= {self.domain(domain).domain}
-        return self.domain(domain)
-
-    async def evict(self, domain: str) -> DomainStatus:
-        status = self.domain(domain)
-        if status.in_flight or status.pinned:
-            raise Conflict(f"{domain} is in use or pinned; retry later")
-        self._engine.tiers[domain] = "host"
-        return self.domain(domain)
-
-    async def load(self, domain: str) -> DomainStatus:
-        self._engine.tiers[self.domain(domain).domain] = "device"
-        return self.domain(domain)
 
 
 class FakeStatus:

@@ -7,9 +7,9 @@ import pytest
 
 from brainstacks.engine.request import TokenLogprob
 from brainstacks.errors import Unavailable
+from tests.server.completing import REPLY, chunks_of
 from tests.server.conftest import error_of
 from tests.server.fake_engine import ASSISTANT, SYSTEM, USER, FakeEngine
-from tests.server.test_completions import REPLY, chunks_of
 
 pytestmark = pytest.mark.anyio
 

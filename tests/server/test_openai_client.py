@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from brainstacks.errors import EngineFailure, Overloaded
+from tests.server.completing import REPLY
 from tests.server.fake_engine import FakeEngine
-from tests.server.test_completions import REPLY
 
 pytestmark = pytest.mark.anyio
 

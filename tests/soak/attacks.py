@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.soak.raw_request import good_body, request
 from tests.soak.server_process import Server
 
 BODY_BYTES, UPLOAD_BYTES = 64 << 10, 1 << 20
@@ -39,37 +40,6 @@ def draws(server: Server, count: int, seed: int) -> Iterator[Attack]:
         yield pick.choice(kinds)(pick, server)
 
 
-def _request(
-    target: str | bytes, body: bytes = b"", *, method: str = "POST", headers: Mapping[str, str | bytes] = {}
-) -> bytes:
-    """A request that asks for the connection to be closed; `headers` replace the usual ones."""
-    usual = {
-        "Host": "soak",
-        "Connection": "close",
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-    }
-    path = target.encode("utf-8", "surrogatepass") if isinstance(target, str) else target
-    lines = [method.encode() + b" " + path + b" HTTP/1.1"]
-    for name, value in {**usual, **headers}.items():
-        lines.append(name.encode() + b": " + (value.encode("latin-1") if isinstance(value, str) else value))
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
-
-
-def _good(pick: random.Random, server: Server) -> tuple[str, dict[str, Any]]:
-    """A path, and a body that is right for it."""
-    short: dict[str, Any] = {"model": server.model, "max_tokens": 2, "temperature": 0}
-    return pick.choice(
-        [
-            ("/v1/completions", {**short, "prompt": "hello"}),
-            ("/v1/chat/completions", {**short, "messages": [{"role": "user", "content": "hello"}]}),
-            ("/v1/route", {"prompt": "hello"}),
-            ("/tokenize", {"prompt": "hello"}),
-            ("/detokenize", {"tokens": [104, 105]}),
-        ]
-    )
-
-
 FIELDS = (
     "model", "prompt", "messages", "max_tokens", "n", "best_of", "temperature", "top_p", "top_k", "min_p",
     "stop", "seed", "logit_bias", "logprobs", "top_logprobs", "stream", "stream_options", "routing", "echo",
@@ -89,15 +59,15 @@ VALUES: tuple[Any, ...] = (
 
 def _field(pick: random.Random, server: Server) -> Attack:
     """Wrong values and names in an otherwise good body."""
-    path, body = _good(pick, server)
+    path, body = good_body(pick, server)
     for name in pick.sample(FIELDS, k=pick.choice((1, 1, 2))):
         body[name] = pick.choice(VALUES)
-    return Attack("field", _request(path, json.dumps(body).encode()))
+    return Attack("field", request(path, json.dumps(body).encode()))
 
 
 def _json(pick: random.Random, server: Server) -> Attack:
     """What is no JSON, or not the only way to read it."""
-    path, body = _good(pick, server)
+    path, body = good_body(pick, server)
     text = json.dumps(body).encode()
     at = pick.randrange(len(text))
     flipped = bytes([text[at] ^ (1 << pick.randrange(8))])
@@ -124,12 +94,12 @@ def _json(pick: random.Random, server: Server) -> Attack:
             b'"text"',
         ]
     )
-    return Attack("json", _request(path, made))
+    return Attack("json", request(path, made))
 
 
 def _headers(pick: random.Random, server: Server) -> Attack:
     """Headers too large, too many, or with another meaning than they should have."""
-    path, body = _good(pick, server)
+    path, body = good_body(pick, server)
     text = json.dumps(body).encode()
     admin = pick.choice(("", "Bearer", "Bearer x", "Basic eDp4", f"Bearer {server.admin_key} x", "\xff" * 9))
     odd: dict[str, str | bytes] = pick.choice(
@@ -148,7 +118,7 @@ def _headers(pick: random.Random, server: Server) -> Attack:
     )
     if "Authorization" in odd:
         path = "/admin/registry/reload"
-    return Attack("headers", _request(path, text, headers=odd))
+    return Attack("headers", request(path, text, headers=odd))
 
 
 def _path(pick: random.Random, server: Server) -> Attack:
@@ -182,7 +152,7 @@ def _path(pick: random.Random, server: Server) -> Attack:
         ("GET", "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "X" * 50)
     )
     key = {"Authorization": f"Bearer {server.admin_key}"} if pick.random() < 0.3 else {}
-    return Attack("path", _request(target, method=method, headers=key))
+    return Attack("path", request(target, method=method, headers=key))
 
 
 def _domain(pick: random.Random, server: Server) -> Attack:
@@ -225,7 +195,7 @@ def _domain(pick: random.Random, server: Server) -> Attack:
         headers["If-Match"] = pick.choice(('"1e9"', "-1", "9" * 30, "\xb2", 'W/"1"', "zzz"))
     body = pick.choice((b'{"version": 1}', b'{"version": true}', b'{"version": 1e9}', b"{}", b""))
     target = f"/admin/stacks/{domain}{suffix}"
-    return Attack("domain", _request(target, body, method=method, headers=headers))
+    return Attack("domain", request(target, body, method=method, headers=headers))
 
 
 def _upload(pick: random.Random, server: Server) -> Attack:
@@ -269,31 +239,29 @@ def _upload(pick: random.Random, server: Server) -> Attack:
         ]
     )
     target = pick.choice(("/admin/stacks/poetry", "/admin/router"))
-    return Attack("upload", _request(target, made, method="PUT", headers=key))
+    return Attack("upload", request(target, made, method="PUT", headers=key))
 
 
 def _length(pick: random.Random, server: Server) -> Attack:
     """Bodies that are larger than they may be, or than they say."""
-    path, body = _good(pick, server)
+    path, body = good_body(pick, server)
     text = json.dumps(body).encode()
     chunked = {"Transfer-Encoding": "chunked"}
-    head = _request(path, headers=chunked).replace(b"Content-Length: 0\r\n", b"")
+    head = request(path, headers=chunked).replace(b"Content-Length: 0\r\n", b"")
     long = b"%x\r\n" % (2 * BODY_BYTES) + b" " * (2 * BODY_BYTES) + b"\r\n0\r\n\r\n"
     claims = pick.choice(("-1", "1e3", "0x10", "9" * 30, "+5", "5, 6", "\xb2", ""))
     return pick.choice(
         [
-            Attack("length", _request(path, headers={"Content-Length": str(BODY_BYTES + 1)})),
+            Attack("length", request(path, headers={"Content-Length": str(BODY_BYTES + 1)})),
             Attack("length", head + long, http=False),
             Attack("length", head + b"zz\r\n" + text, http=False),
             Attack("length", head + b"ffffffffffffffff1\r\n" + text, http=False),
-            Attack("length", _request(path, text, headers=chunked), http=False),
-            Attack("length", _request(path, text, headers={"Content-Length": claims}), http=False),
-            Attack(
-                "length", _request(path, text, headers={"Content-Length": str(len(text) + 9)}), http=False
-            ),
+            Attack("length", request(path, text, headers=chunked), http=False),
+            Attack("length", request(path, text, headers={"Content-Length": claims}), http=False),
+            Attack("length", request(path, text, headers={"Content-Length": str(len(text) + 9)}), http=False),
             Attack(
                 "length",
-                _request(path, text + b"garbage", headers={"Content-Length": str(len(text))}),
+                request(path, text + b"garbage", headers={"Content-Length": str(len(text))}),
                 http=False,
             ),
         ]
@@ -302,8 +270,8 @@ def _length(pick: random.Random, server: Server) -> Attack:
 
 def _noise(pick: random.Random, server: Server) -> Attack:
     """What is no HTTP at all, or only almost."""
-    path, body = _good(pick, server)
-    whole = _request(path, json.dumps(body).encode())
+    path, body = good_body(pick, server)
+    whole = request(path, json.dumps(body).encode())
     at = pick.randrange(len(whole))
     made = pick.choice(
         [

@@ -73,3 +73,14 @@ def write_router(path: Path, stacks: Mapping[str, str], seed: int = 0) -> Path:
     tensors = random_tensors(router_shapes(metadata.config), seed)
     path.write_bytes(pack(tensors, {"brainstacks": metadata.to_json()}))
     return path
+
+
+def flip(path: Path, position: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}

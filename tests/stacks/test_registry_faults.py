@@ -20,39 +20,7 @@ from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.manifest import Manifest
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.verify import verify
-from tests.stacks.files import write_stack
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "registry"
-
-
-@pytest.fixture
-def registry(root: Path) -> Registry:
-    return Registry(root, create=True)
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Path:
-    return write_stack(tmp_path / "chat-0")
-
-
-@pytest.fixture
-def chat2(tmp_path: Path) -> Path:
-    return write_stack(tmp_path / "chat-1", seed=1)
-
-
-def flip(path: Path, position: int = -3) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-
-
-def tree(root: Path) -> dict[str, tuple[int, int]]:
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
-
+from tests.stacks.files import flip, tree, write_stack
 
 # integrity
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,9 @@ from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackMetadata, sha256_file
 from brainstacks.stacks.tensors import save_stack
-from brainstacks.tokenizer import ChatTokenizer
 from training.data.domains import DomainData
-from training.data.encoding import Example, encode, examples_of
+from training.data.encoding import Example, encode
 from training.recipe.recipe import DomainRecipe, Recipe
-from training.recipe.settings import require
 from training.rounds import null_space
 from training.rounds.earlier_stacks import EarlierStacks
 from training.rounds.frozen_stacks import FrozenStacks
@@ -41,27 +38,8 @@ _log = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
 
-SPLITS = ("train", "selection", "validation")
-"""Of a domain's data, those that its training reads."""
-
 Made = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors and JSON state of something that a run makes once."""
-
-
-def check_data(recipe: Recipe, records: Mapping[str, DomainData], tokenizer: ChatTokenizer) -> None:
-    """See that every domain can be trained, before the first is.
-
-    Raises:
-        ConfigError: a split of a domain has no record, or none that can be used.
-    """
-    for (domain, data), split in itertools.product(records.items(), SPLITS):
-        found, tokens = getattr(data, split), recipe.data.max_tokens
-        require(bool(found), f"domain {domain!r} has no {split} records; give it some")
-        require(
-            any(True for _ in examples_of(found, tokenizer, tokens)),
-            f"none of the {len(found)} {split} records of {domain} fits {tokens} tokens and the base's chat "
-            "template; give others, or raise data.max_tokens",
-        )
 
 
 class DomainTraining:
@@ -87,7 +65,7 @@ class DomainTraining:
         self._log_position = 0
 
     def encoded(self, domain: str, split: str) -> list[Example]:
-        """The examples of one split of `domain`: one of `SPLITS`."""
+        """The examples of one split of `domain`: one of `training.data.domains.SPLITS`."""
         return encode(getattr(self._records[domain], split), self._tokenizer, self._recipe.data.max_tokens)
 
     def finished(self, domain: str) -> bool:

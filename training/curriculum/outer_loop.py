@@ -22,9 +22,9 @@ from brainstacks.errors import BrainstacksError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
-from training.curriculum.domain import DomainTraining, check_data
+from training.curriculum.domain import DomainTraining
 from training.curriculum.forgetting import ForgettingMatrix, measure_row
-from training.data.domains import DomainData, prepare
+from training.data.domains import DomainData, check_data, prepare
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.rounds.compute import Compute, choose
 from training.rounds.frozen_stacks import FrozenStacks

@@ -1,8 +1,9 @@
-"""The records of every domain of a recipe: loaded, mixed, cleared of what domains share, and split."""
+"""The records of every domain of a recipe: loaded, mixed, cleared of what domains share, split, checked."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,17 @@ from pathlib import Path
 
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
+from brainstacks.tokenizer import ChatTokenizer
 from training.data.contamination import Overlap, resolve, shared_prompts
+from training.data.encoding import examples_of
 from training.data.records import Record
 from training.data.sources import load_directory, load_source
 from training.data.splits import Pool, mix, split
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.recipe.settings import require
+
+SPLITS = ("train", "selection", "validation")
+"""Of a domain's data, those that its training reads."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,22 @@ def prepare(recipe: Recipe, data: Path | None = None) -> dict[str, DomainData]:
             router=splits.router,
         )
     return prepared
+
+
+def check_data(recipe: Recipe, records: Mapping[str, DomainData], tokenizer: ChatTokenizer) -> None:
+    """See that every domain can be trained, before the first is.
+
+    Raises:
+        ConfigError: a split of a domain has no record, or none that can be used.
+    """
+    for (domain, data), part in itertools.product(records.items(), SPLITS):
+        found, tokens = getattr(data, part), recipe.data.max_tokens
+        require(bool(found), f"domain {domain!r} has no {part} records; give it some")
+        require(
+            any(True for _ in examples_of(found, tokenizer, tokens)),
+            f"none of the {len(found)} {part} records of {domain} fits {tokens} tokens and the base's chat "
+            "template; give others, or raise data.max_tokens",
+        )
 
 
 def _load(domain: DomainRecipe, data: Path | None, seed: int) -> _Loaded:

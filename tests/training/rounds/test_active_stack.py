@@ -9,44 +9,21 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_identity import BaseIdentity
-from brainstacks.config import StackConfig
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
-from brainstacks.layers.projections import INPUT_GROUPS, find_sites, projection_dims
+from brainstacks.layers.projections import find_sites, projection_dims
 from brainstacks.stacks.tensors import load_stack
 from tests.tiny import bank_of, plainly_composed, random_stack, stack_config, tiny_model, write_stack
 from tests.training.examples import random_examples
+from tests.training.rounds.active_stacks import CONFIG, DIMS, active_stack, exported_gradients
 from training.data.batches import Batch, collate
 from training.rounds.active_stack import ActiveStack
 from training.rounds.inner_loop import layers_recomputed
 from training.rounds.objective import response_nll
 
-CONFIG = stack_config(rank=4, alpha=4.0, experts=3, top_k=2)  # its scaling, 2, is exact in any dtype
-DIMS = projection_dims(find_sites(tiny_model()))
-
-
-def active_stack(
-    config: StackConfig = CONFIG, *, up: float = 0.3, seed: int = 0, noise: bool = True
-) -> ActiveStack:
-    """A round for the tiny Llama whose B is not zero any more."""
-    torch.manual_seed(seed)
-    active = ActiveStack(config, DIMS, noise=noise)
-    with torch.no_grad():
-        for parameter in active.up.values():
-            parameter.copy_(up * torch.randn(parameter.shape))
-    return active
-
 
 def with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"rounds.0.{name}": tensor for name, tensor in tensors.items()}
-
-
-def exported_gradients(active: ActiveStack) -> dict[str, Tensor]:
-    """The gradients of `active`, in the layout of its export."""
-    gradients = ActiveStack(active.config, DIMS, noise=active._noisy)
-    for holder, parameter in zip(gradients.parameters(), active.parameters(), strict=True):
-        holder.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return gradients.export()
 
 
 def fused_loss(
@@ -182,108 +159,6 @@ def test_export_to_a_file_and_into_a_bank_gives_the_active_stacks_logits(tmp_pat
     with torch.no_grad(), hooks.composed(bound):
         torch.testing.assert_close(model(ids, use_cache=False).logits, trained, atol=1e-5, rtol=1e-5)
     assert not any("noise" in name for name in loaded.tensors)
-
-
-# --- the balance loss ----------------------------------------------------------------------------
-
-
-def balance_of(active: ActiveStack, *batches: Batch) -> Tensor:
-    """L_aux over all tokens of `batches`, which a step may be split into."""
-    model = tiny_model()
-    hooks = CompositionHooks(find_sites(model))
-    hooks.attach()
-    active.train()
-    total = torch.zeros(())
-    for batch in batches:
-        active.begin(batch.segments, batch.examples)
-        with hooks.composed(active):
-            response_nll(model, batch)
-        total = total + active.balance_sum()
-    return total / sum(int(batch.attention_mask.sum()) for batch in batches)
-
-
-def test_the_balance_loss_is_its_formula_averaged_over_all_deltas() -> None:
-    active = active_stack(up=0.0, noise=False)
-    examples = random_examples(3)
-    found = balance_of(active, collate(examples))
-    gates = active.export()
-    model = tiny_model()
-    inputs: dict[tuple[int, str], Tensor] = {}
-    sites = find_sites(model)
-    for key, site in sites.items():
-        site.module.register_forward_pre_hook(lambda m, args, k=key: inputs.__setitem__(k, args[0]))
-    expected, tokens = 0.0, sum(map(len, examples))
-    for example in examples:
-        with torch.no_grad():
-            response_nll(model, collate([example]))
-        for layer, projection in sites:
-            logits = inputs[layer, projection][0] @ gates[f"layers.{layer}.{projection}.gate"].T
-            probability = logits.softmax(-1).mean(0)
-            chosen = torch.zeros_like(logits).scatter(-1, logits.topk(2, dim=-1).indices, 1.0)
-            value = 3 * float((probability * chosen.mean(0) / 2).sum())
-            expected += len(example) / tokens * value / len(sites)
-    assert len(sites) == 14
-    assert float(found.detach()) == pytest.approx(expected, abs=1e-5)
-
-
-def test_no_split_padding_or_packing_changes_the_balance_loss_or_its_gradient() -> None:
-    examples = random_examples(6)
-    batches = {
-        "whole": [collate(examples)],
-        "split": [collate(examples[:1]), collate(examples[1:4]), collate(examples[4:])],
-        "packed": [collate([examples[:4], examples[4:]])],
-    }
-    found = {}
-    for name, group in batches.items():
-        active = active_stack(up=0.0, noise=False)
-        loss = balance_of(active, *group)
-        loss.backward()
-        found[name] = (float(loss.detach()), exported_gradients(active))
-    for name in ("split", "packed"):
-        assert found[name][0] == pytest.approx(found["whole"][0], abs=1e-6), name
-        for key, gradient in found[name][1].items():
-            torch.testing.assert_close(gradient, found["whole"][1][key], atol=1e-7, rtol=1e-3)
-
-
-def test_the_balance_loss_has_a_gradient_on_every_gate() -> None:
-    active = active_stack(up=0.0)
-    balance_of(active, collate(random_examples(3))).backward()
-    for name, gradient in exported_gradients(active).items():
-        if name.endswith("gate"):
-            assert gradient.abs().max() > 0, name
-
-
-def test_padding_is_not_balanced() -> None:
-    active = active_stack(up=0.0, noise=False).train()
-    x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
-    active.begin(torch.tensor([[0, 0, -1, -1]]), 1)
-    active.corrections(0, 0, x)
-    half = active.balance_sum()
-    active.begin(torch.zeros(1, 2, dtype=torch.long), 1)
-    active.corrections(0, 0, x[:, :2])
-    torch.testing.assert_close(half, active.balance_sum())
-
-
-def test_a_collapsed_gate_rebalances() -> None:
-    config = StackConfig(rank=1, experts=4, top_k=1, layers=1, projections=("q_proj",))
-    torch.manual_seed(0)
-    active = ActiveStack(config, {"q_proj": (16, 8)}).train()
-    x = torch.randn(1, 200, 16, generator=torch.Generator().manual_seed(1))
-    x[..., 0] = 1.0  # a constant feature through which one expert takes everything
-    with torch.no_grad():
-        active.down["0_0"][4, 0] = 8.0
-    optimizer = torch.optim.Adam(active.parameters(), lr=0.05)
-    losses = []
-    for _ in range(150):
-        active.begin(torch.zeros(1, 200, dtype=torch.long), 1)
-        active.corrections(0, INPUT_GROUPS.index(("q_proj", "k_proj", "v_proj")), x)
-        loss = active.balance_sum() / 200
-        losses.append(float(loss.detach()))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[0] > 3.5, "all tokens go to one of four experts"
-    assert losses[-1] < 1.2, "1.0 is an even load"
 
 
 def test_a_training_forward_without_begin_is_an_error() -> None:

@@ -1,0 +1,29 @@
+"""Every benchmark by name."""
+
+from __future__ import annotations
+
+from benchmarks import (
+    contention,
+    decode,
+    deterministic,
+    first_start,
+    hot_load,
+    http_load,
+    nll,
+    prefill,
+    residency,
+    step_profile,
+)
+
+BENCHMARKS = {
+    "decode": decode.app,
+    "prefill": prefill.app,
+    "hot_load": hot_load.app,
+    "residency": residency.app,
+    "http_load": http_load.app,
+    "deterministic": deterministic.app,
+    "nll": nll.app,
+    "first_start": first_start.app,
+    "contention": contention.app,
+    "step_profile": step_profile.app,
+}

@@ -1,0 +1,41 @@
+"""A sampler of eight tokens, and rows to sample with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from brainstacks.engine.completion import Completion
+from brainstacks.engine.request import GenerationRequest, SamplingParams
+from brainstacks.engine.sampler import Sampled, Sampler
+from brainstacks.errors import EngineFailure
+
+END = 2
+SAMPLER = Sampler(None, (END,))
+LOGITS = torch.tensor([1.2, -0.4, 2.0, 0.3, 1.9, -3.0, 0.0, 0.8])
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def completion(
+    params: SamplingParams, prompt: Sequence[int] = (), output: Sequence[int] = (), seed: int | None = 0
+) -> Completion:
+    request = GenerationRequest("r", tuple(prompt), params)
+    state = SAMPLER.new_state(params, prompt, seed)
+    return Completion(request, 0, state, None, output_ids=list(output))
+
+
+def tokens(results: Sequence[Sampled | EngineFailure]) -> list[int]:
+    assert all(isinstance(r, Sampled) for r in results)
+    return [r.token for r in results if isinstance(r, Sampled)]
+
+
+def next_token(logits: Tensor, one: Completion) -> int:
+    (token,) = tokens(SAMPLER.sample(logits[None], [one]))
+    return token
+
+
+def random_logits(rows: int, vocab: int, seed: int, *, scale: float = 1.0, ties: bool = False) -> Tensor:
+    logits = scale * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    return logits.bfloat16().float() if ties else logits

@@ -1,0 +1,35 @@
+"""Fixtures of the stacks' tests: where a registry is, and files to publish or to import."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.stacks.files import write_stack
+from tests.stacks.published import REFERENCE
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "chat-0")
+
+
+@pytest.fixture
+def chat2(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "chat-1", seed=1)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A copy of the reference without its base, free to be spoilt."""
+    shutil.copytree(REFERENCE, tmp_path / "published", ignore=shutil.ignore_patterns("base", "expected*"))
+    for path in (tmp_path / "published").rglob("*"):
+        path.chmod(0o755)
+    return tmp_path / "published"
