@@ -39,7 +39,7 @@ FORTH = (
     "Scheduler.add",
     "CpuBackend.run",
 )
-BACK = ("Outbox.put", "_deliver", "Replies.get", "tagged")
+BACK = ("Outbox.put", "_deliver", "Queue.get", "tagged")
 """Functions that hand over: what stands on the stack when they are called is on the way."""
 
 

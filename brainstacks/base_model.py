@@ -255,7 +255,7 @@ def _load_model(
 
     own: dict[str, torch.dtype | str] = {"none": "auto", "native": torch.float32}
     chosen = dtype or own.get(quantization, torch.bfloat16)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"device_map": {"": device}, "attn_implementation": "sdpa"}
     if quantization == "nf4" and not quantized_files:
         speed_up_quantize_4bit()
         options["quantization_config"] = BitsAndBytesConfig(
@@ -269,13 +269,7 @@ def _load_model(
         # It says at every layer of every forward that activations are cast, which is what int8 means.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=chosen,
-            device_map={"": device},
-            attn_implementation="sdpa",
-            **options,
-        )
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=chosen, **options)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
     return model
@@ -287,9 +281,6 @@ def _load_tokenizer(directory: Path) -> Any:
     if not any((directory / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     return AutoTokenizer.from_pretrained(directory)
-
-
-# --- identity ------------------------------------------------------------------------------------
 
 
 def _identity(

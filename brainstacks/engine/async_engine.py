@@ -93,7 +93,8 @@ class AsyncEngine:
                     sink = partial(self._thread.outbox.put, replies, index)
                     self._thread.put(partial(self._engine.add, request, sink), sink)
                 while any(left):
-                    index, reply = await replies.get()
+                    index, reply = await replies.queue.get()
+                    replies.taken()
                     if isinstance(reply, BrainstacksError):
                         left[index] = 0
                         raise reply
@@ -117,7 +118,7 @@ class AsyncEngine:
             sink = partial(self._thread.outbox.put, replies, 0)
             self._thread.put(partial(self._engine.add, request, sink), sink)
             try:
-                _, reply = await replies.get()
+                _, reply = await replies.queue.get()
             except asyncio.CancelledError:
                 self._thread.put(partial(self._engine.abort, request_id))
                 raise

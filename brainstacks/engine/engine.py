@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -22,7 +22,7 @@ from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composer
 from brainstacks.engine.intake import Intake, RouterPass
 from brainstacks.engine.interface import Gauges
-from brainstacks.engine.jobs import Job, as_reply
+from brainstacks.engine.jobs import Job
 from brainstacks.engine.kv_cache import affordable_tokens
 from brainstacks.engine.model_runner import ModelRunner, Outcome
 from brainstacks.engine.replies import Sink
@@ -38,10 +38,14 @@ from brainstacks.errors import (
     Overloaded,
 )
 from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.stacks.loader import as_reply
 from brainstacks.stacks.registry import Registry
 from brainstacks.tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
+
+_NO_MEMORY = "the device is out of memory; retry later, or ask for fewer tokens"
+_FAILED = "the engine failed in a step of this request; it goes on with others; retry"
 
 
 class StepEngine:
@@ -193,61 +197,59 @@ class StepEngine:
         with self._ending(jobs):
             self._intake.route(jobs, self._on_change)
         for job in self._intake.ready():
-            with self._ending([job]):
-                self._start(job)
+            self._start(job)
         rows: list[Row] = []
         with self._ending(self._jobs.values()):
             rows = self._scheduler.schedule()
         for together in self._scheduler.forwards(rows):
-            self._run(together)
-
-    def _run(self, rows: Sequence[Row]) -> None:
-        """One forward of those rows whose requests have not ended meanwhile."""
-        going_on = [row for row in rows if row.completion.finish_reason is None]
-        outcomes: list[Outcome] = []
-        with self._ending(self._job(row.completion) for row in going_on):
-            outcomes = self._runner.run(going_on, self.stacks.bank) if going_on else []
-        for outcome in outcomes:
-            if outcome.completion.finish_reason is None:
-                job = self._job(outcome.completion)
-                with self._ending([job]):
-                    self._advance(job, outcome)
+            going_on = [row for row in together if row.completion.finish_reason is None]
+            outcomes: list[Outcome] = []
+            with self._ending(self._job(row.completion) for row in going_on):
+                outcomes = self._runner.run(going_on, self.stacks.bank) if going_on else []
+            for outcome in outcomes:
+                self._advance(outcome)
 
     def _job(self, completion: Completion) -> Job:
         return self._jobs[completion.request.request_id]
 
     def _start(self, job: Job) -> None:
-        if job.composed is None or not isinstance(job.request, GenerationRequest):
-            raise ValueError("only a composed request can start")
-        if job.composed.lease.error is not None:
-            self._end(job, job.composed.lease.error)
+        """Queue what a request has to compute, now that its stacks are there."""
+        with self._ending([job]):
+            if job.composition is None or not isinstance(job.request, GenerationRequest):
+                raise ValueError("only a composed request can start")
+            if job.composition.lease.error is not None:
+                self._end(job, job.composition.lease.error)
+                return
+            params = job.request.sampling
+            completions = job.open(self._sampler, self.tokenizer)
+            if params.prompt_logprobs is None:
+                job.announce(None)
+                if params.max_tokens == 0:
+                    self._finish_all(job, "length")
+                    return
+            # With nothing to generate, only the first has something to do: the prompt's log-probabilities.
+            for completion in completions if params.max_tokens > 0 else completions[:1]:
+                self._scheduler.add(completion)
+
+    def _advance(self, outcome: Outcome) -> None:
+        """Give a request what a forward gave one of its completions, unless it has ended meanwhile."""
+        completion, result = outcome.completion, outcome.result
+        if completion.finish_reason is not None:
             return
-        params = job.request.sampling
-        completions = job.open(self._sampler, self.tokenizer)
-        if params.prompt_logprobs is None:
-            job.announce(None)
-            if params.max_tokens == 0:
+        job = self._job(completion)
+        with self._ending([job]):
+            if isinstance(result, EngineFailure):
+                raise result
+            if outcome.scored:
+                job.announce(completion.prompt_logprobs)
+            if result is None:
                 self._finish_all(job, "length")
                 return
-        # With nothing to generate, only the first has something to do: the prompt's log-probabilities.
-        for completion in completions if params.max_tokens > 0 else completions[:1]:
-            self._scheduler.add(completion)
-
-    def _advance(self, job: Job, outcome: Outcome) -> None:
-        """Give a request what a forward gave one of its completions."""
-        completion, result = outcome.completion, outcome.result
-        if isinstance(result, EngineFailure):
-            raise result
-        if outcome.scored:
-            job.announce(completion.prompt_logprobs)
-        if result is None:
-            self._finish_all(job, "length")
-            return
-        reason = output.accept(completion, result, self.base.eos_token_ids)
-        if reason is None:
-            job.sink(output.text_event(completion))
-        else:
-            self._finish(job, completion, reason)
+            reason = output.accept(completion, result, self.base.eos_token_ids)
+            if reason is None:
+                job.sink(output.text_event(completion))
+            else:
+                self._finish(job, completion, reason)
 
     # --- the end of a request ---------------------------------------------------------------------
 
@@ -273,9 +275,9 @@ class StepEngine:
             if completion.finish_reason is None:
                 completion.finish_reason = "abort"
                 self._scheduler.finish(completion)
-        if job.composed is not None:
-            self.stacks.release(job.composed.lease)
-            job.composed = None
+        if job.composition is not None:
+            self.stacks.release(job.composition.lease)
+            job.composition = None
 
     @contextmanager
     def _ending(self, jobs: Iterable[Job]) -> Iterator[None]:
@@ -286,5 +288,5 @@ class StepEngine:
         except Exception as error:
             log.exception("a step failed; %d requests end with it", len(concerned))
             for job in concerned:
-                self._end(job, as_reply(error))
+                self._end(job, as_reply(error, _NO_MEMORY, _FAILED))
             self._blocks.forget()  # what the failed step computed may be wrong: nobody is to reuse it

@@ -113,7 +113,7 @@ class Intake:
     @property
     def can_step(self) -> bool:
         """Something can be routed, or has got its stacks."""
-        return bool(self.unrouted) or any(job.settled for job in self._loading)
+        return bool(self.unrouted) or any(_loaded(job) for job in self._loading)
 
     def check(self, request: Request) -> None:
         """Refuse what can never run. Raises InvalidRequest, ContextTooLong."""
@@ -187,8 +187,8 @@ class Intake:
             )
             try:
                 if isinstance(job.request, GenerationRequest):
-                    job.composed = self._composer.compose(*asked, router=router, on_change=on_change)
-                    self._records.add(job.composed.routing)
+                    job.composition = self._composer.compose(*asked, router=router, on_change=on_change)
+                    self._records.add(job.composition.routing)
                     self._loading.append(job)
                 else:
                     routing = self._composer.route(*asked, router=router)
@@ -200,9 +200,9 @@ class Intake:
 
     def ready(self) -> list[Job]:
         """Composed jobs whose stacks are on the device now, or could not be brought there."""
-        settled = [job for job in self._loading if job.settled]
-        self._loading = [job for job in self._loading if job not in settled]
-        return settled
+        loaded = [job for job in self._loading if _loaded(job)]
+        self._loading = [job for job in self._loading if job not in loaded]
+        return loaded
 
     def _reads(self, job: Job, router: Router) -> bool:
         """Whether `router` is to read the job's prompt."""
@@ -215,3 +215,8 @@ class Intake:
             raise InvalidRequest(
                 f"token id {bad} is out of range; ids lie in 0..{self._vocab - 1}", param=param
             )
+
+
+def _loaded(job: Job) -> bool:
+    """Its stacks are on the device, or could not be brought there."""
+    return job.composition is not None and job.composition.lease.over

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composition
 from brainstacks.engine.detokenizer import Detokenizer
@@ -18,7 +16,6 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.engine.sampler import Sampler
-from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
 from brainstacks.tokenizer import ChatTokenizer
 
 
@@ -29,7 +26,7 @@ class Job:
     Attributes:
         sink: gets its events, or the error that ended it; of a request for a route, that alone.
         arrival: its place in the order of arrival.
-        composed: set once it is routed; its stacks are held until the job ends.
+        composition: set once it is routed; its stacks are held until the job ends.
         completions: its completions, once its stacks are on the device.
         paused: its client is to read first what it has.
     """
@@ -37,7 +34,7 @@ class Job:
     request: Request
     sink: Sink
     arrival: int = 0
-    composed: Composition | None = None
+    composition: Composition | None = None
     completions: list[Completion] = field(default_factory=list)
     paused: bool = False
 
@@ -49,7 +46,7 @@ class Job:
     def open(self, sampler: Sampler, tokenizer: ChatTokenizer | None) -> list[Completion]:
         """Make the completions of a composed request: the first computes the prompt for all of them."""
         request = self.request
-        if not isinstance(request, GenerationRequest) or self.composed is None:
+        if not isinstance(request, GenerationRequest) or self.composition is None:
             raise ValueError(f"{request.request_id!r} has nothing to generate yet")
         params = request.sampling
         for index in range(request.n):
@@ -64,8 +61,8 @@ class Job:
                         if tokenizer is not None
                         else None
                     ),
-                    weights=self.composed.weights,
-                    prefix_root=_prefix_root(self.composed),
+                    weights=self.composition.weights,
+                    prefix_root=_prefix_root(self.composition),
                     arrival=self.arrival,
                     leader=self.completions[0] if index else None,
                     scores_prompt=params.prompt_logprobs is not None and index == 0,
@@ -76,17 +73,10 @@ class Job:
 
     def announce(self, logprobs: Sequence[TokenLogprob | None] | None) -> None:
         """Send the `RoutedEvent`, which comes before any text; `logprobs` are the prompt's, if asked for."""
-        if self.composed is None:
+        if self.composition is None:
             raise ValueError(f"{self.request.request_id!r} is not composed yet")
         found = tuple(logprobs) if logprobs is not None else None
-        self.sink(RoutedEvent(self.composed.routing, len(self.request.prompt_ids), found))
-
-    @property
-    def settled(self) -> bool:
-        """Its stacks are on the device, or could not be brought there."""
-        return self.composed is not None and (
-            self.composed.lease.ready or self.composed.lease.error is not None
-        )
+        self.sink(RoutedEvent(self.composition.routing, len(self.request.prompt_ids), found))
 
     @property
     def over(self) -> bool:
@@ -94,16 +84,7 @@ class Job:
         return all(completion.finish_reason is not None for completion in self.completions)
 
 
-def as_reply(error: Exception) -> BrainstacksError:
-    """What a client is told of an error; nothing internal."""
-    if isinstance(error, BrainstacksError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Unavailable("the device is out of memory; retry later, or ask for fewer tokens")
-    return EngineFailure("the engine failed in a step of this request; it goes on with others; retry")
-
-
-def _prefix_root(composed: Composition) -> Hashable:
+def _prefix_root(composition: Composition) -> Hashable:
     """What keys and values depend on besides the tokens; the same for equal compositions alone."""
-    stacks = composed.lease.stacks.values()
-    return tuple(sorted((*stack.key, stack.digest, composed.weights[stack.key]) for stack in stacks))
+    stacks = composition.lease.stacks.values()
+    return tuple(sorted((*stack.key, stack.digest, composition.weights[stack.key]) for stack in stacks))

@@ -26,16 +26,14 @@ class Replies:
         self.most = most
         self.pause = pause
         self.resume = resume
-        self.queue: asyncio.Queue[tuple[int, Reply]] = asyncio.Queue()
+        self.queue: asyncio.Queue[tuple[int, Reply]] = asyncio.Queue()  # which request is told, and what
         self.paused = False
 
-    async def get(self) -> tuple[int, Reply]:
-        """Which of its requests is told, and what."""
-        found = await self.queue.get()
+    def taken(self) -> None:
+        """The reader has taken one from the queue."""
         if self.paused and self.queue.qsize() <= self.most // 2:
             self.paused = False
             self.resume()
-        return found
 
 
 class Outbox:

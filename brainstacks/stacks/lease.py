@@ -74,9 +74,14 @@ class Lease:
         self._over = threading.Event()
 
     @property
+    def over(self) -> bool:
+        """Its wait has ended: it is ready, or has failed."""
+        return self._over.is_set()
+
+    @property
     def ready(self) -> bool:
         """All of its stacks are on the device."""
-        return self._over.is_set() and self.error is None
+        return self.over and self.error is None
 
     def wait(self) -> None:
         """Block until the lease is ready. Raises what made it fail."""

@@ -58,11 +58,10 @@ class Loader:
             outcome()
 
 
-def as_reply(error: Exception, domain: str, version: int) -> BrainstacksError:
-    """What a request is told of a load that failed; nothing internal."""
+def as_reply(error: Exception, no_memory: str, failed: str) -> BrainstacksError:
+    """What a client is told of an error, nothing internal: of memory that ran out, of anything unforeseen."""
     if isinstance(error, BrainstacksError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Unavailable(f"the device has no memory for the stack {domain}; retry later")
-    log.error("%s version %d could not be loaded", domain, version, exc_info=error)
-    return EngineFailure(f"the stack {domain} could not be loaded; the server's log says why")
+        return Unavailable(no_memory)
+    return EngineFailure(failed)

@@ -52,7 +52,7 @@ def _generation(
 
 
 Domain = Annotated[str, Depends(_domain)]
-Generation = Annotated[int | None, Depends(_generation)]
+ExpectedGeneration = Annotated[int | None, Depends(_generation)]
 
 
 class DeleteOptions(BaseModel):
@@ -80,7 +80,9 @@ async def get_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
 
 
 @routes.put("/stacks/{domain}", summary="Publish a stack file", response_model=None, openapi_extra=FILE_BODY)
-async def put_stack(domain: Domain, generation: Generation, request: Request, ctx: Ctx) -> JSONResponse:
+async def put_stack(
+    domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
+) -> JSONResponse:
     """201 when it is a new version; 200 when the same bytes were there already."""
     async with _counted(ctx), received_file(request, ctx.settings) as file:
         published = await ctx.engine.stacks.publish(domain, file, expected_generation=generation)
@@ -89,7 +91,7 @@ async def put_stack(domain: Domain, generation: Generation, request: Request, ct
 
 @routes.post("/stacks/{domain}/activate", summary="Roll back or forward", response_model=None)
 async def activate_stack(
-    body: ActivateRequest, domain: Domain, generation: Generation, ctx: Ctx
+    body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, ctx: Ctx
 ) -> JSONResponse:
     published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
     return _published(published, "domain")
@@ -97,7 +99,7 @@ async def activate_stack(
 
 @routes.delete("/stacks/{domain}", summary="Stop serving a domain", response_model=None)
 async def delete_stack(
-    domain: Domain, generation: Generation, options: Annotated[DeleteOptions, Query()], ctx: Ctx
+    domain: Domain, generation: ExpectedGeneration, options: Annotated[DeleteOptions, Query()], ctx: Ctx
 ) -> JSONResponse:
     """Running requests finish first; then memory and, with `purge=true`, disk are freed."""
     published = await ctx.engine.stacks.delete(domain, purge=options.purge, expected_generation=generation)
@@ -136,7 +138,7 @@ async def get_router(ctx: Ctx) -> JSONResponse:
 
 
 @routes.put("/router", summary="Publish a meta-router", response_model=None, openapi_extra=FILE_BODY)
-async def put_router(generation: Generation, request: Request, ctx: Ctx) -> JSONResponse:
+async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx) -> JSONResponse:
     """Its domains must be known: 409 otherwise."""
     async with _counted(ctx), received_file(request, ctx.settings) as file:
         published = await ctx.engine.stacks.publish_router(file, expected_generation=generation)

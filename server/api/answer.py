@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from brainstacks.engine.request import GenerationRequest
+from brainstacks.engine.request import GenerationRequest, TextEvent
 from server import sse
 from server.api.context import Context
 from server.composition import routing_headers, routing_object
@@ -45,9 +45,13 @@ class Answer(ABC):
     async def choices(self) -> list[dict[str, Any]]:
         """All choices, whole."""
 
+    def opening(self) -> list[dict[str, Any]]:
+        """Parts of choices that come before any text."""
+        return []
+
     @abstractmethod
-    def pieces(self) -> AsyncIterator[tuple[dict[str, Any], bool]]:
-        """A part of one choice at a time, and whether it is the very last part of all choices."""
+    def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
+        """The parts of a choice that an event of one of the prompts gives."""
 
     async def respond(self) -> Response:
         """The whole reply; its prompts are aborted when the client leaves before its end."""
@@ -71,13 +75,23 @@ class Answer(ABC):
     async def chunks(self) -> AsyncIterator[bytes]:
         """Server-sent events; the first and the last carry `routing`, and an error is an event too."""
         null_usage = {"usage": None} if self.with_usage else {}
-        first = True
+        routing, unfinished = self.routing(), self.completions
+
+        def chunk(choice: dict[str, Any], **edge: Any) -> bytes:
+            return sse.event({**self.envelope, "choices": [choice], **null_usage, **edge})
+
         try:
-            async for choice, last in self.pieces():
-                edge = first or (last and not self.with_usage)
-                first = False
-                routing = self.routing() if edge else {}
-                yield sse.event({**self.envelope, "choices": [choice], **null_usage, **routing})
+            for choice in self.opening():
+                yield chunk(choice, **routing)
+                routing = {}
+            async for prompt, event in self.reader.texts():
+                unfinished -= event.finish_reason is not None
+                parts = self.parts(prompt, event)
+                for choice in parts:
+                    if choice is parts[-1] and not unfinished and not self.with_usage:
+                        routing = self.routing()
+                    yield chunk(choice, **routing)
+                    routing = {}
             if self.with_usage:
                 usage = self.reader.usage
                 yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})

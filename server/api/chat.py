@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -74,17 +74,17 @@ class ChatAnswer(Answer):
             )
         return choices
 
-    async def pieces(self) -> AsyncIterator[tuple[dict[str, Any], bool]]:
-        for index in range(self.completions):
-            yield _delta(index, {"role": "assistant", "content": ""}), False
-        unfinished = self.completions
-        async for _, event in self.reader.texts():
-            if event.text or event.logprobs:
-                yield _delta(event.index, {"content": event.text}, self._logprobs(event.logprobs)), False
-            if event.finish_reason is not None:
-                unfinished -= 1
-                end = {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
-                yield {**_delta(event.index, {}), **end}, unfinished == 0
+    def opening(self) -> list[dict[str, Any]]:
+        return [_delta(index, {"role": "assistant", "content": ""}) for index in range(self.completions)]
+
+    def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
+        found = []
+        if event.text or event.logprobs:
+            found.append(_delta(event.index, {"content": event.text}, self._logprobs(event.logprobs)))
+        if event.finish_reason is not None:
+            end = {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+            found.append({**_delta(event.index, {}), **end})
+        return found
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         return chat_logprobs(tokens) if self.with_logprobs else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,7 @@ class CompletionAnswer(Answer):
         self.body = body
         self.plans = plans
         self.offsets: dict[tuple[int, int], TextOffsets] = {}
+        self.begun: set[tuple[int, int]] = set()  # completions of which some part was streamed
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[tuple[int, int], list[TextEvent]] = {}
@@ -109,16 +110,11 @@ class CompletionAnswer(Answer):
                 choices.append(self._choice(prompt, place, index, events[prompt, index], first=True))
         return choices
 
-    async def pieces(self) -> AsyncIterator[tuple[dict[str, Any], bool]]:
-        begun: set[tuple[int, int]] = set()
-        unfinished = self.completions
-        async for prompt, event in self.reader.texts():
-            key = (prompt, event.index)
-            choice = self._choice(prompt, event.index, event.index, [event], first=key not in begun)
-            begun.add(key)
-            unfinished -= event.finish_reason is not None
-            if choice["text"] or choice["logprobs"] or event.finish_reason:
-                yield choice, unfinished == 0
+    def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
+        key = (prompt, event.index)
+        choice = self._choice(prompt, event.index, event.index, [event], first=key not in self.begun)
+        self.begun.add(key)
+        return [choice] if choice["text"] or choice["logprobs"] or event.finish_reason else []
 
     def _kept(self, prompt: int, events: Mapping[tuple[int, int], list[TextEvent]]) -> list[int]:
         """Indices of the completions to show: all, or the likeliest of best_of."""

@@ -33,8 +33,13 @@ class Request:
         await asyncio.sleep(0)
 
     async def take(self, count: int) -> list[int]:
-        found = [await self.replies.get() for _ in range(count)]
-        return [event.index for _, event in found if isinstance(event, TextEvent)]
+        found = []
+        for _ in range(count):
+            _, event = await self.replies.queue.get()
+            self.replies.taken()
+            assert isinstance(event, TextEvent)
+            found.append(event.index)
+        return found
 
 
 async def test_replies_arrive_in_order() -> None:
