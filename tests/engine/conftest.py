@@ -8,9 +8,15 @@ from typing import get_args
 
 import pytest
 
-from brainstacks.config import Backend
+from brainstacks.base_model import BaseModel
+from brainstacks.config import Backend, EngineConfig
+from brainstacks.engine.serving import Serving
+from brainstacks.stacks.registry import Registry
 from tests.engine import driving
 from tests.engine.async_driving import Running
+from tests.engine.driving import Served, serve
+from tests.engine.serving_domains import Publish
+from tests.tiny import publish_stack, random_stack
 
 
 @pytest.fixture(scope="module", params=[name for name in get_args(Backend) if name != "auto"])
@@ -26,3 +32,28 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     made = Running(tmp_path)
     yield made
     await made.engine.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    """An engine over a tiny base with three domains."""
+    return serve(tmp_path)
+
+
+@pytest.fixture
+def publish(tiny_base: BaseModel, registry: Registry, tmp_path: Path) -> Publish:
+    """Publishes a random stack of a domain; chat, code and math are published already."""
+
+    def run(domain: str, seed: int, rounds: int = 1) -> None:
+        stack = random_stack(tiny_base.identity.dims, seed, rounds)
+        publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
+
+    for seed, domain in enumerate(("chat", "code", "math")):
+        run(domain, seed)
+    return run
+
+
+@pytest.fixture
+def serving(publish: Publish, registry: Registry, tiny_base: BaseModel) -> Serving:
+    """Of those three domains, with room for all."""
+    return Serving(tiny_base, registry, EngineConfig())

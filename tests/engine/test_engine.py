@@ -32,11 +32,6 @@ from tests.tiny import VOCAB, plain_greedy, tiny_model
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Served:
-    return serve(tmp_path)
-
-
 # --- refusals and limits -------------------------------------------------------------------------
 
 

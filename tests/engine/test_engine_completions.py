@@ -16,11 +16,6 @@ ASCII = {token: -100.0 for token in range(VOCAB) if not 32 <= token < 127}
 """A bias that leaves printable ASCII: the text of a random model is then text."""
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Served:
-    return serve(tmp_path)
-
-
 # --- seeds and n ---------------------------------------------------------------------------------
 
 

@@ -16,11 +16,6 @@ from tests.tiny import plain_greedy, tiny_model
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Served:
-    return serve(tmp_path)
-
-
 # --- aborts --------------------------------------------------------------------------------------
 
 

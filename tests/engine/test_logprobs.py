@@ -10,16 +10,13 @@ import torch
 from brainstacks.engine.logprobs import most_likely, token_logprobs
 from brainstacks.errors import EngineFailure
 from brainstacks.tokenizer import ChatTokenizer
+from tests.engine.sampling import random_logits
 from tests.tiny import END, VOCAB, byte_tokenizer
-
-
-def random_logits(rows: int, vocab: int = VOCAB) -> torch.Tensor:
-    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(4))
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
 def test_each_row_has_its_own_tokens_logprob_and_best(rows: int) -> None:
-    logits = random_logits(rows)
+    logits = random_logits(rows, VOCAB, seed=4)
     tokens, tops = [i % VOCAB for i in range(rows)], [i % 5 for i in range(rows)]
     found = token_logprobs(None, logits, tokens, tops)
     assert [entry.token_id for entry in found] == tokens
@@ -44,17 +41,17 @@ def test_texts_and_bytes_are_the_tokenizers() -> None:
 
 
 def test_more_alternatives_than_tokens_are_all_of_them() -> None:
-    (entry,) = token_logprobs(None, random_logits(1, 6), [0], [20])
+    (entry,) = token_logprobs(None, random_logits(1, 6, seed=4), [0], [20])
     assert sorted(t.token_id for t in entry.top) == list(range(6))
 
 
 def test_no_rows_are_no_entries() -> None:
-    assert token_logprobs(None, random_logits(0), [], []) == []
+    assert token_logprobs(None, random_logits(0, VOCAB, seed=4), [], []) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_an_error_and_no_entry(value: float) -> None:
-    logits = random_logits(3)
+    logits = random_logits(3, VOCAB, seed=4)
     logits[1, 7] = value
     with pytest.raises(EngineFailure, match="not finite"):
         token_logprobs(None, logits, [0, 0, 0], [1, 1, 1])

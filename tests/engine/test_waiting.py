@@ -18,11 +18,6 @@ from tests.tiny import plain_greedy, tiny_model
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Served:
-    return serve(tmp_path)
-
-
 def test_a_paused_request_waits_and_goes_on_where_it_was(served: Served) -> None:
     engine, prompt = served.engine, prompt_of(9)
     slow, other = start(

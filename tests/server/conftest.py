@@ -18,11 +18,6 @@ ADMIN = {"Authorization": "Bearer admin-secret"}
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
 

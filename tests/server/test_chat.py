@@ -1,3 +1,5 @@
+"""Chat completions: the answer, its stream, its log-probabilities, and what is refused."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -25,6 +25,10 @@ def version(domain: str, number: int = 1, rounds: int = 1) -> ServedStack:
     return ServedStack(domain, published, stack_metadata(domain, rounds), rounds * UNIT)
 
 
+A, B, C, D = (version(name) for name in ("a", "b", "c", "d"))
+BIG = version("big", rounds=2)
+
+
 class WatchedBank(StackBank):
     """A bank that a test can hold or break, and that remembers the most it ever took."""
 

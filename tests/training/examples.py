@@ -1,4 +1,4 @@
-"""Small training records and examples."""
+"""Small training records and examples, and the plain loss of an answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from brainstacks.layers.packed_stack import StackTensors
+from tests.tiny import plain_logits, tiny_model
 from training.data.encoding import Example
 from training.data.records import Message, Record
 
@@ -33,3 +35,10 @@ def random_examples(count: int, seed: int = 0) -> list[Example]:
 def learnable_examples(count: int, text: bytes = b"yes it is", seed: int = 0) -> list[Example]:
     """Random prompts that all have one and the same answer."""
     return [example(e.prompt, text, e.id) for e in random_examples(count, seed)]
+
+
+def plain_nll(example: Example, stacks: Sequence[tuple[StackTensors, float]]) -> float:
+    """Summed NLL of the answer, by the plain oracle on the tiny Llama with `stacks` (stack, weight)."""
+    logprobs = plain_logits(tiny_model(), [*example.prompt, *example.response], stacks).log_softmax(-1)
+    first = len(example.prompt) - 1
+    return -sum(float(logprobs[first + i, token]) for i, token in enumerate(example.response))

@@ -20,7 +20,7 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_stack
 from tests.tiny_gguf import save_gguf
-from tests.training.curricula import digests, quiet, recipe, write_data
+from tests.training.curricula import digests, quiet, recipe
 from training.curriculum.outer_loop import run_curriculum, run_stack
 from training.data.domains import prepare
 from training.evaluation.evaluation import Evaluation
@@ -29,11 +29,6 @@ from training.evaluation.run import evaluate_run
 from training.rounds.inner_loop import train_round
 from training.rounds.task import RoundResult
 from training.router.training import train_router
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path / "data")
 
 
 def test_train_publish_route_and_evaluate(

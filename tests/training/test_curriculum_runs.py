@@ -14,17 +14,12 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from tests.tiny import write_records
-from tests.training.curricula import digests, quiet, recipe, write_data
+from tests.training.curricula import digests, quiet, recipe
 from training.curriculum.outer_loop import PrefixChanged, run_curriculum, run_stack
 from training.data.domains import prepare
 from training.evaluation.run import evaluate_run
 from training.rounds import compute
 from training.router.training import train_router
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path / "data")
 
 
 def test_a_run_without_its_later_half_ends_with_the_very_same_stacks(

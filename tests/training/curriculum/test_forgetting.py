@@ -13,8 +13,8 @@ from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.projections import find_sites, projection_dims
-from tests.tiny import bank_of, plain_logits, random_stack, tiny_model
-from tests.training.examples import random_examples
+from tests.tiny import bank_of, random_stack, tiny_model
+from tests.training.examples import plain_nll, random_examples
 from training.curriculum.forgetting import ForgettingMatrix, Losses, measure_row
 from training.data.encoding import Example
 
@@ -95,13 +95,9 @@ def test_json_gives_back_the_very_floats() -> None:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def plain_nll(examples: list[Example], on: tuple[str, ...]) -> float:
-    """Token-weighted mean NLL, one example at a time, by the plain sum over experts."""
-    total = 0.0
-    for one in examples:
-        logprobs = plain_logits(tiny_model(), [*one.prompt, *one.response], [(STACKS[d], 1.0) for d in on])
-        start = len(one.prompt) - 1
-        total -= sum(float(logprobs.log_softmax(-1)[start + i, t]) for i, t in enumerate(one.response))
+def mean_nll(examples: list[Example], on: tuple[str, ...]) -> float:
+    """Token-weighted mean of the plain loss, one example at a time."""
+    total = sum(plain_nll(one, [(STACKS[d], 1.0) for d in on]) for one in examples)
     return total / sum(len(one.response) for one in examples)
 
 
@@ -117,7 +113,7 @@ def test_each_loss_is_measured_with_its_stacks_on_and_prefixes_stay_to_the_bit()
     assert found.changed() == ()
     for d, domain in enumerate(DOMAINS, 1):
         last = found.rows[-1][domain]
-        expected = [plain_nll(EXAMPLES[domain], on) for on in (DOMAINS[:d], DOMAINS, (domain,))]
+        expected = [mean_nll(EXAMPLES[domain], on) for on in (DOMAINS[:d], DOMAINS, (domain,))]
         assert [last.prefix, last.ungated, last.isolated] == pytest.approx(expected, abs=1e-4), domain
     assert found.rows[-1]["math"].prefix == found.rows[-1]["math"].ungated
     assert found.rows[-1]["chat"].prefix == found.rows[-1]["chat"].isolated

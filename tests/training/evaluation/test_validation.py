@@ -13,7 +13,9 @@ from brainstacks.errors import ConfigError
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
-from tests.tiny import plain_logits, publish_stack, random_stack, tiny_model, write_router
+from tests.tiny import publish_stack, random_stack, write_router
+from tests.training.curricula import quiet
+from tests.training.examples import plain_nll
 from training.data.domains import DomainData
 from training.data.encoding import Example
 from training.data.records import Message, Record
@@ -52,14 +54,7 @@ def data(*domains: str) -> dict[str, DomainData]:
 
 
 def plain_nats(example: Example, weights: Weights, stacks: dict[str, StackTensors]) -> float:
-    """Summed NLL of the answer, by the plain sum over experts."""
-    ids = [*example.prompt, *example.response]
-    logprobs = plain_logits(tiny_model(), ids, [(stacks[d], w) for d, w in weights.items()]).log_softmax(-1)
-    return -sum(float(logprobs[len(example.prompt) - 1 + i, t]) for i, t in enumerate(example.response))
-
-
-def quiet(line: str) -> None:
-    pass
+    return plain_nll(example, [(stacks[d], weight) for d, weight in weights.items()])
 
 
 def run(served: Served, *domains: str, **options: int | None) -> Evaluation:

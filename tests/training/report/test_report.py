@@ -20,7 +20,7 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_router_tensors, save_router
 from tests.tiny import publish_stack, random_stack, write_records, write_router
-from tests.training.report.test_page import NASTY, Parsed
+from tests.training.report.parsed_page import NASTY, Parsed
 from training.curriculum.outer_loop import run_curriculum
 from training.evaluation.evaluation import Evaluation, RecordResult
 from training.evaluation.expert_use import ExpertUse, save_expert_use

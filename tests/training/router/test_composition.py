@@ -12,15 +12,12 @@ from brainstacks.errors import IncompatibleArtifact
 from brainstacks.routing.router import Router
 from brainstacks.stacks.registry import Registry
 from tests.tiny import (
-    plain_logits,
     publish_stack,
     random_stack,
     save_base,
-    tiny_model,
     write_router,
 )
-from tests.training.examples import random_examples
-from training.data.encoding import Example
+from tests.training.examples import plain_nll, random_examples
 from training.router.composition import Composed, Weights, routed_weights
 
 DOMAINS = ("a", "b", "c")
@@ -34,15 +31,6 @@ def composed(tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp
     return Composed.load(load_base(tiny_directory, quantization="none"), registry)
 
 
-def plain_nll(composed: Composed, example: Example, weights: Weights) -> float:
-    """One example alone, on an untouched model, by the readable form of a delta."""
-    dims = composed.base.identity.dims
-    stacks = [(random_stack(dims, DOMAINS.index(d), size=0.3), w) for d, w in weights.items()]
-    logprobs = plain_logits(tiny_model(), [*example.prompt, *example.response], stacks).log_softmax(-1)
-    first = len(example.prompt) - 1
-    return -sum(float(logprobs[first + i, token]) for i, token in enumerate(example.response))
-
-
 # --- losses --------------------------------------------------------------------------------------
 
 
@@ -50,7 +38,12 @@ def plain_nll(composed: Composed, example: Example, weights: Weights) -> float:
 def test_losses_equal_one_example_at_a_time_whatever_the_budget(composed: Composed, tokens: int) -> None:
     examples = random_examples(6, seed=7)
     weights: list[Weights] = [{"a": 1.0}, {}, {"b": 0.5, "c": 1.0}, {"a": 0.0}, {"c": -0.4}, {"a": 1.0}]
-    expected = [plain_nll(composed, e, w) for e, w in zip(examples, weights, strict=True)]
+    dims = composed.base.identity.dims
+    stacks = {d: random_stack(dims, i, size=0.3) for i, d in enumerate(DOMAINS)}
+    expected = [
+        plain_nll(e, [(stacks[d], weight) for d, weight in w.items()])
+        for e, w in zip(examples, weights, strict=True)
+    ]
     assert composed.losses(examples, weights, tokens) == pytest.approx(expected, abs=1e-3)
     assert composed.losses([], []) == []
 

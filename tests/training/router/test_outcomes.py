@@ -13,8 +13,8 @@ from brainstacks.base_model import BaseModel
 from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
-from tests.tiny import bank_of, plain_logits, random_stack, tiny_model
-from tests.training.examples import random_examples
+from tests.tiny import bank_of, random_stack
+from tests.training.examples import plain_nll, random_examples
 from training.data.batches import TOKENS
 from training.data.encoding import Example
 from training.router.composition import Composed, Weights
@@ -90,9 +90,7 @@ def test_losses_are_the_answers_nll_under_each_combination(composed: Counting) -
         assert set(outcome.losses) == {"+".join(c) for c in combinations(DOMAINS)}
         for name, loss in outcome.losses.items():
             chosen = [(stacks[d], 1.0) for d in name.split("+") if d]
-            logprobs = plain_logits(tiny_model(), [*one.prompt, *one.response], chosen).log_softmax(-1)
-            nll = -sum(float(logprobs[len(one.prompt) - 1 + i, t]) for i, t in enumerate(one.response))
-            assert loss == pytest.approx(nll / len(one.response), abs=1e-4), name
+            assert loss == pytest.approx(plain_nll(one, chosen) / len(one.response), abs=1e-4), name
 
 
 def slowly(composed: Composed, one: Example, min_gain: float) -> tuple[Weights, float]:
