@@ -44,9 +44,6 @@ from brainstacks.tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
 
-_NO_MEMORY = "the device is out of memory; retry later, or ask for fewer tokens"
-_FAILED = "the engine failed in a step of this request; it goes on with others; retry"
-
 
 class StepEngine:
     """Args:
@@ -288,5 +285,5 @@ class StepEngine:
         except Exception as error:
             log.exception("a step failed; %d requests end with it", len(concerned))
             for job in concerned:
-                self._end(job, as_reply(error, _NO_MEMORY, _FAILED))
+                self._end(job, as_reply(error, "a step of this request"))
             self._blocks.forget()  # what the failed step computed may be wrong: nobody is to reuse it

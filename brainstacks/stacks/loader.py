@@ -58,10 +58,18 @@ class Loader:
             outcome()
 
 
-def as_reply(error: Exception, no_memory: str, failed: str) -> BrainstacksError:
-    """What a client is told of an error, nothing internal: of memory that ran out, of anything unforeseen."""
+def as_reply(error: Exception, what: str) -> BrainstacksError:
+    """What a client is told of an error in `what`; nothing internal."""
     if isinstance(error, BrainstacksError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Unavailable(no_memory)
-    return EngineFailure(failed)
+        return Unavailable(f"{what} found no room in the device's memory; retry later, or ask for less")
+    return EngineFailure(f"{what} failed; the server's log says why, and it goes on with others; retry")
+
+
+def load_failed(error: Exception, domain: str, version: int) -> BrainstacksError:
+    """`as_reply` of a load."""
+    reply = as_reply(error, f"the load of {domain} version {version}")
+    if isinstance(reply, EngineFailure):
+        log.error("%s", reply.message, exc_info=error)
+    return reply

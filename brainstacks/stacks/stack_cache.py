@@ -10,7 +10,6 @@ step and no decision ever waits for a load.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,15 +17,13 @@ from copy import deepcopy
 from functools import partial
 from time import perf_counter
 
-from brainstacks.errors import BrainstacksError, DomainNotFound, EngineFailure, InvalidRequest
+from brainstacks.errors import BrainstacksError, DomainNotFound, InvalidRequest
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
 from brainstacks.stacks.cache_stats import CacheStats, Tier
 from brainstacks.stacks.lease import Lease, ServedStack, StackKey
-from brainstacks.stacks.loader import Loader, as_reply
+from brainstacks.stacks.loader import Loader, load_failed
 from brainstacks.stacks.places import Place, Places
-
-log = logging.getLogger(__name__)
 
 MAX_OVERTAKEN = 32
 """So many leases whose stacks are on the device pass the first one in the queue; then they queue as well.
@@ -273,14 +270,7 @@ class StackCache:
             packed = host or PackedStack.pack(self._read(place.stack), self.bank.dtype)
             there = self.bank.place(packed)
         except Exception as raised:
-            name = "the stack {} version {}".format(*place.stack.key)
-            error = as_reply(
-                raised,
-                f"the device has no memory for {name}; retry later",
-                f"{name} could not be loaded; the server's log says why",
-            )
-            if isinstance(error, EngineFailure):
-                log.error("%s", error.message, exc_info=raised)
+            error = load_failed(raised, *place.stack.key)
         with self._lock:
             if place.state != "loading":
                 return  # it was given up meanwhile
