@@ -20,10 +20,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.engine_batch import Reply, advance, fixed, request
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import Clock, Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import Clock, Progress
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import Reply, advance, fixed, request
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import TextEvent

@@ -14,14 +14,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options, peers, traffic
-from benchmarks.decode_case import Case, compositions
-from benchmarks.decode_peers import PEERS, Peers
-from benchmarks.engine_batch import engine_batch
-from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, write_results
-from benchmarks.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
-from benchmarks.timing import interleave, say
+from benchmarks.instruments import options
+from benchmarks.instruments.decode_case import Case
+from benchmarks.instruments.registries import Served, served
+from benchmarks.instruments.results import RESULTS, Spread, machine, write_results
+from benchmarks.instruments.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
+from benchmarks.instruments.timing import interleave, say
+from benchmarks.peers.available import llama_cpp_file
+from benchmarks.peers.contestants import PEERS, Peers
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import compositions, engine_batch
 from brainstacks.base_model import BaseModel, identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -68,8 +70,10 @@ class Bench:
                 "a stack cannot be served: " + "; ".join(self.engine.serving.stack_problems)
             )
         self._read = {name: stack_bytes(self.engine, path) for name, path in stacks.files.items()}
-        gguf = peers.llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
-        self._peers = Peers(load, self.base, chosen, stacks, gguf, scratch)
+        gguf = llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
+        self._peers = Peers(
+            load, self.base, chosen, stacks.registry, traffic.adjacent(stacks.random), gguf, scratch
+        )
 
     def compare(self, batch: int, rounds: int, tokens: int) -> Case:
         """Everything at one batch size, interleaved."""

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.engine_batch import engine_batch
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import interleave, say
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import interleave, say
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import engine_batch
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.stacks.registry import Registry

@@ -21,11 +21,12 @@ from typing import Any
 
 import psutil
 
-from benchmarks import options
-from benchmarks.registries import served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.server_process import ROOT, running
-from benchmarks.timing import Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.checkout import ROOT
+from benchmarks.instruments.registries import served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import Progress
+from benchmarks.serving.server_process import running
 from brainstacks.base_model import identify_base
 
 NAME = "first_start"

@@ -20,13 +20,14 @@ from typing import Annotated, Any
 import httpx2 as httpx
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.http_client import Stream, completion, stream
-from benchmarks.random_stacks import save_random_stack
-from benchmarks.registries import served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, percentile, write_results
-from benchmarks.server_process import ServerProcess, running
-from benchmarks.timing import Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.random_stacks import save_random_stack
+from benchmarks.instruments.registries import served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, percentile, write_results
+from benchmarks.instruments.timing import Progress
+from benchmarks.serving import traffic
+from benchmarks.serving.http_client import Stream, completion, stream
+from benchmarks.serving.server_process import ServerProcess, running
 from brainstacks.base_model import identify_base
 
 NAME = "hot_load"

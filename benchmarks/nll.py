@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.answer_scoring import Score, score, validation_examples
-from benchmarks.engine_batch import engine_batch
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.roofline import base_bytes
-from benchmarks.timing import Progress, say, timed
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.roofline import base_bytes
+from benchmarks.instruments.timing import Progress, say, timed
+from benchmarks.serving.answer_scoring import Score, score, validation_examples
+from benchmarks.serving.engine_batch import engine_batch
 from brainstacks.config import EngineConfig, from_mapping
 from brainstacks.engine.engine import StepEngine
 from training.data.encoding import Example

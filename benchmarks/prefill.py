@@ -15,13 +15,16 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import llama_cpp, options, peers, traffic
-from benchmarks.asking import Answer, Prompts, ask
-from benchmarks.engine_batch import fixed
-from benchmarks.llama_cpp import LlamaCpp
-from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import Progress, say
+from benchmarks.instruments import options
+from benchmarks.instruments.registries import Served, served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import Progress, say
+from benchmarks.peers import llama_cpp
+from benchmarks.peers.available import llama_cpp_file
+from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.serving import traffic
+from benchmarks.serving.asking import Answer, Prompts, ask
+from benchmarks.serving.engine_batch import fixed
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -236,7 +239,7 @@ def main(
             for each, reuse in zip(loaded, (True, False), strict=True)
         ]
         facts["backend"] = engines[0].backend.name
-        gguf = peers.llama_cpp_file(base, loaded[0].device)
+        gguf = llama_cpp_file(base, loaded[0].device)
         peer = None
         if gguf is not None:
             context = llama_cpp.context_for(max(sizes), 1)

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.decode_case import compositions
-from benchmarks.engine_batch import engine_batch
-from benchmarks.registries import served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
-from benchmarks.timing import Progress, timed
+from benchmarks.instruments import options
+from benchmarks.instruments.registries import served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
+from benchmarks.instruments.timing import Progress, timed
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import compositions, engine_batch
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.cpu_backend import CpuBackend, Phase

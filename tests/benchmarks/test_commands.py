@@ -18,15 +18,15 @@ from benchmarks import (
     hot_load,
     http_load,
     libraries,
-    llama_cpp,
     nll,
-    options,
-    peers,
     prefill,
     residency,
     step_profile,
 )
-from benchmarks import decode_case as names
+from benchmarks.instruments import decode_case as names
+from benchmarks.instruments import options
+from benchmarks.peers import available as peers
+from benchmarks.peers import llama_cpp
 from brainstacks.base_model import identify_base
 from brainstacks.errors import BrainstacksError, ConfigError
 from tests.benchmarks.trained import trained_registry

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from benchmarks.contention import busy, decode_rate, fair_share, report
-from benchmarks.traffic import random_prompt
+from benchmarks.serving.traffic import random_prompt
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine

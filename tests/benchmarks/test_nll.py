@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.answer_scoring import Score, score, validation_examples
 from benchmarks.nll import MEAN, Scores, compare, measure, table
+from benchmarks.serving.answer_scoring import Score, score, validation_examples
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
