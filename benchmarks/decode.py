@@ -17,7 +17,7 @@ import typer
 from benchmarks.instruments import options
 from benchmarks.instruments.decode_case import Case
 from benchmarks.instruments.registries import Served, served
-from benchmarks.instruments.results import RESULTS, Spread, machine, write_results
+from benchmarks.instruments.results import RESULTS, Spread, machine, rounds_note, write_results
 from benchmarks.instruments.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
 from benchmarks.instruments.timing import interleave, say
 from benchmarks.peers.available import llama_cpp_file
@@ -57,10 +57,7 @@ class Bench:
         self.base = load()
         self._stacks = stacks
         self._seed = seed
-        self._prompts = [
-            traffic.random_prompt(self.base.vocab_size, prompt_tokens, seed + row)
-            for row in range(max(batches))
-        ]
+        self._prompts = traffic.random_prompts(self.base.vocab_size, prompt_tokens, max(batches), seed)
         config = EngineConfig(
             max_batch_size=max(batches), max_router_batch=max(batches), prefix_caching=False
         )
@@ -99,8 +96,8 @@ def main(
         str, typer.Option(help="Separated by commas; targets are set at 1 and 16.")
     ] = "1,16",
     rounds: options.Rounds = 5,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    tokens: options.RunTokens = 32,
+    prompt_tokens: options.PromptTokens = 32,
     against: Annotated[
         str, typer.Option("--peers", help="Separated by commas; none in an empty text.")
     ] = ",".join(PEERS),
@@ -149,8 +146,7 @@ def main(
         seed=seed,
     )
     document = {"machine": facts, "settings": chosen, "cases": [case.to_document() for case in cases]}
-    note = f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"
-    write_results(NAME, document, note + "\n\n".join(case.tables() for case in cases), output)
+    write_results(NAME, document, rounds_note(rounds) + "\n\n".join(case.tables() for case in cases), output)
 
 
 app = options.application(main)

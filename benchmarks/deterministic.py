@@ -25,8 +25,8 @@ MAX_BATCH = 16
 def main(
     batch_sizes: Annotated[str, typer.Option(help="Rows that decode, of the 16 there is room for.")] = "1,16",
     rounds: options.Rounds = 5,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")] = 24,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    tokens: options.RunTokens = 24,
+    prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
     device: options.Device = "auto",
@@ -52,9 +52,7 @@ def main(
     cases, rows = [], []
     for batch in options.positive_list(batch_sizes, "batch sizes such as 1,16"):
         say(f"batch of {batch}:")
-        prompts = [
-            traffic.random_prompt(usual.base.vocab_size, prompt_tokens, seed + row) for row in range(batch)
-        ]
+        prompts = traffic.random_prompts(usual.base.vocab_size, prompt_tokens, batch, seed)
         weights = [dict.fromkeys(usual.stacks.serving, 1.0)] * batch
         runs = interleave(
             {name: engine_batch(engine, prompts, weights) for name, engine in engines.items()}, rounds, tokens

@@ -87,8 +87,8 @@ async def load(
 
     async def work(client: httpx.AsyncClient) -> None:
         for number, weights in todo:  # one iterator for all clients: each takes the next that is left
-            prompt = f"Request {number}. {traffic.QUESTIONS[number % len(traffic.QUESTIONS)]}"
-            done.append(await stream(client, completion(server.model, prompt, tokens, weights)))
+            body = completion(server.model, traffic.question(number), tokens, weights)
+            done.append(await stream(client, body))
 
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client:
         start = perf_counter()

@@ -76,7 +76,7 @@ def main(
     batch_sizes: Annotated[str, typer.Option(help="Separated by commas.")] = "1,16",
     rounds: options.Rounds = 5,
     tokens: Annotated[int, typer.Option(min=3, help="Tokens to generate per row in each run.")] = 24,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
     registry: options.Trained = options.DEMO_REGISTRY,
@@ -94,9 +94,7 @@ def main(
         config = EngineConfig(max_batch_size=max(batches), prefix_caching=False)
         engine = StepEngine(loaded, stacks.registry, config)
         facts["backend"] = engine.backend.name
-        prompts = [
-            traffic.random_prompt(loaded.vocab_size, prompt_tokens, seed + row) for row in range(max(batches))
-        ]
+        prompts = traffic.random_prompts(loaded.vocab_size, prompt_tokens, max(batches), seed)
         cases = {
             (batch, name): rows
             for batch in batches

@@ -23,7 +23,7 @@ from benchmarks.instruments.results import RESULTS, machine, write_results
 from benchmarks.instruments.step_times import AUTOCAST, FROZEN, PEFT, StepTimes, ours_with
 from benchmarks.instruments.timing import Progress
 from benchmarks.peers.peft_loras import with_loras
-from benchmarks.serving.traffic import random_prompt
+from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import BaseModel
 from brainstacks.config import StackConfig
 from brainstacks.layers.bank import StackBank
@@ -66,8 +66,8 @@ class Bench:
 
     def _random_batch(self, rows: int, tokens: int) -> Batch:
         """Rows of one length, the second half of each the response."""
-        vocabulary, half = self._base.vocab_size, tokens // 2
-        prompts = [random_prompt(vocabulary, tokens, self._seed + row) for row in range(rows)]
+        half = tokens // 2
+        prompts = random_prompts(self._base.vocab_size, tokens, rows, self._seed)
         examples = [Example(str(i), tuple(p[:half]), tuple(p[half:])) for i, p in enumerate(prompts)]
         return collate(examples).to(self._base.device)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.instruments.results import Spread, markdown_table
+from benchmarks.instruments.results import Spread, markdown_table, met
 from benchmarks.instruments.roofline import StepBytes
 from benchmarks.instruments.timing import Run, common_prefix
 
@@ -145,7 +145,7 @@ class Case:
         rows: list[list[object]] = []
         for ours, theirs, least in self.compared():
             ratio = self.ratio(ours, theirs)
-            verdict = "" if least is None else "met" if ratio.median >= least else "not met"
+            verdict = "" if least is None else met(ratio.median >= least)
             target = "" if least is None else f">= {least:g}"
             rows.append([ours, theirs, ratio, target, verdict])
         return markdown_table(["", "against", "times as fast", "target", ""], rows)

@@ -20,6 +20,8 @@ DEMO_REGISTRY = ROOT / "stacks_registry"
 DEFAULT_BASE = "packaged:smollm2-135m-instruct"
 
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; every contestant runs once in each.")]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Length of the random prompts.")]
+RunTokens = Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")]
 Base = Annotated[str, typer.Option(help="Base model, named as for the server.")]
 Quantize = Annotated[str, typer.Option("--quantization", help="nf4, int8, none or native.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -71,6 +71,16 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
 
+def met(holds: bool) -> str:
+    """Of a target."""
+    return "met" if holds else "not met"
+
+
+def rounds_note(rounds: int) -> str:
+    """What stands above tables of `Spread`s."""
+    return f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"
+
+
 def vector_extension(features: Collection[str]) -> str:
     """The one of `EXTENSIONS` that says most about the speed of a CPU with these; `generic` without any."""
     return next((name for feature, name in EXTENSIONS.items() if feature in features), "generic")

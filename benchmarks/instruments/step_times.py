@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.instruments.results import Spread, markdown_table
+from benchmarks.instruments.results import Spread, markdown_table, met
 from training.recipe.settings import StackRecipe
 
 FROZEN = (0, 1, 2, 4)
@@ -60,7 +60,7 @@ class StepTimes:
     def tables(self) -> str:
         steps = [[name, self.counts[name], Spread.of(values)] for name, values in self.seconds.items()]
         targets: list[list[object]] = [
-            [f"step over that of {peer}", ratio, f"<= {LEAST_RATIO:g}", _verdict(ratio, LEAST_RATIO)]
+            [f"step over that of {peer}", ratio, f"<= {LEAST_RATIO:g}", met(ratio.median <= LEAST_RATIO)]
             for peer, ratio in self.ratios.items()
         ]
         targets += [
@@ -68,7 +68,7 @@ class StepTimes:
                 f"growth per frozen stack, {k} frozen",
                 found,
                 f"<= {MOST_GROWTH:g}",
-                _verdict(found, MOST_GROWTH),
+                met(found.median <= MOST_GROWTH),
             ]
             for k, found in self.growth.items()
         ]
@@ -77,10 +77,6 @@ class StepTimes:
             f"{markdown_table(['', 'trainable parameters', 'seconds per step'], steps)}\n\n"
             f"{markdown_table(['', '', 'target', ''], targets)}"
         )
-
-
-def _verdict(found: Spread, most: float) -> str:
-    return "met" if found.median <= most else "not met"
 
 
 def ours_with(frozen: int) -> str:

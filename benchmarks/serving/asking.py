@@ -1,22 +1,27 @@
-"""One request at a time, run to its end; and prompts for it."""
+"""One request at a time, run to its end: what was answered, or how likely a given answer was."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 from time import perf_counter
 
-from benchmarks.serving import traffic
 from benchmarks.serving.engine_batch import Reply, advance, request
-from brainstacks.base_model import BaseModel
 from brainstacks.engine.engine import StepEngine
-from brainstacks.engine.request import CompositionRequest, RoutedEvent, Routing, TextEvent
+from brainstacks.engine.request import (
+    CompositionRequest,
+    GenerationRequest,
+    RoutedEvent,
+    Routing,
+    SamplingParams,
+    TextEvent,
+)
 from brainstacks.errors import BrainstacksError
+from training.data.encoding import Example
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One request's beginning.
+    """What one request gave.
 
     Attributes:
         first_token_s: seconds from the request to its first token.
@@ -33,43 +38,62 @@ class Answer:
         return self.routing.router_ms / 1000 / self.first_token_s
 
 
+@dataclass(frozen=True)
+class Score:
+    """Of one answer.
+
+    Attributes:
+        nats: NLL, summed over the answer's tokens.
+        seconds: that the request took.
+    """
+
+    nats: float
+    seconds: float
+
+
 def ask(
     engine: StepEngine, prompt: tuple[int, ...], composition: CompositionRequest, tokens: int = 1
 ) -> Answer:
-    """Run one request to its end."""
-    first: list[float] = []
-    routings: list[Routing] = []
-    generated: list[int] = []
-    errors: list[BrainstacksError] = []
+    """A greedy answer of so many tokens.
 
-    def sink(reply: Reply) -> None:
-        if isinstance(reply, BrainstacksError):
-            errors.append(reply)
-        elif isinstance(reply, RoutedEvent):
-            routings.append(reply.routing)
-        elif isinstance(reply, TextEvent):
-            first.append(perf_counter())
-            generated.extend(reply.token_ids)
+    Raises:
+        BrainstacksError: the engine failed.
+    """
+    replies = _run(engine, request("prompt", prompt, tokens, composition))
+    (routing,) = (reply.routing for _, reply in replies if isinstance(reply, RoutedEvent))
+    pieces = [(seconds, reply.token_ids) for seconds, reply in replies if isinstance(reply, TextEvent)]
+    return Answer(pieces[0][0], routing, tuple(token for _, ids in pieces for token in ids))
 
+
+def score(engine: StepEngine, example: Example) -> Score:
+    """The answer's NLL after its prompt, with the base alone: as a client scores a prompt.
+
+    Raises:
+        BrainstacksError: the engine refused the request, or failed.
+    """
+    whole = GenerationRequest(
+        example.id,
+        example.prompt + example.response,
+        SamplingParams(max_tokens=0, prompt_logprobs=0),
+        CompositionRequest("base"),
+    )
     start = perf_counter()
-    engine.add(request("prompt", prompt, tokens, composition), sink)
+    engine.check(whole)
+    replies = _run(engine, whole)
+    seconds = perf_counter() - start
+    (logprobs,) = (reply.prompt_logprobs for _, reply in replies if isinstance(reply, RoutedEvent))
+    answer = (logprobs or ())[-len(example.response) :]
+    return Score(-sum(entry.logprob for entry in answer if entry is not None), seconds)
+
+
+def _run(engine: StepEngine, asked: GenerationRequest) -> list[tuple[float, Reply]]:
+    """Each reply, and how many seconds after the request it came."""
+    replies: list[tuple[float, Reply]] = []
+    start = perf_counter()
+    engine.add(asked, lambda reply: replies.append((perf_counter() - start, reply)))
     while engine.has_work:
         advance(engine)
-    if errors:
-        raise errors[0]
-    return Answer(first[0] - start, routings[0], tuple(generated))
-
-
-class Prompts:
-    """Prompts that no earlier one begins with; text where the base has a tokenizer, so that routes differ."""
-
-    def __init__(self, base: BaseModel, seed: int) -> None:
-        self._vocab = base.vocab_size
-        self._tokenizer = base.chat_tokenizer() if base.tokenizer is not None else None
-        self._numbers = count(seed)
-
-    def next(self, length: int) -> tuple[int, ...]:
-        number = next(self._numbers)
-        if self._tokenizer is None:
-            return traffic.random_prompt(self._vocab, length, number)
-        return traffic.text_prompt(self._tokenizer, length, number)
+    for _, reply in replies:
+        if isinstance(reply, BrainstacksError):
+            raise reply
+    return replies

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 
+from brainstacks.base_model import BaseModel
 from brainstacks.tokenizer import ChatTokenizer
 
 Composition = Mapping[str, float]
@@ -28,11 +29,34 @@ def random_prompt(vocab_size: int, length: int, seed: int) -> tuple[int, ...]:
     return tuple(random.Random(seed).choices(range(vocab_size), k=length))
 
 
+def random_prompts(vocab_size: int, length: int, rows: int, seed: int) -> list[tuple[int, ...]]:
+    """One for each row; the first ones of a larger batch are those of a smaller one."""
+    return [random_prompt(vocab_size, length, seed + row) for row in range(rows)]
+
+
+def question(number: int) -> str:
+    """One of `QUESTIONS`; no two numbers give the same text."""
+    return f"Request {number}. {QUESTIONS[number % len(QUESTIONS)]}"
+
+
 def text_prompt(tokenizer: ChatTokenizer, length: int, number: int) -> tuple[int, ...]:
-    """The first `length` ids of a question, asked again and again; no two numbers give the same prompt."""
-    text = f"Request {number}. " + QUESTIONS[number % len(QUESTIONS)]
-    ids = tokenizer.encode(text)
-    return tuple(itertools.islice(itertools.cycle(ids), length))
+    """The first `length` ids of that question, asked again and again."""
+    return tuple(itertools.islice(itertools.cycle(tokenizer.encode(question(number))), length))
+
+
+class Prompts:
+    """Prompts that no earlier one begins with; text where the base has a tokenizer, so that routes differ."""
+
+    def __init__(self, base: BaseModel, seed: int) -> None:
+        self._vocab = base.vocab_size
+        self._tokenizer = base.chat_tokenizer() if base.tokenizer is not None else None
+        self._numbers = itertools.count(seed)
+
+    def next(self, length: int) -> tuple[int, ...]:
+        number = next(self._numbers)
+        if self._tokenizer is None:
+            return random_prompt(self._vocab, length, number)
+        return text_prompt(self._tokenizer, length, number)
 
 
 def adjacent(domains: Sequence[str]) -> Composition:

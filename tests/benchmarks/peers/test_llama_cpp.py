@@ -10,7 +10,7 @@ from benchmarks.instruments.timing import timed
 from benchmarks.peers import available
 from benchmarks.peers.gguf_lora import write_random_loras
 from benchmarks.peers.llama_cpp import PACKAGE, LlamaCpp, Settings, context_for
-from benchmarks.serving.traffic import random_prompt
+from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import identify_base
 from tests.benchmarks.fake_llama_cpp import xllamacpp
 
@@ -64,7 +64,7 @@ def test_the_context_holds_prompt_and_answer(prompt: int, tokens: int, context: 
 def test_the_package_takes_the_base_and_its_adapters(tmp_path: Path) -> None:
     gguf = available.gguf_of(PACKAGED)
     files = write_random_loras(tmp_path, identify_base(PACKAGED), 2)
-    prompts = [random_prompt(49152, 8, seed) for seed in range(2)]
+    prompts = random_prompts(49152, 8, 2, seed=0)
     with LlamaCpp(Settings(str(gguf), 1, 2, 256, tuple(map(str, files)))) as server:
         assert "AVX2" in server.system or "NEON" in server.system
         for scales in ((), (1.0, 0.5)):

@@ -9,13 +9,13 @@ import torch
 
 from benchmarks.instruments.timing import timed
 from benchmarks.peers.peft_loras import PeftPeer, with_loras
-from benchmarks.serving.traffic import random_prompt
+from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.layers.hooks import CompositionHooks
 from tests.tiny import VOCAB, stack_config
 from training.rounds.active_stack import ActiveStack
 
-PROMPTS = [random_prompt(VOCAB, 7, seed) for seed in range(4)]
+PROMPTS = random_prompts(VOCAB, 7, 4, seed=0)
 
 
 def test_peft_sums_adapters_or_gives_each_row_its_own(tiny_base: BaseModel) -> None:

@@ -14,14 +14,14 @@ from torch import nn
 from benchmarks.instruments.timing import timed
 from benchmarks.peers.transformers_generate import dequantized, transformers_batch
 from benchmarks.serving.engine_batch import engine_batch
-from benchmarks.serving.traffic import random_prompt
+from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import EngineConfig, Quantization
 from brainstacks.engine.engine import StepEngine
 from brainstacks.layers.projections import find_sites
 from tests.tiny import VOCAB
 
-PROMPTS = [random_prompt(VOCAB, 7, seed) for seed in range(4)]
+PROMPTS = random_prompts(VOCAB, 7, 4, seed=0)
 
 
 def test_generate_gives_the_tokens_of_the_engines_base(tiny_directory: Path, tiny_base: BaseModel) -> None:
