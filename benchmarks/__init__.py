@@ -1,0 +1,1 @@
+"""Benchmarks: the modules here are commands; what they share is in rooms, which know only the instruments."""

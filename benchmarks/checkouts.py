@@ -20,8 +20,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from benchmarks import options
-from benchmarks.results import RESULTS, machine, markdown_table, write_results
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 
 NAME = "checkouts"
 HERE = Path(__file__).parents[1]

@@ -20,10 +20,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.engine_batch import Reply, advance, fixed, request
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import Clock, Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.results import (
+    RESULTS,
+    Spread,
+    machine,
+    markdown_table,
+    rounds_note,
+    write_results,
+)
+from benchmarks.instruments.timing import Clock, Progress
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import Reply, advance, fixed, request
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import TextEvent
@@ -116,7 +124,7 @@ def main(
     batch_sizes: Annotated[str, typer.Option(help="Rows that decode, separated by commas.")] = "1,16",
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 4.0,
     rounds: options.Rounds = 5,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
     device: options.Device = "auto",
@@ -136,9 +144,7 @@ def main(
     loaded = options.load(base, quantization, device)
     engine = StepEngine(loaded, None, EngineConfig(max_batch_size=max(batches), prefix_caching=False))
     facts["backend"] = engine.backend.name
-    prompts = [
-        traffic.random_prompt(loaded.vocab_size, prompt_tokens, seed + row) for row in range(max(batches))
-    ]
+    prompts = traffic.random_prompts(loaded.vocab_size, prompt_tokens, max(batches), seed)
     rates: dict[tuple[int, int], list[float]] = {(batch, n): [] for batch in batches for n in rivals}
     for batch in batches:
         decode_rate(engine, prompts[:batch], min(seconds, 1.0))
@@ -151,8 +157,9 @@ def main(
     chosen = options.asked(
         base, quantization, device, seconds=seconds, rounds=rounds, prompt_tokens=prompt_tokens, seed=seed
     )
-    note = f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"
-    write_results(NAME, {"machine": facts, "settings": chosen, "cases": document}, note + table, output)
+    write_results(
+        NAME, {"machine": facts, "settings": chosen, "cases": document}, rounds_note(rounds) + table, output
+    )
 
 
 def report(

@@ -14,14 +14,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options, peers, traffic
-from benchmarks.decode_case import Case, compositions
-from benchmarks.decode_peers import PEERS, Peers
-from benchmarks.engine_batch import engine_batch
-from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, write_results
-from benchmarks.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
-from benchmarks.timing import interleave, say
+from benchmarks.instruments import options
+from benchmarks.instruments.decode_case import Case
+from benchmarks.instruments.registries import Served, served
+from benchmarks.instruments.results import RESULTS, Spread, machine, rounds_note, write_results
+from benchmarks.instruments.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
+from benchmarks.instruments.timing import interleave, say
+from benchmarks.peers.available import llama_cpp_file
+from benchmarks.peers.contestants import PEERS, Peers
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import compositions, engine_batch
 from brainstacks.base_model import BaseModel, identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -55,10 +57,7 @@ class Bench:
         self.base = load()
         self._stacks = stacks
         self._seed = seed
-        self._prompts = [
-            traffic.random_prompt(self.base.vocab_size, prompt_tokens, seed + row)
-            for row in range(max(batches))
-        ]
+        self._prompts = traffic.random_prompts(self.base.vocab_size, prompt_tokens, max(batches), seed)
         config = EngineConfig(
             max_batch_size=max(batches), max_router_batch=max(batches), prefix_caching=False
         )
@@ -68,8 +67,10 @@ class Bench:
                 "a stack cannot be served: " + "; ".join(self.engine.serving.stack_problems)
             )
         self._read = {name: stack_bytes(self.engine, path) for name, path in stacks.files.items()}
-        gguf = peers.llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
-        self._peers = Peers(load, self.base, chosen, stacks, gguf, scratch)
+        gguf = llama_cpp_file(base, self.base.device) if "llama.cpp" in chosen else None
+        self._peers = Peers(
+            load, self.base, chosen, stacks.registry, traffic.adjacent(stacks.random), gguf, scratch
+        )
 
     def compare(self, batch: int, rounds: int, tokens: int) -> Case:
         """Everything at one batch size, interleaved."""
@@ -95,8 +96,8 @@ def main(
         str, typer.Option(help="Separated by commas; targets are set at 1 and 16.")
     ] = "1,16",
     rounds: options.Rounds = 5,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    tokens: options.RunTokens = 32,
+    prompt_tokens: options.PromptTokens = 32,
     against: Annotated[
         str, typer.Option("--peers", help="Separated by commas; none in an empty text.")
     ] = ",".join(PEERS),
@@ -145,8 +146,7 @@ def main(
         seed=seed,
     )
     document = {"machine": facts, "settings": chosen, "cases": [case.to_document() for case in cases]}
-    note = f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"
-    write_results(NAME, document, note + "\n\n".join(case.tables() for case in cases), output)
+    write_results(NAME, document, rounds_note(rounds) + "\n\n".join(case.tables() for case in cases), output)
 
 
 app = options.application(main)

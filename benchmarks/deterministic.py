@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.engine_batch import engine_batch
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import interleave, say
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import interleave, say
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import engine_batch
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.stacks.registry import Registry
@@ -24,8 +25,8 @@ MAX_BATCH = 16
 def main(
     batch_sizes: Annotated[str, typer.Option(help="Rows that decode, of the 16 there is room for.")] = "1,16",
     rounds: options.Rounds = 5,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")] = 24,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    tokens: options.RunTokens = 24,
+    prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
     device: options.Device = "auto",
@@ -51,9 +52,7 @@ def main(
     cases, rows = [], []
     for batch in options.positive_list(batch_sizes, "batch sizes such as 1,16"):
         say(f"batch of {batch}:")
-        prompts = [
-            traffic.random_prompt(usual.base.vocab_size, prompt_tokens, seed + row) for row in range(batch)
-        ]
+        prompts = traffic.random_prompts(usual.base.vocab_size, prompt_tokens, batch, seed)
         weights = [dict.fromkeys(usual.stacks.serving, 1.0)] * batch
         runs = interleave(
             {name: engine_batch(engine, prompts, weights) for name, engine in engines.items()}, rounds, tokens

@@ -20,13 +20,22 @@ from typing import Annotated, Any
 import httpx2 as httpx
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.http_client import Stream, completion, stream
-from benchmarks.random_stacks import save_random_stack
-from benchmarks.registries import served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, percentile, write_results
-from benchmarks.server_process import ServerProcess, running
-from benchmarks.timing import Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.random_stacks import save_random_stack
+from benchmarks.instruments.registries import served
+from benchmarks.instruments.results import (
+    RESULTS,
+    Spread,
+    machine,
+    markdown_table,
+    met,
+    percentile,
+    write_results,
+)
+from benchmarks.instruments.timing import Progress
+from benchmarks.serving import traffic
+from benchmarks.serving.http_client import Stream, completion, stream
+from benchmarks.serving.server_process import ServerProcess, running
 from brainstacks.base_model import identify_base
 
 NAME = "hot_load"
@@ -203,11 +212,10 @@ def main(
         "gap_during_ms_longest": Spread.of(max(upload.during) for upload in uploads),
         "longest_during_in_medians_before": stretch,
     }
-    verdict = "met" if stretch.max <= MOST_GAP else "not met"
     text = (
         f"{streams} streams, a stack of {size / 1e6:.1f} MB; median (min..max) of {rounds} uploads.\n\n"
         f"{markdown_table(['', 'figure'], [[name, value] for name, value in figures.items()])}\n\n"
-        f"Target: no gap beyond {MOST_GAP:g} median gaps: {verdict}."
+        f"Target: no gap beyond {MOST_GAP:g} median gaps: {met(stretch.max <= MOST_GAP)}."
     )
     chosen = options.asked(
         base, quantization, device, streams=streams, rank=rank, pieces=pieces, rounds=rounds, seed=seed

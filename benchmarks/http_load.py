@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import httpx2 as httpx
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.http_client import Stream, completion, stream
-from benchmarks.registries import served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, percentile, write_results
-from benchmarks.server_process import ServerProcess, running
-from benchmarks.timing import Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.registries import served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, percentile, write_results
+from benchmarks.instruments.timing import Progress
+from benchmarks.serving import traffic
+from benchmarks.serving.http_client import Stream, completion, stream
+from benchmarks.serving.server_process import ServerProcess, running
 from brainstacks.base_model import identify_base
 
 NAME = "http_load"
@@ -86,8 +87,8 @@ async def load(
 
     async def work(client: httpx.AsyncClient) -> None:
         for number, weights in todo:  # one iterator for all clients: each takes the next that is left
-            prompt = f"Request {number}. {traffic.QUESTIONS[number % len(traffic.QUESTIONS)]}"
-            done.append(await stream(client, completion(server.model, prompt, tokens, weights)))
+            body = completion(server.model, traffic.question(number), tokens, weights)
+            done.append(await stream(client, body))
 
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client:
         start = perf_counter()

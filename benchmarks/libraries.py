@@ -18,9 +18,9 @@ import typer
 from numba import njit
 from torch import Tensor
 
-from benchmarks import options
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import Progress
 from brainstacks.kernels.atomics import call
 from brainstacks.kernels.products import AHEAD, FAR, product_address
 from brainstacks.kernels.tiles import CHUNK, PANEL

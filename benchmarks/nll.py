@@ -17,15 +17,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.answer_scoring import Score, score, validation_examples
-from benchmarks.engine_batch import engine_batch
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.roofline import base_bytes
-from benchmarks.timing import Progress, say, timed
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, met, write_results
+from benchmarks.instruments.roofline import base_bytes
+from benchmarks.instruments.timing import Progress, say, timed
+from benchmarks.serving.asking import Score, score
+from benchmarks.serving.engine_batch import engine_batch
 from brainstacks.config import EngineConfig, from_mapping
 from brainstacks.engine.engine import StepEngine
-from training.data.encoding import Example
+from brainstacks.errors import ConfigError
+from brainstacks.tokenizer import ChatTokenizer
+from training.data.encoding import Example, encode
+from training.data.sources import load_directory
 from training.evaluation.intervals import interval, resampled_nll
 
 NAME = "nll"
@@ -93,6 +96,32 @@ class Scores:
         """[S, V] NLL of bootstrap resamples of the records, the same for all variants."""
         nats = [[score.nats for score in record] for record in zip(*self.scores.values(), strict=True)]
         return resampled_nll(nats, self.answer_tokens)
+
+
+def validation_examples(
+    data: Path, tokenizer: ChatTokenizer, records: int, max_tokens: int
+) -> dict[str, list[Example]]:
+    """Domain -> the first `records` of its validation split, as `brainstacks-train evaluate` encodes them.
+
+    Args:
+        data: `<domain>/{train,validation}.jsonl`.
+        max_tokens: of prompt and answer; a longer answer is cut.
+
+    Raises:
+        ConfigError: there is no domain, or one has no validation record that fits.
+    """
+    found: dict[str, list[Example]] = {}
+    for directory in sorted(path for path in data.iterdir() if path.is_dir()):
+        validation = load_directory(directory).validation or []
+        found[directory.name] = encode(validation[:records], tokenizer, max_tokens)
+        if not found[directory.name]:
+            raise ConfigError(
+                f"domain {directory.name!r} has no validation record that fits {max_tokens} tokens; give "
+                "validation.jsonl, or more tokens"
+            )
+    if not found:
+        raise ConfigError(f"{data.name!r} has no directory of a domain; it holds <domain>/validation.jsonl")
+    return found
 
 
 def measure(
@@ -172,7 +201,7 @@ def _verdict(document: Mapping[str, Any]) -> str:
     variant = VARIANTS.get(document["variant"])
     if document["variant"] == document["of"] or (variant is not None and variant.of is None):
         return ""
-    return "met" if abs(document["difference"][MEAN]["nats"]) <= MOST_DIFFERENCE else "not met"
+    return met(abs(document["difference"][MEAN]["nats"]) <= MOST_DIFFERENCE)
 
 
 def main(

@@ -15,13 +15,25 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import llama_cpp, options, peers, traffic
-from benchmarks.asking import Answer, Prompts, ask
-from benchmarks.engine_batch import fixed
-from benchmarks.llama_cpp import LlamaCpp
-from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import Progress, say
+from benchmarks.instruments import options
+from benchmarks.instruments.registries import Served, served
+from benchmarks.instruments.results import (
+    RESULTS,
+    Spread,
+    machine,
+    markdown_table,
+    met,
+    rounds_note,
+    write_results,
+)
+from benchmarks.instruments.timing import Progress, say
+from benchmarks.peers import llama_cpp
+from benchmarks.peers.available import llama_cpp_file
+from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.serving import traffic
+from benchmarks.serving.asking import Answer, ask
+from benchmarks.serving.engine_batch import fixed
+from benchmarks.serving.traffic import Prompts
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
@@ -152,7 +164,7 @@ def peer_part(
                 continue
             ratio = Spread.ratio(theirs, [reading.first_token_s for reading in found[length, mix]])
             target = PEER_RATIO if (length, mix) == (PEER_PROMPT, TRAINED) else None
-            verdict = "" if target is None else "met" if ratio.median >= target else "not met"
+            verdict = "" if target is None else met(ratio.median >= target)
             rows.append([length, mix, ratio, f">= {target:g}" if target else "", verdict])
             documents.append({"prompt_tokens": length, "mix": mix, "ratio": ratio, "target": target})
     header = ["prompt tokens", "mix", "times as fast as llama.cpp, base only", "target", ""]
@@ -162,11 +174,10 @@ def peer_part(
 def router_part(answers: list[Answer], device: str) -> tuple[dict[str, Any], str]:
     share = Spread.of(answer.router_share for answer in answers)
     target = ROUTER_SHARE[device]
-    verdict = "met" if share.median <= target else "not met"
     document = {"prompt_tokens": ROUTER_PROMPT, "share_of_first_token": share, "target": target}
     return document, (
         f"Router's share of the time to first token, prompts of {ROUTER_PROMPT} tokens: {share}; "
-        f"target <= {target:g}: {verdict}."
+        f"target <= {target:g}: {met(share.median <= target)}."
     )
 
 
@@ -236,7 +247,7 @@ def main(
             for each, reuse in zip(loaded, (True, False), strict=True)
         ]
         facts["backend"] = engines[0].backend.name
-        gguf = peers.llama_cpp_file(base, loaded[0].device)
+        gguf = llama_cpp_file(base, loaded[0].device)
         peer = None
         if gguf is not None:
             context = llama_cpp.context_for(max(sizes), 1)
@@ -245,8 +256,9 @@ def main(
         work = Work(engines[0], engines[1], Prompts(loaded[0], seed), mixes_of(stacks), peer)
         document, text = measure(work, sizes, rounds, loaded[0].device.type)
     chosen = options.asked(base, quantization, device, rounds=rounds, lengths=sizes, seed=seed)
-    note = f"Median (min..max) of {rounds} rounds; ratios are taken round by round.\n\n"
-    write_results(NAME, {"machine": facts, "settings": chosen, **document}, note + text, output)
+    write_results(
+        NAME, {"machine": facts, "settings": chosen, **document}, rounds_note(rounds) + text, output
+    )
 
 
 app = options.application(main)

@@ -19,12 +19,12 @@ from typing import Any
 
 import httpx2 as httpx
 
-from benchmarks import options
-from benchmarks.results import RESULTS, machine, write_results
+from benchmarks.instruments import options
+from benchmarks.instruments.checkout import ROOT
+from benchmarks.instruments.results import RESULTS, machine, write_results
 from brainstacks.base_model import identify_base
 
 NAME = "request_path"
-ROOT = Path(__file__).parents[1]
 OURS = tuple(str(ROOT / package) + "/" for package in ("server", "brainstacks"))
 MOST_FORTH, MOST_BACK = 19, 10
 TOKEN = 4

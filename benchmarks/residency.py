@@ -16,11 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.engine_batch import Reply, advance, fixed, request
-from benchmarks.registries import Served, served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.timing import Progress
+from benchmarks.instruments import options
+from benchmarks.instruments.registries import Served, served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.timing import Progress
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import Reply, advance, fixed, request
 from brainstacks.base_model import BaseModel, identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import options
-from benchmarks.engine_batch import advance
+from benchmarks.instruments import options
+from benchmarks.serving.engine_batch import advance
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import CompositionRequest, GenerationRequest, SamplingParams, TextEvent

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import options, traffic
-from benchmarks.decode_case import compositions
-from benchmarks.engine_batch import engine_batch
-from benchmarks.registries import served
-from benchmarks.results import RESULTS, Spread, machine, markdown_table, write_results
-from benchmarks.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
-from benchmarks.timing import Progress, timed
+from benchmarks.instruments import options
+from benchmarks.instruments.registries import served
+from benchmarks.instruments.results import RESULTS, Spread, machine, markdown_table, write_results
+from benchmarks.instruments.roofline import base_bytes, read_bandwidth, stack_bytes, step_bytes
+from benchmarks.instruments.timing import Progress, timed
+from benchmarks.serving import traffic
+from benchmarks.serving.engine_batch import compositions, engine_batch
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.cpu_backend import CpuBackend, Phase
@@ -76,7 +76,7 @@ def main(
     batch_sizes: Annotated[str, typer.Option(help="Separated by commas.")] = "1,16",
     rounds: options.Rounds = 5,
     tokens: Annotated[int, typer.Option(min=3, help="Tokens to generate per row in each run.")] = 24,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompts.")] = 32,
+    prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
     quantization: options.Quantize = "nf4",
     registry: options.Trained = options.DEMO_REGISTRY,
@@ -94,9 +94,7 @@ def main(
         config = EngineConfig(max_batch_size=max(batches), prefix_caching=False)
         engine = StepEngine(loaded, stacks.registry, config)
         facts["backend"] = engine.backend.name
-        prompts = [
-            traffic.random_prompt(loaded.vocab_size, prompt_tokens, seed + row) for row in range(max(batches))
-        ]
+        prompts = traffic.random_prompts(loaded.vocab_size, prompt_tokens, max(batches), seed)
         cases = {
             (batch, name): rows
             for batch in batches

@@ -7,26 +7,25 @@ Same base, tokens, objective and optimiser for all: only the adapter differs.
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks import options
 from benchmarks.experiments.parameters import lora_of, parameters
-from benchmarks.random_stacks import B_STD
-from benchmarks.results import RESULTS, machine, write_results
-from benchmarks.step_times import AUTOCAST, FROZEN, PEFT, StepTimes, ours_with
-from benchmarks.timing import Progress
-from benchmarks.traffic import random_prompt
-from brainstacks.base_model import BaseModel, load_base
-from brainstacks.config import Quantization, StackConfig
+from benchmarks.instruments import options
+from benchmarks.instruments.random_stacks import B_STD
+from benchmarks.instruments.results import RESULTS, machine, write_results
+from benchmarks.instruments.step_times import AUTOCAST, FROZEN, PEFT, StepTimes, ours_with
+from benchmarks.instruments.timing import Progress
+from benchmarks.peers.peft_loras import with_loras
+from benchmarks.serving.traffic import random_prompts
+from brainstacks.base_model import BaseModel
+from brainstacks.config import StackConfig
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
@@ -67,8 +66,8 @@ class Bench:
 
     def _random_batch(self, rows: int, tokens: int) -> Batch:
         """Rows of one length, the second half of each the response."""
-        vocabulary, half = self._base.vocab_size, tokens // 2
-        prompts = [random_prompt(vocabulary, tokens, self._seed + row) for row in range(rows)]
+        half = tokens // 2
+        prompts = random_prompts(self._base.vocab_size, tokens, rows, self._seed)
         examples = [Example(str(i), tuple(p[:half]), tuple(p[half:])) for i, p in enumerate(prompts)]
         return collate(examples).to(self._base.device)
 
@@ -121,9 +120,9 @@ class Bench:
         return _step(active, settings, base.device, loss)
 
     def _peers(self, lora: StackRecipe) -> tuple[dict[str, Step], int]:
-        """PEFT as it comes, with adapters in float32, and computing them in the base's dtype (autocast)."""
+        """PEFT's rsLoRA as it comes, its adapters in float32, and computed in the base's dtype (autocast)."""
         base = self._load()
-        adapter = peft_lora(base, lora)
+        adapter = with_loras(base, r=lora.rank, lora_alpha=lora.alpha, use_rslora=True)
         count = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
 
         def step(context: Callable[[], AbstractContextManager[Any]]) -> Step:
@@ -137,22 +136,6 @@ class Bench:
             return torch.autocast(base.device.type, torch.bfloat16)
 
         return {PEFT: step(nullcontext), AUTOCAST: step(autocast)}, count
-
-
-def peft_lora(base: BaseModel, lora: StackRecipe) -> nn.Module:
-    """PEFT's rsLoRA on all seven projections of `base`, which it wraps in place."""
-    peft = importlib.import_module("peft")
-    sites = {id(site.module) for site in base.sites.values()}
-    config = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        use_rslora=True,
-        target_modules=[name for name, module in base.model.named_modules() if id(module) in sites],
-    )
-    with warnings.catch_warnings():
-        # About a spelling that PEFT will have to change; no figure depends on it.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return cast(nn.Module, peft.get_peft_model(base.model, config))
 
 
 def _step(
@@ -199,7 +182,7 @@ def main(
     facts = machine()
 
     def loaded() -> BaseModel:
-        return load_base(base, quantization=cast(Quantization, quantization), device=device)
+        return options.load(base, quantization, device)
 
     computing = choose(loaded(), compute, backward=True)
     typer.echo(str(computing))

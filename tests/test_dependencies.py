@@ -42,6 +42,10 @@ side and know nothing of each other."""
 ROOMS = ("recipe", "data", "runs", "rounds", "curriculum", "router", "evaluation", "report")
 """Of training: each imports only from itself and from those before it."""
 
+INSTRUMENTS = "instruments"
+BENCHMARK_ROOMS = (INSTRUMENTS, "serving", "peers", "experiments")
+"""What the commands at the top of `benchmarks` share: each room knows itself and the instruments alone."""
+
 TORCH_FREE = (
     "base_identity",
     "config",
@@ -128,6 +132,24 @@ def test_inside_the_trainer_imports_go_from_room_to_room_one_way(room: str) -> N
         for name in imports(path):
             if name.startswith("training."):
                 assert name.split(".")[1] in allowed, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("room", BENCHMARK_ROOMS)
+def test_a_room_of_the_benchmarks_knows_itself_and_the_instruments_alone(room: str) -> None:
+    for path in sources(f"benchmarks/{room}"):
+        for name in imports(path):
+            if name.startswith("benchmarks."):
+                assert name.split(".")[1] in (room, INSTRUMENTS), f"{path}: {name}"
+
+
+def test_at_the_top_of_the_benchmarks_are_commands_that_know_nothing_of_each_other() -> None:
+    rooms = [path.parent for path in sources("benchmarks") if path.name == "__init__.py"]
+    assert {path.name for path in rooms} == {"benchmarks", *BENCHMARK_ROOMS}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        names = [name for name in imports(path) if name.startswith("benchmarks.")]
+        assert all(name.split(".")[1] in BENCHMARK_ROOMS for name in names), f"{path}: {names}"
+        text = path.read_text(encoding="utf-8")
+        assert path.name == "__init__.py" or text.endswith('if __name__ == "__main__":\n    app()\n'), path
 
 
 def test_base_and_stacks_know_nothing_of_each_other() -> None:

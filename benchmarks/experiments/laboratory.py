@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.experiments.materials import Materials, digest
 from benchmarks.experiments.trained import Trained, step_totals
 from benchmarks.experiments.trainings import Training, factors, in_order, orthogonal_to
-from benchmarks.timing import Report, say
+from benchmarks.instruments.timing import Report, say
 from brainstacks.config import Quantization
 from brainstacks.durable import atomic_write, make_directory
 from brainstacks.errors import CorruptBlob

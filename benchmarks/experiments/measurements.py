@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
-from benchmarks.results import markdown_table
+from benchmarks.instruments.results import markdown_table
 from training.evaluation.intervals import SAMPLES, Estimate, interval, resampled_nll
 from training.router.composition import Composed, Weights
 

@@ -30,7 +30,7 @@ from benchmarks.experiments.routers import routed
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
-from benchmarks.results import markdown_table
+from benchmarks.instruments.results import markdown_table
 from training.evaluation.intervals import Estimate
 from training.router.composition import Weights
 

@@ -28,7 +28,7 @@ from benchmarks.experiments.measurements import (
 from benchmarks.experiments.parameters import Parameters, parameters
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
-from benchmarks.results import Spread, markdown_table
+from benchmarks.instruments.results import Spread, markdown_table
 
 PAPER = 2.5
 KINDS = ("MoE-LoRA", "LoRA")

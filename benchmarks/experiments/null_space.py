@@ -27,7 +27,7 @@ from benchmarks.experiments.measurements import (
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trained import Trained
 from benchmarks.experiments.trainings import Training
-from benchmarks.results import Spread, markdown_table
+from benchmarks.instruments.results import Spread, markdown_table
 from training.curriculum.forgetting import ForgettingMatrix, measure_row
 
 SECOND_TABLE = (

@@ -27,7 +27,7 @@ from benchmarks.experiments.measurements import (
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
-from benchmarks.results import markdown_table
+from benchmarks.instruments.results import markdown_table
 from brainstacks.config import Quantization
 from training.evaluation.intervals import Estimate
 from training.recipe.settings import require

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmarks.options import DEFAULT_BASE
+from benchmarks.instruments.options import DEFAULT_BASE
 from brainstacks.config import Quantization
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.recipe.settings import (

@@ -15,7 +15,6 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options
 from benchmarks.experiments import designs
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
@@ -30,7 +29,8 @@ from benchmarks.experiments.measurements import (
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.study import KEPT, Data, Findings, Run, Study, run_studies
 from benchmarks.experiments.trainings import Training
-from benchmarks.results import RESULTS, markdown_table
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, markdown_table
 from brainstacks.stacks.registry import Registry
 from training.evaluation.validation import load_served, route
 from training.recipe.recipe import Recipe, load_recipe

@@ -9,13 +9,13 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from benchmarks import options
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.trainings import Training
-from benchmarks.results import RESULTS, machine, write_results
-from benchmarks.timing import Report, say
+from benchmarks.instruments import options
+from benchmarks.instruments.results import RESULTS, machine, write_results
+from benchmarks.instruments.timing import Report, say
 from brainstacks.base_files import base_name
 from brainstacks.config import Quantization
 from training.rounds.allocator import keep_freed_memory

@@ -41,3 +41,8 @@ if not numba.config.CACHE_DIR:
 internal = partial(numba.njit, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """`njit` for what compiled code alone calls, as Python must not: without the wrappers for Python and C, which
 take a third of the compiling."""
+
+summing = partial(internal, fastmath={"contract", "reassoc", "nsz"}, forceinline=True)
+"""`internal` for sums that become vectors, in an order that the compiler chooses. They are part of what calls
+them: of a function of its own there would be two compilations with two orders, one in the process that compiles
+and another in those that find it on disk."""

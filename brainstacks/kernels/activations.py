@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, cfunc
 
-from brainstacks.kernels import internal
+from brainstacks.kernels import internal, summing
 from brainstacks.kernels.atomics import as_pointer
 from brainstacks.kernels.layout import BLOCK, floats, group_at, integers, layer_at, linear_at, step_at
 from brainstacks.kernels.numbers import exponential, fill, itemsize, larger, narrow, nearest
@@ -25,7 +25,7 @@ def token_pieces(count):
     return (count + TOKENS_OF_PIECE - 1) // TOKENS_OF_PIECE
 
 
-@internal(fastmath={"contract", "reassoc", "nsz"})
+@summing
 def _rms(x, weight, out, n, eps):
     """out[:n] = x / sqrt(mean(x^2) + eps) * weight."""
     total = np.float32(0.0)
@@ -36,7 +36,7 @@ def _rms(x, weight, out, n, eps):
         out[i] = x[i] * factor * weight[i]
 
 
-@internal(fastmath={"contract", "reassoc", "nsz"})
+@summing
 def _largest(x, start, end):
     largest = np.float32(0.0)
     for i in range(np.uintp(start), np.uintp(end)):
@@ -44,7 +44,7 @@ def _largest(x, start, end):
     return largest
 
 
-@internal(fastmath={"contract", "reassoc", "nsz"})
+@summing
 def _round(x, q, start, end, inverse):
     """q = round(x * inverse) as int8; their sum."""
     total = np.int32(0)
@@ -55,7 +55,7 @@ def _round(x, q, start, end, inverse):
     return total
 
 
-@internal(fastmath={"contract", "reassoc", "nsz"})
+@summing
 def _sum(x, start, end):
     total = np.float32(0.0)
     for i in range(np.uintp(start), np.uintp(end)):
@@ -126,7 +126,7 @@ def joined(context, index, piece):
 
 
 # numpy's division, which raises nothing: a check would stop vectorisation.
-@internal(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+@summing(error_model="numpy")
 def _silu(y, other, x, n):
     for i in range(np.uintp(n)):
         gate = y[i]
@@ -136,7 +136,7 @@ def _silu(y, other, x, n):
         x[i] = gate * share * y[other + i]
 
 
-@internal(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+@summing(error_model="numpy")
 def _gelu(y, other, x, n):
     """gelu in its tanh form: g * sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3)."""
     for i in range(np.uintp(n)):

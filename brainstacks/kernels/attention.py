@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from brainstacks.kernels import internal
+from brainstacks.kernels import internal, summing
 from brainstacks.kernels.atomics import as_pointer, call
 from brainstacks.kernels.layout import BLOCK, TILE, floats, layer_at, step_at
 from brainstacks.kernels.numbers import ZERO, copy, exponential, fill, itemsize, larger
@@ -20,7 +20,7 @@ TILE_TOKENS = 8
 """Most tokens of a tile."""
 
 
-@internal(fastmath=True)
+@internal(fastmath=True, forceinline=True)
 def _highest(scores, start, end):
     highest = scores[start]
     for p in range(start, end):
@@ -28,7 +28,7 @@ def _highest(scores, start, end):
     return highest
 
 
-@internal(fastmath={"contract", "reassoc", "nsz"})
+@summing
 def _softmax(scores, first, length, scale):
     """scores[first:length] <- their softmax after `scale`."""
     start, end = np.uintp(first), np.uintp(length)

@@ -10,8 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import decode, first_start, libraries, nll, options, residency
-from benchmarks import decode_case as names
+from benchmarks import decode, first_start, libraries, nll, residency
+from benchmarks.instruments import decode_case as names
+from benchmarks.instruments import options
 from brainstacks.errors import BrainstacksError, ConfigError
 from tests.benchmarks.commands import BENCHMARKS
 from training.runs.signals import Interrupted

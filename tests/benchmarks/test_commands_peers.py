@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import decode, llama_cpp, peers, prefill
-from benchmarks import decode_case as names
+from benchmarks import decode, prefill
+from benchmarks.instruments import decode_case as names
+from benchmarks.peers import available, llama_cpp
 
 
 @pytest.fixture
 def fake_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "fake_llama_cpp"))
-    monkeypatch.setattr(peers, "gguf_of", lambda base: Path("base.gguf"))
-    installed = peers.installed
-    monkeypatch.setattr(peers, "installed", lambda name: name == llama_cpp.PACKAGE or installed(name))
+    monkeypatch.setattr(available, "gguf_of", lambda base: Path("base.gguf"))
+    installed = available.installed
+    monkeypatch.setattr(available, "installed", lambda name: name == llama_cpp.PACKAGE or installed(name))
 
 
 @pytest.mark.usefixtures("fake_llama_cpp")
@@ -31,9 +32,9 @@ def test_decode_compares_every_contestant_at_every_batch_size(run: Any) -> None:
     assert (one["batch_size"], three["batch_size"]) == (1, 3)
     alone = {names.BASE_ONLY, names.TRAINED, names.ADJACENT, names.APART, *names.PLAIN}
     alone |= {names.SHUTTLE, names.SHUTTLE_NO_COPIES, names.LLAMA_CPP, names.LLAMA_CPP_FOUR}
-    if peers.installed("peft"):
+    if available.installed("peft"):
         alone |= {names.PEFT_ONE, names.PEFT_FOUR}
-    many = {names.REWEIGHTED, names.DISTINCT} | ({names.PEFT_MIXED} if peers.installed("peft") else set())
+    many = {names.REWEIGHTED, names.DISTINCT} | ({names.PEFT_MIXED} if available.installed("peft") else set())
     assert set(one["contestants"]) == alone
     assert set(three["contestants"]) == alone | many
     for measured in (*one["contestants"].values(), *three["contestants"].values()):
@@ -52,7 +53,7 @@ def test_decode_compares_every_contestant_at_every_batch_size(run: Any) -> None:
 
 
 def test_decode_goes_on_without_optional_peers_and_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "installed", lambda name: False)
+    monkeypatch.setattr(available, "installed", lambda name: False)
     document, output = run("decode", *("--rounds", "1", "--tokens", "3", "--batch-sizes", "1"))
     assert "PEFT is not installed" in output
     assert "llama.cpp is left out" in output

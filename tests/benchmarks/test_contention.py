@@ -6,13 +6,13 @@ import psutil
 import pytest
 
 from benchmarks.contention import busy, decode_rate, fair_share, report
-from benchmarks.traffic import random_prompt
+from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from tests.tiny import VOCAB
 
-PROMPTS = [random_prompt(VOCAB, 7, seed) for seed in range(3)]
+PROMPTS = random_prompts(VOCAB, 7, 3, seed=0)
 
 
 def children() -> set[int]:

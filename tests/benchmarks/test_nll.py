@@ -1,41 +1,21 @@
-"""Answers are scored through the engine as training scores them, and differences are paired."""
+"""Variants score the same records in turn, and their differences are paired."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.answer_scoring import Score, score, validation_examples
-from benchmarks.nll import MEAN, Scores, compare, measure, table
+from benchmarks.nll import MEAN, Scores, compare, measure, table, validation_examples
+from benchmarks.serving.asking import Score
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
-from brainstacks.errors import ConfigError, ContextTooLong
+from brainstacks.errors import ConfigError
 from tests.tiny import write_records
 from training.data.encoding import Example
-from training.rounds.objective import mean_nll
 
 EXAMPLES = [Example(f"e{i}", (5, 6, 7 + i), tuple(range(20, 24 + i))) for i in range(4)]
-
-
-def test_an_answer_has_the_nll_that_training_gives_it(
-    tiny_directory: Path, tiny_base: BaseModel, data: Path
-) -> None:
-    engine = StepEngine(tiny_base, None, EngineConfig(prefix_caching=False))
-    plain = load_base(tiny_directory, quantization="none", device="cpu", dtype=torch.float32)
-    for examples in validation_examples(data, tiny_base.chat_tokenizer(), 2, 256).values():
-        assert len(examples) == 2
-        for example in examples:
-            expected = mean_nll(plain.model, engine.hooks, [example])
-            assert score(engine, example).nats / len(example.response) == pytest.approx(expected, abs=1e-5)
-
-
-def test_what_the_engine_refuses_is_raised(tiny_base: BaseModel) -> None:
-    engine = StepEngine(tiny_base, None, EngineConfig(max_context=6))
-    with pytest.raises(ContextTooLong):
-        score(engine, EXAMPLES[3])
 
 
 def test_a_directory_without_records_is_refused(tmp_path: Path, tiny_base: BaseModel) -> None:

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.options import application
-from benchmarks.results import RESULTS, machine, markdown_table, write_results
-from benchmarks.timing import say
+from benchmarks.instruments.options import application
+from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
+from benchmarks.instruments.timing import say
 from tests.soak import hostile, killing, overload, publishing, residency, slow_readers
 from tests.soak.outcome import Outcome, Say
 from tests.soak.server_process import Server, serving

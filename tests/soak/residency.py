@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from benchmarks.traffic import zipf
+from benchmarks.serving.traffic import zipf
 from tests.soak.client import Reply, ask
 from tests.soak.footprint import Footprint
 from tests.soak.outcome import Outcome, Progress, Say
