@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import brainstacks
 
 SOURCES = Path(brainstacks.__file__).parent
@@ -51,3 +53,32 @@ def test_where_there_is_no_cache_it_is_kept_for_the_process_alone(tmp_path: Path
     directory = kept_in(XDG_CACHE_HOME=str(tmp_path / "file"), TMPDIR=str(tmp_path))
     assert directory.parent == tmp_path
     assert directory.stat().st_mode & 0o777 == 0o700
+
+
+BITS = """
+import hashlib, sys
+from pathlib import Path
+from tests.engine.stepped import LENGTHS, MIX, Stepped
+from tests.engine.driving import prompt_of
+
+found = Stepped(Path(sys.argv[1]), "cpu").logits([prompt_of(n) for n in LENGTHS], MIX)
+print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in found)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_computes_the_same_bits_as_those_that_follow(tmp_path: Path) -> None:
+    compiled = tmp_path / "compiled"
+    bits = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        found = subprocess.run(
+            [sys.executable, "-c", BITS, str(tmp_path / str(number))],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(compiled)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        bits.append(found.stdout.split()[-1])
+    assert any(compiled.rglob("*.nbc"))
+    assert bits[0] == bits[1]
