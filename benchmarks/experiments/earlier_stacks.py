@@ -45,12 +45,12 @@ def _trainings(materials: Materials) -> list[Training]:
 def _measure(lab: Laboratory, mode: EarlierMode, seed: int) -> dict[str, Nats]:
     materials, settings = lab.materials, lab.settings
     stacks = designs.curriculum(settings, seed, mode)
-    composed = lab.composed(stacks, settings.quantization)
+    stacked = lab.stacked(stacks, settings.quantization)
     everything = throughout(settings.domains, dict.fromkeys(stacks, 1.0))
     own = each_own(settings.domains)
     return {
-        f"{mode}: ungated": nats_under(materials, composed, everything),
-        f"{mode}: only own": nats_under(materials, composed, own),
+        f"{mode}: ungated": nats_under(materials, stacked, everything),
+        f"{mode}: only own": nats_under(materials, stacked, own),
         f"{mode}: routed": routed(lab, stacks),
     }
 

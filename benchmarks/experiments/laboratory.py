@@ -29,7 +29,7 @@ from training.rounds.earlier_stacks import EarlierStacks
 from training.rounds.inner_loop import train_round
 from training.rounds.null_space import NullSpace
 from training.rounds.task import Penalty, RoundTask
-from training.router.composition import Composed
+from training.router.stacked_base import StackedBase
 from training.runs import checkpoint
 from training.runs.log import RunLog
 from training.runs.paths import METRICS
@@ -166,12 +166,12 @@ class Laboratory:
             bank.add(name, self.trained(training).stack)
         return bank
 
-    def composed(self, stacks: Mapping[str, Training], quantization: Quantization) -> Composed:
+    def stacked(self, stacks: Mapping[str, Training], quantization: Quantization) -> StackedBase:
         """A base of this quantisation with the trained stacks, by these names."""
         workshop = self.materials.workshop(quantization)
         keys = {name: self.key(training) for name, training in stacks.items()}
         bank = self.bank(stacks, quantization)
-        return Composed(workshop.base, self.materials.tokenizer, workshop.hooks, bank, keys)
+        return StackedBase(workshop.base, self.materials.tokenizer, workshop.hooks, bank, keys)
 
     def remembered(self, what: str, facts: Any, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute`, which is called only where none is kept for the same `facts`."""

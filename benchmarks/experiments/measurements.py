@@ -14,7 +14,7 @@ from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.instruments.results import markdown_table
 from training.evaluation.intervals import SAMPLES, Estimate, interval, resampled_nll
-from training.router.composition import Composed, Weights
+from training.router.stacked_base import StackedBase, Weights
 
 Nats = Mapping[str, Sequence[float]]
 """Domain -> NLL of each of its records, summed over the answer."""
@@ -135,13 +135,13 @@ def _small_sample(seeds: int) -> float:
 
 
 def nats_under(
-    materials: Materials, composed: Composed, weights: Mapping[str, Weights], split: str = "validation"
+    materials: Materials, stacked: StackedBase, weights: Mapping[str, Weights], split: str = "validation"
 ) -> Nats:
     """The records of each domain in `weights`, of one split, under its composition there."""
     found = {}
     for domain, composition in weights.items():
         examples = materials.examples[domain, split]
-        found[domain] = composed.losses(examples, [composition] * len(examples))
+        found[domain] = stacked.losses(examples, [composition] * len(examples))
     return found
 
 
@@ -157,7 +157,7 @@ def each_own(domains: Sequence[str]) -> dict[str, Weights]:
 
 def nats_of_base(lab: Laboratory, domains: Sequence[str]) -> Nats:
     """The validation records of `domains` without any stack."""
-    return nats_under(lab.materials, lab.composed({}, lab.settings.quantization), throughout(domains, {}))
+    return nats_under(lab.materials, lab.stacked({}, lab.settings.quantization), throughout(domains, {}))
 
 
 def answer_tokens(

@@ -32,7 +32,7 @@ from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from benchmarks.instruments.results import markdown_table
 from training.evaluation.intervals import Estimate
-from training.router.composition import Weights
+from training.router.stacked_base import Weights
 
 BASE = "base"
 ROUTED = "ours, routed"
@@ -105,8 +105,8 @@ def _selection_nll(lab: Laboratory) -> dict[str, dict[float, float]]:
                     weights = each_own(settings.domains)
                 else:
                     weights = _all_on(settings.domains, stacks)
-                composed = lab.composed(stacks, settings.quantization)
-                nats.setdefault(name, []).append(nats_under(materials, composed, weights, "selection"))
+                stacked = lab.stacked(stacks, settings.quantization)
+                nats.setdefault(name, []).append(nats_under(materials, stacked, weights, "selection"))
         measured = Measurements(tokens, nats)
         for name in nats:
             losses.setdefault(name, {})[scale] = measured.mean(name).value
@@ -116,19 +116,19 @@ def _selection_nll(lab: Laboratory) -> dict[str, dict[float, float]]:
 def _measure(lab: Laboratory, stacks: Mapping[str, Stacks]) -> dict[str, Nats]:
     """The validation records under each method's `stacks`."""
     materials, settings = lab.materials, lab.settings
-    composed = {name: lab.composed(found, settings.quantization) for name, found in stacks.items()}
+    stacked = {name: lab.stacked(found, settings.quantization) for name, found in stacks.items()}
 
     def everything(name: str) -> Nats:
-        return nats_under(materials, composed[name], _all_on(settings.domains, stacks[name]))
+        return nats_under(materials, stacked[name], _all_on(settings.domains, stacks[name]))
 
     return {
         ROUTED: routed(lab, stacks[ROUTED]),
         UNGATED: everything(ROUTED),
-        LABELLED: nats_under(materials, composed[ROUTED], _as_trained(settings)),
+        LABELLED: nats_under(materials, stacked[ROUTED], _as_trained(settings)),
         ROUTED_LORAS: routed(lab, stacks[ROUTED_LORAS]),
         SEQUENTIAL: everything(SEQUENTIAL),
         JOINT: everything(JOINT),
-        LORAS: nats_under(materials, composed[LORAS], each_own(settings.domains)),
+        LORAS: nats_under(materials, stacked[LORAS], each_own(settings.domains)),
         O_LORA: everything(O_LORA),
     }
 

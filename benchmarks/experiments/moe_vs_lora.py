@@ -117,8 +117,8 @@ def _measured(lab: Laboratory, contestants: dict[str, list[dict[str, Training]]]
     own = each_own(settings.domains)
     nats = {"base": [nats_of_base(lab, settings.domains)]}
     for name, seeds in contestants.items():
-        composed = [lab.composed(stacks, settings.quantization) for stacks in seeds]
-        nats[name] = [nats_under(materials, one, own) for one in composed]
+        stacked = [lab.stacked(stacks, settings.quantization) for stacks in seeds]
+        nats[name] = [nats_under(materials, one, own) for one in stacked]
     return Measurements(answer_tokens(materials, settings.domains), nats)
 
 

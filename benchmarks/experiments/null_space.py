@@ -113,9 +113,9 @@ def _measured(lab: Laboratory, curricula: Mapping[str, list[dict[str, Training]]
     own = each_own(settings.domains)
     nats = {"base": [nats_of_base(lab, settings.domains)]}
     for name, seeds in curricula.items():
-        composed = [lab.composed(stacks, settings.quantization) for stacks in seeds]
-        nats[f"{name}: ungated"] = [nats_under(materials, one, everything) for one in composed]
-        nats[f"{name}: only own"] = [nats_under(materials, one, own) for one in composed]
+        stacked = [lab.stacked(stacks, settings.quantization) for stacks in seeds]
+        nats[f"{name}: ungated"] = [nats_under(materials, one, everything) for one in stacked]
+        nats[f"{name}: only own"] = [nats_under(materials, one, own) for one in stacked]
     return Measurements(answer_tokens(materials, settings.domains), nats)
 
 

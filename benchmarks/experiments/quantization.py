@@ -65,14 +65,14 @@ def _measure(lab: Laboratory) -> Measurements:
     materials, settings = lab.materials, lab.settings
     nothing = throughout(settings.domains, {})
     nats: dict[str, list[Nats]] = {
-        quantization: [nats_under(materials, lab.composed({}, quantization), nothing)]
+        quantization: [nats_under(materials, lab.stacked({}, quantization), nothing)]
         for quantization in (settings.quantization, PLAIN)
     }
     for (case, (trained, measured)), seed in product(_cases(settings).items(), settings.seeds):
         stacks = designs.independent(settings, seed, quantization=trained)
-        composed = lab.composed(stacks, measured)
+        stacked = lab.stacked(stacks, measured)
         for domain in settings.domains:
-            found = nats_under(materials, composed, throughout(settings.domains, {domain: 1.0}))
+            found = nats_under(materials, stacked, throughout(settings.domains, {domain: 1.0}))
             nats.setdefault(_stack(case, domain), []).append(found)
     return Measurements(answer_tokens(materials, settings.domains), nats)
 

@@ -59,8 +59,8 @@ def _find(lab: Laboratory) -> Findings:
         for domain in domains:
             for name, trainings in _contestants(materials, domain, seed).items():
                 stacks = {str(number): training for number, training in enumerate(trainings)}
-                composed = lab.composed(stacks, settings.quantization)
-                found = nats_under(materials, composed, {domain: dict.fromkeys(stacks, 1.0)})
+                stacked = lab.stacked(stacks, settings.quantization)
+                found = nats_under(materials, stacked, {domain: dict.fromkeys(stacks, 1.0)})
                 of_seed.setdefault(name, {}).update(found)
         for name, of_domains in of_seed.items():
             nats.setdefault(name, []).append(of_domains)

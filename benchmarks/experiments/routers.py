@@ -11,29 +11,29 @@ from benchmarks.experiments.trainings import Training
 from brainstacks.routing.router import Router
 from brainstacks.stacks.router_artifact import RouterMetadata
 from training.evaluation.validation import route
-from training.router.composition import Composed
 from training.router.outcomes import measure, measure_all
 from training.router.prompts import router_prompts
+from training.router.stacked_base import StackedBase
 from training.router.training import fit
 
 
 def routed(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
     """NLL of the validation records under what a router, trained for these stacks, applies to each."""
     settings, materials = lab.settings, lab.materials
-    composed = lab.composed(stacks, settings.quantization)
+    stacked = lab.stacked(stacks, settings.quantization)
     facts = {
-        "stacks": list(composed.digests.items()),  # their order is that of the router's domains
+        "stacks": list(stacked.digests.items()),  # their order is that of the router's domains
         "router": asdict(settings.router),
         "prompts": {d: [s.digest for s in lab.materials.data[d].sources] for d in settings.domains},
         "data": _data(lab),
     }
 
     def found() -> dict[str, list[float]]:
-        router = _trained(lab, composed)
+        router = _trained(lab, stacked)
         nats = {}
         for domain in settings.domains:
             examples = materials.validation(domain)
-            nats[domain] = composed.losses(examples, route(composed, router, examples))
+            nats[domain] = stacked.losses(examples, route(stacked, router, examples))
         return nats
 
     nats: Nats = lab.remembered("routed", facts, found)
@@ -43,10 +43,10 @@ def routed(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
 def oracle(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
     """The lowest NLL of the first validation records over all combinations and softer weights of the best."""
     settings, materials = lab.settings, lab.materials
-    composed = lab.composed(stacks, settings.quantization)
+    stacked = lab.stacked(stacks, settings.quantization)
     levels, min_gain = settings.router.soft_levels, settings.router.min_gain
     facts = {
-        "stacks": dict(composed.digests),
+        "stacks": dict(stacked.digests),
         "search": [list(levels), min_gain, settings.oracle],
         "data": _data(lab),
     }
@@ -55,7 +55,7 @@ def oracle(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
         nats = {}
         for domain in settings.domains:
             pairs = [(domain, e) for e in materials.validation(domain)[: settings.oracle]]
-            outcomes = measure(composed, pairs, levels, min_gain)
+            outcomes = measure(stacked, pairs, levels, min_gain)
             nats[domain] = [o.oracle * len(o.example.response) for o in outcomes]
         return nats
 
@@ -63,23 +63,23 @@ def oracle(lab: Laboratory, stacks: Mapping[str, Training]) -> Nats:
     return nats
 
 
-def _trained(lab: Laboratory, composed: Composed) -> Router:
+def _trained(lab: Laboratory, stacked: StackedBase) -> Router:
     """A router for the stacks of `composed`; outcomes that were measured before are not measured again."""
     settings = lab.settings.router
-    data = {d: lab.materials.data[d] for d in composed.digests}
-    prompts = router_prompts(data, settings, composed.tokenizer)
+    data = {d: lab.materials.data[d] for d in stacked.digests}
+    prompts = router_prompts(data, settings, stacked.tokenizer)
     held = [(d, example) for d, found in prompts.items() for example in found.held_out]
     pairs = [(d, example) for d, found in prompts.items() for example in found.train]
-    facts = {"stacks": dict(composed.digests), "levels": settings.soft_levels, "min_gain": settings.min_gain}
+    facts = {"stacks": dict(stacked.digests), "levels": settings.soft_levels, "min_gain": settings.min_gain}
     file = lab.file("outcomes", facts, "jsonl")
     outcomes = measure_all(
-        composed, [*pairs, *held], file, settings.soft_levels, settings.min_gain, lab.report
+        stacked, [*pairs, *held], file, settings.soft_levels, settings.min_gain, lab.report
     )
-    config = settings.config(tuple(composed.digests), composed.base.identity.hidden_size)
-    metadata = RouterMetadata(config, dict(composed.digests), composed.base.identity.ref)
+    config = settings.config(tuple(stacked.digests), stacked.base.identity.hidden_size)
+    metadata = RouterMetadata(config, dict(stacked.digests), stacked.base.identity.ref)
     train, held_out = outcomes[: len(pairs)], outcomes[len(pairs) :]
     unmeasured = {d: found.unmeasured for d, found in prompts.items()}
-    network, _ = fit(metadata, composed, train, unmeasured, held_out, settings, report=lab.report)
+    network, _ = fit(metadata, stacked, train, unmeasured, held_out, settings, report=lab.report)
     return Router(metadata, network)
 
 

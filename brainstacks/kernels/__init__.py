@@ -44,5 +44,5 @@ take a third of the compiling."""
 
 summing = partial(internal, fastmath={"contract", "reassoc", "nsz"}, forceinline=True)
 """`internal` for sums that become vectors, in an order that the compiler chooses. They are part of what calls
-them: of a function of its own there would be two compilations with two orders, one in the process that compiles
-and another in those that find it on disk."""
+them: a function of its own would be compiled twice, with two orders, one of them in the process that compiles
+and the other in those that find it on disk."""

@@ -88,7 +88,7 @@ def test_methods_see_equal_steps_with_equal_parameters_at_the_rate_that_selectio
         assert losses[f"{rate:g}"] == min(losses.values())
     taken = found["learning_rates"][methods.JOINT] / lab.settings.learning_rate
     joint = designs.alone(lab.settings, lab.settings.domains, 0, lab.materials.lora(2), scale=taken)
-    composed = lab.composed({"all": joint}, "none")
+    composed = lab.stacked({"all": joint}, "none")
     nats = nats_under(lab.materials, composed, throughout(lab.settings.domains, {"all": 1.0}))
     for domain, values in nats.items():
         nll = sum(values) / sum(answer_tokens(lab.materials, [domain])[domain])

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.evaluation.intervals import Interval, interval, resampled_nll
-from training.router.composition import Weights
+from training.router.stacked_base import Weights
 
 MODES = ("base", "ungated", "routed", "only-own")
 COMBINATION, ORACLE = SEARCHED = ("combination", "oracle")

@@ -21,7 +21,7 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack
 from training.data.batches import by_length, collate
 from training.data.encoding import Example
-from training.router.composition import Composed
+from training.router.stacked_base import StackedBase
 from training.runs.stored import read_as
 
 
@@ -68,19 +68,19 @@ def _expert_use_of(document: Mapping[str, Any]) -> dict[str, ExpertUse]:
 
 
 def measure_expert_use(
-    composed: Composed, registry: Registry, examples: Mapping[str, Sequence[Example]], batch_size: int = 16
+    stacked: StackedBase, registry: Registry, examples: Mapping[str, Sequence[Example]], batch_size: int = 16
 ) -> dict[str, ExpertUse]:
     """Of each stack in `composed` whose domain has `examples`, while it is on alone, at 1.0.
 
     Args:
-        registry: that `composed` was loaded from.
+        registry: that `stacked` was loaded from.
         examples: domain -> what its gates are shown.
     """
     found = {}
-    for domain, digest in composed.digests.items():
+    for domain, digest in stacked.digests.items():
         if examples.get(domain):
-            counter = _Counter(load_stack(registry.blob_path(digest)), composed.base.device)
-            _run(composed, domain, counter, examples[domain], batch_size)
+            counter = _Counter(load_stack(registry.blob_path(digest)), stacked.base.device)
+            _run(stacked, domain, counter, examples[domain], batch_size)
             dispatches = counter.counts / counter.counts.sum(-1, keepdim=True)
             found[domain] = ExpertUse(digest, counter.tokens, counter.projections, dispatches)
     return found
@@ -88,12 +88,12 @@ def measure_expert_use(
 
 @torch.no_grad()
 def _run(
-    composed: Composed, domain: str, counter: _Counter, examples: Sequence[Example], batch_size: int
+    stacked: StackedBase, domain: str, counter: _Counter, examples: Sequence[Example], batch_size: int
 ) -> None:
-    model, alone = composed.base.model, composed.bank.bind([{domain: 1.0}])
-    with composed.hooks.composed(alone, counter):
+    model, alone = stacked.base.model, stacked.bank.bind([{domain: 1.0}])
+    with stacked.hooks.composed(alone, counter):
         for group in by_length(examples, batch_size):
-            batch = collate(group).to(composed.base.device)
+            batch = collate(group).to(stacked.base.device)
             counter.begin(batch.attention_mask)
             model.get_decoder()(input_ids=batch.input_ids, use_cache=False)
 

@@ -22,7 +22,7 @@ from brainstacks.composed_model import ComposedModel
 from brainstacks.errors import ConfigError
 from brainstacks.routing.features import pad_prompts
 from training.data.batches import within_budget
-from training.router.composition import Weights
+from training.router.stacked_base import Weights
 
 Mode = Literal["base", "ungated", "routed"]
 MODES: tuple[Mode, ...] = ("base", "ungated", "routed")
@@ -38,7 +38,7 @@ Ids = list[int]
 
 
 class ComposedLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """A `ComposedModel` in one mode, as lm-eval sees it.
+    """A `StackedBaseModel` in one mode, as lm-eval sees it.
 
     In mode `routed` the route is the context's: the answer that is scored has no part in it. A rolling
     likelihood has no context; there, as for a prompt that serving scores, the text itself is routed.

@@ -17,7 +17,7 @@ from rich.table import Table
 from training.data.encoding import Example
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.intervals import Interval, Share, interval, resampled_nll
-from training.router.composition import Composed, Weights, domains_of, name_of
+from training.router.stacked_base import StackedBase, Weights, domains_of, name_of
 
 PAPER_CLAIM = ("medical", ("chat", "math"), 0.97)
 """Prompts of this domain take (at least) these stacks, in this share of cases (paper, section 6; n = 33)."""
@@ -182,15 +182,15 @@ class Transfer:
         return cls(document["base"], document["nll"], intervals)
 
 
-def measure_transfer(composed: Composed, examples: Mapping[str, Sequence[Example]]) -> Transfer:
+def measure_transfer(stacked: StackedBase, examples: Mapping[str, Sequence[Example]]) -> Transfer:
     """Losses of each domain's `examples` under the base and under each stack alone."""
-    stacks = tuple(composed.digests)
+    stacks = tuple(stacked.digests)
     base: dict[str, float] = {}
     nll: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}
     for seed, (domain, found) in enumerate(examples.items()):
         tokens = [len(e.response) for e in found]
-        columns = [composed.losses(found, [weights] * len(found)) for weights in _alone(stacks)]
+        columns = [stacked.losses(found, [weights] * len(found)) for weights in _alone(stacks)]
         means = [sum(column) / sum(tokens) for column in columns]
         resampled = resampled_nll(list(zip(*columns, strict=True)), tokens, seed)
         base[domain], nll[domain] = means[0], dict(zip(stacks, means[1:], strict=True))

@@ -83,11 +83,11 @@ def _measured(
     oracle_limit: int,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """All but lm-eval's tasks, shown and written; and what was written. `base` is left without hooks."""
-    composed, router = load_served(base, registry)
-    forgetting = _forgetting(run, composed.digests, console)
+    stacked, router = load_served(base, registry)
+    forgetting = _forgetting(run, stacked.digests, console)
     tokens = recipe.data.max_tokens
     found = evaluate(
-        composed,
+        stacked,
         router,
         records,
         limit,
@@ -100,8 +100,8 @@ def _measured(
     analysis = analyse(found)
     analysis.show(console)
     few = TRANSFER_RECORDS if limit is None else min(limit, TRANSFER_RECORDS)
-    examples = validation_examples(composed, records, few, tokens)
-    transfer = measure_transfer(composed, examples)
+    examples = validation_examples(stacked, records, few, tokens)
+    transfer = measure_transfer(stacked, examples)
     transfer.show(console)
     document: dict[str, Any] = {
         **found.to_dict(),
@@ -113,9 +113,9 @@ def _measured(
         forgetting.show(console)
         document["forgetting"] = forgetting.to_dict()
     _write(run, document)
-    use = measure_expert_use(composed, registry, {d: e for d, e in examples.items() if d in composed.digests})
+    use = measure_expert_use(stacked, registry, {d: e for d, e in examples.items() if d in stacked.digests})
     save_expert_use(run.expert_use, use)
-    composed.hooks.detach()
+    stacked.hooks.detach()
     return found, document
 
 

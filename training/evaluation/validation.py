@@ -17,27 +17,27 @@ from training.data.domains import DomainData
 from training.data.encoding import Example, encode
 from training.evaluation.evaluation import COMBINATION, MODES, ORACLE, Evaluation, RecordResult
 from training.recipe.settings import RouterRecipe
-from training.router.composition import Composed, Weights, routed_weights
 from training.router.outcomes import Outcome, measure
+from training.router.stacked_base import StackedBase, Weights, routed_weights
 
 
-def load_served(base: BaseModel, registry: Registry) -> tuple[Composed, Router]:
+def load_served(base: BaseModel, registry: Registry) -> tuple[StackedBase, Router]:
     """`base` with the active stacks of `registry`, and its router.
 
     Raises:
         ConfigError: the registry has no stacks or no router.
     """
-    composed = Composed.load(base, registry)
+    stacked = StackedBase.load(base, registry)
     history = registry.snapshot().router
-    if history is None or not composed.digests:
+    if history is None or not stacked.digests:
         raise ConfigError(
             "the registry has no router or no stacks; run `brainstacks-train curriculum` and `router`"
         )
-    return composed, Router.load(registry.blob_path(history.current.digest), composed.base)
+    return stacked, Router.load(registry.blob_path(history.current.digest), stacked.base)
 
 
 def evaluate(
-    composed: Composed,
+    stacked: StackedBase,
     router: Router,
     data: Mapping[str, DomainData],
     limit: int | None = None,
@@ -59,21 +59,21 @@ def evaluate(
         ConfigError: a domain has no validation record that fits `max_tokens`.
     """
     records: list[RecordResult] = []
-    for domain, examples in validation_examples(composed, data, limit, max_tokens).items():
+    for domain, examples in validation_examples(stacked, data, limit, max_tokens).items():
         pairs = [(domain, e) for e in examples[:oracle_limit]]
-        oracles = measure(composed, pairs, search.soft_levels, search.min_gain)
-        found = Evaluation(tuple(_records(composed, router, domain, examples, oracles)), composed.digests)
+        oracles = measure(stacked, pairs, search.soft_levels, search.min_gain)
+        found = Evaluation(tuple(_records(stacked, router, domain, examples, oracles)), stacked.digests)
         report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
         records += found.records
-    return Evaluation(tuple(records), dict(composed.digests))
+    return Evaluation(tuple(records), dict(stacked.digests))
 
 
 def validation_examples(
-    composed: Composed, data: Mapping[str, DomainData], limit: int | None, max_tokens: int
+    stacked: StackedBase, data: Mapping[str, DomainData], limit: int | None, max_tokens: int
 ) -> dict[str, list[Example]]:
     """Domain -> its first `limit` validation records. Raises ConfigError: a domain has none that fits."""
     found = {
-        domain: encode(split.validation[:limit], composed.tokenizer, max_tokens)
+        domain: encode(split.validation[:limit], stacked.tokenizer, max_tokens)
         for domain, split in data.items()
     }
     empty = [domain for domain, examples in found.items() if not examples]
@@ -84,31 +84,31 @@ def validation_examples(
     return found
 
 
-def route(composed: Composed, router: Router, examples: Sequence[Example]) -> list[Weights]:
+def route(stacked: StackedBase, router: Router, examples: Sequence[Example]) -> list[Weights]:
     """What serving applies to each prompt."""
     found: list[Mapping[str, float]] = [{}] * len(examples)
     for rows in within_budget([len(e.prompt) for e in examples], TOKENS):
-        given = router.probabilities(composed.base, [examples[i].prompt for i in rows])
+        given = router.probabilities(stacked.base, [examples[i].prompt for i in rows])
         for i, probabilities in zip(rows, given, strict=True):
             found[i] = probabilities
-    return routed_weights(composed, router, found)
+    return routed_weights(stacked, router, found)
 
 
 def _records(
-    composed: Composed,
+    stacked: StackedBase,
     router: Router,
     domain: str,
     examples: Sequence[Example],
     oracles: Sequence[Outcome],
 ) -> list[RecordResult]:
-    routed = route(composed, router, examples)
+    routed = route(stacked, router, examples)
     rows: dict[str, Sequence[Weights]] = {
         "base": [{}] * len(examples),
-        "ungated": [dict.fromkeys(composed.digests, 1.0)] * len(examples),
+        "ungated": [dict.fromkeys(stacked.digests, 1.0)] * len(examples),
         "routed": routed,
-        "only-own": [{domain: 1.0} if domain in composed.digests else {}] * len(examples),
+        "only-own": [{domain: 1.0} if domain in stacked.digests else {}] * len(examples),
     }
-    losses = {mode: composed.losses(examples, weights) for mode, weights in rows.items()}
+    losses = {mode: stacked.losses(examples, weights) for mode, weights in rows.items()}
     results = []
     for i, example in enumerate(examples):
         nats = {mode: losses[mode][i] for mode in MODES}

@@ -16,9 +16,9 @@ from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.routing.router import Router
 from brainstacks.stacks.router_artifact import RouterMetadata
 from training.router.calibration import calibration
-from training.router.composition import Composed, name_of, routed_weights
 from training.router.outcomes import Outcome
 from training.router.prompts import prompt_features
+from training.router.stacked_base import StackedBase, name_of, routed_weights
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Judge:
     def __init__(
         self,
         metadata: RouterMetadata,
-        composed: Composed,
+        stacked: StackedBase,
         outcomes: Sequence[Outcome],
         targets: Tensor,
         dtype: torch.dtype,
     ) -> None:
         self._metadata = metadata
-        self._composed = composed
+        self._composed = stacked
         self._outcomes = outcomes
         self._targets = targets
         self._dtype = dtype
-        self._features = prompt_features(metadata.config, composed, [o.example.prompt for o in outcomes])
+        self._features = prompt_features(metadata.config, stacked, [o.example.prompt for o in outcomes])
         domains = metadata.config.domains
         self._yardsticks = {
             "base": self._mean(o.losses[""] for o in outcomes),

@@ -16,7 +16,7 @@ from typing import Any
 from brainstacks.durable import make_directory, storage_full
 from brainstacks.errors import ConfigError
 from training.data.encoding import Example
-from training.router.composition import Weights, domains_of, name_of
+from training.router.stacked_base import Weights, domains_of, name_of
 from training.runs.stored import read_lines
 
 Losses = Mapping[str, float]

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from brainstacks.errors import ConfigError
 from training.data.encoding import Example
-from training.router.composition import Composed, Weights, domains_of, name_of
 from training.router.outcome_file import OutcomeFile
+from training.router.stacked_base import StackedBase, Weights, domains_of, name_of
 from training.runs.signals import Interrupted, StopRequest
 
 SEARCHES = 2
@@ -27,7 +27,7 @@ AT_ONCE = 8
 """Examples measured together: enough to fill forwards of like lengths, few enough to lose to a kill."""
 
 Point = tuple[float, ...]
-"""A weight per domain, in the order of `Composed.digests`."""
+"""A weight per domain, in the order of `StackedBase.digests`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def fewest_within(losses: Mapping[str, float], min_gain: float) -> str:
 
 
 def measure(
-    composed: Composed,
+    stacked: StackedBase,
     pairs: Sequence[tuple[str, Example]],
     levels: Sequence[float],
     min_gain: float,
@@ -104,16 +104,16 @@ def measure(
     Raises:
         ConfigError: a loss is not finite.
     """
-    domains = tuple(composed.digests)
+    domains = tuple(stacked.digests)
     examples = [example for _, example in pairs]
     corners = {name_of(c): _point(c, domains) for c in combinations(domains)}
     tables = [{corners[name]: loss for name, loss in losses.items()} for losses in known or [{}] * len(pairs)]
-    _fill(composed, examples, tables, [corners.values()] * len(pairs))
+    _fill(stacked, examples, tables, [corners.values()] * len(pairs))
     losses = [{name: table[point] for name, point in corners.items()} for table in tables]
     best = [corners[fewest_within(found, min_gain)] for found in losses]
     for _ in range(SEARCHES):
         nearby = [_neighbours(point, levels) for point in best]
-        _fill(composed, examples, tables, nearby)
+        _fill(stacked, examples, tables, nearby)
         for i, table in enumerate(tables):
             lowest = min(nearby[i], key=table.__getitem__)
             if table[best[i]] - table[lowest] > min_gain:
@@ -127,25 +127,25 @@ def measure(
 
 
 def _fill(
-    composed: Composed,
+    stacked: StackedBase,
     examples: Sequence[Example],
     tables: Sequence[dict[Point, float]],
     wanted: Sequence[Iterable[Point]],
 ) -> None:
     """Measure the `wanted` points of each example that its table lacks, all in the same forwards."""
     rows = [(i, point) for i, points in enumerate(wanted) for point in points if point not in tables[i]]
-    weights = [dict(zip(composed.digests, point, strict=True)) for _, point in rows]
-    found = composed.losses([examples[i] for i, _ in rows], weights)
+    weights = [dict(zip(stacked.digests, point, strict=True)) for _, point in rows]
+    found = stacked.losses([examples[i] for i, _ in rows], weights)
     for (i, point), nats in zip(rows, found, strict=True):
         if not math.isfinite(nats):
-            raise ConfigError(_broken(composed, examples[i], nats))
+            raise ConfigError(_broken(stacked, examples[i], nats))
         tables[i][point] = nats / len(examples[i].response)
 
 
-def _broken(composed: Composed, example: Example, nats: float) -> str:
+def _broken(stacked: StackedBase, example: Example, nats: float) -> str:
     """Says which stack does it: in a batch it spoils the rows that do not use it too."""
-    domains = composed.digests
-    alone = [d for d in domains if not math.isfinite(composed.nll([example], [{d: 1.0}]).item())]
+    domains = stacked.digests
+    alone = [d for d in domains if not math.isfinite(stacked.nll([example], [{d: 1.0}]).item())]
     return (
         f"the loss of example {example.id} is {nats}; alone, {' and '.join(alone) or 'no stack'} makes it "
         "so: serve another version of that stack, or take another `quantization`"
@@ -175,7 +175,7 @@ def _outcome(
 
 
 def measure_all(
-    composed: Composed,
+    stacked: StackedBase,
     pairs: Sequence[tuple[str, Example]],
     path: Path,
     levels: Sequence[float],
@@ -193,14 +193,14 @@ def measure_all(
         Interrupted: `stop` was asked for.
     """
     settings = {
-        "base": composed.base.identity.fingerprint,
-        "quantization": composed.base.quantization,
-        "compute": composed.base.dtype_name,
+        "base": stacked.base.identity.fingerprint,
+        "quantization": stacked.base.quantization,
+        "compute": stacked.base.dtype_name,
         "levels": list(levels),
         "min_gain": min_gain,
         "searches": SEARCHES,
     }
-    file = OutcomeFile(path, settings, composed.digests)
+    file = OutcomeFile(path, settings, stacked.digests)
     found: dict[int, Outcome] = {}
     for i, (domain, example) in enumerate(pairs):
         if (best := file.best(domain, example)) is not None:
@@ -209,12 +209,12 @@ def measure_all(
     known = {i: file.losses(*pairs[i]) for i in todo}
     report(
         f"outcomes: {len(found)} of {len(pairs)} examples are measured already; of the others' "
-        f"{len(todo) * 2 ** len(composed.digests)} combinations, {sum(map(len, known.values()))} are"
+        f"{len(todo) * 2 ** len(stacked.digests)} combinations, {sum(map(len, known.values()))} are"
     )
     started = time.monotonic()
     for start in range(0, len(todo), AT_ONCE):
         group = todo[start : start + AT_ONCE]
-        made = measure(composed, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
+        made = measure(stacked, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
         file.append([(o.domain, o.example, o.losses, o.weights, o.loss) for o in made])
         found.update(zip(group, made, strict=True))
         done = start + len(group)

@@ -18,7 +18,7 @@ from training.data.domains import DomainData
 from training.data.encoding import Example, encode
 from training.data.records import Record, opening_key
 from training.recipe.settings import RouterRecipe
-from training.router.composition import Composed
+from training.router.stacked_base import StackedBase
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def _shuffled(records: Sequence[Record], recipe: RouterRecipe) -> list[Record]:
 
 @torch.no_grad()
 def prompt_features(
-    config: MetaRouterConfig, composed: Composed, prompts: Sequence[Sequence[int]]
+    config: MetaRouterConfig, stacked: StackedBase, prompts: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """[T, d] float32 of each prompt's first `sequence_length` tokens, on the CPU, by the code that serves."""
     found: dict[int, Tensor] = {}
     for rows in within_budget([min(len(p), config.sequence_length) for p in prompts], TOKENS):
-        ids, mask = pad_prompts([prompts[i] for i in rows], config.sequence_length, composed.base.device)
+        ids, mask = pad_prompts([prompts[i] for i in rows], config.sequence_length, stacked.base.device)
         mixed = mixed_hidden_states(
-            composed.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight
+            stacked.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight
         )
         found |= {i: x[real] for i, x, real in zip(rows, mixed.cpu(), mask.cpu(), strict=True)}
     return [found[i] for i in range(len(prompts))]

@@ -28,11 +28,11 @@ from training.data.encoding import Example
 from training.recipe.recipe import Recipe
 from training.recipe.settings import RouterRecipe
 from training.rounds.compute import load_to_measure
-from training.router.composition import Composed, name_of
 from training.router.judge import Judge
 from training.router.outcome_file import measured_in
 from training.router.outcomes import Outcome, measure_all
 from training.router.prompts import RouterPrompts, prompt_features, router_prompts
+from training.router.stacked_base import StackedBase, name_of
 from training.runs.directory import RunDirectory
 from training.runs.paths import RunPaths
 from training.runs.provenance import tool_versions
@@ -59,13 +59,13 @@ def train_router(
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, data)
         begun = measured_in(run.outcomes) or run.compute()
-        composed = Composed.load(load_to_measure(recipe, begun, report), registry)
-        prompts = _prompts(recipe, data, composed, report)
-        train, held_out = _measured(recipe, composed, prompts, run, report)
-        metadata = _metadata(recipe, composed, data)
+        stacked = StackedBase.load(load_to_measure(recipe, begun, report), registry)
+        prompts = _prompts(recipe, data, stacked, report)
+        train, held_out = _measured(recipe, stacked, prompts, run, report)
+        metadata = _metadata(recipe, stacked, data)
         dtype = getattr(torch, recipe.stack.dtype)
         unmeasured = {d: found.unmeasured for d, found in prompts.items()}
-        network, metrics = fit(metadata, composed, train, unmeasured, held_out, recipe.router, dtype, report)
+        network, metrics = fit(metadata, stacked, train, unmeasured, held_out, recipe.router, dtype, report)
         metrics["train_prompts_unseen"] = sum(found.unseen for found in prompts.values())
         metrics["left_out_prompts"] = sum(found.left_out for found in prompts.values())
         tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
@@ -75,16 +75,16 @@ def train_router(
 
 
 def _prompts(
-    recipe: Recipe, data: Mapping[str, DomainData], composed: Composed, report: Report
+    recipe: Recipe, data: Mapping[str, DomainData], stacked: StackedBase, report: Report
 ) -> dict[str, RouterPrompts]:
     """Of every domain that has a stack."""
-    domains = tuple(composed.digests)
+    domains = tuple(stacked.digests)
     if not domains or not set(domains) <= set(data):
         raise ConfigError(
             f"the registry has stacks of {', '.join(domains) or 'no domain'}, the recipe data of "
             f"{', '.join(data)}; a router needs stacks, and data of each one's domain"
         )
-    prompts = router_prompts({d: data[d] for d in domains}, recipe.router, composed.tokenizer)
+    prompts = router_prompts({d: data[d] for d in domains}, recipe.router, stacked.tokenizer)
     for domain, found in prompts.items():
         report(
             f"{domain}: {len(found.train)} prompts ({found.unseen} of them no stack trained on), "
@@ -94,29 +94,29 @@ def _prompts(
 
 
 def _measured(
-    recipe: Recipe, composed: Composed, prompts: Mapping[str, RouterPrompts], run: RunPaths, report: Report
+    recipe: Recipe, stacked: StackedBase, prompts: Mapping[str, RouterPrompts], run: RunPaths, report: Report
 ) -> tuple[list[Outcome], list[Outcome]]:
     """The outcomes of the prompts that train, and of those held out."""
     pairs = [(d, e) for d, found in prompts.items() for e in (*found.train, *found.held_out)]
     random.Random(recipe.router.seed).shuffle(pairs)  # a partial run is balanced over the domains
     levels, min_gain = recipe.router.soft_levels, recipe.router.min_gain
     with StopRequest() as stop:
-        outcomes = measure_all(composed, pairs, run.outcomes, levels, min_gain, report, stop)
+        outcomes = measure_all(stacked, pairs, run.outcomes, levels, min_gain, report, stop)
     held = {(d, e) for d, found in prompts.items() for e in found.held_out}
     train = [o for o in outcomes if (o.domain, o.example) not in held]
     return train, [o for o in outcomes if (o.domain, o.example) in held]
 
 
-def _metadata(recipe: Recipe, composed: Composed, data: Mapping[str, DomainData]) -> RouterMetadata:
-    settings, domains = recipe.router, tuple(composed.digests)
+def _metadata(recipe: Recipe, stacked: StackedBase, data: Mapping[str, DomainData]) -> RouterMetadata:
+    settings, domains = recipe.router, tuple(stacked.digests)
     return RouterMetadata(
-        config=settings.config(domains, composed.base.identity.hidden_size),
-        stacks=dict(composed.digests),
-        base=composed.base.identity.ref,
+        config=settings.config(domains, stacked.base.identity.hidden_size),
+        stacks=dict(stacked.digests),
+        base=stacked.base.identity.ref,
         hyperparameters={
             **dataclasses.asdict(settings),
             "quantization": recipe.quantization,
-            "compute": composed.base.dtype_name,
+            "compute": stacked.base.dtype_name,
         },
         data=tuple(source for d in domains for source in data[d].sources),
         seed=settings.seed,
@@ -171,7 +171,7 @@ def loss(logits: Tensor, wanted: Tensor, corners: Tensor, recipe: RouterRecipe) 
 
 def fit(
     metadata: RouterMetadata,
-    composed: Composed,
+    stacked: StackedBase,
     train: Sequence[Outcome],
     unmeasured: Mapping[str, Sequence[Example]],
     held_out: Sequence[Outcome],
@@ -194,8 +194,8 @@ def fit(
     """
     torch.manual_seed(recipe.seed)
     network = MetaRouter(metadata.config)
-    judge = Judge(metadata, composed, held_out, targets(held_out, metadata.config, recipe), dtype)
-    dataset = _dataset(metadata.config, composed, train, unmeasured, recipe)
+    judge = Judge(metadata, stacked, held_out, targets(held_out, metadata.config, recipe), dtype)
+    dataset = _dataset(metadata.config, stacked, train, unmeasured, recipe)
     epochs = (judge.judged(n, network) for n in _epochs(network, dataset, recipe))
     best = next(epochs)
     report(judge.told(best))
@@ -236,7 +236,7 @@ class _Dataset:
 
 def _dataset(
     config: MetaRouterConfig,
-    composed: Composed,
+    stacked: StackedBase,
     train: Sequence[Outcome],
     unmeasured: Mapping[str, Sequence[Example]],
     recipe: RouterRecipe,
@@ -250,7 +250,7 @@ def _dataset(
         for rows in (wanted, corners):
             mean = rows[0][own].mean(dim=0, keepdim=True)
             rows.append(mean.expand(len(examples), *mean.shape[1:]))
-    return _Dataset(prompt_features(config, composed, prompts), torch.cat(wanted), torch.cat(corners))
+    return _Dataset(prompt_features(config, stacked, prompts), torch.cat(wanted), torch.cat(corners))
 
 
 def _epochs(network: MetaRouter, dataset: _Dataset, recipe: RouterRecipe) -> Iterator[int]:

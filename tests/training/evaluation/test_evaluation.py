@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from training.evaluation.evaluation import COMBINATION, MODES, ORACLE, SEARCHED, Evaluation, RecordResult
-from training.router.composition import Weights
+from training.router.stacked_base import Weights
 
 
 def result(domain: str, tokens: int, *nats: float) -> RecordResult:

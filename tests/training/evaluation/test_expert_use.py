@@ -19,19 +19,19 @@ from tests.tiny import bank_of, plainly_composed, publish_stack, random_stack, s
 from tests.training.examples import random_examples
 from training.data.encoding import Example
 from training.evaluation.expert_use import ExpertUse, load_expert_use, measure_expert_use, save_expert_use
-from training.router.composition import Composed
+from training.router.stacked_base import StackedBase
 
 EXAMPLES = random_examples(7, seed=3)
 
 
-def composed_of(base: BaseModel, registry: Registry, directory: Path, **stacks: StackTensors) -> Composed:
+def stacked_of(base: BaseModel, registry: Registry, directory: Path, **stacks: StackTensors) -> StackedBase:
     hooks = CompositionHooks(base.sites)
     hooks.attach()
     digests = {
         domain: publish_stack(registry, base.identity, domain, stack, directory).digest
         for domain, stack in stacks.items()
     }
-    return Composed(base, base.chat_tokenizer(), hooks, bank_of(stacks), digests)
+    return StackedBase(base, base.chat_tokenizer(), hooks, bank_of(stacks), digests)
 
 
 def plain_counts(base: BaseModel, stack: StackTensors, examples: list[Example]) -> Counter[tuple[int, ...]]:
@@ -68,8 +68,8 @@ def test_shares_are_those_of_counting_token_by_token(
 ) -> None:
     stack = random_stack(tiny_base.identity.dims, seed=1, rounds=2)
     counts = plain_counts(tiny_base, stack, EXAMPLES)
-    composed = composed_of(tiny_base, registry, tmp_path, chat=stack)
-    (use,) = measure_expert_use(composed, registry, {"chat": EXAMPLES}, batch_size=3).values()
+    stacked = stacked_of(tiny_base, registry, tmp_path, chat=stack)
+    (use,) = measure_expert_use(stacked, registry, {"chat": EXAMPLES}, batch_size=3).values()
     tokens = sum(len(e) for e in EXAMPLES)
     assert use.tokens == tokens
     assert use.shares.shape == (2, 2, 7, 3)
@@ -83,23 +83,23 @@ def test_every_stack_is_measured_alone_and_changes_nothing(
     dims = tiny_base.identity.dims
     narrow = random_stack(dims, 2, config=stack_config(projections=("q_proj", "down_proj")))
     stacks = {"chat": random_stack(dims, 1), "math": narrow, "silent": random_stack(dims, 3)}
-    composed = composed_of(tiny_base, registry, tmp_path, **stacks)
+    stacked = stacked_of(tiny_base, registry, tmp_path, **stacks)
     weights = [{"math": 1.0}] * len(EXAMPLES)
-    before = composed.nll(EXAMPLES, weights)
-    together = measure_expert_use(composed, registry, {"chat": EXAMPLES, "math": EXAMPLES, "silent": []})
+    before = stacked.nll(EXAMPLES, weights)
+    together = measure_expert_use(stacked, registry, {"chat": EXAMPLES, "math": EXAMPLES, "silent": []})
     assert list(together) == ["chat", "math"]
     assert together["math"].projections == ("q_proj", "down_proj")
-    alone = measure_expert_use(composed, registry, {"math": EXAMPLES})
+    alone = measure_expert_use(stacked, registry, {"math": EXAMPLES})
     assert torch.equal(together["math"].shares, alone["math"].shares)
-    assert torch.equal(composed.nll(EXAMPLES, weights), before)
+    assert torch.equal(stacked.nll(EXAMPLES, weights), before)
 
 
 def test_a_collapsed_gate_is_seen(tiny_base: BaseModel, registry: Registry, tmp_path: Path) -> None:
     stack = random_stack(tiny_base.identity.dims, seed=1, config=stack_config(top_k=1))
     gates = {n: torch.zeros_like(t) for n, t in stack.tensors.items() if n.endswith("q_proj.gate")}
     collapsed = StackTensors(stack.config, 1, {**stack.tensors, **gates})
-    composed = composed_of(tiny_base, registry, tmp_path, chat=collapsed)
-    use = measure_expert_use(composed, registry, {"chat": EXAMPLES})["chat"]
+    stacked = stacked_of(tiny_base, registry, tmp_path, chat=collapsed)
+    use = measure_expert_use(stacked, registry, {"chat": EXAMPLES})["chat"]
     assert use.shares[0, :, 0].amax(-1).tolist() == [1.0, 1.0]
     assert (use.shares[0, :, 1:].amax(-1) < 1.0).any()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from training.evaluation.evaluation import MODES, SEARCHED, Evaluation, RecordResult
 from training.evaluation.intervals import Share
 from training.evaluation.router import Transfer, analyse, choices
-from training.router.composition import Weights
+from training.router.stacked_base import Weights
 
 STACKS = ("chat", "math", "medical")
 

@@ -23,10 +23,10 @@ from training.evaluation.evaluation import COMBINATION, MODES, ORACLE, Evaluatio
 from training.evaluation.router import measure_transfer
 from training.evaluation.validation import evaluate, load_served, validation_examples
 from training.recipe.settings import RouterRecipe
-from training.router.composition import Composed, Weights
+from training.router.stacked_base import StackedBase, Weights
 
 STACKS = ("chat", "math")
-Served = tuple[Composed, Router, dict[str, StackTensors]]
+Served = tuple[StackedBase, Router, dict[str, StackTensors]]
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,13 @@ def run(served: Served, *domains: str, **options: int | None) -> Evaluation:
 
 
 def test_each_modes_loss_is_that_of_its_composition(served: Served) -> None:
-    composed, router, stacks = served
+    stacked, router, stacks = served
     found = run(served, *STACKS, oracle_limit=0)
-    examples = validation_examples(composed, data(*STACKS), None, 512)
+    examples = validation_examples(stacked, data(*STACKS), None, 512)
     assert [r.id for r in found.records] == [e.id for d in STACKS for e in examples[d]]
     threshold = router.config.gate_threshold
     for record, example in zip(found.records, [e for d in STACKS for e in examples[d]], strict=True):
-        (probabilities,) = router.probabilities(composed.base, [example.prompt])
+        (probabilities,) = router.probabilities(stacked.base, [example.prompt])
         assert record.routed == pytest.approx({d: p for d, p in probabilities.items() if p > threshold})
         compositions: dict[str, Weights] = {
             "base": {},
@@ -85,9 +85,9 @@ def test_each_modes_loss_is_that_of_its_composition(served: Served) -> None:
 
 
 def test_the_oracle_is_the_best_of_all_combinations_on_the_first_records(served: Served) -> None:
-    composed, _, stacks = served
+    stacked, _, stacks = served
     found = run(served, "chat", oracle_limit=2)
-    examples = validation_examples(composed, data("chat"), None, 512)["chat"]
+    examples = validation_examples(stacked, data("chat"), None, 512)["chat"]
     assert [ORACLE in r.nats for r in found.records] == [True, True, False, False, False]
     assert [r.oracle is None for r in found.records] == [False, False, True, True, True]
     for record, example in zip(found.compared.records, examples, strict=False):
@@ -121,9 +121,9 @@ def test_a_registry_without_router_is_refused(tiny_directory: Path, registry: Re
 
 
 def test_transfer_is_each_single_stack_against_the_base(served: Served) -> None:
-    composed, _, stacks = served
-    examples = validation_examples(composed, data("chat", "noise"), 3, 512)
-    found = measure_transfer(composed, examples)
+    stacked, _, stacks = served
+    examples = validation_examples(stacked, data("chat", "noise"), 3, 512)
+    found = measure_transfer(stacked, examples)
     for domain, some in examples.items():
         tokens = sum(len(e.response) for e in some)
         base = sum(plain_nats(e, {}, stacks) for e in some) / tokens

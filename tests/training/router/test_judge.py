@@ -18,9 +18,9 @@ from brainstacks.stacks.router_artifact import RouterMetadata
 from tests.tiny import bank_of, random_stack
 from tests.training.examples import random_examples
 from training.router.calibration import calibration
-from training.router.composition import Composed
 from training.router.judge import Judge
 from training.router.outcomes import Outcome, measure
+from training.router.stacked_base import StackedBase
 
 DOMAINS = ("a", "b")
 CONFIG = MetaRouterConfig(
@@ -29,25 +29,25 @@ CONFIG = MetaRouterConfig(
 
 
 @pytest.fixture
-def composed(tiny_base: BaseModel) -> Composed:
+def stacked(tiny_base: BaseModel) -> StackedBase:
     stacks = {d: random_stack(tiny_base.identity.dims, i, size=0.3) for i, d in enumerate(DOMAINS)}
     hooks = CompositionHooks(tiny_base.sites)
     hooks.attach()
     digests = {d: f"{i:064}" for i, d in enumerate(DOMAINS)}
-    return Composed(tiny_base, tiny_base.chat_tokenizer(), hooks, bank_of(stacks), digests)
+    return StackedBase(tiny_base, tiny_base.chat_tokenizer(), hooks, bank_of(stacks), digests)
 
 
 @pytest.fixture
-def outcomes(composed: Composed) -> list[Outcome]:
-    return measure(composed, [("a", e) for e in random_examples(8, seed=2)], (1.0, 0.5), 0.01)
+def outcomes(stacked: StackedBase) -> list[Outcome]:
+    return measure(stacked, [("a", e) for e in random_examples(8, seed=2)], (1.0, 0.5), 0.01)
 
 
-def metadata(composed: Composed) -> RouterMetadata:
-    return RouterMetadata(CONFIG, dict(composed.digests), composed.base.identity.ref)
+def metadata(stacked: StackedBase) -> RouterMetadata:
+    return RouterMetadata(CONFIG, dict(stacked.digests), stacked.base.identity.ref)
 
 
-def judge(composed: Composed, outcomes: list[Outcome], dtype: torch.dtype = torch.float32) -> Judge:
-    return Judge(metadata(composed), composed, outcomes, torch.full((len(outcomes), 2), 0.3), dtype)
+def judge(stacked: StackedBase, outcomes: list[Outcome], dtype: torch.dtype = torch.float32) -> Judge:
+    return Judge(metadata(stacked), stacked, outcomes, torch.full((len(outcomes), 2), 0.3), dtype)
 
 
 def network(seed: int = 3) -> MetaRouter:
@@ -61,20 +61,20 @@ def network(seed: int = 3) -> MetaRouter:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_that_of_each_prompt_alone_through_the_saved_network_and_the_policy(
-    composed: Composed, outcomes: list[Outcome], dtype: torch.dtype
+    stacked: StackedBase, outcomes: list[Outcome], dtype: torch.dtype
 ) -> None:
     trained = network()
-    epoch = judge(composed, outcomes, dtype).judged(3, trained)
+    epoch = judge(stacked, outcomes, dtype).judged(3, trained)
     saved = MetaRouter(CONFIG)
     saved.load_state_dict({name: tensor.to(dtype) for name, tensor in trained.state_dict().items()})
-    router = Router(metadata(composed), saved.eval())
+    router = Router(metadata(stacked), saved.eval())
     nats, tokens, routes = 0.0, 0, set()
     rows: list[float] = []
     for one in (o.example for o in outcomes):
-        (given,) = router.probabilities(composed.base, [one.prompt])
+        (given,) = router.probabilities(stacked.base, [one.prompt])
         weights = {"a": max(given["a"], 0.2), "b": given["b"]}
         applied = {d: w for d, w in weights.items() if w > 0.15}
-        nats += float(composed.nll([one], [applied])[0])
+        nats += float(stacked.nll([one], [applied])[0])
         tokens += len(one.response)
         rows += [given["a"], given["b"]]
         routes.add(tuple(applied))
@@ -87,11 +87,11 @@ def test_the_loss_is_that_of_each_prompt_alone_through_the_saved_network_and_the
 
 
 def test_the_network_kept_is_the_rounded_one_and_training_may_go_on(
-    composed: Composed, outcomes: list[Outcome]
+    stacked: StackedBase, outcomes: list[Outcome]
 ) -> None:
     trained = network()
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    epoch = judge(composed, outcomes, torch.bfloat16).judged(1, trained)
+    epoch = judge(stacked, outcomes, torch.bfloat16).judged(1, trained)
     with torch.no_grad():
         trained.out.weight.add_(1.0)
     kept = epoch.router.network
@@ -100,8 +100,8 @@ def test_the_network_kept_is_the_rounded_one_and_training_may_go_on(
         assert torch.equal(tensor, before[name].to(torch.bfloat16).float()), name
 
 
-def test_metrics_weigh_every_answer_by_its_tokens(composed: Composed, outcomes: list[Outcome]) -> None:
-    judged = judge(composed, outcomes)
+def test_metrics_weigh_every_answer_by_its_tokens(stacked: StackedBase, outcomes: list[Outcome]) -> None:
+    judged = judge(stacked, outcomes)
     epoch = judged.judged(5, network())
     metrics = judged.metrics(epoch)
     tokens = [len(o.example.response) for o in outcomes]
@@ -125,26 +125,26 @@ def test_metrics_weigh_every_answer_by_its_tokens(composed: Composed, outcomes: 
 
 
 def test_a_network_that_diverged_says_which_setting_to_lower(
-    composed: Composed, outcomes: list[Outcome]
+    stacked: StackedBase, outcomes: list[Outcome]
 ) -> None:
     diverged = network()
     with torch.no_grad():
         diverged.out.weight.fill_(float("nan"))
     with pytest.raises(ConfigError, match=r"after epoch 2 .* lower router\.learning_rate"):
-        judge(composed, outcomes).judged(2, diverged)
+        judge(stacked, outcomes).judged(2, diverged)
 
 
 def test_a_composition_that_overflows_is_refused(
-    composed: Composed, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch
+    stacked: StackedBase, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = judge(composed, outcomes)
-    monkeypatch.setattr(Composed, "losses", lambda self, examples, weights: [float("nan")] * len(examples))
+    judged = judge(stacked, outcomes)
+    monkeypatch.setattr(StackedBase, "losses", lambda self, examples, weights: [float("nan")] * len(examples))
     with pytest.raises(ConfigError, match="routed NLL is nan"):
         judged.judged(1, network())
 
 
-def test_a_stack_newer_than_the_router_is_not_composed(composed: Composed, outcomes: list[Outcome]) -> None:
-    other = replace(metadata(composed), stacks=dict.fromkeys(DOMAINS, "e" * 64))
-    epoch = Judge(other, composed, outcomes, torch.zeros(8, 2), torch.float32).judged(1, network())
+def test_a_stack_newer_than_the_router_is_not_composed(stacked: StackedBase, outcomes: list[Outcome]) -> None:
+    other = replace(metadata(stacked), stacks=dict.fromkeys(DOMAINS, "e" * 64))
+    epoch = Judge(other, stacked, outcomes, torch.zeros(8, 2), torch.float32).judged(1, network())
     base = sum(o.losses[""] * len(o.example.response) for o in outcomes)
     assert epoch.routed == pytest.approx(base / sum(len(o.example.response) for o in outcomes), abs=1e-4)

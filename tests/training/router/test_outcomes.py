@@ -17,8 +17,8 @@ from tests.tiny import bank_of, random_stack
 from tests.training.examples import plain_nll, random_examples
 from training.data.batches import TOKENS
 from training.data.encoding import Example
-from training.router.composition import Composed, Weights
 from training.router.outcomes import AT_ONCE, combinations, fewest_within, greedy_choice, measure, measure_all
+from training.router.stacked_base import StackedBase, Weights
 from training.runs.signals import Interrupted, StopRequest
 
 DOMAINS = ("a", "b", "c")
@@ -26,7 +26,7 @@ LEVELS = (1.0, 0.7, 0.4)
 
 
 @dataclass(frozen=True)
-class Counting(Composed):
+class Counting(StackedBase):
     """Keeps every row that it measures."""
 
     rows: list[tuple[str, Weights]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Counting(Composed):
         return super().losses(examples, weights, tokens)
 
 
-def composed_of(base: BaseModel, **seeds: int) -> Counting:
+def stacked_of(base: BaseModel, **seeds: int) -> Counting:
     """Domain -> seed of its stack, which is its digest too."""
     stacks = {domain: random_stack(base.identity.dims, seed, size=0.3) for domain, seed in seeds.items()}
     hooks = CompositionHooks(base.sites)
@@ -48,8 +48,8 @@ def composed_of(base: BaseModel, **seeds: int) -> Counting:
 
 
 @pytest.fixture
-def composed(tiny_base: BaseModel) -> Counting:
-    return composed_of(tiny_base, a=0, b=1, c=2)
+def stacked(tiny_base: BaseModel) -> Counting:
+    return stacked_of(tiny_base, a=0, b=1, c=2)
 
 
 # --- the decisions -------------------------------------------------------------------------------
@@ -81,11 +81,11 @@ def test_the_fewest_domains_within_the_least_gain_of_the_best() -> None:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def test_losses_are_the_answers_nll_under_each_combination(composed: Counting) -> None:
+def test_losses_are_the_answers_nll_under_each_combination(stacked: Counting) -> None:
     examples = random_examples(3, seed=3)
-    stacks = {d: random_stack(composed.base.identity.dims, i, size=0.3) for i, d in enumerate(DOMAINS)}
+    stacks = {d: random_stack(stacked.base.identity.dims, i, size=0.3) for i, d in enumerate(DOMAINS)}
     for one, outcome in zip(
-        examples, measure(composed, [("a", e) for e in examples], (1.0, 0.5), 0.01), strict=True
+        examples, measure(stacked, [("a", e) for e in examples], (1.0, 0.5), 0.01), strict=True
     ):
         assert set(outcome.losses) == {"+".join(c) for c in combinations(DOMAINS)}
         for name, loss in outcome.losses.items():
@@ -93,11 +93,11 @@ def test_losses_are_the_answers_nll_under_each_combination(composed: Counting) -
             assert loss == pytest.approx(plain_nll(one, chosen) / len(one.response), abs=1e-4), name
 
 
-def slowly(composed: Composed, one: Example, min_gain: float) -> tuple[Weights, float]:
+def slowly(stacked: StackedBase, one: Example, min_gain: float) -> tuple[Weights, float]:
     """The search, one row at a time, remembering nothing."""
 
     def nll(weights: Weights) -> float:
-        return float(composed.nll([one], [weights])[0]) / len(one.response)
+        return float(stacked.nll([one], [weights])[0]) / len(one.response)
 
     subsets = {"+".join(c): {d: float(d in c) for d in DOMAINS} for c in combinations(DOMAINS)}
     losses = {name: nll(weights) for name, weights in subsets.items()}
@@ -110,12 +110,12 @@ def slowly(composed: Composed, one: Example, min_gain: float) -> tuple[Weights, 
     return best, nll(best)
 
 
-def test_many_examples_at_once_end_where_a_slow_search_of_each_ends(composed: Counting) -> None:
+def test_many_examples_at_once_end_where_a_slow_search_of_each_ends(stacked: Counting) -> None:
     examples = random_examples(6, seed=5)
-    found = measure(composed, [("b", e) for e in examples], LEVELS, 0.01)
+    found = measure(stacked, [("b", e) for e in examples], LEVELS, 0.01)
     assert len({tuple(o.weights.values()) for o in found}) > 1
     for one, outcome in zip(examples, found, strict=True):
-        weights, loss = slowly(composed, one, 0.01)
+        weights, loss = slowly(stacked, one, 0.01)
         assert outcome.weights == weights
         assert outcome.loss == pytest.approx(loss, abs=1e-4)
         assert (outcome.domain, outcome.example) == ("b", one)
@@ -124,46 +124,46 @@ def test_many_examples_at_once_end_where_a_slow_search_of_each_ends(composed: Co
         assert outcome.oracle == min(outcome.loss, *outcome.losses.values())
 
 
-def test_no_row_is_measured_twice(composed: Counting) -> None:
-    measure(composed, [("a", e) for e in random_examples(3)], LEVELS, 0.01)
-    rows = [(name, tuple(weights.items())) for name, weights in composed.rows]
+def test_no_row_is_measured_twice(stacked: Counting) -> None:
+    measure(stacked, [("a", e) for e in random_examples(3)], LEVELS, 0.01)
+    rows = [(name, tuple(weights.items())) for name, weights in stacked.rows]
     assert len(rows) == len(set(rows))
 
 
-def test_a_loss_that_is_no_number_is_refused_with_the_stack_that_does_it(composed: Counting) -> None:
-    sound = random_stack(composed.base.identity.dims, 1)
+def test_a_loss_that_is_no_number_is_refused_with_the_stack_that_does_it(stacked: Counting) -> None:
+    sound = random_stack(stacked.base.identity.dims, 1)
     tensors = {name: torch.full_like(tensor, float("nan")) for name, tensor in sound.tensors.items()}
-    composed.bank.remove("b")
-    composed.bank.add("b", StackTensors(sound.config, sound.rounds, tensors))
+    stacked.bank.remove("b")
+    stacked.bank.add("b", StackTensors(sound.config, sound.rounds, tensors))
     with pytest.raises(ConfigError, match="example e0 is nan; alone, b makes it so"):
-        measure(composed, [("a", e) for e in random_examples(1)], LEVELS, 0.01)
+        measure(stacked, [("a", e) for e in random_examples(1)], LEVELS, 0.01)
 
 
 # --- measuring once ------------------------------------------------------------------------------
 
 
-def run(composed: Counting, path: Path, count: int) -> list[tuple[str, Weights]]:
+def run(stacked: Counting, path: Path, count: int) -> list[tuple[str, Weights]]:
     """The rows that were measured for `count` outcomes, all of which are right."""
     pairs = [("a", e) for e in random_examples(count)]
-    found = measure_all(composed, pairs, path, LEVELS, 0.01, report=lambda _: None)
-    measured = list(composed.rows)
+    found = measure_all(stacked, pairs, path, LEVELS, 0.01, report=lambda _: None)
+    measured = list(stacked.rows)
     for (domain, one), outcome in zip(pairs, found, strict=True):
-        (expected,) = measure(composed, [(domain, one)], LEVELS, 0.01)
+        (expected,) = measure(stacked, [(domain, one)], LEVELS, 0.01)
         assert outcome.losses == pytest.approx(dict(expected.losses), abs=1e-4)
         assert (outcome.example, outcome.weights) == (one, expected.weights)
-    composed.rows.clear()
+    stacked.rows.clear()
     return measured
 
 
-def test_what_was_measured_is_not_measured_again(composed: Counting, tmp_path: Path) -> None:
+def test_what_was_measured_is_not_measured_again(stacked: Counting, tmp_path: Path) -> None:
     path = tmp_path / "run" / "outcomes.jsonl"
-    assert {name for name, _ in run(composed, path, 2)} == {"e0", "e1"}
-    assert {name for name, _ in run(composed, path, 3)} == {"e2"}
-    assert run(composed, path, 3) == []
+    assert {name for name, _ in run(stacked, path, 2)} == {"e0", "e1"}
+    assert {name for name, _ in run(stacked, path, 3)} == {"e2"}
+    assert run(stacked, path, 3) == []
 
 
 def test_a_run_that_is_killed_keeps_all_but_the_last_group(
-    composed: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stacked: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, pairs = tmp_path / "outcomes.jsonl", [("a", e) for e in random_examples(AT_ONCE + 2)]
 
@@ -172,39 +172,39 @@ def test_a_run_that_is_killed_keeps_all_but_the_last_group(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_all(composed, pairs, path, LEVELS, 0.01, report=killed)
-    composed.rows.clear()
+        measure_all(stacked, pairs, path, LEVELS, 0.01, report=killed)
+    stacked.rows.clear()
     last = {f"e{AT_ONCE}", f"e{AT_ONCE + 1}"}
-    assert {name for name, _ in run(composed, path, AT_ONCE + 2)} == last
+    assert {name for name, _ in run(stacked, path, AT_ONCE + 2)} == last
 
 
-def test_asked_to_stop_it_keeps_the_group_that_it_measured(composed: Counting, tmp_path: Path) -> None:
+def test_asked_to_stop_it_keeps_the_group_that_it_measured(stacked: Counting, tmp_path: Path) -> None:
     path, pairs = tmp_path / "outcomes.jsonl", [("a", e) for e in random_examples(AT_ONCE + 2)]
     stop = StopRequest()
     stop.requested = True
     for done in (AT_ONCE, AT_ONCE + 2):  # after the last group too: what follows it takes long
-        composed.rows.clear()
+        stacked.rows.clear()
         with pytest.raises(Interrupted, match=f"stopped after {done} of {AT_ONCE + 2} outcomes"):
-            measure_all(composed, pairs, path, LEVELS, 0.01, lambda _: None, stop)
-    assert {name for name, _ in composed.rows} == {f"e{AT_ONCE}", f"e{AT_ONCE + 1}"}
+            measure_all(stacked, pairs, path, LEVELS, 0.01, lambda _: None, stop)
+    assert {name for name, _ in stacked.rows} == {f"e{AT_ONCE}", f"e{AT_ONCE + 1}"}
 
 
 def test_a_domain_more_measures_only_the_combinations_with_it(tiny_base: BaseModel, tmp_path: Path) -> None:
     path = tmp_path / "outcomes.jsonl"
-    run(composed_of(tiny_base, a=0, b=1), path, 3)
-    rows = run(composed_of(tiny_base, a=0, b=1, c=2), path, 3)
+    run(stacked_of(tiny_base, a=0, b=1), path, 3)
+    rows = run(stacked_of(tiny_base, a=0, b=1, c=2), path, 3)
     hard = [weights for _, weights in rows if set(weights.values()) <= {0.0, 1.0}]
     assert len(hard) == 3 * 4, "of 8 combinations, 4 are new"
     assert all(weights["c"] == 1.0 for weights in hard)
-    assert run(composed_of(tiny_base, a=0, b=1, c=2), path, 3) == []
+    assert run(stacked_of(tiny_base, a=0, b=1, c=2), path, 3) == []
 
 
 def test_another_stack_of_a_domain_measures_only_the_combinations_with_it(
     tiny_base: BaseModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "outcomes.jsonl"
-    run(composed_of(tiny_base, a=0, b=1, c=2), path, 3)
-    rows = run(composed_of(tiny_base, a=0, b=7, c=2), path, 3)
+    run(stacked_of(tiny_base, a=0, b=1, c=2), path, 3)
+    rows = run(stacked_of(tiny_base, a=0, b=7, c=2), path, 3)
     hard = [weights for _, weights in rows if set(weights.values()) <= {0.0, 1.0}]
     assert len(hard) == 3 * 4
     assert all(weights["b"] == 1.0 for weights in hard)
@@ -213,9 +213,9 @@ def test_another_stack_of_a_domain_measures_only_the_combinations_with_it(
 def test_progress_says_what_is_known_and_what_is_left(tiny_base: BaseModel, tmp_path: Path) -> None:
     path, pairs = tmp_path / "outcomes.jsonl", [("a", e) for e in random_examples(AT_ONCE + 1)]
     lines: list[str] = []
-    measure_all(composed_of(tiny_base, a=0), pairs[:1], path, LEVELS, 0.01, report=lines.append)
+    measure_all(stacked_of(tiny_base, a=0), pairs[:1], path, LEVELS, 0.01, report=lines.append)
     lines.clear()
-    both = composed_of(tiny_base, a=0, b=1)
+    both = stacked_of(tiny_base, a=0, b=1)
     measure_all(both, pairs, path, LEVELS, 0.01, report=lines.append)
     known, first, second = lines
     assert "0 of 9 examples are measured already; of the others' 36 combinations, 2 are" in known
@@ -224,8 +224,8 @@ def test_progress_says_what_is_known_and_what_is_left(tiny_base: BaseModel, tmp_
     assert second.endswith(" 0.0 min left")
 
 
-def test_other_settings_or_another_quantization_are_refused(composed: Counting, tmp_path: Path) -> None:
+def test_other_settings_or_another_quantization_are_refused(stacked: Counting, tmp_path: Path) -> None:
     path, pairs = tmp_path / "outcomes.jsonl", [("a", e) for e in random_examples(1)]
-    measure_all(composed, pairs, path, LEVELS, 0.01, report=lambda _: None)
+    measure_all(stacked, pairs, path, LEVELS, 0.01, report=lambda _: None)
     with pytest.raises(ConfigError, match="another value of levels, min_gain; remove it"):
-        measure_all(composed, pairs, path, (1.0,), 0.02)
+        measure_all(stacked, pairs, path, (1.0,), 0.02)

@@ -16,8 +16,8 @@ from tests.training.examples import random_examples
 from training.data.domains import DomainData
 from training.data.records import Message, Record
 from training.recipe.settings import RouterRecipe
-from training.router.composition import Composed
 from training.router.prompts import RouterPrompts, prompt_features, router_prompts
+from training.router.stacked_base import StackedBase
 
 
 def records(*prompts: str) -> list[Record]:
@@ -117,9 +117,9 @@ def test_nothing_to_hold_out_or_to_train_on_says_what_to_change(
 def test_features_are_those_that_serving_reads_one_prompt_at_a_time(tiny_base: BaseModel) -> None:
     config = MetaRouterConfig(domains=("a",), token_dim=32, sequence_length=5)
     bank = StackBank(tiny_base.device, tiny_base.dtype)
-    composed = Composed(tiny_base, tiny_base.chat_tokenizer(), CompositionHooks(tiny_base.sites), bank, {})
+    stacked = StackedBase(tiny_base, tiny_base.chat_tokenizer(), CompositionHooks(tiny_base.sites), bank, {})
     prompts = [e.prompt for e in random_examples(6)]
-    for prompt, features in zip(prompts, prompt_features(config, composed, prompts), strict=True):
+    for prompt, features in zip(prompts, prompt_features(config, stacked, prompts), strict=True):
         ids, _ = pad_prompts([prompt], 5, tiny_base.device)
         assert features.shape == (min(5, len(prompt)), 32)
         assert features.tolist() == [

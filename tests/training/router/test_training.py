@@ -20,8 +20,8 @@ from brainstacks.stacks.router_artifact import RouterMetadata
 from training.data.batches import TOKENS
 from training.data.encoding import Example
 from training.recipe.settings import RouterRecipe
-from training.router.composition import Composed, Weights
 from training.router.outcomes import Outcome
+from training.router.stacked_base import StackedBase, Weights
 from training.router.training import corner_losses, expected_nll, fit, loss, targets
 
 
@@ -44,7 +44,7 @@ def outcomes(start: int, count: int) -> list[Outcome]:
 
 
 @dataclass(frozen=True)
-class Priced(Composed):
+class Priced(StackedBase):
     """No model runs: a row's loss is `price` nats per token for each unit of weight, and 1."""
 
     price: float = 0.0
@@ -71,9 +71,9 @@ class OwnHelps(Priced):
 def priced(base: BaseModel, price: float = 0.0, kind: type[Priced] = Priced) -> tuple[RouterMetadata, Priced]:
     digests = {"a": "1" * 64, "b": "2" * 64}
     bank = StackBank(base.device, base.dtype)
-    composed = kind(base, base.chat_tokenizer(), CompositionHooks(base.sites), bank, digests, price)
+    stacked = kind(base, base.chat_tokenizer(), CompositionHooks(base.sites), bank, digests, price)
     config = MetaRouterConfig(domains=("a", "b"), token_dim=32, hidden_dim=16)
-    return RouterMetadata(config, digests, base.identity.ref), composed
+    return RouterMetadata(config, digests, base.identity.ref), stacked
 
 
 # --- what is learnt ------------------------------------------------------------------------------
@@ -120,10 +120,10 @@ def test_the_loss_charges_what_the_probabilities_are_expected_to_compose() -> No
 
 
 def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
-    metadata, composed = priced(tiny_base, kind=OwnHelps)
+    metadata, stacked = priced(tiny_base, kind=OwnHelps)
     recipe = RouterRecipe(epochs=12, patience=12, batch_size=8, learning_rate=1e-2, seed=1)
     network, metrics = fit(
-        metadata, composed, outcomes(0, 48), {}, outcomes(48, 16), recipe, report=lambda _: None
+        metadata, stacked, outcomes(0, 48), {}, outcomes(48, 16), recipe, report=lambda _: None
     )
     assert metrics["held_out_bce"] < 0.4, "a constant answer has ln 2"
     assert metrics["calibration_error"] < 0.25
@@ -134,14 +134,14 @@ def test_fitting_learns_to_tell_the_domains_apart(tiny_base: BaseModel) -> None:
 
 
 def test_prompts_without_outcomes_teach_what_a_domain_looks_like(tiny_base: BaseModel) -> None:
-    metadata, composed = priced(tiny_base, 0.0)
+    metadata, stacked = priced(tiny_base, 0.0)
     measured, held_out = outcomes(0, 2), outcomes(100, 16)
     more = {d: [o.example for o in outcomes(4, 80) if o.domain == d] for d in "ab"}
     recipe = RouterRecipe(epochs=12, patience=12, batch_size=8, learning_rate=1e-2, seed=1)
     known: list[float] = []
     for unmeasured in ({}, more):
         lines: list[str] = []
-        _, metrics = fit(metadata, composed, measured, unmeasured, held_out, recipe, report=lines.append)
+        _, metrics = fit(metadata, stacked, measured, unmeasured, held_out, recipe, report=lines.append)
         assert metrics["unmeasured_prompts"] == sum(map(len, unmeasured.values()))
         known.append(min(told(lines, "held-out BCE")))
     assert known[1] < 0.5 < known[0]
@@ -152,13 +152,13 @@ def test_prompts_without_outcomes_teach_what_a_domain_looks_like(tiny_base: Base
 
 def run(base: BaseModel, price: float, epochs: int, patience: int) -> tuple[dict[str, Any], list[str]]:
     """Both stacks are always wanted, and cost `price`."""
-    metadata, composed = priced(base, price)
+    metadata, stacked = priced(base, price)
     wanted = [outcome(i, "ab"[i % 2], {"a": 1.0, "b": 1.0}) for i in range(24)]
     recipe = RouterRecipe(
         epochs=epochs, patience=patience, batch_size=8, learning_rate=5e-3, label_prior=0.0, dropout=0.0
     )
     lines: list[str] = []
-    _, metrics = fit(metadata, composed, wanted[:16], {}, wanted[16:], recipe, report=lines.append)
+    _, metrics = fit(metadata, stacked, wanted[:16], {}, wanted[16:], recipe, report=lines.append)
     return metrics, lines
 
 
@@ -190,7 +190,7 @@ def test_training_stops_after_so_many_epochs_without_a_lower_routed_loss(tiny_ba
 
 
 def test_a_learning_rate_that_diverges_is_refused(tiny_base: BaseModel) -> None:
-    metadata, composed = priced(tiny_base, 0.0)
+    metadata, stacked = priced(tiny_base, 0.0)
     recipe = RouterRecipe(learning_rate=1e30)
     with pytest.raises(ConfigError, match=r"lower router\.learning_rate"):
-        fit(metadata, composed, outcomes(0, 8), {}, outcomes(8, 4), recipe, report=lambda _: None)
+        fit(metadata, stacked, outcomes(0, 8), {}, outcomes(8, 4), recipe, report=lambda _: None)

@@ -15,8 +15,8 @@ from brainstacks.stacks.router_artifact import read_router_metadata
 from tests.tiny import publish_stack, random_stack, write_records
 from training.data.domains import DomainData, prepare
 from training.recipe.recipe import Recipe, recipe_from
-from training.router.composition import Composed
 from training.router.prompts import router_prompts
+from training.router.stacked_base import StackedBase
 from training.router.training import train_router
 from training.runs.directory import RunDirectory
 
@@ -61,20 +61,20 @@ def test_the_published_router_has_the_metrics_of_what_it_routes(
     assert history is not None
     path = registry.blob_path(history.current.digest)
     file = read_router_metadata(path)
-    composed = Composed.load(load_base(tiny_directory, quantization="none"), registry)
-    assert file.stacks == composed.digests
+    stacked = StackedBase.load(load_base(tiny_directory, quantization="none"), registry)
+    assert file.stacks == stacked.digests
     assert file.data == (*prepared["chat"].sources, *prepared["math"].sources)
     assert file.metrics["train_prompts"] == 8
     assert file.metrics["train_prompts_unseen"] == 6
     assert file.metrics["held_out_prompts"] == 6
     assert file.metrics["left_out_prompts"] == 0
-    router = Router.load(path, composed.base)
+    router = Router.load(path, stacked.base)
     nats, tokens = 0.0, 0
-    for found in router_prompts(prepared, plan.router, composed.tokenizer).values():
+    for found in router_prompts(prepared, plan.router, stacked.tokenizer).values():
         for one in found.held_out:
-            (given,) = router.probabilities(composed.base, [one.prompt])
+            (given,) = router.probabilities(stacked.base, [one.prompt])
             applied = {d: p for d, p in given.items() if p > plan.router.gate_threshold}
-            nats += float(composed.nll([one], [applied])[0])
+            nats += float(stacked.nll([one], [applied])[0])
             tokens += len(one.response)
     assert file.metrics["held_out_nll_routed"] == pytest.approx(nats / tokens, abs=1e-4)
 

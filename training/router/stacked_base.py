@@ -37,7 +37,7 @@ Weights = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Composed:
+class StackedBase:
     """A base as it is served, with the active stack of every domain of a registry.
 
     Attributes:
@@ -51,7 +51,7 @@ class Composed:
     digests: Mapping[str, str]
 
     @classmethod
-    def load(cls, base: BaseModel, registry: Registry) -> Composed:
+    def load(cls, base: BaseModel, registry: Registry) -> StackedBase:
         """Raises IncompatibleArtifact: a stack was made for another base."""
         hooks = CompositionHooks(base.sites)
         hooks.attach()
@@ -91,14 +91,14 @@ class Composed:
 
 
 def routed_weights(
-    composed: Composed, router: Router, probabilities: Sequence[Mapping[str, float]]
+    stacked: StackedBase, router: Router, probabilities: Sequence[Mapping[str, float]]
 ) -> list[Weights]:
     """What serving applies for each prompt's `probabilities`: floors, then the gate.
 
     As in serving, a stack other than the one that the router was trained with is left out.
     """
     known = router.metadata.stacks
-    routable = [d for d, digest in composed.digests.items() if known.get(d) == digest]
+    routable = [d for d, digest in stacked.digests.items() if known.get(d) == digest]
     applied: list[Weights] = []
     for given in probabilities:
         chosen = floored(given, router.config.floors)

@@ -18,56 +18,56 @@ from tests.tiny import (
     write_router,
 )
 from tests.training.examples import plain_nll, random_examples
-from training.router.composition import Composed, Weights, routed_weights
+from training.router.stacked_base import StackedBase, Weights, routed_weights
 
 DOMAINS = ("a", "b", "c")
 
 
 @pytest.fixture
-def composed(tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_path: Path) -> Composed:
+def stacked(tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_path: Path) -> StackedBase:
     for i, domain in enumerate(DOMAINS):
         stack = random_stack(tiny_base.identity.dims, i, size=0.3)
         publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
-    return Composed.load(load_base(tiny_directory, quantization="none"), registry)
+    return StackedBase.load(load_base(tiny_directory, quantization="none"), registry)
 
 
 # --- losses --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 4096])
-def test_losses_equal_one_example_at_a_time_whatever_the_budget(composed: Composed, tokens: int) -> None:
+def test_losses_equal_one_example_at_a_time_whatever_the_budget(stacked: StackedBase, tokens: int) -> None:
     examples = random_examples(6, seed=7)
     weights: list[Weights] = [{"a": 1.0}, {}, {"b": 0.5, "c": 1.0}, {"a": 0.0}, {"c": -0.4}, {"a": 1.0}]
-    dims = composed.base.identity.dims
+    dims = stacked.base.identity.dims
     stacks = {d: random_stack(dims, i, size=0.3) for i, d in enumerate(DOMAINS)}
     expected = [
         plain_nll(e, [(stacks[d], weight) for d, weight in w.items()])
         for e, w in zip(examples, weights, strict=True)
     ]
-    assert composed.losses(examples, weights, tokens) == pytest.approx(expected, abs=1e-3)
-    assert composed.losses([], []) == []
+    assert stacked.losses(examples, weights, tokens) == pytest.approx(expected, abs=1e-3)
+    assert stacked.losses([], []) == []
 
 
-def test_a_stack_of_another_base_is_refused(composed: Composed, registry: Registry, tmp_path: Path) -> None:
+def test_a_stack_of_another_base_is_refused(stacked: StackedBase, registry: Registry, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other", seed=1)
     with pytest.raises(IncompatibleArtifact):
-        Composed.load(load_base(other, quantization="none"), registry)
+        StackedBase.load(load_base(other, quantization="none"), registry)
 
 
 # --- routing -------------------------------------------------------------------------------------
 
 
 def test_routed_weights_are_those_that_serving_applies(
-    composed: Composed, tiny_directory: Path, registry: Registry, tmp_path: Path
+    stacked: StackedBase, tiny_directory: Path, registry: Registry, tmp_path: Path
 ) -> None:
     changes = {"floors": {"a": 0.9}, "gate_threshold": 0.5}
-    path = write_router(tmp_path / "router.safetensors", registry, composed.base.identity, seed=4, **changes)
+    path = write_router(tmp_path / "router.safetensors", registry, stacked.base.identity, seed=4, **changes)
     registry.publish_router(path)
     served = ComposedModel.load(tiny_directory, tmp_path / "registry", quantization="none", device="cpu")
-    router = Router.load(path, composed.base)
+    router = Router.load(path, stacked.base)
     texts = ["hello", "2 + 2", "def f(x):", "why?"]
-    prompts = [composed.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
-    found = routed_weights(composed, router, router.probabilities(composed.base, prompts))
+    prompts = [stacked.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    found = routed_weights(stacked, router, router.probabilities(stacked.base, prompts))
     assert len({tuple(weights) for weights in found}) > 1, "the gate lets some through and not others"
     for text, weights in zip(texts, found, strict=True):
         route = served.route(text)
@@ -75,13 +75,13 @@ def test_routed_weights_are_those_that_serving_applies(
 
 
 def test_a_stack_that_the_router_was_not_trained_with_is_left_out(
-    composed: Composed, tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_path: Path
+    stacked: StackedBase, tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    path = write_router(tmp_path / "router.safetensors", registry, composed.base.identity)
-    router = Router.load(path, composed.base)
+    path = write_router(tmp_path / "router.safetensors", registry, stacked.base.identity)
+    router = Router.load(path, stacked.base)
     sure = [dict.fromkeys(DOMAINS, 0.75)]
-    assert routed_weights(composed, router, sure) == sure
+    assert routed_weights(stacked, router, sure) == sure
     newer = random_stack(tiny_base.identity.dims, 9)
     publish_stack(registry, tiny_base.identity, "b", newer, tmp_path)
-    now = Composed.load(load_base(tiny_directory, quantization="none"), registry)
+    now = StackedBase.load(load_base(tiny_directory, quantization="none"), registry)
     assert routed_weights(now, router, sure) == [{"a": 0.75, "c": 0.75}]
