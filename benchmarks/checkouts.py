@@ -79,6 +79,12 @@ class Checkout:
         return stream
 
 
+def _commit(directory: Path) -> str:
+    """Of a checkout; with a + where files differ from it."""
+    command = ["git", "-C", str(directory), "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def _middle(ratios: Sequence[float]) -> str:
     low, median, high = quantiles(ratios, n=4)
     return f"{median:.3f} ({low:.3f}..{high:.3f})"
@@ -114,9 +120,16 @@ def main(
         fastest = min(wall for wall, _ in ours) / min(wall for wall, _ in theirs)
         documents.append({"case": name, "wall": wall, "cpu": cpu, "fastest": fastest})
         rows.append([name, _middle(wall), _middle(cpu), f"{fastest:.3f}"])
-    text = "This checkout over the other, turn by turn: median (quartiles). Less than 1 is faster.\n\n"
+    commits = [_commit(directory) for directory in (HERE, other)]
+    text = f"{commits[0]} over {commits[1]}, turn by turn: median (quartiles). Less than 1 is faster.\n\n"
     text += markdown_table(["", "seconds", "CPU seconds", "fastest turns"], rows)
-    document = {"machine": machine(), "turns": turns, "tokens": tokens, "cases": documents}
+    document = {
+        "machine": machine(),
+        "turns": turns,
+        "tokens": tokens,
+        "commits": commits,
+        "cases": documents,
+    }
     write_results(NAME, document, text, output)
 
 
