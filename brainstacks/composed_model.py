@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
@@ -14,11 +13,14 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel, load_base, parse_dtype
 from brainstacks.config import EngineConfig, Quantization, from_mapping
+from brainstacks.engine.attribution import TokenAttribution, attribution, variants
 from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.replies import Reply
 from brainstacks.engine.request import (
     CompositionRequest,
-    Event,
     GenerationRequest,
+    Request,
+    RoutedEvent,
     RouteRequest,
     Routing,
     SamplingParams,
@@ -26,28 +28,13 @@ from brainstacks.engine.request import (
 )
 from brainstacks.errors import BrainstacksError, InvalidRequest
 from brainstacks.routing.features import mixed_hidden_states
-from brainstacks.routing.policy import active_domains
+from brainstacks.routing.policy import Route, active_domains
 from brainstacks.stacks.registry import Registry
 
 Weights = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["ungated", "routed"] | None
 """Domain -> weight; one such per row; all at 1.0; the meta-router's choice; or None, the base only."""
 
 TokenIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """What the meta-router and the policy make of one prompt.
-
-    Attributes:
-        probabilities: sigmoid per domain.
-        weights: per domain, after the floors.
-        active: the domains that are applied: those above the gate threshold.
-    """
-
-    probabilities: Mapping[str, float]
-    weights: Mapping[str, float]
-    active: tuple[str, ...]
 
 
 class ComposedModel:
@@ -171,14 +158,9 @@ class ComposedModel:
         prompt = self._prompt(text_or_input_ids)
         if self._engine.serving.router is None:
             raise InvalidRequest("there is no meta-router in the registry; train and publish one")
-        replies: list[Event | Routing | BrainstacksError] = []
-        request = RouteRequest("route", tuple(prompt))
-        self._engine.check(request)
-        self._engine.add(request, replies.append)
-        self._run()
-        reply = replies[0]
+        ((reply,),) = self._told([RouteRequest("route", tuple(prompt))])
         if not isinstance(reply, Routing):
-            raise reply if isinstance(reply, BrainstacksError) else TypeError(type(reply))
+            raise TypeError(f"a request for a route got {type(reply).__name__}")
         return Route(reply.probabilities or {}, reply.weights, reply.active)
 
     @overload
@@ -220,29 +202,58 @@ class ComposedModel:
         if isinstance(prompts, str):
             return self.generate([prompts], weights, chat=chat, **sampling)[0]
         params = from_mapping(SamplingParams, {"max_tokens": 256, **sampling})
-        outputs: list[list[Event | Routing | BrainstacksError]] = [[] for _ in prompts]
         requests = [
             GenerationRequest(f"generate-{i}", tuple(self._prompt(prompt, chat)), params, composition)
             for i, (prompt, composition) in enumerate(
                 zip(prompts, self._compositions(len(prompts), weights), strict=True)
             )
         ]
+        return ["".join(e.text for e in told if isinstance(e, TextEvent)) for told in self._told(requests)]
+
+    def attribute(
+        self,
+        prompt: str | TokenIds,
+        completion: str | Sequence[int],
+        weights: Weights = "routed",
+        *,
+        chat: bool = True,
+    ) -> list[TokenAttribution]:
+        """Which stack moved which token of `completion`, an answer to `prompt`.
+
+        Args:
+            prompt, weights, chat: as `generate` takes them, of one prompt.
+            completion: text or token ids.
+
+        Returns:
+            of each token of the completion its log-probabilities under the base, under the composition, and
+            without each of its stacks.
+
+        Raises:
+            InvalidRequest, ContextTooLong: as `generate`.
+        """
+        if isinstance(completion, str):
+            completion = self.base.chat_tokenizer().encode(completion, add_special_tokens=False)
+        ids = self._prompt(prompt, chat)
+        (row,) = self._rows(self._ids(ids), weights)
+        active = {d: row[d] for d in active_domains(row, self._engine.composer.gate_threshold)}
+        told = self._told(variants("attribute", ids, completion, active))
+        events = [event for replies in told for event in replies if isinstance(event, RoutedEvent)]
+        return attribution(events[1].routing.stacks, len(completion), events)
+
+    def _told(self, requests: Sequence[Request]) -> list[list[Reply]]:
+        """What the engine says to each of `requests`, all in one batch. Raises what ends one of them."""
         for request in requests:  # all of them before the first is taken in: it is all or nothing
             self._engine.check(request)
-        for request, events in zip(requests, outputs, strict=True):
-            self._engine.add(request, events.append)
-        self._run()
-        for events in outputs:
-            for event in events:
-                if isinstance(event, BrainstacksError):
-                    raise event
-        return ["".join(e.text for e in events if isinstance(e, TextEvent)) for events in outputs]
-
-    def _run(self) -> None:
+        told: list[list[Reply]] = [[] for _ in requests]
+        for request, replies in zip(requests, told, strict=True):
+            self._engine.add(request, replies.append)
         while self._engine.has_work:
             if not self._engine.can_step:
                 self._engine.wait()
             self._engine.step()
+        for error in (reply for replies in told for reply in replies if isinstance(reply, BrainstacksError)):
+            raise error
+        return told
 
     def _prompt(self, prompt: str | TokenIds, chat: bool = True) -> list[int]:
         if isinstance(prompt, str) and not chat:

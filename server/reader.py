@@ -68,6 +68,11 @@ class Reader:
                 yield prompt, following
         self._finished = True
 
+    async def finish(self) -> None:
+        """Read to the end, whatever comes."""
+        async for _ in self.texts():
+            pass
+
     async def close(self) -> None:
         """Abort what still runs. Safe to call twice."""
         if self.routed and not self._finished and not self._closed:

@@ -246,6 +246,15 @@ class RouteRequest(Prompted):
     routing: RoutingField | None = None
 
 
+class AttributionRequest(Prompted):
+    """Body of `POST /v1/attribution`."""
+
+    completion: Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)] = Field(
+        description="text, or the token ids of an answer, that follow the prompt"
+    )
+    routing: RoutingField | None = None
+
+
 class TokenizeRequest(Prompted):
     """Body of `POST /tokenize`, as vLLM has it."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,28 @@ def test_generate_equals_greedy_over_plain_logits(model: ComposedModel, stacks: 
         plain = plain_greedy(tiny_model(), ids, 12, [(stacks[d], w) for d, w in row.items()])
         assert text == tokenizer.decode(plain, skip_special_tokens=True)
     assert model.generate(prompts[0], weights[0], max_tokens=12, temperature=0.0) == texts[0]
+
+
+def test_attribution_is_the_plain_log_probability_under_each_composition(
+    model: ComposedModel, stacks: Stacks
+) -> None:
+    prompt, completion, weights = [3, 1, 4, 1, 5], [9, 2, 6], {"chat": 0.85, "math": -0.6, "code": 0.1}
+    tokens = model.attribute([prompt], completion, weights)
+    assert [token.token_id for token in tokens] == completion
+
+    def plain(row: Mapping[str, float]) -> list[float]:
+        chosen = [(stacks[d], w) for d, w in row.items()]
+        logprobs = plain_logits(tiny_model(), [*prompt, *completion], chosen).log_softmax(-1)
+        return [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(completion)]
+
+    close = partial(pytest.approx, abs=1e-4)
+    assert [token.base for token in tokens] == close(plain({}))
+    assert [token.composed for token in tokens] == close(plain({"chat": 0.85, "math": -0.6}))
+    assert [token.without["chat"] for token in tokens] == close(plain({"math": -0.6}))
+    assert [token.without["math"] for token in tokens] == close(plain({"chat": 0.85}))
+    assert set(tokens[0].without) == {"chat", "math"}, "the gate holds: |weight| <= 0.12 is off"
+    with pytest.raises(InvalidRequest, match="at least one token"):
+        model.attribute([prompt], [], weights)
 
 
 def test_a_text_can_be_taken_as_it_is(model: ComposedModel) -> None:

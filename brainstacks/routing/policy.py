@@ -6,9 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 GATE_THRESHOLD = 0.12
 """A domain whose |weight| is at or below this is not applied (paper, section 5.3); a router may differ."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the meta-router and the policy make of one prompt.
+
+    Attributes:
+        probabilities: sigmoid per domain.
+        weights: per domain, after the floors.
+        active: the domains that are applied: those above the gate threshold.
+    """
+
+    probabilities: Mapping[str, float]
+    weights: Mapping[str, float]
+    active: tuple[str, ...]
 
 
 def floored(probabilities: Mapping[str, float], floors: Mapping[str, float]) -> dict[str, float]:

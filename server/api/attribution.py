@@ -1,0 +1,61 @@
+"""`POST /v1/attribution`: which stack moved which token of an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from brainstacks.engine.attribution import attribution, variants
+from server import sse
+from server.api.context import Ctx
+from server.api.routing import prompt_ids
+from server.composition import resolve, routing_headers, routing_object
+from server.json_body import JsonRoute
+from server.reader import Reader
+from server.schemas import AttributionRequest
+
+routes = APIRouter(route_class=JsonRoute, tags=["inference"])
+
+
+@routes.post("/v1/attribution", summary="Which stack moved which token", response_model=None)
+async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSONResponse:
+    """Per token of the completion its log-probability (nats) under the base, under the composition, and under
+    the composition without each of its stacks."""
+    composition = resolve(ctx.engine, body.model, body.routing)
+    ids, param = await prompt_ids(body, ctx)
+    completion = body.completion
+    if isinstance(completion, str):
+        completion = await ctx.encode(completion, add_special_tokens=False)
+    ctx.check_ids(completion, "completion")
+    if len(completion) > ctx.room(ids, param):
+        raise ctx.too_long(len(ids), len(completion), "completion")
+    name = request.state.request_id
+    routing = await sse.until_disconnect(request.receive, ctx.engine.route(name, ids, composition))
+    weights = {domain: routing.weights[domain] for domain in routing.active}
+    reader = Reader(ctx.engine, variants(name, ids, completion, weights), ctx.metrics, request.state.begin)
+    try:
+        events = await sse.until_disconnect(request.receive, reader.start())
+        await sse.until_disconnect(request.receive, reader.finish())
+    finally:
+        await reader.close()
+    tokens = attribution(routing.stacks, len(completion), events)
+    sums: dict[str, Any] = {
+        "base": sum(token.base for token in tokens),
+        "composed": sum(token.composed for token in tokens),
+        "without": {d: sum(token.without[d] for token in tokens) for d in routing.active},
+    }
+    return JSONResponse(
+        {
+            "object": "attribution",
+            "model": body.model or ctx.engine.status.model.name,
+            "prompt_tokens": len(ids),
+            "tokens": [dataclasses.asdict(token) for token in tokens],
+            "sums": sums,
+            "routing": routing_object(routing),
+        },
+        headers=routing_headers(routing),
+    )
