@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,8 +17,14 @@ async def test_the_page_and_its_parts_are_served(client: httpx2.AsyncClient) -> 
     assert page.headers["content-type"].startswith("text/html")
     parts = re.findall(r'(?:src|href)="(/[^"]+)"', page.text)
     assert sorted(parts) == ["/inspector/inspector.css", "/inspector/inspector.js"]
-    for part in parts:
-        assert (await client.get(part)).status_code == 200
+    modules = {
+        path for file in INSPECTOR.glob("*.js") for path in re.findall(r'from "(/[^"]+)"', file.read_text())
+    }
+    assert {Path(path).name for path in modules} == {file.name for file in INSPECTOR.glob("*.js")} - {
+        "inspector.js"
+    }
+    for part in (*parts, *modules):
+        assert (await client.get(part)).status_code == 200, part
 
 
 def test_nothing_on_the_page_comes_from_elsewhere() -> None:
@@ -37,12 +44,12 @@ async def test_the_page_may_load_and_run_only_its_own_files(client: httpx2.Async
 
 def test_every_control_has_a_label_and_every_id_that_the_script_uses_exists() -> None:
     page = (INSPECTOR / "index.html").read_text()
-    script = (INSPECTOR / "inspector.js").read_text()
+    script = "".join(file.read_text() for file in INSPECTOR.glob("*.js"))
     ids = set(re.findall(r'\bid="([^"]+)"', page))
     controls = re.findall(r'<(?:input|select|textarea)[^>]*\bid="([^"]+)"', page)
     assert controls
     assert set(controls) <= set(re.findall(r'<label for="([^"]+)"', page))
-    used = set(re.findall(r'\$\("([^"]+)"\)', script)) | set(re.findall(r'fill\("([^"]+)"', script))
+    used = set(re.findall(r'\$\("([^"]+)"\)', script)) | set(re.findall(r'(?<!\.)\bfill\("([^"]+)"', script))
     assert used <= ids
 
 
