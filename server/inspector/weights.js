@@ -14,7 +14,7 @@ export function show(names) {
   domains = names;
   own = false;
   $("weights").replaceChildren(...domains.map((name) => {
-    const slider = element("input", { type: "range", min: "-2", max: "2", step: "0.05", value: "0", id: `weight-${name}` });
+    const slider = element("input", { type: "range", min: "-2", max: "2", step: "0.01", value: "0", id: `weight-${name}` });
     const shown = element("output", { id: `shown-${name}` }, "0.00");
     slider.addEventListener("input", () => { own = true; $("follow").disabled = false; say(name); });
     const label = element("label", { htmlFor: slider.id }, swatch(domains, name), `${name} `, shown);
