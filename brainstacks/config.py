@@ -20,6 +20,10 @@ Quantization = Literal["nf4", "int8", "none", "native"]
 
 Backend = Literal["auto", "torch", "cpu"]
 
+MAX_ALPHA = 2.0**14
+"""Hundreds of times what anybody trains with. With it, and with weights of at most
+`safetensors_file.MAX_MAGNITUDE`, the products of one delta stay far within float32."""
+
 T = TypeVar("T")
 
 
@@ -58,7 +62,7 @@ class StackConfig:
 
     Attributes:
         rank: r, columns of each expert's low-rank factors.
-        alpha: rsLoRA alpha; the delta is scaled by `alpha / sqrt(rank)`.
+        alpha: rsLoRA alpha, 1/16384..16384; the delta is scaled by `alpha / sqrt(rank)`.
         experts: N, experts per delta.
         top_k: K, experts that the gate keeps per token.
         projections: which of `PROJECTIONS` carry a delta, in that order.
@@ -85,7 +89,12 @@ class StackConfig:
         _require(
             1 <= self.top_k <= self.experts, f"top_k is {self.top_k}; it lies in 1..experts ({self.experts})"
         )
-        _require(self.alpha > 0, f"alpha is {self.alpha}; it is positive")
+        _require(
+            isinstance(self.alpha, int | float)
+            and not isinstance(self.alpha, bool)
+            and 1 / MAX_ALPHA <= self.alpha <= MAX_ALPHA,
+            f"alpha is {self.alpha!r}; it lies in 1/{MAX_ALPHA:.0f}..{MAX_ALPHA:.0f}",
+        )
         _require(1 <= self.layers <= 1024, f"layers is {self.layers}; it lies in 1..1024")
         ordered = tuple(p for p in PROJECTIONS if p in self.projections)
         _require(

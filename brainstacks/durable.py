@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brainstacks.errors import StorageFull
+from brainstacks.errors import StorageFull, StorageUnwritable
 
 NO_ROOM = (
     "no room to write {what} ({why}); what was saved before is intact: "
@@ -24,6 +24,7 @@ NO_ROOM = (
 )
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR}
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -108,3 +109,16 @@ def storage_full(what: str, message: str = NO_ROOM) -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise StorageFull(message.format(what=what, why=error.strerror)) from error
+
+
+@contextmanager
+def writable(what: str) -> Iterator[None]:
+    """Turn an OSError for want of permission or of a directory into StorageUnwritable; `what` is the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise StorageUnwritable(
+            f"{what} cannot be written ({error.strerror}); make it a directory that this process may write to"
+        ) from error

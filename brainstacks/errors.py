@@ -16,6 +16,7 @@
     ├── Conflict                  another writer was first                                       409
     ├── StaleGeneration           the generation named in If-Match is not the current one        412
     ├── StorageFull               the store has no room                                          507
+    ├── StorageUnwritable         it is read-only, or is not there                               503
     ├── CorruptBlob               stored bytes do not match their digest                         503
     ├── Overloaded                the queue is full                                              429
     ├── Unavailable               starting, draining, or out of device memory                    503
@@ -103,6 +104,10 @@ class StaleGeneration(BrainstacksError):
 
 class StorageFull(BrainstacksError):
     default_code = "storage_full"
+
+
+class StorageUnwritable(BrainstacksError):
+    default_code = "storage_unwritable"
 
 
 class CorruptBlob(BrainstacksError):

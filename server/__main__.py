@@ -20,7 +20,7 @@ from server.app import create_app
 from server.drain import DrainingServer
 from server.help import help_text
 from server.settings import Settings
-from server.uploads import remove_leftovers
+from server.uploads import check_upload_dir, remove_leftovers
 
 BAD_USAGE = 2
 CANNOT_START = 1
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(BAD_USAGE) from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        check_upload_dir(settings)
         engine = open_engine(settings, config)
     except BrainstacksError as error:
         print(f"brainstacks-serve: {error.message}", file=sys.stderr)
@@ -84,10 +85,17 @@ async def serve(engine: Engine, settings: Settings) -> None:
     """Serve `engine` until a signal, then drain and close it."""
     sys.setswitchinterval(SWITCH_SECONDS)
     remove_leftovers(settings)
+    following = asyncio.create_task(_follow(engine, settings.registry_poll))
     try:
         await make_server(engine, settings).serve()
     finally:
+        following.cancel()
         await engine.close()
+
+
+async def _follow(engine: Engine, seconds: float) -> None:
+    if seconds:
+        await engine.stacks.follow(seconds)
 
 
 def make_server(engine: Engine, settings: Settings) -> DrainingServer:

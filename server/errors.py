@@ -38,6 +38,7 @@ STATUS: Mapping[type[errors.BrainstacksError], tuple[int, str]] = {
     errors.Conflict: (409, "conflict_error"),
     errors.StaleGeneration: (412, "conflict_error"),
     errors.StorageFull: (507, SERVER),
+    errors.StorageUnwritable: (503, SERVER),
     errors.CorruptBlob: (503, SERVER),
     errors.RetryLater: (503, SERVER),
     errors.Overloaded: (429, "rate_limit_error"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -15,7 +14,8 @@ from pathlib import Path
 from anyio import open_file, to_thread
 from starlette.requests import Request
 
-from brainstacks.errors import InvalidArtifact, StorageFull
+from brainstacks.durable import storage_full, writable
+from brainstacks.errors import InvalidArtifact
 from server.settings import Settings
 
 BLOCK = 1 << 20
@@ -34,21 +34,33 @@ async def received_file(request: Request, settings: Settings) -> AsyncIterator[P
     Raises:
         InvalidArtifact: the body is empty.
         StorageFull: the disk is.
+        StorageUnwritable: there is no place for uploads.
         RequestRefused: the body is over its cap or too slow (from `BodyLimit`).
         ClientDisconnect: the client left in the middle.
     """
-    held, folder = await to_thread.run_sync(_make_folder, settings)
+    with _storing():
+        held, folder = await to_thread.run_sync(_make_folder, settings)
     with held:  # not awaited: a cancelled request still cleans up
         path = folder / "upload.safetensors"
-        try:
+        with _storing():
             await _write(request, path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull(
-                    "The disk that holds uploads is full; free some space or set --upload-dir"
-                ) from None
-            raise
         yield path
+
+
+def _storing() -> ExitStack:
+    """Says of a disk that takes no upload why."""
+    held = ExitStack()
+    full = "The disk that holds uploads is full; free some space or set --upload-dir"
+    held.enter_context(storage_full("this", full))
+    held.enter_context(writable("The directory for uploads (--upload-dir)"))
+    return held
+
+
+def check_upload_dir(settings: Settings) -> None:
+    """Hold a folder there for a moment. Raises StorageFull, StorageUnwritable."""
+    with _storing():
+        held, _ = _make_folder(settings)
+        held.close()
 
 
 async def _write(request: Request, path: Path) -> None:

@@ -28,6 +28,7 @@ from brainstacks.engine.request import (
     TextEvent,
 )
 from brainstacks.engine.stack_admin import StackAdmin
+from brainstacks.engine.trial import CANARY, Trial
 from brainstacks.errors import BrainstacksError, InvalidRequest, Unavailable
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.registry import Registry
@@ -46,12 +47,15 @@ class AsyncEngine:
 
     def __init__(self, engine: StepEngine, registry: Registry, tokenizer: ChatTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.stacks = StackAdmin(engine.serving, registry, engine.base.identity)
+        self.stacks = StackAdmin(engine.serving, registry)
         self._engine = engine
         self._open: set[str] = set()  # ids of unfinished requests
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = EngineThread(engine)
+        engine.serving.candidates.trial = Trial(
+            engine.base, engine.backend, tokenizer.encode(CANARY)[: engine.max_context], self._thread.call
+        )
         self.status = Status(engine, self._thread)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,16 @@ class Composer:
         self._cache = serving.cache
 
     def check(self, composition: CompositionRequest) -> None:
-        """Refuse what cannot be composed. Raises InvalidRequest: a fixed weight names no served domain."""
+        """Refuse what cannot be composed.
+
+        Raises:
+            InvalidRequest: a fixed weight is not finite, or names no served domain.
+        """
+        for domain, weight in composition.weights.items():
+            if not math.isfinite(weight):
+                raise InvalidRequest(
+                    f"the weight of {domain!r} is {weight}; weights are finite", param="routing.weights"
+                )
         unknown = sorted(set(composition.weights) - set(self._cache.serving))
         if unknown:
             served = ", ".join(self._cache.serving) or "none"

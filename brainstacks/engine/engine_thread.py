@@ -7,12 +7,14 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import torch
 
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.replies import Outbox, Sink
-from brainstacks.errors import BrainstacksError, EngineFailure
+from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
+from brainstacks.stacks.loader import as_reply
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,10 @@ class EngineThread:
         self._engine = engine
         self._commands: queue.SimpleQueue[tuple[Callable[[], None], Sink | None] | None] = queue.SimpleQueue()
         engine.set_on_change(lambda: self.put(_nothing))  # wakes the thread: something can run now
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._ending = threading.Lock()  # guards the two that follow
+        self._ended = False
+        self._called: set[Future[None]] = set()
+        self._thread = threading.Thread(target=self._run_to_the_end, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -39,6 +44,32 @@ class EngineThread:
     def put(self, command: Callable[[], None], sink: Sink | None = None) -> None:
         """Have `command` called before the next step; `sink` gets what it raises."""
         self._commands.put((command, sink))
+
+    def call(self, command: Callable[[], None]) -> None:
+        """Run `command` between two steps, wait for it, and raise what it raises; from another thread.
+
+        Raises:
+            Unavailable: the thread has ended, or ends before it comes to that.
+        """
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                command()
+            except Exception as error:
+                done.set_exception(as_reply(error, "what was asked of the engine"))
+            else:
+                done.set_result(None)
+
+        with self._ending:
+            if self._ended:
+                raise Unavailable("the engine has stopped; restart the server")
+            self._called.add(done)
+        self.put(run)
+        try:
+            done.result()
+        finally:
+            self._called.discard(done)
 
     async def answers(self) -> bool:
         """Whether the thread lives; waits for it to answer."""
@@ -58,6 +89,16 @@ class EngineThread:
         """End it, once it has done what it was asked before."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    def _run_to_the_end(self) -> None:
+        try:
+            self._run()
+        finally:
+            with self._ending:
+                self._ended = True
+                for done in list(self._called):
+                    if not done.done():
+                        done.set_exception(Unavailable("the engine has stopped; restart the server"))
 
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""

@@ -17,8 +17,8 @@ from brainstacks.engine.request import GenerationRequest, Request, SamplingParam
 from brainstacks.engine.routes import Probabilities, RoutingRecords, StickyRoutes
 from brainstacks.engine.scheduler import Row
 from brainstacks.engine.serving import Serving
-from brainstacks.errors import BrainstacksError, ContextTooLong, InvalidRequest
-from brainstacks.routing.router import Router
+from brainstacks.errors import BrainstacksError, ContextTooLong, EngineFailure, InvalidRequest
+from brainstacks.routing.router import Router, unsound
 
 
 class RouterPass:
@@ -176,6 +176,10 @@ class Intake:
         for job in jobs:
             name, probabilities = job.request.composition.sticky, read.get(job)
             if probabilities is not None and router is not None:
+                if not_finite := unsound(probabilities):  # no record may hold what JSON cannot say
+                    self._serving.router_failed(router, not_finite)
+                    self._end(job, EngineFailure(f"{not_finite}; name a stack, or publish another router"))
+                    continue
                 self._sticky.remember(name, router, probabilities)
             elif router is not None:
                 probabilities = self._sticky.recall(name, router)

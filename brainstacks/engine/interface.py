@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from brainstacks.engine.request import CompositionRequest, Event, GenerationRequest, Routing
 from brainstacks.stacks.cache_stats import CacheStats, Tier
-from brainstacks.stacks.manifest import Published
+from brainstacks.stacks.manifest import Manifest, Published
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,21 @@ class Stacks(Protocol):
     def manifest(self) -> Mapping[str, Any]:
         """The registry's manifest as plain JSON values."""
 
-    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
-        """Validate `file` completely, store it as `domain`'s newest version, load and activate it.
+    async def stored(self) -> Manifest:
+        """The registry's manifest as any process stored it last, for `before`. Raises CorruptBlob."""
 
-        The file stays the caller's. Raises InvalidArtifact, IncompatibleArtifact, Conflict, StaleGeneration,
-        StorageFull.
+    async def publish(
+        self,
+        domain: str,
+        file: Path,
+        *,
+        expected_generation: int | None = None,
+        before: Manifest | None = None,
+    ) -> Published:
+        """Validate `file` completely, try it, store it as `domain`'s newest version, load and activate it.
+
+        The file stays the caller's. Raises InvalidArtifact, IncompatibleArtifact, StaleGeneration,
+        StorageFull, StorageUnwritable; Conflict where another writer changed the domain since `before`.
         """
 
     async def activate(
@@ -168,10 +178,16 @@ class Stacks(Protocol):
     ) -> Published:
         """Stop serving `domain`; running requests finish with the version they started with."""
 
-    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published: ...
+    async def publish_router(
+        self, file: Path, *, expected_generation: int | None = None, before: Manifest | None = None
+    ) -> Published: ...
 
     async def reload(self) -> int:
         """Reconcile with the registry on disk; the generation now served."""
+
+    async def follow(self, seconds: float) -> None:
+        """`reload` whenever another process has changed the registry, looking every so many seconds; until it
+        is cancelled. What goes wrong is named in `Readiness.problems`."""
 
     async def pin(self, domain: str) -> DomainStatus:
         """Keep `domain`'s active version on the device, and wait until it is there.

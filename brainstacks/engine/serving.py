@@ -6,22 +6,19 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 
 from brainstacks import fresh_thread
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.errors import ArtifactTooLarge, BrainstacksError, Conflict, DomainNotFound
+from brainstacks.engine.candidates import Candidates
+from brainstacks.errors import BrainstacksError, Conflict, DomainNotFound
 from brainstacks.layers.bank import StackBank
-from brainstacks.layers.packed_stack import Shape, StackTensors
 from brainstacks.routing.router import Router
-from brainstacks.stacks.artifact import StackFile, StackMetadata, check_base, read_stack_metadata
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.lease import Lease, ServedStack
 from brainstacks.stacks.manifest import Manifest, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.stack_cache import StackCache
-from brainstacks.stacks.tensors import load_stack, received_stack
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +30,23 @@ class Serving:
 
     Attributes:
         cache: where the stacks are.
+        candidates: what may come to be served.
+        registry_problem: why changes of the registry do not get through, if they do not.
         router: the one in force, None where there is none.
     """
 
     def __init__(self, base: BaseModel, registry: Registry | None, config: EngineConfig) -> None:
-        self._base = base
         self._registry = registry
-        bank = StackBank(base.device, base.dtype)
-        self.cache = StackCache(bank, self._read, config.device_stack_bytes, config.host_stack_bytes)
+        self.registry_problem: str | None = None
+        bank, budget = StackBank(base.device, base.dtype), config.device_stack_bytes
+        self.candidates = Candidates(base, registry, bank, budget)
+        self.cache = StackCache(bank, self.candidates.read, budget, config.host_stack_bytes)
         self.router: Router | None = None
         self._router_digest: str | None = None
         self._router_problem: str | None = None
+        self._router_failure: tuple[Router, str] | None = None  # in a request; until another is in force
         self._changing = threading.Lock()  # one change of what is served at a time
         self._refused: dict[str, str] = {}
-        self._received: Mapping[str, StackFile] = {}
         self.sync()
 
     @property
@@ -57,7 +57,13 @@ class Serving:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is active in the registry and cannot be served, and why."""
-        return (*self.stack_problems, *([self._router_problem] if self._router_problem else []))
+        failed = self._router_failure
+        failure = f"a routed request failed: {failed[1]}" if failed and failed[0] is self.router else None
+        return (*self.stack_problems, *filter(None, (self._router_problem, failure, self.registry_problem)))
+
+    def router_failed(self, router: Router, problem: str) -> None:
+        """Name in `problems` what `router` did to a request, for as long as it is in force."""
+        self._router_failure = (router, problem)
 
     @property
     def stack_problems(self) -> tuple[str, ...]:
@@ -79,20 +85,16 @@ class Serving:
 
     # --- what the registry says -------------------------------------------------------------------
 
-    def sync(self, received: Iterable[StackFile] = ()) -> None:
-        """Serve what the registry's manifest says is active, and nothing else; on any thread.
-
-        Args:
-            received: files that have been published just now, with their data; they are not read again.
+    def sync(self) -> None:
+        """Serve what the registry's manifest says is active, and nothing else; not on the engine's thread.
 
         New versions are brought to the device where there is room. One that is corrupt, does not fit the
-        base, or is larger than the device's budget is named in `problems`; the domain's last good version,
-        where there is one, goes on serving.
+        base or the device's budget, or fails its trial is named in `problems`; the domain's last good
+        version, where there is one, goes on serving.
         """
         if self._registry is None:
             return
         with self._changing:
-            self._received = {file.digest: file for file in received}
             manifest = self._registry.snapshot()
             new, refused = self._new_versions(manifest)
             # Before they are served, so that no request waits; as far as there is room beside the old ones.
@@ -108,7 +110,7 @@ class Serving:
             _failed(leases)  # waits; what failed is in `problems`
             for lease in leases:
                 self.cache.release(lease)
-            self._received = {}
+            self.candidates.forget()
             self._sync_router(manifest)
 
     def _sync_router(self, manifest: Manifest) -> None:
@@ -121,7 +123,7 @@ class Serving:
         active = manifest.router.current
         try:
             if active.digest != self._router_digest:
-                self.router = Router.load(self._path(active.digest), self._base)
+                self.router = self.candidates.router(active.digest)
                 self._router_digest = active.digest
             self._router_problem = None
         except BrainstacksError as error:
@@ -140,7 +142,7 @@ class Serving:
             manifest = self._registry.snapshot()
             active = manifest.domain(domain).current
             if not self._is_served(domain, active):
-                serving = {**self.cache.serving, domain: self._checked(domain, active)}
+                serving = {**self.cache.serving, domain: self.candidates.version(domain, active)}
                 self._serve({name: serving[name] for name in manifest.domains if name in serving})
         self._bring(domain)
 
@@ -156,24 +158,6 @@ class Serving:
             for version in versions:
                 discard = partial(self._registry.discard, [version.digest])
                 self.cache.when_gone((domain, version.version), discard)
-
-    def check(self, metadata: StackMetadata) -> int:
-        """Bytes that a stack takes on the device.
-
-        Raises:
-            IncompatibleArtifact: it was made for another base.
-            ArtifactTooLarge: it is larger than the device's budget.
-        """
-        identity = self._base.identity
-        check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
-        nbytes = Shape.of(metadata.config, metadata.dims).nbytes(metadata.rounds, self._base.dtype)
-        budget = self.cache.device_bytes
-        if budget is not None and nbytes > budget:
-            raise ArtifactTooLarge(
-                f"the stack takes {nbytes} bytes on the device and --device-stack-bytes is {budget}; "
-                "publish a smaller one, or start the server with more room"
-            )
-        return nbytes
 
     # --- where stacks are -------------------------------------------------------------------------
 
@@ -263,25 +247,10 @@ class Serving:
         for domain, history in manifest.domains.items():
             if not self._is_served(domain, history.current):
                 try:
-                    new[domain] = self._checked(domain, history.current)
+                    new[domain] = self.candidates.version(domain, history.current)
                 except BrainstacksError as error:
                     refused[domain] = _problem(domain, history.current.version, error.message)
         return new, refused
-
-    def _checked(self, domain: str, version: StackVersion) -> ServedStack:
-        """A version whose bytes were verified and that fits the base and the device."""
-        received = self._received.get(version.digest)
-        metadata = received.metadata if received else read_stack_metadata(self._path(version.digest))
-        return ServedStack(domain, version, metadata, self.check(metadata))
-
-    def _read(self, stack: ServedStack) -> StackTensors:
-        received = self._received.get(stack.digest)
-        return received_stack(received) if received else load_stack(self._path(stack.digest), stack.metadata)
-
-    def _path(self, digest: str) -> Path:
-        if self._registry is None:
-            raise DomainNotFound("this model was loaded without a registry")
-        return self._registry.blob_path(digest)
 
 
 def _failed(leases: Iterable[Lease]) -> list[tuple[Lease, BrainstacksError]]:

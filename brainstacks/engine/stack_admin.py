@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from brainstacks import fresh_thread
-from brainstacks.base_identity import BaseIdentity
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.engine.serving import Serving
-from brainstacks.errors import DomainNotFound
-from brainstacks.stacks.artifact import StackFile, read_stack_metadata
-from brainstacks.stacks.manifest import History, Published, StackVersion
+from brainstacks.errors import BrainstacksError, DomainNotFound
+from brainstacks.stacks.loader import as_reply
+from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.router_artifact import check_router_base
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -27,14 +28,12 @@ class StackAdmin:
 
     Args:
         serving: what the engine serves of `registry`.
-        identity: of its base.
     """
 
-    def __init__(self, serving: Serving, registry: Registry, identity: BaseIdentity) -> None:
+    def __init__(self, serving: Serving, registry: Registry) -> None:
         self._serving = serving
         self._cache = serving.cache
         self._registry = registry
-        self._identity = identity
         self._changing = asyncio.Lock()
 
     # --- what is served ---------------------------------------------------------------------------
@@ -92,29 +91,29 @@ class StackAdmin:
     def manifest(self) -> Mapping[str, Any]:
         return self._registry.snapshot().to_document()
 
+    async def stored(self) -> Manifest:
+        return await asyncio.to_thread(self._registry.stored)
+
     # --- changes ----------------------------------------------------------------------------------
 
-    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
-        received: list[StackFile] = []
-
-        def check(stack: StackFile) -> None:
-            self._serving.check(stack.metadata)
-            received.append(stack)
-
-        return await self._change(
-            lambda: self._registry.publish(
-                file, domain=domain, expected_generation=expected_generation, check=check
-            ),
-            received,
-        )
+    async def publish(
+        self,
+        domain: str,
+        file: Path,
+        *,
+        expected_generation: int | None = None,
+        before: Manifest | None = None,
+    ) -> Published:
+        publish = partial(self._registry.publish, file, domain=domain, before=before)
+        check = self._serving.candidates.receive
+        return await self._change(partial(publish, expected_generation=expected_generation, check=check))
 
     async def activate(
         self, domain: str, version: int, *, expected_generation: int | None = None
     ) -> Published:
         def activate() -> Published:
             history = self._registry.snapshot().domain(domain)
-            metadata = read_stack_metadata(self._registry.blob_path(history.version(version).digest))
-            self._serving.check(metadata)
+            self._serving.candidates.version(domain, history.version(version))
             return self._registry.activate(domain, version, expected_generation=expected_generation)
 
         return await self._change(activate)
@@ -131,28 +130,41 @@ class StackAdmin:
             await asyncio.wrap_future(fresh_thread.start(purged, "registry"))
         return published
 
-    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
-        identity = self._identity
-        return await self._change(
-            lambda: self._registry.publish_router(
-                file,
-                expected_generation=expected_generation,
-                check=lambda router: check_router_base(
-                    router.metadata, identity.fingerprint, identity.hidden_size
-                ),
-            )
-        )
+    async def publish_router(
+        self, file: Path, *, expected_generation: int | None = None, before: Manifest | None = None
+    ) -> Published:
+        publish = partial(self._registry.publish_router, file, before=before)
+        check = self._serving.candidates.receive_router
+        return await self._change(partial(publish, expected_generation=expected_generation, check=check))
 
     async def reload(self) -> int:
         await self._change(self._registry.reload)
         return self.generation
 
-    async def _change(self, change: Callable[[], T], received: Sequence[StackFile] = ()) -> T:
-        """Run a change of the registry, then serve what it says; what it `received` is not read again."""
+    async def follow(self, seconds: float) -> None:
+        """See `interface.Stacks`."""
+        while True:
+            await asyncio.sleep(seconds)
+            problem = None
+            try:
+                if await asyncio.to_thread(self._registry.changed):
+                    generation = await self.reload()
+                    log.info("another process changed the registry; generation %d is served", generation)
+            except Exception as error:  # it comes again, and the server serves on
+                problem = f"the registry cannot be followed: {as_reply(error, 'looking at it').message}"
+                if problem != self._serving.registry_problem:
+                    log.warning("%s", problem, exc_info=not isinstance(error, BrainstacksError))
+            self._serving.registry_problem = problem
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        """Run a change of the registry, then serve what it says; what it tried is not read again."""
 
         def run() -> T:
-            changed = change()
-            self._serving.sync(received)
+            try:
+                changed = change()
+                self._serving.sync()
+            finally:
+                self._serving.candidates.forget()
             return changed
 
         async with self._changing:

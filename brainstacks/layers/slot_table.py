@@ -48,6 +48,8 @@ class SlotTable:
             self._grow(int(slots.max()) + 1)
             panels = self.panels(resident.stack)
             self.rounds[slots], self.down[slots], self.up[slots] = panels.rounds, panels.down, panels.up
+            for slot in resident.slots:  # of another bank perhaps, whose stacks are still there
+                self._seated.pop(slot, None)
             self._seated[first] = resident
 
     def _grow(self, slots: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,12 @@ from brainstacks.routing.features import mixed_hidden_states, pad_features, pad_
 from brainstacks.routing.meta_router import MetaRouter
 from brainstacks.stacks.router_artifact import RouterMetadata, check_router_base, read_router_metadata
 from brainstacks.stacks.tensors import load_router_tensors
+
+
+def unsound(probabilities: Mapping[str, float]) -> str | None:
+    """What is wrong with a router's answer: a probability that is not finite."""
+    bad = [domain for domain, p in probabilities.items() if not math.isfinite(p)]
+    return f"the router gave {', '.join(bad)} a probability that is not finite" if bad else None
 
 
 class Router:
@@ -35,10 +42,14 @@ class Router:
         Raises:
             IncompatibleArtifact: it was made for another base.
         """
-        metadata = read_router_metadata(path)
+        return cls.of(read_router_metadata(path), load_router_tensors(path), base)
+
+    @classmethod
+    def of(cls, metadata: RouterMetadata, tensors: Mapping[str, Tensor], base: BaseModel) -> Router:
+        """The same from what a checked file holds. Raises as `load`."""
         check_router_base(metadata, base.identity.fingerprint, base.identity.hidden_size)
         network = MetaRouter(metadata.config)
-        network.load_state_dict(load_router_tensors(path))
+        network.load_state_dict(tensors)
         network.to(base.device, torch.float32).eval().requires_grad_(False)
         return cls(metadata, network)
 

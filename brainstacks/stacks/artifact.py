@@ -21,7 +21,7 @@ from typing import Any
 
 from brainstacks.base_identity import BaseRef
 from brainstacks.config import RESERVED_DOMAINS, StackConfig
-from brainstacks.errors import IncompatibleArtifact, InvalidArtifact
+from brainstacks.errors import CorruptBlob, IncompatibleArtifact, InvalidArtifact
 from brainstacks.stacks.document import Fields, dump_json, show
 from brainstacks.stacks.envelope import (
     FORMAT_VERSION,
@@ -225,6 +225,15 @@ StackFile = CheckedFile[StackMetadata]
 STACK = Kind(StackMetadata.from_json, stack_shapes)
 read_stack_metadata = STACK.read
 inspect_stack = STACK.inspect
+
+
+def check_listed(metadata: StackMetadata, domain: str) -> None:
+    """Check that a stored stack is of the domain that the manifest lists it under. Raises CorruptBlob."""
+    if metadata.domain != domain:
+        raise CorruptBlob(
+            f"the stored file is a stack of {metadata.domain!r}, and the manifest lists it under {domain!r}; "
+            f"publish a stack of {domain!r}, or restore the manifest from a backup"
+        )
 
 
 def check_base(

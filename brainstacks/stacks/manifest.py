@@ -51,6 +51,12 @@ class Published:
     generation: int
     created: bool
 
+    @staticmethod
+    def of(name: str, history: History[Any], generation: int, *, created: bool = False) -> Published:
+        """Of the version that serves now."""
+        current = history.current
+        return Published(name, current.version, current.digest, generation, created)
+
 
 V = TypeVar("V", bound=Version)
 
@@ -187,7 +193,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Manifest:
-        """Raises CorruptBlob when `content` is not a manifest."""
+        """Raises CorruptBlob when `content` is not a manifest, or one of a later format."""
         try:
             return cls._from_fields(Fields(parse_json(content, "the manifest"), "the manifest"))
         except InvalidArtifact as error:
@@ -197,7 +203,13 @@ class Manifest:
 
     @classmethod
     def _from_fields(cls, fields: Fields) -> Manifest:
-        if (version := fields.integer("format_version")) != FORMAT_VERSION:
+        if (version := fields.integer("format_version")) > FORMAT_VERSION:
+            raise CorruptBlob(
+                f"the registry's manifest has format version {version}, and this program reads "
+                f"{FORMAT_VERSION}: a newer one wrote it, and it is sound; use that one, or another registry",
+                code="newer_format",
+            )
+        if version != FORMAT_VERSION:
             raise InvalidArtifact(f"its format version is {version}; this program reads {FORMAT_VERSION}")
         generation = fields.integer("generation", low=0)
         domains = {}

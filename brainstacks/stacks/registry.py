@@ -1,7 +1,7 @@
 """The registry: versions, atomic publication, compare-and-set, rollback, integrity. No torch here.
 
 Writers take the store's lock, read the manifest, and replace it as a whole; readers take nothing. Several
-processes may share one registry: each sees the others' changes when it calls `reload`.
+processes may share one registry: each sees the others' changes when it calls `reload`, which `changed` tells.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Registry:
             )
         self._store: Store = LocalStore(root)
         self._guard = threading.Lock()  # orders adoptions of a manifest among threads
-        self._manifest = self._read()
+        self.reload()
 
     # reading
 
@@ -80,8 +80,18 @@ class Registry:
     def reload(self) -> Manifest:
         """Adopt and return the manifest that is stored now. Raises CorruptBlob; the old one then stays."""
         with self._guard:
-            self._manifest = self._read()
+            stamp = self._store.manifest_stamp()  # before: what is written meanwhile is seen next time
+            self._manifest, self._stamp = self.stored(), stamp
             return self._manifest
+
+    def stored(self) -> Manifest:
+        """The manifest that is stored now; this object goes on with its own. Raises CorruptBlob."""
+        content = self._store.read_manifest()
+        return Manifest() if content is None else Manifest.from_bytes(content)
+
+    def changed(self) -> bool:
+        """Whether another process has written since the last `reload`; only looks at the file's name."""
+        return self._store.manifest_stamp() != self._stamp
 
     def total_bytes(self) -> int:
         """Bytes of everything stored, versions that nothing references included."""
@@ -99,28 +109,30 @@ class Registry:
         *,
         domain: str | None = None,
         expected_generation: int | None = None,
+        before: Manifest | None = None,
         check: Callable[[StackFile], object] | None = None,
     ) -> Published:
         """Make a stack file the newest, serving version of its domain. `file` is read once, and left alone.
 
-        Bytes that serve already change nothing; bytes of an older version make that version serve again; in
-        both cases `created` is False. A damaged stored copy of the same bytes is repaired.
+        Bytes that serve already change nothing; bytes of an older version make it serve again; in both cases
+        `created` is False. A damaged stored copy of the same bytes is repaired.
 
         Args:
             file: the stack file; its metadata names the domain.
             domain: the domain that the caller means; another one in the file is refused.
             expected_generation: refuse if the registry is at another one.
+            before: what was stored when the caller began, say, to receive the file; None means now.
             check: called with the file, in memory; raises to refuse it (`artifact.check_base`).
 
         Raises:
             InvalidArtifact: the file is not a sound stack, or of another domain.
             StaleGeneration: the registry is not at `expected_generation`.
-            Conflict: another writer changed this domain since the call began.
-            StorageFull: no room; nothing has changed.
+            Conflict: another writer changed this domain since `before`.
+            StorageFull, StorageUnwritable: it cannot be written; nothing has changed.
         """
         if domain is not None:
             check_domain_name(domain)
-        before = self._unchanged(expected_generation)
+        now = self._unchanged(expected_generation)
         stack = STACK.inspect(file, keep=True)
         name, config = stack.metadata.domain, stack.metadata.config
         if domain is not None and domain != name:
@@ -136,35 +148,35 @@ class Registry:
             new = StackVersion(
                 manifest.next_version(name), stack.digest, stack.bytes, int(time.time()), **facts
             )
-            return self._add(entry, entry.get(before), manifest, stack, new)
+            return self._add(entry, entry.get(before or now), manifest, stack, new)
 
     def publish_router(
         self,
         file: Path,
         *,
         expected_generation: int | None = None,
+        before: Manifest | None = None,
         check: Callable[[RouterFile], object] | None = None,
     ) -> Published:
         """Make a router file the newest, serving router; otherwise as `publish`.
 
         Raises:
             IncompatibleArtifact: it routes to domains that the registry does not have.
-            InvalidArtifact, StaleGeneration, Conflict, StorageFull: as `publish`.
+            InvalidArtifact, StaleGeneration, Conflict, StorageFull, StorageUnwritable: as `publish`.
         """
-        before = self._unchanged(expected_generation)
+        now = self._unchanged(expected_generation)
         router = ROUTER.inspect(file, keep=True)
         if check is not None:
             check(router)
         with self._writing(expected_generation) as manifest:
-            unknown = [name for name in router.metadata.config.domains if name not in manifest.domains]
-            if unknown:
+            if unknown := [d for d in router.metadata.config.domains if d not in manifest.domains]:
                 raise IncompatibleArtifact(
                     f"the router routes to {', '.join(unknown)}, which the registry does not have; publish "
                     "their stacks first"
                 )
-            number = (manifest.router.last_version if manifest.router else 0) + 1
-            new = Version(number, router.digest, router.bytes, int(time.time()))
-            return self._add(ROUTER_ENTRY, before.router, manifest, router, new)
+            last = manifest.router.last_version if manifest.router else 0
+            new = Version(last + 1, router.digest, router.bytes, int(time.time()))
+            return self._add(ROUTER_ENTRY, (before or now).router, manifest, router, new)
 
     def activate(self, domain: str, version: int, *, expected_generation: int | None = None) -> Published:
         """Make a published version of `domain` serve: roll back or forward.
@@ -204,7 +216,7 @@ class Registry:
             manifest = self._commit(manifest.without_domain(domain))
             if purge:
                 self._discard(manifest, (version.digest for version in history.versions))
-        return _published(domain, history, manifest, created=False)
+        return Published.of(domain, history, manifest.generation)
 
     def discard(self, digests: Iterable[str]) -> int:
         """Delete the stored bytes of those `digests` that no version references; bytes freed."""
@@ -215,8 +227,7 @@ class Registry:
         """Delete stored bytes that no version references.
 
         Args:
-            keep: first drop all versions but the serving one and the newest `keep` of each name; None
-                drops none.
+            keep: where given, first drop all versions but the serving one and each name's newest `keep`.
 
         A process that serves an older generation may still need a dropped version: reload it first.
         """
@@ -231,13 +242,9 @@ class Registry:
 
     # inside
 
-    def _read(self) -> Manifest:
-        content = self._store.read_manifest()
-        return Manifest() if content is None else Manifest.from_bytes(content)
-
     def _unchanged(self, expected_generation: int | None) -> Manifest:
         """The stored manifest, at that generation where one is expected."""
-        manifest = self._read()
+        manifest = self.stored()
         if expected_generation is not None and expected_generation != manifest.generation:
             raise StaleGeneration(
                 f"the registry is at generation {manifest.generation}, not {expected_generation}; look at "
@@ -264,7 +271,7 @@ class Registry:
             following = now.published(new) if now else History(new.version, new.version, (new,))
             return self._follow(entry, manifest, following, created=following.active == new.version)
         except BaseException:
-            self._discard(self._read(), [file.digest])
+            self._discard(self.stored(), [file.digest])
             raise
 
     def _activate(self, entry: Entry[V], manifest: Manifest, history: History[V], version: int) -> Published:
@@ -278,21 +285,16 @@ class Registry:
         """Commit `following`, where it is a change."""
         if following != entry.get(manifest):
             manifest = self._commit(entry.put(manifest, following))
-        return _published(entry.name, following, manifest, created=created)
+        return Published.of(entry.name, following, manifest.generation, created=created)
 
     def _commit(self, manifest: Manifest) -> Manifest:
         manifest = dataclasses.replace(manifest, generation=manifest.generation + 1)
         with self._guard:
             self._store.write_manifest(manifest.to_bytes())
-            self._manifest = manifest
+            self._manifest, self._stamp = manifest, self._store.manifest_stamp()
         return manifest
 
     def _discard(self, manifest: Manifest, digests: Iterable[str]) -> tuple[int, int]:
         unreferenced = set(digests) - manifest.referenced()
         freed = [self._store.delete(digest) for digest in sorted(unreferenced)]
         return sum(size > 0 for size in freed), sum(freed)
-
-
-def _published(name: str, history: History[V], manifest: Manifest, *, created: bool) -> Published:
-    current = history.current
-    return Published(name, current.version, current.digest, manifest.generation, created)

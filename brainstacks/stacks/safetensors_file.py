@@ -53,6 +53,12 @@ EXPONENT_BITS: dict[str, tuple[type[np.unsignedinteger], int]] = {
 }
 """Exponent mask of each float dtype: all ones there, and nowhere else, is an infinity or a NaN."""
 
+MAX_MAGNITUDE = 2.0**14
+"""The largest |weight|: thousands of times what training leaves, and a value of every float dtype."""
+
+_MAX_BITS = {"F32": 0x4680_0000, "F16": 0x7400, "BF16": 0x4680}
+"""`MAX_MAGNITUDE` in the bits of each float dtype, which are ordered as the magnitudes are."""
+
 CHUNK_BYTES = 2**20
 
 
@@ -168,8 +174,8 @@ def _check_tiling(infos: list[tuple[str, TensorInfo]], data_bytes: int) -> None:
 
 
 def check_values(path: Path, header: Header, data: bytearray | None = None) -> str:
-    """Check that every value of every tensor is finite, and hash the file on the way: it is read once, in
-    chunks of at most 1 MiB.
+    """Check that every value of every tensor is finite and at most `MAX_MAGNITUDE`, and hash the file on the
+    way: it is read once, in chunks of at most 1 MiB.
 
     Args:
         data: is filled with the tensors' bytes, all that follow `header.raw`.
@@ -178,7 +184,8 @@ def check_values(path: Path, header: Header, data: bytearray | None = None) -> s
         the file's digest, sha256 in hexadecimal.
 
     Raises:
-        InvalidArtifact: a tensor holds NaN or infinity, or its dtype is not in `EXPONENT_BITS`; it is named.
+        InvalidArtifact: a tensor holds NaN, infinity or a larger value, or its dtype is not in
+            `EXPONENT_BITS`; it is named.
     """
     digest, chunk = hashlib.sha256(header.raw), memoryview(bytearray(CHUNK_BYTES))
     with open(path, "rb", buffering=0) as file:
@@ -188,7 +195,8 @@ def check_values(path: Path, header: Header, data: bytearray | None = None) -> s
                 raise InvalidArtifact(
                     f"tensor {show(name)} has dtype {info.dtype}; weights are {', '.join(EXPONENT_BITS)}"
                 )
-            unsigned, mask = EXPONENT_BITS[info.dtype]
+            unsigned, infinity = EXPONENT_BITS[info.dtype]
+            magnitude = unsigned(np.iinfo(unsigned).max >> 1)  # all bits but the sign
             for start in range(info.start, info.end, CHUNK_BYTES):
                 end = min(start + CHUNK_BYTES, info.end)
                 raw = chunk[: end - start] if data is None else memoryview(data)[start:end]
@@ -197,6 +205,19 @@ def check_values(path: Path, header: Header, data: bytearray | None = None) -> s
                         f"the file ends inside tensor {show(name)}; it changed while being read"
                     )
                 digest.update(raw)
-                if int((np.frombuffer(raw, unsigned) & unsigned(mask)).max()) == mask:
+                largest = int((np.frombuffer(raw, unsigned) & magnitude).max())
+                if largest >= infinity:
                     raise InvalidArtifact(f"tensor {show(name)} holds NaN or infinity; weights are finite")
+                if largest > _MAX_BITS[info.dtype]:
+                    raise InvalidArtifact(
+                        f"tensor {show(name)} holds {_value(largest, info.dtype):.3g} or its negative; the "
+                        f"magnitude of a weight is at most {MAX_MAGNITUDE:.0f}"
+                    )
     return digest.hexdigest()
+
+
+def _value(bits: int, dtype: str) -> float:
+    """What the bits of a float dtype stand for."""
+    if dtype == "F16":
+        return float(np.uint16(bits).view(np.float16))
+    return float(np.uint32(bits << 16 if dtype == "BF16" else bits).view(np.float32))

@@ -33,14 +33,14 @@ Otherwise requests for what is there could follow one another for ever, and noth
 class StackCache:
     """Args:
     bank: the device.
-    read: a stack's tensors from disk; raises CorruptBlob.
+    read: a stack from disk, or packed already; raises CorruptBlob.
     device_bytes, host_bytes: see `Places`.
     """
 
     def __init__(
         self,
         bank: StackBank,
-        read: Callable[[ServedStack], StackTensors],
+        read: Callable[[ServedStack], StackTensors | PackedStack],
         device_bytes: int | None = None,
         host_bytes: int = 0,
     ) -> None:
@@ -108,8 +108,7 @@ class StackCache:
     def when_gone(self, key: StackKey, job: Callable[[], object]) -> None:
         """Call `job` when nobody serves or names that version any more, which may be at once."""
         with self._lock:
-            place = self._places.get(key)
-            if place is not None:
+            if (place := self._places.get(key)) is not None:
                 place.gone = job
         if place is None:
             job()
@@ -144,8 +143,7 @@ class StackCache:
         """
         with self._lock:
             lease = Lease({domain: self.served(domain) for domain in domains}, on_change)
-            error = self._misfit(lease)
-            if error is not None:
+            if (error := self._misfit(lease)) is not None:
                 raise error
             self._leases[lease] = None
             places = self._of(lease)
@@ -213,8 +211,7 @@ class StackCache:
         return self._places.misfit(lease.stacks, [self._serving[domain] for domain in self._pinned])
 
     def _victims(self, lease: Lease) -> list[Place] | None:
-        pinned = [self._serving[domain].key for domain in self._pinned]
-        return self._places.victims(lease.stacks.values(), pinned)
+        return self._places.victims(lease.stacks.values(), [self._serving[d].key for d in self._pinned])
 
     def _grant_waiting(self) -> list[Lease]:
         """Grant what has room, in order; the leases that became ready or failed."""
@@ -267,7 +264,8 @@ class StackCache:
         there: PackedStack | None = None
         error: BrainstacksError | None = None
         try:
-            packed = host or PackedStack.pack(self._read(place.stack), self.bank.dtype)
+            read = host or self._read(place.stack)
+            packed = read if isinstance(read, PackedStack) else PackedStack.pack(read, self.bank.dtype)
             there = self.bank.place(packed)
         except Exception as raised:
             error = load_failed(raised, *place.stack.key)

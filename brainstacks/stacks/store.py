@@ -14,12 +14,12 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from brainstacks.durable import make_directory, replacing, storage_full, write_file
+from brainstacks.durable import make_directory, replacing, storage_full, writable, write_file
 from brainstacks.errors import CorruptBlob
 from brainstacks.stacks.artifact import check_digest, is_digest, sha256_file
 
@@ -30,10 +30,17 @@ class Store(Protocol):
     """What the registry asks of a place for bytes. Digests are sha256 in hexadecimal."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Exclude every other writer, in this process and in others; sweep what dead writers left."""
+        """Exclude every other writer, in this process and in others; sweep what dead writers left.
+
+        Raises:
+            StorageFull, StorageUnwritable: nothing can be written there.
+        """
 
     def read_manifest(self) -> bytes | None:
         """The manifest's bytes, or None where nothing was ever published. Needs no lock."""
+
+    def manifest_stamp(self) -> Hashable:
+        """Changes whenever the manifest is replaced; costs little. Needs no lock."""
 
     def write_manifest(self, content: bytes) -> None:
         """Replace the manifest as a whole. Needs the lock. Raises StorageFull."""
@@ -79,14 +86,15 @@ class LocalStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with _writing():
+            descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with storage_full("this", _FULL):
+            with _writing():
                 make_directory(self._blobs)
                 make_directory(self._temporary)
-            for stray in self._temporary.iterdir():  # only the lock's holder writes here: its writer is dead
-                stray.unlink()
+                for stray in self._temporary.iterdir():  # only the lock's holder writes here: it is dead
+                    stray.unlink()
             yield
         finally:
             os.close(descriptor)  # releases the lock
@@ -94,6 +102,12 @@ class LocalStore:
     def read_manifest(self) -> bytes | None:
         try:
             return self._manifest.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def manifest_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            return _identity(self._manifest)
         except FileNotFoundError:
             return None
 
@@ -121,7 +135,7 @@ class LocalStore:
 
     def _write(self, target: Path, chunks: Iterable[bytes | bytearray], mode: int) -> None:
         temporary = self._temporary / uuid.uuid4().hex
-        with storage_full("this", _FULL), replacing(target, temporary):
+        with _writing(), replacing(target, temporary):
             write_file(temporary, chunks, mode)
 
     def _path(self, digest: str) -> Path:
@@ -132,9 +146,10 @@ class LocalStore:
         path = self._path(digest)
         try:
             size = path.stat().st_size
-            path.unlink()
         except FileNotFoundError:
             return 0
+        with _writing():
+            path.unlink(missing_ok=True)
         return size
 
     def digests(self) -> list[str]:
@@ -148,3 +163,10 @@ def _identity(path: Path) -> tuple[int, int, int]:
     """Of a file's bytes, as far as can be told without reading them."""
     stat = path.stat()
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Says of a place that cannot be written why."""
+    with storage_full("this", _FULL), writable("the registry's store"):
+        yield

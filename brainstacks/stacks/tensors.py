@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from brainstacks.durable import replacing, storage_full, write_file
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackFile, StackMetadata, inspect_stack, read_stack_metadata
-from brainstacks.stacks.envelope import METADATA_KEY
+from brainstacks.stacks.envelope import METADATA_KEY, CheckedFile
 from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata, inspect_router
 
 File = TypeVar("File")
@@ -75,15 +75,19 @@ def load_stack(path: Path, metadata: StackMetadata | None = None) -> StackTensor
 
 def received_stack(file: StackFile) -> StackTensors:
     """A checked stack file whose data was kept: views of these."""
+    return StackTensors(file.metadata.config, file.metadata.rounds, received_tensors(file))
+
+
+def received_tensors(file: CheckedFile[Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a checked file whose data was kept: views of these."""
     if file.data is None:
         raise ValueError(f"the data of {file.digest} were not kept; inspect the file with keep=True")
-    tensors = {
+    return {
         name: torch.frombuffer(
             file.data, dtype=_DTYPES[info.dtype], count=math.prod(info.shape), offset=info.start
         ).view(info.shape)
         for name, info in file.header.tensors.items()
     }
-    return StackTensors(file.metadata.config, file.metadata.rounds, tensors)
 
 
 def load_router_tensors(path: Path) -> dict[str, torch.Tensor]:

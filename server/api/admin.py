@@ -83,9 +83,14 @@ async def get_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
 async def put_stack(
     domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
-    """201 when it is a new version; 200 when the same bytes were there already."""
-    async with _counted(ctx), received_file(request, ctx.settings) as file:
-        published = await ctx.engine.stacks.publish(domain, file, expected_generation=generation)
+    """201 when it is a new version; 200 when the same bytes were there already. 409 when another writer
+    changed the domain since this request arrived."""
+    async with _counted(ctx):
+        before = await ctx.engine.stacks.stored()  # now: the body may take minutes to arrive
+        async with received_file(request, ctx.settings) as file:
+            published = await ctx.engine.stacks.publish(
+                domain, file, expected_generation=generation, before=before
+            )
     return _published(published, "domain", status=201 if published.created else 200)
 
 
@@ -139,9 +144,14 @@ async def get_router(ctx: Ctx) -> JSONResponse:
 
 @routes.put("/router", summary="Publish a meta-router", response_model=None, openapi_extra=FILE_BODY)
 async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx) -> JSONResponse:
-    """Its domains must be known: 409 otherwise."""
-    async with _counted(ctx), received_file(request, ctx.settings) as file:
-        published = await ctx.engine.stacks.publish_router(file, expected_generation=generation)
+    """Its domains must be known: 409 otherwise, and when another router was published since this request
+    arrived."""
+    async with _counted(ctx):
+        before = await ctx.engine.stacks.stored()
+        async with received_file(request, ctx.settings) as file:
+            published = await ctx.engine.stacks.publish_router(
+                file, expected_generation=generation, before=before
+            )
     return _published(published, "name", status=201 if published.created else 200)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,16 @@ class Running:
         self.pauses = False
         self.served.engine.step = self._step  # type: ignore[method-assign]
         self.engine = AsyncEngine(self.served.engine, self.served.registry, tokenizer)
+        trial = self.served.engine.serving.candidates.trial
+        assert trial is not None
+        trial._between_steps = self._between_steps
+
+    def _between_steps(self, command: Callable[[], None]) -> None:
+        """A thread that is held at the gate runs no step: what is to happen between two may happen now."""
+        if self.gate.is_set():
+            self.engine._thread.call(command)
+        else:
+            command()
 
     def _step(self) -> None:
         if not self.gate.wait(300):

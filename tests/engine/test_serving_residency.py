@@ -12,7 +12,7 @@ from brainstacks.engine.serving import Serving
 from brainstacks.errors import ArtifactTooLarge, Conflict, CorruptBlob, DomainNotFound, InvalidRequest
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack, Shape
-from brainstacks.stacks.artifact import read_stack_metadata
+from brainstacks.stacks.artifact import STACK, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack
 from tests.engine.serving_domains import Publish, damage, resident
@@ -92,7 +92,7 @@ def test_a_stack_that_is_larger_than_the_device_is_a_problem_and_the_last_good_o
         tmp_path / "x", tiny_base.identity, "law", random_stack(tiny_base.identity.dims, 1, rounds=3)
     )
     with pytest.raises(ArtifactTooLarge):
-        tight.check(read_stack_metadata(path))
+        tight.candidates.receive(STACK.inspect(path, keep=True))
 
 
 def test_replacing_a_version_keeps_within_the_budget(

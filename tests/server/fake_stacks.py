@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.errors import Conflict, DomainNotFound, StaleGeneration, VersionNotFound
-from brainstacks.stacks.manifest import Published
+from brainstacks.stacks.manifest import Manifest, Published
 
 if TYPE_CHECKING:
     from tests.server.fake_engine import FakeEngine
@@ -53,17 +54,36 @@ class FakeStacks:
     def manifest(self) -> Mapping[str, Any]:
         return {"generation": self._engine.generation, "domains": list(self._engine.names)}
 
-    async def publish(self, domain: str, file: Path, *, expected_generation: int | None = None) -> Published:
-        published = await self._publish(domain, file, expected_generation)
+    async def stored(self) -> Manifest:
+        return Manifest(self._engine.generation)
+
+    async def follow(self, seconds: float) -> None:
+        await asyncio.Event().wait()
+
+    async def publish(
+        self,
+        domain: str,
+        file: Path,
+        *,
+        expected_generation: int | None = None,
+        before: Manifest | None = None,
+    ) -> Published:
+        published = await self._publish(domain, file, expected_generation, before)
         if domain not in self._engine.names:
             self._engine.names.append(domain)
             self._engine.versions[domain] = 1
         return published
 
-    async def publish_router(self, file: Path, *, expected_generation: int | None = None) -> Published:
-        return await self._publish("router", file, expected_generation)
+    async def publish_router(
+        self, file: Path, *, expected_generation: int | None = None, before: Manifest | None = None
+    ) -> Published:
+        return await self._publish("router", file, expected_generation, before)
 
-    async def _publish(self, name: str, file: Path, expected: int | None) -> Published:
+    async def _publish(
+        self, name: str, file: Path, expected: int | None, before: Manifest | None
+    ) -> Published:
+        if before is not None and before.generation != self._engine.generation:
+            raise Conflict(f"Another writer changed {name!r} meanwhile; look at what it did")
         self._engine.upload_paths.append(file)
         if self._engine.refuse_publish is not None:
             raise self._engine.refuse_publish

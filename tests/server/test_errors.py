@@ -25,6 +25,7 @@ EXPECTED = {
     "Conflict": 409,
     "StaleGeneration": 412,
     "StorageFull": 507,
+    "StorageUnwritable": 503,
     "CorruptBlob": 503,
     "RetryLater": 503,
     "Overloaded": 429,

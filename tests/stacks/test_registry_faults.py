@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 
 from brainstacks.errors import (
     ConfigError,
+    Conflict,
     CorruptBlob,
     StorageFull,
+    StorageUnwritable,
 )
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.manifest import Manifest
@@ -57,7 +60,7 @@ def test_verify_compares_the_manifest_with_the_files(registry: Registry, root: P
     assert "the manifest lists" in problem.message
 
 
-DAMAGED = [b"", b"{}", b"[]", b'{"format_version": 2}', b"\xff", b"[" * 100_000]
+DAMAGED = [b"", b"{}", b"[]", b'{"format_version": 0}', b"\xff", b"[" * 100_000]
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
@@ -87,6 +90,71 @@ def test_reading_needs_no_write_permission(registry: Registry, root: Path, chat:
     assert tree(root) == before
     for directory in (root, root / "blobs", root / "blobs" / "sha256"):
         directory.chmod(0o755)
+
+
+def test_a_manifest_of_a_later_format_is_called_that_and_not_damaged(root: Path) -> None:
+    root.mkdir()
+    (root / "manifest.json").write_bytes(b'{"format_version": 2, "what": "nobody knows yet"}')
+    with pytest.raises(CorruptBlob, match="format version 2, and this program reads 1") as refused:
+        Registry(root)
+    assert refused.value.code == "newer_format"
+    assert "damaged" not in refused.value.message
+
+
+@pytest.mark.parametrize("why", [errno.EROFS, errno.EACCES])
+def test_a_registry_that_cannot_be_written_is_read_and_says_why_it_takes_nothing(
+    registry: Registry, chat: Path, chat2: Path, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    registry.publish(chat)
+    plain = os.open
+
+    def read_only(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(why, os.strerror(why), path)
+        return plain(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    changes: list[Callable[[], object]] = [
+        lambda: registry.publish(chat2),
+        lambda: registry.activate("chat", 1),
+        lambda: registry.delete("chat"),
+        registry.prune,
+    ]
+    for change in changes:
+        with pytest.raises(StorageUnwritable, match=os.strerror(why)) as refused:
+            change()
+        assert "registry/" not in refused.value.message, "no paths reach a client"
+    assert registry.reload().domain("chat").active == 1
+
+
+def test_a_change_by_another_process_is_told_without_reading_the_manifest(
+    root: Path, chat: Path, chat2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = Registry(root, create=True), Registry(root)
+    assert not mine.changed()
+    mine.publish(chat)
+    assert not mine.changed(), "its own change is none"
+    assert other.changed()
+    other.reload()
+    other.publish(chat2)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: 1 / 0)
+    assert (mine.changed(), other.changed()) == (True, False)
+
+
+@pytest.mark.parametrize("domain", ["chat", "new"])
+def test_of_two_publications_that_overlap_one_wins_whoever_is_read_first(
+    registry: Registry, chat: Path, tmp_path: Path, domain: str
+) -> None:
+    """What counts is when they began, not when their files had arrived."""
+    registry.publish(chat)
+    before = registry.stored()
+    files = [write_stack(tmp_path / f"{domain}-{seed}", domain, seed) for seed in (5, 6)]
+    won = registry.publish(files[0], before=before)
+    with pytest.raises(Conflict, match=f"another writer changed '{domain}'"):
+        registry.publish(files[1], before=before)
+    assert not registry.publish(files[0], before=before).created, "the same bytes are no conflict"
+    assert registry.stored().domain(domain).current.digest == won.digest
+    assert registry.publish(files[1], before=registry.stored()).created
 
 
 def test_a_wrong_directory_is_told_apart_from_an_empty_registry(root: Path) -> None:

@@ -22,6 +22,7 @@ from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.safetensors_file import (
     CHUNK_BYTES,
     MAX_HEADER_BYTES,
+    MAX_MAGNITUDE,
     MAX_TENSORS,
     check_values,
     read_header,
@@ -225,7 +226,7 @@ def test_any_json_as_header_gives_a_header_or_a_refusal(tmp_path: Path, document
 def test_finds_one_value_that_is_not_finite(
     tmp_path: Path, dtype: torch.dtype, kind: str, value: float
 ) -> None:
-    largest = torch.full((CHUNK_BYTES // dtype.itemsize + 7,), torch.finfo(dtype).max, dtype=dtype)
+    largest = torch.full((CHUNK_BYTES // dtype.itemsize + 7,), -MAX_MAGNITUDE, dtype=dtype)
     save_file(
         {"fine": largest, "small": torch.full((3,), torch.finfo(dtype).tiny, dtype=dtype)}, tmp_path / "f"
     )
@@ -239,6 +240,19 @@ def test_finds_one_value_that_is_not_finite(
     save_file({"fine": torch.zeros(4, dtype=dtype), "spoilt": largest}, tmp_path / "f")
     with pytest.raises(InvalidArtifact, match="'spoilt' holds NaN or infinity"):
         check_values(tmp_path / "f", read_header(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_weight_beyond_the_bound_is_refused_with_its_value_and_the_bound(
+    tmp_path: Path, dtype: torch.dtype, sign: int
+) -> None:
+    beyond = torch.nextafter(torch.tensor(MAX_MAGNITUDE, dtype=dtype), torch.tensor(torch.inf, dtype=dtype))
+    for value in (beyond, torch.tensor(torch.finfo(dtype).max, dtype=dtype)):
+        save_file({"fine": torch.zeros(4, dtype=dtype), "absurd": sign * value[None]}, tmp_path / "f")
+        with pytest.raises(InvalidArtifact, match=r"'absurd' holds .* at most 16384") as refused:
+            check_values(tmp_path / "f", read_header(tmp_path / "f"))
+        assert f"{float(value):.3g}" in refused.value.message
 
 
 def test_weights_are_floats(tmp_path: Path) -> None:

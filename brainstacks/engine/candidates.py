@@ -1,0 +1,151 @@
+"""Stacks and routers before they are served: read, checked against the base, and tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainstacks.base_model import BaseModel
+from brainstacks.engine.trial import Trial
+from brainstacks.errors import ArtifactTooLarge, DomainNotFound
+from brainstacks.layers.bank import StackBank
+from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors
+from brainstacks.routing.router import Router
+from brainstacks.stacks.artifact import (
+    StackFile,
+    StackMetadata,
+    check_base,
+    check_listed,
+    read_stack_metadata,
+)
+from brainstacks.stacks.lease import ServedStack
+from brainstacks.stacks.loader import Loader
+from brainstacks.stacks.manifest import StackVersion
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import RouterFile
+from brainstacks.stacks.tensors import load_stack, received_stack, received_tensors
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A stack in memory that was checked, and tried where an engine runs."""
+
+    metadata: StackMetadata
+    stack: StackTensors | PackedStack
+
+
+class Candidates:
+    """Args:
+    base: that they are to fit.
+    registry: where they are; None where there is none.
+    bank: of the device that they are to be on.
+    device_bytes: most bytes of stacks there.
+
+    Attributes:
+        trial: tries them; None while no engine runs, and nothing is tried then.
+    """
+
+    def __init__(
+        self, base: BaseModel, registry: Registry | None, bank: StackBank, device_bytes: int | None
+    ) -> None:
+        self.trial: Trial | None = None
+        self._base = base
+        self._registry = registry
+        self._bank = bank
+        self._device_bytes = device_bytes
+        self._loader = Loader()
+        self._kept: dict[str, Candidate] = {}  # by digest
+
+    # --- stacks -----------------------------------------------------------------------------------
+
+    def receive(self, file: StackFile) -> None:
+        """Check and try a stack that is being published, whose data is in memory. It is not read again until
+        `forget`.
+
+        Raises:
+            IncompatibleArtifact, ArtifactTooLarge, InvalidArtifact: it cannot be served.
+        """
+        self._check(file.metadata)
+        self._keep(file.digest, file.metadata, received_stack(file))
+
+    def version(self, domain: str, version: StackVersion) -> ServedStack:
+        """A version of the registry whose bytes were verified, that fits the base and the device, and that
+        was tried. Until `forget` it is not read again.
+
+        Raises:
+            CorruptBlob: its bytes are damaged, or another domain's.
+            IncompatibleArtifact, ArtifactTooLarge, InvalidArtifact: it cannot be served.
+        """
+        kept = self._kept.get(version.digest)
+        metadata = kept.metadata if kept else read_stack_metadata(self._path(version.digest))
+        check_listed(metadata, domain)
+        served = ServedStack(domain, version, metadata, self._check(metadata))
+        if kept is None and self.trial is not None:
+            self._keep(version.digest, metadata, load_stack(self._path(version.digest), metadata))
+        return served
+
+    def read(self, stack: ServedStack) -> StackTensors | PackedStack:
+        """Raises CorruptBlob."""
+        kept = self._kept.get(stack.digest)
+        return kept.stack if kept else load_stack(self._path(stack.digest), stack.metadata)
+
+    def forget(self) -> None:
+        """Keep none in memory any more."""
+        self._kept = {}
+
+    def _check(self, metadata: StackMetadata) -> int:
+        """Bytes that a stack takes on the device.
+
+        Raises:
+            IncompatibleArtifact: it was made for another base.
+            ArtifactTooLarge: it is larger than the device's budget.
+        """
+        identity = self._base.identity
+        check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
+        nbytes = Shape.of(metadata.config, metadata.dims).nbytes(metadata.rounds, self._base.dtype)
+        if self._device_bytes is not None and nbytes > self._device_bytes:
+            raise ArtifactTooLarge(
+                f"the stack takes {nbytes} bytes on the device and --device-stack-bytes is "
+                f"{self._device_bytes}; publish a smaller one, or start the server with more room"
+            )
+        return nbytes
+
+    def _keep(self, digest: str, metadata: StackMetadata, stack: StackTensors) -> None:
+        """Try `stack`, beside the device's budget for a moment, and keep it as it is loaded from."""
+        if self.trial is None:
+            self._kept[digest] = Candidate(metadata, stack)
+            return
+        placed: list[PackedStack] = []
+
+        def place() -> None:
+            packed = PackedStack.pack(stack, self._bank.dtype)
+            placed.extend((packed, self._bank.place(packed)))
+
+        self._loader.submit(place).result()
+        packed, there = placed
+        self.trial.stack(there)
+        self._kept[digest] = Candidate(metadata, packed)
+
+    # --- routers ----------------------------------------------------------------------------------
+
+    def receive_router(self, file: RouterFile) -> None:
+        """Check and try a router that is being published, whose data is in memory.
+
+        Raises:
+            IncompatibleArtifact, InvalidArtifact: it cannot be served.
+        """
+        self._try_router(Router.of(file.metadata, received_tensors(file), self._base))
+
+    def router(self, digest: str) -> Router:
+        """The registry's router with these bytes, checked and tried. Raises CorruptBlob, and as above."""
+        return self._try_router(Router.load(self._path(digest), self._base))
+
+    def _try_router(self, router: Router) -> Router:
+        if self.trial is not None:
+            self.trial.router(router)
+        return router
+
+    def _path(self, digest: str) -> Path:
+        if self._registry is None:
+            raise DomainNotFound("this model was loaded without a registry")
+        return self._registry.blob_path(digest)
