@@ -19,6 +19,7 @@ from rich.table import Table
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackMetadata, check_base
+from brainstacks.stacks.document import printable
 from brainstacks.stacks.manifest import ROUTER_ENTRY, Published, Version
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import check_router_base, inspect_file
@@ -84,7 +85,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
         return
     table = Table("field", "value")
     for name, value in document.items():
-        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+        table.add_row(name, printable(value if isinstance(value, str) else json.dumps(value)))
     _print_table(table)
 
 
@@ -99,7 +100,7 @@ def verify(registry: RegistryOption, as_json: JsonOption = False) -> None:
     elif problems:
         table = Table("name", "version", "digest", "problem")
         for problem in problems:
-            table.add_row(problem.name, str(problem.version), problem.digest[:12], problem.message)
+            table.add_row(problem.name, str(problem.version), problem.digest[:12], printable(problem.message))
         _print_table(table)
     else:
         typer.echo(f"{count} versions, all sound")
@@ -231,7 +232,7 @@ def main() -> None:
 
 
 def _refused(message: str) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return 1
 
 

@@ -113,7 +113,7 @@ def storage_full(what: str, message: str = NO_ROOM) -> Iterator[None]:
 
 @contextmanager
 def writable(what: str) -> Iterator[None]:
-    """Turn an OSError for want of permission or of a directory into StorageUnwritable; `what` is the place."""
+    """Turn an OSError for want of permission or directory into StorageUnwritable; `what` is the place."""
     try:
         yield
     except OSError as error:

@@ -16,6 +16,7 @@ from pydantic_settings import CliApp
 from brainstacks.config import EngineConfig
 from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
+from brainstacks.stacks.document import printable
 from server.app import create_app
 from server.drain import DrainingServer
 from server.help import help_text
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_upload_dir(settings)
         engine = open_engine(settings, config)
     except BrainstacksError as error:
-        print(f"brainstacks-serve: {error.message}", file=sys.stderr)
+        print(f"brainstacks-serve: {printable(error.message)}", file=sys.stderr)
         raise SystemExit(CANNOT_START) from None
     asyncio.run(serve(engine, settings))
 

@@ -92,6 +92,18 @@ def test_inspect_shows_what_a_file_says(script: Script, root: Path, tmp_path: Pa
     assert "router" in script.out
 
 
+def test_what_a_file_says_is_printed_without_its_escape_codes(script: Script, tmp_path: Path) -> None:
+    """Its author could otherwise write to the terminal of whoever looks: clear it, rename it, hide a line."""
+    text = "safe\x1b[2J\x1b]0;owned\x07\x9b31mred\x7f\u202eback \u00e9\u6f22"
+    path = write_stack(tmp_path / "x", description=text, licence=text, hyperparameters={"note": text})
+    assert script("inspect", path) == 0
+    assert r"safe\x1b[2J\x1b]0;owned\x07\x9b31mred\x7f\u202eback é漢" in script.out
+    assert all(c.isprintable() or c == "\n" for c in script.out)
+    assert script.json("inspect", path)[1]["description"] == text
+    assert script("list", "--registry", tmp_path / "\x1b[2Jx") == 1
+    assert "\x1b" not in script.err
+
+
 def test_inspect_refuses_an_unsound_file_in_one_line(script: Script, tmp_path: Path) -> None:
     path = write_stack(tmp_path / "chat")
     path.write_bytes(path.read_bytes()[:-1])

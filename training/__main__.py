@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from brainstacks.errors import BrainstacksError
+from brainstacks.stacks.document import printable
 from brainstacks.stacks.registry import Registry
 from training.recipe.recipe import load_recipe
 from training.rounds.allocator import keep_freed_memory
@@ -177,7 +178,7 @@ def card(
     from training.runs.stored import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
-    print(card_of(Registry(registry), found))
+    print(printable(card_of(Registry(registry), found)))
 
 
 def _console() -> Console:
@@ -196,7 +197,7 @@ def main() -> None:
     try:
         app()
     except BrainstacksError as error:
-        print(f"brainstacks-train: {error.message}", file=sys.stderr)
+        print(f"brainstacks-train: {printable(error.message)}", file=sys.stderr)
         raise SystemExit(exit_status(error)) from error
     except OSError as error:  # no permission, say: the system's words name the file
         print(f"brainstacks-train: {error}", file=sys.stderr)

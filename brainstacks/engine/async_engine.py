@@ -84,7 +84,9 @@ class AsyncEngine:
             return StepEngine(loaded, store, config or EngineConfig())
 
         engine = fresh_thread.call(load, "load")
-        return cls(engine, store, engine.base.chat_tokenizer())
+        opened = cls(engine, store, engine.base.chat_tokenizer())
+        fresh_thread.call(engine.serving.try_all, "trial")
+        return opened
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
         """See `interface.Engine`."""

@@ -84,6 +84,16 @@ class Candidates:
             self._keep(version.digest, metadata, load_stack(self._path(version.digest), metadata))
         return served
 
+    def check_served(self, stack: ServedStack) -> None:
+        """Try a version that came to be served before there was a `trial`. Raises as `version`."""
+        if self.trial is None:
+            return
+        if stack.key in self._bank.keys:
+            self.trial.stack(self._bank.resident(stack.key).stack)
+        else:
+            self._keep(stack.digest, stack.metadata, load_stack(self._path(stack.digest), stack.metadata))
+            self.forget()
+
     def read(self, stack: ServedStack) -> StackTensors | PackedStack:
         """Raises CorruptBlob."""
         kept = self._kept.get(stack.digest)
@@ -134,13 +144,14 @@ class Candidates:
         Raises:
             IncompatibleArtifact, InvalidArtifact: it cannot be served.
         """
-        self._try_router(Router.of(file.metadata, received_tensors(file), self._base))
+        self.check_router(Router.of(file.metadata, received_tensors(file), self._base))
 
     def router(self, digest: str) -> Router:
         """The registry's router with these bytes, checked and tried. Raises CorruptBlob, and as above."""
-        return self._try_router(Router.load(self._path(digest), self._base))
+        return self.check_router(Router.load(self._path(digest), self._base))
 
-    def _try_router(self, router: Router) -> Router:
+    def check_router(self, router: Router) -> Router:
+        """Try `router`. Raises InvalidArtifact."""
         if self.trial is not None:
             self.trial.router(router)
         return router

@@ -113,6 +113,25 @@ class Serving:
             self.candidates.forget()
             self._sync_router(manifest)
 
+    def try_all(self) -> None:
+        """Try what came to be served before there was an engine to try it; what fails is served no more, and
+        named in `problems` until the next `sync`."""
+        with self._changing:
+            sound = {}
+            for domain, stack in self.cache.serving.items():
+                try:
+                    self.candidates.check_served(stack)
+                    sound[domain] = stack
+                except BrainstacksError as error:
+                    self._refused[domain] = _problem(*stack.key, error.message)
+            self._serve(sound)
+            try:
+                if self.router is not None:
+                    self.candidates.check_router(self.router)
+            except BrainstacksError as error:
+                self.router = self._router_digest = None
+                self._router_problem = error.message
+
     def _sync_router(self, manifest: Manifest) -> None:
         """The same bytes stay the same router, which conversations remember."""
         if manifest.router is None:

@@ -50,7 +50,7 @@ class Trial:
         """Compute with `stack` alone at weight 1.0; it is on the device, as `StackBank.place` gives it.
 
         Raises:
-            InvalidArtifact: the logits are not finite.
+            InvalidArtifact: numbers overflow: logits are not finite, or all alike.
         """
         bank = StackBank(self._base.device, self._base.dtype)
         bank.put(CANARY, stack)
@@ -62,10 +62,12 @@ class Trial:
 
     @torch.inference_mode()
     def _try_stack(self, bank: StackBank) -> None:
-        if not self._backend.run(self._batch({CANARY: 1.0}), bank).isfinite().all():
+        logits = self._backend.run(self._batch({CANARY: 1.0}), bank)
+        # A norm whose square overflows gives zeros, so that all tokens are equally likely.
+        if not (logits.isfinite().all() and (logits.amax(-1) > logits.amin(-1)).all()):
             raise InvalidArtifact(
-                "the stack was tried alone at weight 1.0, and the logits are not finite: its weights or its "
-                "alpha are too large for this base; train it again with a smaller learning rate or alpha"
+                "the stack was tried alone at weight 1.0, and numbers overflow: its weights or its alpha are "
+                "too large for this base; train it again with a smaller learning rate or alpha"
             )
 
     @torch.inference_mode()

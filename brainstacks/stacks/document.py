@@ -25,6 +25,12 @@ def show(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def printable(text: str) -> str:
+    """`text` for a terminal: what would move its cursor, colour it or hide something is shown as an escape.
+    Line ends and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def parse_json(text: bytes | str, what: str) -> Any:
     """The value of the JSON document `text`, which messages call `what`.
 

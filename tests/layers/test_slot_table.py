@@ -64,3 +64,15 @@ def test_panels_are_made_once_and_go_with_their_stack() -> None:
     bank.remove("a")
     gc.collect()
     assert len(table._panels) == 0
+
+
+def test_a_stack_of_another_bank_takes_slots_for_one_step_and_their_owners_get_them_back() -> None:
+    table, bank = SlotTable(EXACT), StackBank(torch.device("cpu"), torch.float32)
+    for seed, rounds in enumerate((1, 2, 1, 3)):
+        bank.put(seed, packed(seed, rounds))
+    for rounds in (1, 2, 5, 9):
+        seated(table, bank)
+        other = StackBank(torch.device("cpu"), torch.float32)
+        other.put("other", packed(9, rounds))
+        seated(table, other)
+        seated(table, bank)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ from brainstacks.errors import (
     IncompatibleArtifact,
     InvalidArtifact,
     StorageFull,
+    StorageUnwritable,
 )
 from server.settings import Settings
 from tests.server.conftest import ADMIN, error_of
@@ -67,6 +69,7 @@ async def test_an_upload_is_201_then_200_for_the_same_bytes_and_leaves_no_file(
         (IncompatibleArtifact("Made for another base"), 409),
         (Conflict("Another writer was first"), 409),
         (StorageFull("The store has no room"), 507),
+        (StorageUnwritable("The store is read-only"), 503),
         (RuntimeError("/secret/path"), 500),
     ],
 )
@@ -89,6 +92,38 @@ async def test_a_refused_upload_is_an_error_and_leaves_no_file(
         "brainstacks_uploads_total", {"outcome": str(outcome)}
     )
     assert count == 2
+
+
+async def test_an_upload_directory_that_is_gone_is_503_and_says_so(
+    admin: httpx2.AsyncClient, settings: Settings
+) -> None:
+    assert settings.upload_dir is not None
+    settings.upload_dir.rmdir()
+    shown = error_of(await admin.put("/admin/stacks/law", content=FILE), 503)
+    assert shown["code"] == "storage_unwritable"
+    assert "--upload-dir" in shown["message"]
+    assert str(settings.upload_dir) not in shown["message"]
+
+
+@pytest.mark.parametrize("path", ["/admin/stacks/law", "/admin/router"])
+async def test_of_uploads_that_overlap_the_one_that_arrives_whole_first_wins(
+    admin: httpx2.AsyncClient, path: str
+) -> None:
+    """Without If-Match: what counts is what was stored before the first byte of the body was asked for."""
+    begun = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        begun.set()
+        await go_on.wait()
+        yield b"slow"
+
+    late = asyncio.create_task(admin.put(path, content=slow()))
+    await begun.wait()
+    assert (await admin.put(path, content=b"fast")).status_code == 201
+    go_on.set()
+    assert error_of(await late, 409)["code"] == "conflict"
+    assert (await admin.put(path, content=b"later")).status_code == 201
 
 
 async def test_a_full_disk_while_receiving_is_507(

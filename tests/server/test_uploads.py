@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from brainstacks.errors import StorageUnwritable
 from server.settings import Settings
-from server.uploads import PREFIX, received_file, remove_leftovers
+from server.uploads import PREFIX, check_upload_dir, received_file, remove_leftovers
 
 
 @pytest.fixture
@@ -35,6 +39,23 @@ def test_what_is_not_an_uploads_folder_stays(settings: Settings, uploads: Path) 
     remove_leftovers(settings)
     assert (other / "thesis.txt").read_text() == "years"
     assert {path.name for path in uploads.iterdir()} == {"mine", f"{PREFIX}link", f"{PREFIX}file"}
+
+
+@pytest.mark.parametrize("why", [errno.ENOENT, errno.EROFS, errno.EACCES])
+def test_a_directory_that_takes_no_uploads_is_refused_at_the_start_with_the_reason(
+    settings: Settings, uploads: Path, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    check_upload_dir(settings)
+    assert list(uploads.iterdir()) == []
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(why, os.strerror(why), "/secret/path")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with pytest.raises(StorageUnwritable, match=os.strerror(why)) as refused:
+        check_upload_dir(settings)
+    assert "--upload-dir" in refused.value.message
+    assert "secret" not in refused.value.message
 
 
 @pytest.mark.anyio

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from brainstacks.stacks.document import printable
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.contamination import Overlap, shared_prompts
 from training.data.domains import DomainData
@@ -72,7 +73,7 @@ class DataReport:
                     "near-duplicates, such as:"
                 )
                 for example in overlap.examples:
-                    console.print(f"  {example[:100]}", markup=False)
+                    console.print(f"  {printable(example[:100])}", markup=False)
 
     def _show_records(self, console: Console) -> None:
         header = ("domain", "train", "selection", "router", "validation", "received")
