@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -91,11 +92,15 @@ class BaseModel:
         return None if self.gguf is None else self.gguf.head_blocks()
 
     def chat_tokenizer(self) -> ChatTokenizer:
-        """Raises UnsupportedModel: the base has no tokenizer."""
+        """Made once. Raises UnsupportedModel: the base has no tokenizer."""
         if self.tokenizer is None:
             raise UnsupportedModel(
                 f"the base {self.name!r} has no tokenizer; give token ids, or add the tokenizer's files"
             )
+        return self._chat_tokenizer
+
+    @cached_property
+    def _chat_tokenizer(self) -> ChatTokenizer:
         return ChatTokenizer(self.tokenizer, self.eos_token_ids)
 
 

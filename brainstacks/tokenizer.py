@@ -5,16 +5,12 @@ Text of a special token (`<|im_end|>` typed by a user) never becomes that token.
 
 from __future__ import annotations
 
-import threading
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from brainstacks.errors import InvalidRequest
-
-_ENCODING = threading.Lock()
-"""`split_special_tokens` is a state of the fast tokenizer, not of the call: two threads would encode each
-other's way, and a user's text could become a special token. Several `ChatTokenizer`s may share one."""
 
 _SENTINEL = "\ue000{}\ue001"  # private-use characters: no template and no vocabulary gives them a meaning
 
@@ -29,6 +25,10 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
+        # `split_special_tokens` is a state of a fast tokenizer, not of the call: threads that change it would
+        # encode each other's way. So one instance encodes templates, another texts, and none ever changes.
+        self._of_text = copy.deepcopy(tokenizer)
+        self._of_text("", split_special_tokens=True)
         self.eos_token_ids = tuple(eos_token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -38,7 +38,8 @@ class ChatTokenizer:
             InvalidRequest: `text` holds a lone surrogate.
         """
         _check_unicode(text)
-        return self._ids(text, add_special_tokens=add_special_tokens, split_special_tokens=True)
+        ids = self._of_text(text, add_special_tokens=add_special_tokens, split_special_tokens=True).input_ids
+        return list(ids)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -97,6 +98,13 @@ class ChatTokenizer:
         )
 
     @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token that text can become; fewer tokens than bytes / this hold no text that
+        the tokenizer keeps as it is."""
+        ids = set(self._tokenizer.get_vocab().values()) - self.special_ids
+        return max((len(self.token_bytes(token_id)) for token_id in ids), default=1) or 1
+
+    @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """What the chat template puts after an assistant's answer, up to the token that ends generation."""
         rendered = self._render(
@@ -127,11 +135,7 @@ class ChatTokenizer:
             ) from error
 
     def _encode_template(self, text: str) -> list[int]:
-        return self._ids(text, add_special_tokens=False, split_special_tokens=False)
-
-    def _ids(self, text: str, **how: bool) -> list[int]:
-        with _ENCODING:
-            return list(self._tokenizer(text, **how).input_ids)
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
 
     def _holds_special_text(self, messages: Sequence[Mapping[str, str]]) -> bool:
         return any(s in m["content"] for m in messages for s in self._special_texts)

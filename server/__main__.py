@@ -110,8 +110,9 @@ def make_server(engine: Engine, settings: Settings) -> DrainingServer:
         "http": "h11",  # one parser in every installation; its header limit is the one above
         "log_config": None,
     }
-    config = uvicorn.Config(create_app(engine, settings), **options)
-    return DrainingServer(config, engine, settings.drain_timeout)
+    app = create_app(engine, settings)
+    config = uvicorn.Config(app, **options)
+    return DrainingServer(config, engine, settings.drain_timeout, app.state.context.keys.reload)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from server.api import admin, attribution, chat, completions, health, models, ro
 from server.api.context import Context
 from server.auth import Auth
 from server.body_limit import BodyLimit
+from server.encoder import Encoder
 from server.json_body import JsonRoute
+from server.keys import Keys
 from server.metrics import Metrics
 from server.request_context import RequestContext
 from server.schemas import ErrorReply
@@ -36,7 +38,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
     A request passes, in this order: its id and last-resort reply, the keys, the limits, the routes.
     """
-    context = Context(engine, settings, Metrics(engine))
+    keys = Keys(settings.api_key, settings.api_key_file)
+    context = Context(engine, settings, Metrics(engine), keys, Encoder(engine))
     app = FastAPI(
         title="Brainstacks",
         summary="Inference over composed MoE-LoRA stacks",
@@ -45,8 +48,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect would answer before the path has one meaning
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
         middleware=[
-            Middleware(RequestContext, metrics=context.metrics),
-            Middleware(Auth, settings=settings),
+            Middleware(RequestContext, metrics=context.metrics, keys=keys),
+            Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, settings=settings),
         ],
     )

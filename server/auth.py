@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from typing import Literal
@@ -11,9 +10,10 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import RequestRefused, reply
+from server.keys import Keys, bearer, digest
 from server.settings import Settings
 
-Area = Literal["open", "inference", "admin"]
+Area = Literal["open", "inference", "metrics", "admin"]
 
 INFERENCE = frozenset({"v1", "tokenize", "detokenize"})
 
@@ -26,15 +26,15 @@ HOW_TO = "No admin key is configured, so /admin is closed. Start the server with
 class Auth:
     """ASGI middleware: Bearer keys for the inference routes and, separately, for the admin routes.
 
-    Only digests of the keys are kept, and every comparison takes the same time whatever the guess.
+    Whose API key a request brings is in its state already (`RequestContext`).
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
         self.app = app
-        self.api_keys = [_digest(key.get_secret_value().encode()) for key in settings.api_key]
-        self.admin_keys = (
-            [_digest(settings.admin_key.get_secret_value().encode())] if settings.admin_key else []
-        )
+        self.keys = keys
+        key = settings.admin_key
+        self.admin_key = None if key is None else digest(key.get_secret_value().encode())
+        self.metrics: Area = "admin" if settings.metrics == "admin" else "open"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -49,10 +49,13 @@ class Auth:
         """Raises RequestRefused: 401 without the right key, 403 for a closed area, 400 for a crooked path."""
         raw = scope.get("raw_path") or scope["path"].encode()
         area, plain = classify(raw.decode("latin-1"), scope["path"])
+        if area == "metrics":
+            area = self.metrics
         if area == "admin":
-            if not self.admin_keys:
+            if self.admin_key is None:
                 raise RequestRefused(403, HOW_TO, code="admin_disabled")
-            self._require(scope, self.admin_keys, "the admin key")
+            if not hmac.compare_digest(digest(bearer(scope)), self.admin_key):
+                raise _unknown(scope, "the admin key")
             if not plain:
                 raise RequestRefused(
                     400,
@@ -60,24 +63,18 @@ class Auth:
                     "names are made of a-z, 0-9, '.', '_' and '-', with a letter or a digit first",
                     code="invalid_path",
                 )
-        elif area == "inference" and self.api_keys:
-            self._require(scope, self.api_keys, "an API key")
+        elif area == "inference" and self.keys.configured and scope["state"]["caller"] is None:
+            raise _unknown(scope, "an API key")
 
-    def _require(self, scope: Scope, keys: list[bytes], what: str) -> None:
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, given = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-        guess = _digest(given.strip())
-        # A list, not a generator: every key is compared, so time does not tell which one matched.
-        matches = [hmac.compare_digest(guess, key) for key in keys]
-        if scheme.lower() == b"bearer" and any(matches):
-            return
-        wrong = "is not known" if values else "is missing"
-        raise RequestRefused(
-            401,
-            f"The key {wrong}; send {what} as 'Authorization: Bearer KEY'",
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+
+def _unknown(scope: Scope, what: str) -> RequestRefused:
+    wrong = "is not known" if any(name == b"authorization" for name, _ in scope["headers"]) else "is missing"
+    return RequestRefused(
+        401,
+        f"The key {wrong}; send {what} as 'Authorization: Bearer KEY'",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
 
 
 def classify(raw_path: str, path: str) -> tuple[Area, bool]:
@@ -110,8 +107,6 @@ def classify(raw_path: str, path: str) -> tuple[Area, bool]:
         names = {segments[0].casefold()}
     if "admin" in names:
         return "admin", plain
-    return ("inference" if names & INFERENCE else "open"), plain
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+    if names & INFERENCE:
+        return "inference", plain
+    return ("metrics" if "metrics" in names else "open"), plain

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -23,12 +23,20 @@ class DrainingServer(uvicorn.Server):
 
     While it drains `/ready` answers 503 and so does new work (the engine refuses it), which tells a load
     balancer to go elsewhere; uvicorn's own way is to close the port at once. A second signal stops now.
+    SIGHUP calls `reload`.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, drain_timeout: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: Engine,
+        drain_timeout: float,
+        reload: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(config)
         self.engine = engine
         self.drain_timeout = drain_timeout
+        self.reload = reload
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._signals = 0
@@ -44,6 +52,7 @@ class DrainingServer(uvicorn.Server):
             yield
             return
         original = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        original[signal.SIGHUP] = signal.signal(signal.SIGHUP, self.handle_hangup)
         try:
             yield
         finally:
@@ -56,6 +65,10 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
         else:
             self._loop.call_soon_threadsafe(self._begin)
+
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.reload)
 
     def _begin(self) -> None:
         self._draining = asyncio.ensure_future(self._drain())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+from anyio import to_thread
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,14 +16,25 @@ from starlette.responses import Response
 from server.errors import RequestRefused
 
 MAX_DEPTH = 32
+MAX_VALUES = 1 << 18
+"""Most values in one body: what costs is not bytes, but objects."""
+MAX_KEYS = 4096
+"""Most keys in one object."""
+MAX_DIGITS = 400
+"""Most digits of an integer, which take time by their square; what is refused here is not shown again."""
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
+LARGE = 16 << 10
+"""Bytes from which on a body is read on a thread: many milliseconds are not the event loop's to spend."""
+
+# From one comma or bracket outside a string to the next; there are at most a key and a value between. Nothing
+# is given back (`*+`), a missing quote is the end, and every match begins where the last one ended: linear.
+_MARK = re.compile(rb'[^",\[\]{}]*+(?:"[^"]*+"?[^",\[\]{}]*+){0,2}+([",\[\]{}]|\Z)')
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of `body`: UTF-8, no key twice, no NaN or Infinity, at most `MAX_DEPTH` levels.
+    """The value of `body`: UTF-8, no key twice, no NaN or Infinity, at most `MAX_DEPTH` levels, `MAX_VALUES`
+    values and `MAX_KEYS` keys in an object. Takes time in proportion to the body's length.
 
     Raises:
         RequestRefused: 400, naming the rule.
@@ -31,13 +43,11 @@ def parse_json(body: bytes) -> Any:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _refused(f"The body is not UTF-8 (byte {error.start}); send UTF-8 JSON") from None
-    _check_depth(body)
+    _check_size(body)
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
     except json.JSONDecodeError as error:
         raise _refused(f"The body is not JSON: {error.msg} at character {error.pos}") from None
-    except ValueError:
-        raise _refused("The body holds an integer of thousands of digits; 64 bits are the most") from None
     if _SURROGATE.search(body):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -58,7 +68,8 @@ class JsonRequest(Request):
         return body
 
     async def json(self) -> Any:
-        return parse_json(await self.body())
+        body = await self.body()
+        return await to_thread.run_sync(parse_json, body) if len(body) > LARGE else parse_json(body)
 
 
 class JsonRoute(APIRoute):
@@ -87,22 +98,48 @@ def _check_content_type(content_type: str) -> None:
             raise _refused(f"charset is {value[:40]!r}; JSON is sent as UTF-8")
 
 
-def _check_depth(body: bytes) -> None:
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+def _check_size(body: bytes) -> None:
+    """Refuse what nests too deep or holds too much, before anything is built of it."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH and body.count(b",") < MAX_VALUES - MAX_DEPTH:
         return
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", body)):
-        depth += 1 if bracket[0] in b"[{" else -1
+    depth = values = 0
+    for mark in _marks(body):
+        if mark in b"]}":
+            depth -= 1
+            continue
+        values += 1
+        depth += mark != b","
         if depth > MAX_DEPTH:
             raise _refused(f"The body nests deeper than {MAX_DEPTH} levels; flatten it")
+        if values > MAX_VALUES:
+            raise _refused(f"The body holds more than {MAX_VALUES} values; send several requests")
+
+
+def _marks(body: bytes) -> Iterator[bytes]:
+    """The commas and brackets outside strings, up to where the body stops to be JSON."""
+    # A backslash is legal inside strings alone; without escapes every quote begins or ends one.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    for found in _MARK.finditer(plain):
+        mark = found[1]
+        if mark in (b"", b'"'):
+            return
+        yield mark
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _refused(f"An object of the body has {len(pairs)} keys; at most {MAX_KEYS} are taken")
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise _refused(f"The key {twice[:64]!r} occurs twice in one object; send it once")
     return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _refused(f"The body holds an integer of {len(digits)} digits; 64 bits are the most")
+    return int(digits)
 
 
 def _constant(name: str) -> Any:

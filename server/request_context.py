@@ -10,56 +10,79 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import reply
+from server.keys import Keys
 from server.metrics import Metrics
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContext:
-    """ASGI middleware that fills `request.state`: `request_id` and `begin` (seconds, `time.perf_counter`).
+    """ASGI middleware that fills `request.state`: `request_id`, `begin` (seconds, `time.perf_counter`),
+    `caller` (the API key, if it is known) and `tenant` (whose it is; empty without).
 
-    A client's own `x-request-id` is kept when it is 1-128 of [A-Za-z0-9._-] and no running request has
-    it; otherwise a new one is drawn. The reply's `x-request-id` tells which.
+    A client's own `x-request-id` is kept when it is 1-128 of [A-Za-z0-9._-] and no running request of its
+    tenant has it; otherwise a new one is drawn. The reply's `x-request-id` tells which. A reply that comes
+    before the whole body has been read closes the connection: nobody reads the rest.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Keys) -> None:
         self.app = app
         self.metrics = metrics
-        self.running: set[str] = set()
+        self.keys = keys
+        self.running: set[tuple[str | None, str]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        request_id = state["request_id"] = self.claim(scope)
+        caller = state["caller"] = self.keys.caller(scope)
+        state["tenant"] = caller.tenant if caller else ""
+        claimed = self.claim(scope, caller.tenant if caller else None)
+        request_id = state["request_id"] = claimed[1]
         state["begin"] = time.perf_counter()
         begun = False
+        body_read = not sends_body(scope)
+
+        async def noted() -> Message:
+            nonlocal body_read
+            message = await receive()
+            body_read = body_read or not message.get("more_body", False)
+            return message
 
         async def tagged(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if not body_read:
+                    headers["connection"] = "close"
                 self.metrics.responses.labels(str(message["status"])).inc()
                 if message["status"] >= 400:
                     self.metrics.errors.labels(state.get("error_code") or "http_error").inc()
             await send(message)
 
         try:
-            await self.app(scope, receive, tagged)
+            await self.app(scope, noted, tagged)
         except Exception as error:
             response = reply(scope, error)  # logs the trace, also when it is too late to send
             if not begun:
                 await response(scope, receive, tagged)
         finally:
-            self.running.discard(request_id)
+            self.running.discard(claimed)
 
-    def claim(self, scope: Scope) -> str:
-        """The request's id, reserved until the request ends."""
+    def claim(self, scope: Scope, tenant: str | None) -> tuple[str | None, str]:
+        """Whose it is, and the request's id, reserved until the request ends."""
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given.decode("ascii") if _SANE_ID.fullmatch(given) else ""
-        if not request_id or request_id in self.running:
+        if not request_id or (tenant, request_id) in self.running:
             request_id = uuid.uuid4().hex
-        self.running.add(request_id)
-        return request_id
+        self.running.add((tenant, request_id))
+        return tenant, request_id
+
+
+def sends_body(scope: Scope) -> bool:
+    """Whether the client announces one."""
+    headers = dict(scope["headers"])
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers

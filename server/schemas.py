@@ -25,7 +25,13 @@ Text = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Prompt = str | list[str] | list[TokenId] | list[list[TokenId]]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]  # the first error of a list is told, not every one
+Prompt = (
+    str
+    | Annotated[list[str], Field(fail_fast=True)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(fail_fast=True)]
+)
 
 
 class Body(BaseModel):
@@ -188,7 +194,7 @@ class Message(Body):
     """One message of a conversation; text only."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
         """As a chat template takes it. `developer` is OpenAI's newer name of `system`."""
@@ -198,7 +204,7 @@ class Message(Body):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class ResponseFormat(Body):
@@ -277,7 +283,7 @@ class DetokenizeRequest(Body):
     """Body of `POST /detokenize`, as vLLM has it."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 class ActivateRequest(Body):

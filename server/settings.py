@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from brainstacks.config import Backend, EngineConfig, Quantization
+from server.keys import check_secret, collect
 
 
 class Settings(BaseSettings):
@@ -73,10 +74,17 @@ class Settings(BaseSettings):
 
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="key for the inference routes; repeat it, or separate by commas; none leaves them open",
+        description="key for the inference routes: KEY, NAME=KEY or TENANT/NAME=KEY, where keys of a tenant "
+        "share what the server remembers; repeat it, or separate by commas; none leaves them open",
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="file of further such keys, one a line; SIGHUP reads it again"
     )
     admin_key: SecretStr | None = Field(
         default=None, description="key for /admin; without one /admin is closed"
+    )
+    metrics: Literal["open", "admin"] = Field(
+        default="open", description="who may read /metrics: everyone, or who has the admin key"
     )
 
     drain_timeout: float = Field(
@@ -158,20 +166,23 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _check_api_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for key in keys:
-            _check_key(key)
+        collect(keys, None)
         return keys
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _check_api_key_file(cls, file: Path | None) -> Path | None:
+        collect((), file)
+        return file
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> Settings:
+        collect(self.api_key, self.api_key_file)
+        return self
 
     @field_validator("admin_key")
     @classmethod
     def _check_admin_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None:
-            _check_key(key)
+            check_secret(key.get_secret_value())
         return key
-
-
-def _check_key(key: SecretStr) -> None:
-    """A key that no header could carry, or that guards nothing, is refused at the start."""
-    text = key.get_secret_value()
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("a key is one or more printable ASCII characters without spaces or commas")

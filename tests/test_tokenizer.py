@@ -189,3 +189,26 @@ def test_the_packaged_template_is_chatml_and_special_text_stays_text(packaged_ba
     assert {i: hostile.count(i) for i in chat.special_ids if i in hostile} == count
     assert chat.decode(plain).startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>")
     assert chat.end_of_turn_ids == packaged_base.eos_token_ids[:1]
+
+
+def test_special_tokens_do_not_count_for_the_longest() -> None:
+    assert TINY.longest_token == 1, "the special tokens are longer, and no text becomes one"
+
+
+def test_the_base_s_longest_token_bounds_the_tokens_of_a_text_from_below() -> None:
+    tokenizer = ChatTokenizer(_merging_tokenizer(), (END,))
+    assert tokenizer.longest_token == 4
+    for text in ("a" * 400, "aaaa", "b" * 7, "é" * 9, ""):
+        assert len(tokenizer.encode(text)) * tokenizer.longest_token >= len(text.encode())
+
+
+def _merging_tokenizer() -> Any:
+    """The tiny one, with `aa` and `aaaa` besides."""
+    from tokenizers import models
+
+    from brainstacks.tokenizer import _BYTE_OF
+
+    tokenizer = byte_tokenizer()
+    vocab = {**_BYTE_OF, "aa": 300, "aaaa": 301}
+    tokenizer.backend_tokenizer.model = models.BPE(vocab=vocab, merges=[("a", "a"), ("aa", "aa")])
+    return tokenizer

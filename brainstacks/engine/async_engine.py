@@ -23,6 +23,7 @@ from brainstacks.engine.request import (
     CompositionRequest,
     Event,
     GenerationRequest,
+    Request,
     RouteRequest,
     Routing,
     TextEvent,
@@ -49,7 +50,7 @@ class AsyncEngine:
         self.tokenizer = tokenizer
         self.stacks = StackAdmin(engine.serving, registry)
         self._engine = engine
-        self._open: set[str] = set()  # ids of unfinished requests
+        self._open: set[str] = set()  # keys of unfinished requests
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = EngineThread(engine)
@@ -93,7 +94,7 @@ class AsyncEngine:
         for request in requests:
             self._engine.check(request)
         left = [request.n for request in requests]
-        with self._opened([request.request_id for request in requests]) as replies:
+        with self._opened(requests) as replies:
             try:
                 for index, request in enumerate(requests):
                     sink = partial(self._thread.outbox.put, replies, index)
@@ -112,21 +113,21 @@ class AsyncEngine:
             finally:
                 for request, unfinished in zip(requests, left, strict=True):
                     if unfinished:
-                        self._thread.put(partial(self._engine.abort, request.request_id))
+                        self._thread.put(partial(self._engine.abort, request.key))
 
     async def route(
-        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
+        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest, tenant: str = ""
     ) -> Routing:
         """See `interface.Engine`."""
-        request = RouteRequest(request_id, tuple(prompt_ids), composition)
+        request = RouteRequest(request_id, tuple(prompt_ids), composition, tenant)
         self._engine.check(request)
-        with self._opened([request_id]) as replies:
+        with self._opened([request]) as replies:
             sink = partial(self._thread.outbox.put, replies, 0)
             self._thread.put(partial(self._engine.add, request, sink), sink)
             try:
                 _, reply = await replies.queue.get()
             except asyncio.CancelledError:
-                self._thread.put(partial(self._engine.abort, request_id))
+                self._thread.put(partial(self._engine.abort, request.key))
                 raise
         if isinstance(reply, BrainstacksError):
             raise reply
@@ -135,7 +136,7 @@ class AsyncEngine:
         return reply
 
     @contextmanager
-    def _opened(self, request_ids: Sequence[str]) -> Iterator[Replies]:
+    def _opened(self, requests: Sequence[Request]) -> Iterator[Replies]:
         """Requests of one reader, from their first word to their last.
 
         Raises:
@@ -146,26 +147,27 @@ class AsyncEngine:
             raise Unavailable("the server is shutting down; retry with another one", retry_after=5)
         if not self._thread.alive:
             raise Unavailable("the engine has stopped; restart the server")
-        for request_id in request_ids:
-            if request_id in self._open:
+        keys = [request.key for request in requests]
+        for request in requests:
+            if request.key in self._open:
                 raise InvalidRequest(
-                    f"request id {request_id!r} is in use; choose another", param="request_id"
+                    f"request id {request.request_id!r} is in use; choose another", param="request_id"
                 )
-        self._open.update(request_ids)
+        self._open.update(keys)
         self._idle.clear()
 
         def tell(verb: Callable[[str], None]) -> None:
-            for request_id in request_ids:
-                self._thread.put(partial(verb, request_id))
+            for key in keys:
+                self._thread.put(partial(verb, key))
 
         try:
             yield Replies(
-                self._engine.config.max_unread_events * len(request_ids),
+                self._engine.config.max_unread_events * len(keys),
                 pause=partial(tell, self._engine.pause),
                 resume=partial(tell, self._engine.resume),
             )
         finally:
-            self._open.difference_update(request_ids)
+            self._open.difference_update(keys)
             if not self._open:
                 self._idle.set()
 
@@ -188,8 +190,8 @@ class AsyncEngine:
 
     def _abort_open(self) -> None:
         late = Unavailable("the server shut down before the answer was complete; retry with another one")
-        for request_id in self._open:
-            self._thread.put(partial(self._engine.abort, request_id, late))
+        for key in self._open:
+            self._thread.put(partial(self._engine.abort, key, late))
 
 
 class Status:
@@ -227,14 +229,14 @@ class Status:
     def cache(self) -> CacheStats:
         return self._engine.serving.stats()
 
-    def routing_record(self, request_id: str) -> Routing:
-        return self._engine.records.get(request_id)
+    def routing_record(self, request_id: str, tenant: str = "") -> Routing:
+        return self._engine.records.get(request_id, tenant)
 
     def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
         return self._engine.records.recent(domain=domain, active=active)
 
-    async def healthy(self) -> bool:
-        return await self._thread.answers()
+    def silence(self) -> float:
+        return self._thread.silence()
 
     def readiness(self) -> Readiness:
         problems = list(self._engine.serving.problems)

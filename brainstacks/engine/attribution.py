@@ -40,7 +40,11 @@ class TokenAttribution:
 
 
 def variants(
-    request_id: str, prompt_ids: Sequence[int], completion_ids: Sequence[int], weights: Mapping[str, float]
+    request_id: str,
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    weights: Mapping[str, float],
+    tenant: str = "",
 ) -> list[GenerationRequest]:
     """What to ask for: the base, the composition of `weights`, and that without each of its domains.
 
@@ -67,6 +71,7 @@ def variants(
             (*prompt_ids, *completion_ids),
             SamplingParams(max_tokens=0, prompt_logprobs=0),
             CompositionRequest("fixed", chosen) if chosen else CompositionRequest("base"),
+            tenant=tenant,
         )
         for number, chosen in enumerate(each)
     ]

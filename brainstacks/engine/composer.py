@@ -151,6 +151,7 @@ def _routing(
         router_ms=router_ms,
         created=time.time(),
         generation=generation,
+        tenant=request.tenant,
     )
 
 

@@ -146,38 +146,39 @@ class StepEngine:
         Raises:
             InvalidRequest, Overloaded: it was not taken in.
         """
-        if request.request_id in self._jobs:
+        if request.key in self._jobs:
             raise InvalidRequest(
                 f"request id {request.request_id!r} is in use; choose another", param="request_id"
             )
         waiting, room = self._waiting, self.config.max_queue
         if waiting >= room:
             raise Overloaded(f"{waiting} requests are waiting, and the queue holds {room}; retry later")
-        job = self._jobs[request.request_id] = Job(request, sink, next(self._arrivals))
+        job = self._jobs[request.key] = Job(request, sink, next(self._arrivals))
         self._intake.unrouted.append(job)
 
     def check(self, request: Request) -> None:
         """Refuse what can never run; on any thread. Raises InvalidRequest, ContextTooLong."""
         self._intake.check(request)
 
-    def abort(self, request_id: str, reason: BrainstacksError | None = None) -> None:
+    def abort(self, key: str, reason: BrainstacksError | None = None) -> None:
         """Drop a request and free what it held; does nothing when it is over already.
 
         Args:
+            key: the request's.
             reason: told to the request's sink; None when nobody listens any more.
         """
-        if request_id in self._jobs:
-            self._end(self._jobs[request_id], reason)
+        if key in self._jobs:
+            self._end(self._jobs[key], reason)
 
-    def pause(self, request_id: str) -> None:
+    def pause(self, key: str) -> None:
         """Give a request no further tokens until `resume`; it keeps its place in line."""
-        if request_id in self._jobs:
-            self._jobs[request_id].pause(True)
+        if key in self._jobs:
+            self._jobs[key].pause(True)
 
-    def resume(self, request_id: str) -> None:
+    def resume(self, key: str) -> None:
         """Undo `pause`."""
-        if request_id in self._jobs:
-            self._jobs[request_id].pause(False)
+        if key in self._jobs:
+            self._jobs[key].pause(False)
 
     @property
     def _waiting(self) -> int:
@@ -207,7 +208,7 @@ class StepEngine:
                 self._advance(outcome)
 
     def _job(self, completion: Completion) -> Job:
-        return self._jobs[completion.request.request_id]
+        return self._jobs[completion.request.key]
 
     def _start(self, job: Job) -> None:
         """Queue what a request has to compute, now that its stacks are there."""
@@ -263,7 +264,7 @@ class StepEngine:
 
     def _end(self, job: Job, reason: BrainstacksError | None = None) -> None:
         """Free all that a job holds; does nothing when that has been done."""
-        if self._jobs.pop(job.request.request_id, None) is None:
+        if self._jobs.pop(job.request.key, None) is None:
             return
         if reason is not None:
             job.sink(reason)

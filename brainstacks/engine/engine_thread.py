@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -34,6 +36,7 @@ class EngineThread:
         self._ending = threading.Lock()  # guards the two that follow
         self._ended = False
         self._called: set[Future[None]] = set()
+        self._turn: float | None = None  # when what it does now began; None while it has nothing to do
         self._thread = threading.Thread(target=self._run_to_the_end, name="engine", daemon=True)
         self._thread.start()
 
@@ -71,19 +74,12 @@ class EngineThread:
         finally:
             self._called.discard(done)
 
-    async def answers(self) -> bool:
-        """Whether the thread lives; waits for it to answer."""
+    def silence(self) -> float:
+        """Seconds since it last came round; 0 while it waits for something to do, infinite when it ended."""
         if not self.alive:
-            return False
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[None] = loop.create_future()
-
-        def answer() -> None:
-            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(None))
-
-        self.put(answer)
-        await answered
-        return True
+            return math.inf
+        turn = self._turn
+        return 0.0 if turn is None else time.monotonic() - turn
 
     async def stop(self) -> None:
         """End it, once it has done what it was asked before."""
@@ -109,7 +105,9 @@ class EngineThread:
             torch.set_num_threads(1)
         while True:
             while not self._engine.can_step or not self._commands.empty():
+                self._turn = None
                 asked = self._commands.get()
+                self._turn = time.monotonic()
                 if asked is None:
                     return
                 command, sink = asked
@@ -122,6 +120,7 @@ class EngineThread:
                     if sink is not None:
                         sink(error)
                 self.outbox.flush()
+            self._turn = time.monotonic()
             self._engine.step()
             self.outbox.flush()
 

@@ -11,10 +11,10 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composer
-from brainstacks.engine.jobs import Job
+from brainstacks.engine.jobs import Job, prefix_root
 from brainstacks.engine.model_runner import ModelRunner
 from brainstacks.engine.request import GenerationRequest, Request, SamplingParams
-from brainstacks.engine.routes import Probabilities, RoutingRecords, StickyRoutes
+from brainstacks.engine.routes import Conversation, Probabilities, RoutingRecords, StickyRoutes
 from brainstacks.engine.scheduler import Row
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import BrainstacksError, ContextTooLong, EngineFailure, InvalidRequest
@@ -37,21 +37,22 @@ class RouterPass:
         self._blocks = blocks
         self._runner = runner
 
-    def run(self, router: Router, prompts: Sequence[Sequence[int]]) -> tuple[list[dict[str, float]], float]:
-        """What `router` makes of each of `prompts`, one or more, and the milliseconds that it took."""
+    def run(self, router: Router, requests: Sequence[Request]) -> tuple[list[dict[str, float]], float]:
+        """What `router` makes of the prompts of one or more `requests`, and the milliseconds that it took."""
         started = perf_counter()
+        prompts = [request.prompt_ids for request in requests]
         if self._config.deterministic:  # each alone, so that no other decides the shape of what is computed
             found = [router.probabilities(self._base, [prompt])[0] for prompt in prompts]
         else:
-            found = self._kept(router, prompts) or router.probabilities(self._base, prompts)
+            found = self._kept(router, requests) or router.probabilities(self._base, prompts)
         return found, 1000 * (perf_counter() - started)
 
-    def _kept(self, router: Router, prompts: Sequence[Sequence[int]]) -> list[dict[str, float]] | None:
+    def _kept(self, router: Router, requests: Sequence[Request]) -> list[dict[str, float]] | None:
         """With keys and values stored; None where they are not kept, or there is no room for them."""
         if not self._blocks.prefix_caching:
             return None
         config = router.config
-        completions = [_reading(prompt[: config.sequence_length]) for prompt in prompts]
+        completions = [_reading(request, config.sequence_length) for request in requests]
         try:
             if not all(self._blocks.admit(completion, 0, reuse=False) for completion in completions):
                 return None
@@ -66,9 +67,10 @@ class RouterPass:
         return router.from_features(features)
 
 
-def _reading(prompt_ids: Sequence[int]) -> Completion:
-    """A base-only completion that generates nothing."""
-    return Completion(GenerationRequest("", tuple(prompt_ids), SamplingParams(max_tokens=0)), 0, None, None)
+def _reading(request: Request, length: int) -> Completion:
+    """A base-only completion that generates nothing, of the first `length` tokens of a prompt."""
+    reading = GenerationRequest("", request.prompt_ids[:length], SamplingParams(max_tokens=0))
+    return Completion(reading, 0, None, None, prefix_root=prefix_root(request.tenant))
 
 
 class Intake:
@@ -144,7 +146,7 @@ class Intake:
         """The next to be routed, in the order of arrival: up to as many as one router pass reads."""
         router = self._serving.router
         taken: list[Job] = []
-        names: set[str] = set()
+        names: set[Conversation] = set()
         prompts = tokens = 0
         while self.unrouted:
             job = self.unrouted[0]
@@ -152,7 +154,7 @@ class Intake:
                 prompts += 1
                 tokens += min(len(job.request.prompt_ids), router.config.sequence_length)
                 full = prompts > self._config.max_router_batch or tokens > self._config.max_prefill_tokens
-                name = job.request.composition.sticky
+                name = _conversation(job)
                 if (full and prompts > 1) or name in names:  # a conversation's first prompt decides for both
                     break
                 if name is not None:
@@ -171,10 +173,10 @@ class Intake:
         milliseconds = 0.0
         reading = [job for job in jobs if router is not None and self._reads(job, router)]
         if reading and router is not None:
-            rows, milliseconds = self._router_pass.run(router, [job.request.prompt_ids for job in reading])
+            rows, milliseconds = self._router_pass.run(router, [job.request for job in reading])
             read = dict(zip(reading, rows, strict=True))
         for job in jobs:
-            name, probabilities = job.request.composition.sticky, read.get(job)
+            name, probabilities = _conversation(job), read.get(job)
             if probabilities is not None and router is not None:
                 if not_finite := unsound(probabilities):  # no record may hold what JSON cannot say
                     self._serving.router_failed(router, not_finite)
@@ -210,8 +212,8 @@ class Intake:
 
     def _reads(self, job: Job, router: Router) -> bool:
         """Whether `router` is to read the job's prompt."""
-        asked = job.request.composition
-        return asked.mode == "routed" and self._sticky.recall(asked.sticky, router) is None
+        routed = job.request.composition.mode == "routed"
+        return routed and self._sticky.recall(_conversation(job), router) is None
 
     def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
         bad = next((i for i in token_ids if not 0 <= i < self._vocab), None)
@@ -219,6 +221,12 @@ class Intake:
             raise InvalidRequest(
                 f"token id {bad} is out of range; ids lie in 0..{self._vocab - 1}", param=param
             )
+
+
+def _conversation(job: Job) -> Conversation | None:
+    """Whose, and its name; None for a request of none."""
+    name = job.request.composition.sticky
+    return None if name is None else (job.request.tenant, name)
 
 
 def _loaded(job: Job) -> bool:

@@ -114,7 +114,11 @@ class Readiness:
 
 
 class Tokenizer(Protocol):
-    """Text <-> token ids of the base. Text of special tokens never becomes a special token."""
+    """Text <-> token ids of the base, on any thread. Text of special tokens never becomes a special token."""
+
+    @property
+    def longest_token(self) -> int:
+        """Bytes of the longest token that text can become."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of plain text; the base's BOS in front when `add_special_tokens` and it has one."""
@@ -206,7 +210,7 @@ class Stacks(Protocol):
 
 
 class Status(Protocol):
-    """What the engine is and does; nothing here waits for a step, but `healthy`."""
+    """What the engine is and does; nothing here waits for a step."""
 
     @property
     def model(self) -> ModelInfo: ...
@@ -215,14 +219,16 @@ class Status(Protocol):
 
     def cache(self) -> CacheStats: ...
 
-    def routing_record(self, request_id: str) -> Routing:
-        """A recent request's record. Raises RecordNotFound."""
+    def routing_record(self, request_id: str, tenant: str = "") -> Routing:
+        """The record of a recent request of `tenant`. Raises RecordNotFound."""
 
     def routing_records(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
-        """Recent records, newest first: of those that know `domain`; of those where it is (not) `active`."""
+        """Recent records of all tenants, newest first: of those that know `domain`; of those where it is
+        (not) `active`."""
 
-    async def healthy(self) -> bool:
-        """Whether the engine's thread lives; waits for it to answer."""
+    def silence(self) -> float:
+        """Seconds since the engine's thread last came round: between two steps or two commands; 0 while it
+        has nothing to do, infinite when it has ended."""
 
     def readiness(self) -> Readiness:
         """Whether requests can be served, and everything that is wrong."""
@@ -251,7 +257,7 @@ class Engine(Protocol):
         """
 
     async def route(
-        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
+        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest, tenant: str = ""
     ) -> Routing:
         """How `prompt_ids` would be composed; generates nothing."""
 

@@ -62,7 +62,7 @@ class Job:
                         else None
                     ),
                     weights=self.composition.weights,
-                    prefix_root=_prefix_root(self.composition),
+                    prefix_root=prefix_root(request.tenant, self.composition),
                     arrival=self.arrival,
                     leader=self.completions[0] if index else None,
                     scores_prompt=params.prompt_logprobs is not None and index == 0,
@@ -84,7 +84,9 @@ class Job:
         return all(completion.finish_reason is not None for completion in self.completions)
 
 
-def _prefix_root(composition: Composition) -> Hashable:
-    """What keys and values depend on besides the tokens; the same for equal compositions alone."""
-    stacks = composition.lease.stacks.values()
-    return tuple(sorted((*stack.key, stack.digest, composition.weights[stack.key]) for stack in stacks))
+def prefix_root(tenant: str, composition: Composition | None = None) -> Hashable:
+    """What prefixes are shared by besides their tokens: what keys and values depend on, which is the
+    composition (None: no stacks), and whose they are: no reuse tells a tenant of another's prompts."""
+    stacks = composition.lease.stacks.values() if composition is not None else ()
+    weights = composition.weights if composition is not None else {}
+    return tenant, *sorted((*stack.key, stack.digest, weights[stack.key]) for stack in stacks)

@@ -54,6 +54,7 @@ class Routing:
         router_ms: milliseconds of the router pass (features and network); 0.0 when it did not run.
         created: Unix seconds at which the request was routed.
         generation: the registry's manifest number at that moment.
+        tenant: whose request it was.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Routing:
     router_ms: float
     created: float = 0.0
     generation: int = 0
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,17 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class RouteRequest:
-    """One prompt, of which only the route is asked."""
+    """One prompt, of which only the route is asked. `tenant` as below."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
     composition: CompositionRequest = CompositionRequest()
+    tenant: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its id among those of all tenants."""
+        return request_key(self.tenant, self.request_id)
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,10 @@ class GenerationRequest:
     """One prompt, and `n` independent completions of it.
 
     Completion i uses seed `sampling.seed + i`, so that n completions equal n requests.
+
+    Attributes:
+        tenant: whose it is: request ids, records, conversations and reused prefixes are a tenant's own. Free
+            of `/`; empty where there is but one.
     """
 
     request_id: str
@@ -126,6 +138,17 @@ class GenerationRequest:
     sampling: SamplingParams
     composition: CompositionRequest = CompositionRequest()
     n: int = 1
+    tenant: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its id among those of all tenants."""
+        return request_key(self.tenant, self.request_id)
+
+
+def request_key(tenant: str, request_id: str) -> str:
+    """What no request of another tenant has, whatever ids its clients choose."""
+    return f"{tenant}/{request_id}" if tenant else request_id
 
 
 Request = GenerationRequest | RouteRequest

@@ -19,26 +19,29 @@ class RoutingRecords:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._records: OrderedDict[str, Routing] = OrderedDict()
+        self._records: OrderedDict[tuple[str, str], Routing] = OrderedDict()
 
     def add(self, routing: Routing) -> None:
         with self._lock:
-            self._records.pop(routing.request_id, None)
-            self._records[routing.request_id] = routing
+            key = (routing.tenant, routing.request_id)
+            self._records.pop(key, None)
+            self._records[key] = routing
             if len(self._records) > self._capacity:
                 self._records.popitem(last=False)
 
-    def get(self, request_id: str) -> Routing:
-        """Raises RecordNotFound."""
+    def get(self, request_id: str, tenant: str = "") -> Routing:
+        """Of a tenant's own request. Raises RecordNotFound."""
         with self._lock:
-            if request_id not in self._records:
-                raise RecordNotFound(
-                    f"no routing record of request {request_id!r}; the last {self._capacity} are kept"
-                )
-            return self._records[request_id]
+            record = self._records.get((tenant, request_id))
+        if record is None:
+            raise RecordNotFound(
+                f"no routing record of request {request_id!r}; the last {self._capacity} are kept"
+            )
+        return record
 
     def recent(self, *, domain: str | None = None, active: bool | None = None) -> list[Routing]:
-        """Newest first: those that know `domain`, and those where it (or any domain) is or is not active."""
+        """Of all tenants, newest first: those that know `domain`, and those where it (or any domain) is or is
+        not active."""
         with self._lock:
             records = list(reversed(self._records.values()))
         if domain is not None:
@@ -49,6 +52,8 @@ class RoutingRecords:
 
 
 Probabilities = Mapping[str, float]
+Conversation = tuple[str, str]
+"""Whose it is, and its name."""
 
 
 class StickyRoutes:
@@ -58,9 +63,9 @@ class StickyRoutes:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._routes: OrderedDict[str, tuple[Router, Probabilities]] = OrderedDict()
+        self._routes: OrderedDict[Conversation, tuple[Router, Probabilities]] = OrderedDict()
 
-    def recall(self, name: str | None, router: Router) -> Probabilities | None:
+    def recall(self, name: Conversation | None, router: Router) -> Probabilities | None:
         """What `router` made of the first prompt of `name`; None where it has to read this one."""
         if name is None or name not in self._routes:
             return None
@@ -71,7 +76,7 @@ class StickyRoutes:
         self._routes.move_to_end(name)
         return probabilities
 
-    def remember(self, name: str | None, router: Router, probabilities: Probabilities) -> None:
+    def remember(self, name: Conversation | None, router: Router, probabilities: Probabilities) -> None:
         """Keep `probabilities` for `name`; None keeps nothing."""
         if name is None:
             return

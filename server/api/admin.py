@@ -166,10 +166,10 @@ async def reload_registry(ctx: Ctx) -> JSONResponse:
     return _tagged(ctx, {"generation": generation})
 
 
-@routes.get("/requests", summary="Recent routing records, newest first", response_model=None)
+@routes.get("/requests", summary="Recent routing records of all tenants, newest first", response_model=None)
 async def recent_requests(chosen: Annotated[RequestFilter, Query()], ctx: Ctx) -> dict[str, Any]:
     records = ctx.engine.status.routing_records(domain=chosen.domain, active=chosen.active)
-    return {"requests": [routing_object(record) for record in records]}
+    return {"requests": [{**routing_object(record), "tenant": record.tenant} for record in records]}
 
 
 @asynccontextmanager

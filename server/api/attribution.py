@@ -25,18 +25,20 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Per token of the completion its log-probability (nats) under the base, under the composition, and under
     the composition without each of its stacks."""
-    composition = resolve(ctx.engine, body.model, body.routing)
-    ids, param = await prompt_ids(body, ctx)
+    composition, tenant = resolve(ctx.engine, body.model, body.routing), request.state.tenant
+    ids, param = await prompt_ids(body, tenant, ctx)
     completion = body.completion
     if isinstance(completion, str):
-        completion = await ctx.encode(completion, add_special_tokens=False)
+        completion = await ctx.encoder.encode(completion, tenant, add_special_tokens=False)
     ctx.check_ids(completion, "completion")
     if len(completion) > ctx.room(ids, param):
         raise ctx.too_long(len(ids), len(completion), "completion")
     name = request.state.request_id
-    routing = await sse.until_disconnect(request.receive, ctx.engine.route(name, ids, composition))
+    routing = await sse.until_disconnect(request.receive, ctx.engine.route(name, ids, composition, tenant))
     weights = {domain: routing.weights[domain] for domain in routing.active}
-    reader = Reader(ctx.engine, variants(name, ids, completion, weights), ctx.metrics, request.state.begin)
+    reader = Reader(
+        ctx.engine, variants(name, ids, completion, weights, tenant), ctx.metrics, request.state.begin
+    )
     try:
         events = await sse.until_disconnect(request.receive, reader.start())
         await sse.until_disconnect(request.receive, reader.finish())

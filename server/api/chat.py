@@ -31,7 +31,8 @@ async def chat_completions(body: ChatRequest, request: Request, ctx: Ctx) -> Res
 async def _plan(body: ChatRequest, request: Request, ctx: Context) -> GenerationRequest:
     """Check and tokenise; raises before anything runs."""
     composition = resolve(ctx.engine, body.model, body.routing)
-    ids = await ctx.encode_chat(body.messages)
+    plain = [message.plain() for message in body.messages]
+    ids = await ctx.encoder.encode_chat(plain, request.state.tenant)
     room = ctx.room(ids, "messages")
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     max_tokens = max(1, room) if asked is None else asked
@@ -45,6 +46,7 @@ async def _plan(body: ChatRequest, request: Request, ctx: Context) -> Generation
         sampling=sampling,
         composition=composition,
         n=body.n or 1,
+        tenant=request.state.tenant,
     )
 
 

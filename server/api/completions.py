@@ -27,7 +27,7 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 @dataclass(frozen=True)
 class Plan:
-    """One prompt and what the engine is asked to do with it."""
+    """One prompt, as text if it is to be echoed, and what the engine is asked to do with it."""
 
     text: str
     request: GenerationRequest
@@ -51,9 +51,10 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
             "send several requests",
             param="n" if body.best_of is None else "best_of",
         )
+    tenant = request.state.tenant
     plans = []
     for index, prompt in enumerate(prompts):
-        ids = await ctx.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = await ctx.encoder.encode(prompt, tenant) if isinstance(prompt, str) else prompt
         room = ctx.room(ids, "prompt")
         max_tokens = body.max_tokens
         if max_tokens is None:
@@ -65,17 +66,20 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
             max_tokens, logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None
         )
         ctx.check_sampling(body, sampling)
-        text = prompt if isinstance(prompt, str) else ctx.engine.tokenizer.decode(ids)
-        request_id = request.state.request_id
+        text = prompt if isinstance(prompt, str) else ""
+        if body.echo and not text:
+            text = await ctx.encoder.decode(ids, tenant, "prompt")
+        request_id = request.state.request_id  # which holds no ":", whoever chose it
         plans.append(
             Plan(
                 text,
                 GenerationRequest(
-                    request_id=request_id if index == 0 else f"{request_id}-{index}",
+                    request_id=request_id if index == 0 else f"{request_id}:{index}",
                     prompt_ids=tuple(ids),
                     sampling=sampling,
                     composition=composition,
                     n=completions_each,
+                    tenant=tenant,
                 ),
             )
         )

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import Depends
 from starlette.requests import Request
 
 from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import SamplingParams
 from brainstacks.errors import ContextTooLong, InvalidRequest
+from server.encoder import Encoder
+from server.keys import Keys
 from server.metrics import Metrics
-from server.schemas import Message, Sampling
+from server.schemas import Sampling
 from server.settings import Settings
 
 
@@ -26,26 +27,17 @@ class Context:
     engine: Engine
     settings: Settings
     metrics: Metrics
-
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of plain text; off the event loop, as a long text takes a while."""
-        encode = self.engine.tokenizer.encode
-        return await to_thread.run_sync(lambda: encode(text, add_special_tokens=add_special_tokens))
-
-    async def encode_chat(self, messages: list[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation in the base's chat template."""
-        encode = self.engine.tokenizer.encode_chat
-        plain = [message.plain() for message in messages]
-        return await to_thread.run_sync(lambda: encode(plain, add_generation_prompt=add_generation_prompt))
+    keys: Keys
+    encoder: Encoder
 
     def room(self, prompt_ids: Sequence[int], param: str) -> int:
         """Tokens left for a completion. Raises when the prompt is empty, out of range or too long."""
         if not prompt_ids:
             raise InvalidRequest(f"{param} has no tokens; send at least one", param=param)
-        self.check_ids(prompt_ids, param)
         left = self.engine.status.model.max_context - len(prompt_ids)
         if left < 0:
             raise self.too_long(len(prompt_ids), 0, param)
+        self.check_ids(prompt_ids, param)
         return left
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:

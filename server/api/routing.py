@@ -21,9 +21,9 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Probabilities, weights after the policy, active domains, stack versions and the time it took."""
     composition = resolve(ctx.engine, body.model, body.routing)
-    ids, param = await prompt_ids(body, ctx)
+    ids, param = await prompt_ids(body, request.state.tenant, ctx)
     ctx.room(ids, param)
-    work = ctx.engine.route(request.state.request_id, ids, composition)
+    work = ctx.engine.route(request.state.request_id, ids, composition, request.state.tenant)
     routing = await sse.until_disconnect(request.receive, work)
     ctx.metrics.observe_routing(routing)
     return JSONResponse(
@@ -32,12 +32,14 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
 
 
 @routes.get("/v1/routing/{request_id}", summary="A recent request's routing", response_model=None)
-async def routing_record(request_id: str, ctx: Ctx) -> dict[str, Any]:
-    return routing_object(ctx.engine.status.routing_record(request_id))
+async def routing_record(request_id: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """Of the caller's own tenant alone."""
+    return routing_object(ctx.engine.status.routing_record(request_id, request.state.tenant))
 
 
-async def prompt_ids(body: Prompted, ctx: Context) -> tuple[list[int], str]:
+async def prompt_ids(body: Prompted, tenant: str, ctx: Context) -> tuple[list[int], str]:
     """Token ids of the one prompt, as generation would see it, and the field that it came in."""
     if body.messages is not None:
-        return await ctx.encode_chat(body.messages), "messages"
-    return await ctx.encode(body.prompt or ""), "prompt"
+        plain = [message.plain() for message in body.messages]
+        return await ctx.encoder.encode_chat(plain, tenant), "messages"
+    return await ctx.encoder.encode(body.prompt or "", tenant), "prompt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request
 
 from server.api.context import Ctx
 from server.composition import resolve
@@ -15,16 +16,22 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
 @routes.post("/tokenize", summary="Text or messages to token ids", response_model=None)
-async def tokenize(body: TokenizeRequest, ctx: Ctx) -> dict[str, Any]:
-    """Text of special tokens never becomes a special token."""
+async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """Text of special tokens never becomes a special token.
+
+    Text may have as many bytes as the context could hold in the longest tokens of the vocabulary;
+    `token_strs` are given of as many tokens as the context holds.
+    """
     resolve(ctx.engine, body.model, None)
+    tenant, encoder = request.state.tenant, ctx.encoder
     if body.messages is not None:
-        ids = await ctx.encode_chat(
-            body.messages, add_generation_prompt=body.add_generation_prompt is not False
-        )
+        plain = [message.plain() for message in body.messages]
+        with_prompt = body.add_generation_prompt is not False
+        ids = await encoder.encode_chat(plain, tenant, add_generation_prompt=with_prompt)
     else:
-        ids = await ctx.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
-    texts = [ctx.engine.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
+        special = body.add_special_tokens is not False
+        ids = await encoder.encode(body.prompt or "", tenant, add_special_tokens=special)
+    texts = await encoder.token_texts(ids, tenant, "return_token_strs") if body.return_token_strs else None
     return {
         "count": len(ids),
         "max_model_len": ctx.engine.status.model.max_context,
@@ -34,7 +41,8 @@ async def tokenize(body: TokenizeRequest, ctx: Ctx) -> dict[str, Any]:
 
 
 @routes.post("/detokenize", summary="Token ids to text", response_model=None)
-async def detokenize(body: DetokenizeRequest, ctx: Ctx) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dict[str, str]:
+    """As many tokens as the context holds."""
     resolve(ctx.engine, body.model, None)
     ctx.check_ids(body.tokens, "tokens")
-    return {"prompt": ctx.engine.tokenizer.decode(body.tokens)}
+    return {"prompt": await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")}

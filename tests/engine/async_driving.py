@@ -82,9 +82,19 @@ class Running:
         while self.engine._thread._commands.empty() and self.served.engine.has_work:
             await asyncio.sleep(0)
 
+    async def came_round(self) -> None:
+        """Until the engine's thread has done all commands so far."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def came() -> None:
+            loop.call_soon_threadsafe(done.set)
+
+        self.engine._thread.put(came)
+        await done.wait()
+
     async def idle(self) -> bool:
         """After all commands so far: nothing runs, waits or is pinned."""
-        assert await self.engine.status.healthy()
+        await self.came_round()
         load = self.engine.status.gauges()
         return (load.running, load.waiting) == (0, 0) and not any(
             d.in_flight for d in self.engine.stacks.domains()

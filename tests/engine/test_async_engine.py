@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -263,11 +264,28 @@ async def test_closing_the_engine_ends_open_streams_instead_of_leaving_them_wait
 
 async def test_health_follows_the_engines_thread(tmp_path: Path) -> None:
     running = Running(tmp_path)
-    assert await running.engine.status.healthy()
+    assert running.engine.status.silence() == 0
     assert running.engine.status.readiness().ready
     await running.engine.close()
-    assert not await running.engine.status.healthy()
+    assert running.engine.status.silence() == math.inf
     assert not running.engine.status.readiness().ready
+
+
+async def test_silence_is_the_age_of_one_step_and_never_waits_for_it(running: Running) -> None:
+    """However many commands are queued behind the step."""
+    running.gate.clear()
+    rest = asyncio.create_task(collect(stream(running.engine, request("r", prompt_of(4)))))
+    while not running.engine.status.silence():
+        await asyncio.sleep(0)
+    before = running.engine.status.silence()
+    for _ in range(100):
+        running.engine._thread.put(lambda: None)
+    assert running.engine.status.silence() > before
+    running.gate.set()
+    await rest
+    await running.came_round()
+    while running.engine.status.silence():  # it has nothing to do any more
+        await asyncio.sleep(0)
 
 
 async def test_the_engine_survives_a_step_that_fails(
@@ -279,7 +297,7 @@ async def test_the_engine_survives_a_step_that_fails(
         broken.setattr(running.served.engine._runner, "run", lambda *_: 1 / 0)
         with pytest.raises(EngineFailure):
             await collect(stream(running.engine, request("r", prompt_of(4))))
-    assert await running.engine.status.healthy()
+    await running.came_round()
     one = request("after", prompt_of(4))
     assert await collect(stream(running.engine, one)) == expected(running, one, 8)
 

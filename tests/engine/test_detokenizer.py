@@ -18,6 +18,8 @@ TOKENIZER = ChatTokenizer(byte_tokenizer(), (END,))
 class ByteStrings:
     """A byte-level vocabulary in which token i is any bytes; `decode` notes the most tokens it was given."""
 
+    longest_token = 1
+
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
         self.most = 0

@@ -86,9 +86,9 @@ def test_a_pass_reads_no_more_prompts_and_tokens_than_its_limits(
     served = serve_routed(tmp_path, window=30, max_router_batch=3, max_prefill_tokens=64)
     plain_run, sizes = served.engine._intake._router_pass.run, []
 
-    def counted(router, prompts):  # type: ignore[no-untyped-def]
-        sizes.append([len(prompt) for prompt in prompts])
-        return plain_run(router, prompts)
+    def counted(router, requests):  # type: ignore[no-untyped-def]
+        sizes.append([len(each.prompt_ids) for each in requests])
+        return plain_run(router, requests)
 
     monkeypatch.setattr(served.engine._intake._router_pass, "run", counted)
     lengths = [5, 6, 7, 8, 40, 40, 40, 100]

@@ -9,8 +9,14 @@ from brainstacks.engine.routes import RoutingRecords
 from brainstacks.errors import RecordNotFound
 
 
-def routing(name: str, active: tuple[str, ...] = (), domains: tuple[str, ...] = ("chat", "math")) -> Routing:
-    return Routing(name, "fixed", None, dict.fromkeys(domains, 1.0), active, {}, 0.0)
+def routing(
+    name: str,
+    active: tuple[str, ...] = (),
+    domains: tuple[str, ...] = ("chat", "math"),
+    tenant: str = "",
+) -> Routing:
+    weights = dict.fromkeys(domains, 1.0)
+    return Routing(name, "fixed", None, weights, active, {}, 0.0, tenant=tenant)
 
 
 def test_the_oldest_gives_way() -> None:
@@ -44,3 +50,17 @@ def test_records_are_found_by_domain_and_by_whether_it_was_active() -> None:
     assert found(domain="math", active=False) == ["none"]
     assert found(active=True) == ["other", "math"]
     assert found(active=False) == ["none"]
+
+
+def test_hostile_35_a_record_is_found_and_replaced_by_its_own_tenant_alone() -> None:
+    records = RoutingRecords(9)
+    records.add(routing("job", ("math",), tenant="one"))
+    records.add(routing("job", ("chat",), tenant="two"))
+    assert records.get("job", "one").active == ("math",)
+    assert records.get("job", "two").active == ("chat",)
+    for stranger in ("", "three"):
+        with pytest.raises(RecordNotFound):
+            records.get("job", stranger)
+    with pytest.raises(RecordNotFound):
+        records.get("two/job", "")
+    assert [(r.tenant, r.request_id) for r in records.recent()] == [("two", "job"), ("one", "job")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ def router(tmp_path: Path) -> Router:
 
 def test_what_was_remembered_is_recalled_by_name(router: Router) -> None:
     sticky = StickyRoutes(8)
-    sticky.remember("a", router, {"math": 0.9})
-    assert sticky.recall("a", router) == {"math": 0.9}
-    assert sticky.recall("b", router) is None
+    sticky.remember(("", "a"), router, {"math": 0.9})
+    assert sticky.recall(("", "a"), router) == {"math": 0.9}
+    assert sticky.recall(("", "b"), router) is None
 
 
 def test_no_name_is_never_recalled(router: Router) -> None:
@@ -37,18 +38,24 @@ def test_no_name_is_never_recalled(router: Router) -> None:
 
 def test_another_router_reads_the_prompt_itself(router: Router, tmp_path: Path) -> None:
     sticky = StickyRoutes(8)
-    sticky.remember("a", router, {"math": 0.9})
-    assert sticky.recall("a", Router(router.metadata, router.network)) is None
-    assert sticky.recall("a", router) is None, "the old route is forgotten, not kept for its return"
+    sticky.remember(("", "a"), router, {"math": 0.9})
+    assert sticky.recall(("", "a"), Router(router.metadata, router.network)) is None
+    assert sticky.recall(("", "a"), router) is None, "the old route is forgotten, not kept for its return"
 
 
 def test_the_conversation_that_was_longest_silent_gives_way(router: Router) -> None:
     sticky = StickyRoutes(2)
     for name in ("a", "b"):
-        sticky.remember(name, router, {"math": 0.9})
-    sticky.recall("a", router)
-    sticky.remember("c", router, {"math": 0.1})
-    assert [sticky.recall(name, router) is not None for name in ("a", "b", "c")] == [True, False, True]
+        sticky.remember(("", name), router, {"math": 0.9})
+    sticky.recall(("", "a"), router)
+    sticky.remember(("", "c"), router, {"math": 0.1})
+    assert [sticky.recall(("", name), router) is not None for name in ("a", "b", "c")] == [True, False, True]
+
+
+def test_a_name_is_a_tenant_s_own(router: Router) -> None:
+    sticky = StickyRoutes(8)
+    sticky.remember(("one", "a"), router, {"math": 0.9})
+    assert sticky.recall(("two", "a"), router) is None
 
 
 @pytest.fixture
@@ -81,3 +88,13 @@ def test_what_else_is_published_leaves_the_routes_of_conversations(served: Serve
     (second,) = run(served.engine, request("second", prompts[1], sticky))
     assert second.routed.routing.probabilities == first.routed.routing.probabilities
     assert second.routed.routing.router_ms == 0.0
+
+
+def test_a_conversation_of_another_tenant_is_another_one(served: Served) -> None:
+    sticky = CompositionRequest(sticky="talk")
+    first = replace(request("r", prompt_of(40), sticky), tenant="one")
+    other = replace(request("r", prompt_of(40, 1), sticky), tenant="two")
+    (ours,) = run(served.engine, first)
+    (theirs,) = run(served.engine, other)
+    assert theirs.routed.routing.router_ms > 0.0
+    assert theirs.routed.routing.weights != ours.routed.routing.weights

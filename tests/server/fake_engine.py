@@ -35,6 +35,7 @@ VOCAB = 260
 class ByteTokenizer:
     """Ids 0..255 are bytes; 256.. are special tokens, which no text can produce."""
 
+    longest_token = 1
     names: Mapping[int, str] = {EOS: "<eos>", USER: "<user>", ASSISTANT: "<assistant>", SYSTEM: "<system>"}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -84,7 +85,7 @@ class FakeEngine:
         self.used: set[str] = set()
         self.reply = reply
         self.ready = Readiness(True)
-        self.alive = True
+        self.silence = 0.0
         self.refuse: Exception | None = None
         self.refuse_publish: Exception | None = None
         self.fail_after: tuple[int, BaseException] | None = None
@@ -128,7 +129,7 @@ class FakeEngine:
             raise self.refuse
         finished = False
         try:
-            routing = self._compose(request.request_id, request.composition)
+            routing = self._compose(request.request_id, request.composition, request.tenant)
             self.records.insert(0, routing)
             yield RoutedEvent(routing, len(request.prompt_ids), self._prompt_logprobs(request))
             for index in range(request.n):
@@ -185,7 +186,7 @@ class FakeEngine:
             return None
         return (None, *(self.logprob(token_id, top) for token_id in request.prompt_ids[1:]))
 
-    def _compose(self, request_id: str, composition: CompositionRequest) -> Routing:
+    def _compose(self, request_id: str, composition: CompositionRequest, tenant: str) -> Routing:
         routed = composition.mode == "routed"
         probabilities = {name: 0.9 / (i + 1) for i, name in enumerate(self.names)} if routed else None
         weights: Mapping[str, float] = {
@@ -199,15 +200,15 @@ class FakeEngine:
         stacks = {name: StackRef(self.versions[name], f"digest-{name}") for name in active}
         return Routing(
             request_id, composition.mode, probabilities, weights, active, stacks, 1.5 if routed else 0.0,
-            1_700_000_001.0, self.generation,
+            1_700_000_001.0, self.generation, tenant,
         )  # fmt: skip
 
     async def route(
-        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest
+        self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest, tenant: str = ""
     ) -> Routing:
         if self.refuse is not None:
             raise self.refuse
-        return self._compose(request_id, composition)
+        return self._compose(request_id, composition, tenant)
 
     async def drain(self, timeout: float) -> None:
         self.drained = timeout
@@ -229,9 +230,9 @@ class FakeStatus:
     def model(self) -> ModelInfo:
         return self._engine.model
 
-    def routing_record(self, request_id: str) -> Routing:
+    def routing_record(self, request_id: str, tenant: str = "") -> Routing:
         for record in self._engine.records:
-            if record.request_id == request_id:
+            if (record.tenant, record.request_id) == (tenant, request_id):
                 return record
         raise RecordNotFound(f"There is no record of {request_id!r}; it may be too old")
 
@@ -255,8 +256,8 @@ class FakeStatus:
             waiting=6,
         )
 
-    async def healthy(self) -> bool:
-        return self._engine.alive
+    def silence(self) -> float:
+        return self._engine.silence
 
     def readiness(self) -> Readiness:
         return Readiness(False, ("draining",)) if self._engine.drained is not None else self._engine.ready

@@ -60,7 +60,7 @@ async def test_several_prompts_have_ids_and_routing_of_their_own(
 ) -> None:
     body = await complete(client, prompt=["a", "b"], n=2)
     first, second = engine.requests
-    assert second.request_id == f"{first.request_id}-1"
+    assert second.request_id == f"{first.request_id}:1"
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     owners = [choice["routing"]["request_id"] for choice in body["choices"]]
     assert owners == [first.request_id] * 2 + [second.request_id] * 2
@@ -164,10 +164,10 @@ async def test_one_refused_prompt_of_several_aborts_the_others(
     engine.hold = asyncio.Event()  # the first prompt is in the middle of its answer
     compose = engine._compose
 
-    def refuse_the_second(request_id: str, composition: CompositionRequest) -> Any:
-        if request_id.endswith("-1"):
+    def refuse_the_second(request_id: str, composition: CompositionRequest, tenant: str) -> Any:
+        if request_id.endswith(":1"):
             raise Overloaded("The queue is full")
-        return compose(request_id, composition)
+        return compose(request_id, composition, tenant)
 
     monkeypatch.setattr(engine, "_compose", refuse_the_second)
     error_of(await client.post("/v1/completions", json={"model": "tiny", "prompt": ["a", "b"]}), 429)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
 import pytest
 
+from server import errors
 from server.errors import RequestRefused
-from server.json_body import MAX_DEPTH, parse_json
+from server.json_body import MAX_DEPTH, MAX_KEYS, MAX_VALUES, _marks, parse_json
 from tests.server.conftest import error_of
 
 
@@ -20,6 +25,60 @@ def test_depth_is_counted_outside_strings_only() -> None:
     assert parse_json(b'"' + b"[" * 1000 + b'"') == "[" * 1000
     assert parse_json(b'["\\"[[", ' + b"[" * 31 + b"]" * 31 + b"]")
     assert len(parse_json(b"[" + b",".join([b"[]"] * 1000) + b"]")) == 1000
+
+
+def test_what_follows_an_escape_or_a_string_without_end_is_not_counted() -> None:
+    assert b"".join(_marks(rb'{"a\"]": [1, "\\", "\\\\", {"b\\\"": "[,"}]}')) == b"{[,,,{}]}"
+    assert b"".join(_marks(b'[[, "],[')) == b"[[,"
+    assert b"".join(_marks(b'[ "a" "b" "c" [[')) == b"["
+
+
+HARD: dict[str, Callable[[int], bytes]] = {
+    "escaped quotes without end": lambda size: b'{"a":' + b"[" * 40 + b'"' + b'\\"' * (size // 2),
+    "escaped quotes, shallow": lambda size: b"[" * 30 + b"[]," * 9 + b'"' + b'\\"' * (size // 2),
+    "backslashes without end": lambda size: b"[" * 33 + b'"' + b"\\" * size,
+    "quotes alone": lambda size: b"[]," * 40 + b'"' * size,
+    "brackets in a string": lambda size: b'["' + b"[]{}" * (size // 4) + b'"]',
+    "empty strings": lambda size: b"[" + b'"",' * (size // 3) + b'""]',
+    "lists": lambda size: b"[" + b"[]," * (size // 3) + b"1]",
+    "integers": lambda size: b"[" + b"1," * (size // 2) + b"1]",
+    "long integers": lambda size: b"[" + (b"1" * 4000 + b",") * (size // 4001) + b"1]",
+    "a fraction": lambda size: b"0." + b"1" * size,
+    "half pairs": lambda size: b'"' + b"\\ud83d\\ude00" * (size // 12) + b'"',
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hostile_31_reading_takes_time_in_proportion_to_the_body(kind: str) -> None:
+    """Quadratic time would grow 64-fold here."""
+
+    def seconds(size: int) -> float:
+        body, best = HARD[kind](size), float("inf")
+        for _ in range(3):
+            begin = time.thread_time()
+            with contextlib.suppress(RequestRefused):
+                parse_json(body)
+            best = min(best, time.thread_time() - begin)
+        return best
+
+    assert seconds(256 << 10) < 24 * seconds(32 << 10) + 0.002
+
+
+def test_hostile_31_checking_a_long_string_takes_little_memory() -> None:
+    body = b'["' + b"[]{}" * (1 << 18) + b'"]'
+    tracemalloc.start()
+    try:
+        assert parse_json(body)
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * len(body), "the decoded text, and its value"
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_most_values_are_read_and_one_more_is_refused() -> None:
+    assert len(parse_json(b"[" + b"1," * (MAX_VALUES - 2) + b"1]")) == MAX_VALUES - 1
+    with pytest.raises(RequestRefused, match=f"more than {MAX_VALUES} values"):
+        parse_json(b"[" + b"1," * MAX_VALUES + b"1]")
+    assert parse_json(b'["' + b"," * MAX_VALUES + b'"]'), "commas in a string are no values"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +97,8 @@ def test_depth_is_counted_outside_strings_only() -> None:
         (b'{"a": "\xff"}', "not UTF-8"),
         (b"\xff\xfe{\x00}\x00", "not UTF-8"),
         (b'\xef\xbb\xbf{"a": 1}', "not JSON"),
-        (b"1" * 5000, "thousands of digits"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(MAX_KEYS + 1)) + b"}", "4097 keys"),
+        (b"1" * 5000, "integer of 5000 digits"),
         (b'{"a": "\\ud800"}', "surrogate"),
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b'"a\nb"', "not JSON"),
@@ -95,3 +155,29 @@ async def test_bodies_that_are_no_request_are_400(
     for path in ("/v1/completions", "/v1/chat/completions"):
         reply = await client.post(path, content=body, headers={"Content-Type": "application/json"})
         assert error_of(reply, 400)["param"] == param
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [-1] * 200_000}),
+        ("/v1/completions", {"prompt": [[-1] * 1000] * 200}),
+        ("/detokenize", {"tokens": [-1] * 200_000}),
+        ("/v1/chat/completions", {"messages": [{}] * 100_000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * 100_000}]}),
+    ],
+)
+async def test_hostile_31_a_list_of_wrong_items_is_refused_at_the_first(
+    client: httpx2.AsyncClient, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    shape = errors._validation_body
+
+    def counted(found: Sequence[Any]) -> dict[str, Any]:
+        counts.append(len(found))
+        return shape(found)
+
+    monkeypatch.setattr(errors, "_validation_body", counted)
+    error_of(await client.post(path, json={"model": "tiny", **body}), 400)
+    assert counts[0] <= 16, "errors that were made only to be thrown away"
