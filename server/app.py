@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
@@ -12,14 +12,16 @@ from starlette.staticfiles import StaticFiles
 from brainstacks.engine.interface import Engine
 from server import errors
 from server.api import admin, chat, completions, health, models, routing, tokenize
-from server.api.context import Context
+from server.api.context import Context, known_query
 from server.auth import Auth
 from server.body_limit import BodyLimit
+from server.cors import Cors
 from server.json_body import JsonRoute
 from server.metrics import Metrics
 from server.request_context import RequestContext
 from server.schemas import ErrorReply
 from server.settings import Settings
+from server.spelling import Spelling
 
 INSPECTOR = Path(__file__).parent / "inspector"
 
@@ -34,7 +36,8 @@ PAGE_HEADERS = {
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
     """One server over `engine`, which the caller opens and closes.
 
-    A request passes, in this order: its id and last-resort reply, the keys, the limits, the routes.
+    A request passes, in this order: its id and last-resort reply, other origins, the keys, the limits, the
+    spelling of its route, the routes.
     """
     context = Context(engine, settings, Metrics(engine))
     app = FastAPI(
@@ -46,14 +49,16 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
         middleware=[
             Middleware(RequestContext, metrics=context.metrics),
+            Middleware(Cors, settings=settings),
             Middleware(Auth, settings=settings),
             Middleware(BodyLimit, settings=settings),
+            Middleware(Spelling),
         ],
     )
     app.state.context = context
     errors.install(app)
     for part in (completions, chat, routing, models, tokenize, admin, health):
-        app.include_router(part.routes)
+        app.include_router(part.routes, dependencies=[Depends(known_query)])
     app.include_router(_inspector())
     app.mount("/inspector", StaticFiles(directory=INSPECTOR), name="inspector")
     return app

@@ -16,7 +16,7 @@ from server.settings import Settings
 GROUPS = {
     "The model": ("base", "quantization", "device", "dtype", "backend", "exact", "deterministic"),
     "Stacks": ("registry", "device_stack_bytes", "host_stack_bytes"),
-    "Where it listens, and to whom": ("host", "port", "api_key", "admin_key", "drain_timeout"),
+    "Where it listens, and to whom": ("host", "port", "api_key", "admin_key", "cors_origin", "drain_timeout"),
     "Requests": (
         "max_batch_size", "max_queue", "max_context", "max_prefill_tokens", "max_router_batch",
         "kv_cache_tokens", "prefix_caching", "max_unread_events", "routing_records",

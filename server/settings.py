@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         default=None, description="key for /admin; without one /admin is closed"
     )
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="origin of web pages that may call the inference routes, such as https://chat.example; "
+        "repeat it, or separate by commas; * is any",
+    )
 
     drain_timeout: float = Field(
         default=30.0, ge=0, description="seconds that running requests get after SIGTERM"
@@ -144,7 +149,7 @@ class Settings(BaseSettings):
             )
         return device
 
-    @field_validator("api_key", mode="before")
+    @field_validator("api_key", "cors_origin", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -155,6 +160,16 @@ class Settings(BaseSettings):
         for key in keys:
             _check_key(key)
         return keys
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#*,]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; it is a scheme and a host, such as https://chat.example, or *"
+                )
+        return origins
 
     @field_validator("admin_key")
     @classmethod

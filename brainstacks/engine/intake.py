@@ -93,6 +93,7 @@ class Intake:
     ) -> None:
         self._config = config
         self._vocab = base.vocab_size
+        self._ends = base.eos_token_ids
         self._serving = serving
         self._composer = composer
         self._router_pass = router_pass
@@ -126,6 +127,7 @@ class Intake:
             most = request.sampling.max_tokens
             self._check_ids(request.sampling.logit_bias, "logit_bias")
             self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
+            self._check_choice(request.sampling)
         if tokens + most > self.max_context:
             raise ContextTooLong(
                 f"the prompt has {tokens} tokens and max_tokens is {most}, together {tokens + most}; "
@@ -208,6 +210,19 @@ class Intake:
         """Whether `router` is to read the job's prompt."""
         asked = job.request.composition
         return asked.mode == "routed" and self._sticky.recall(asked.sticky, router) is None
+
+    def _check_choice(self, params: SamplingParams) -> None:
+        """Something can be chosen at every step."""
+        allowed = params.allowed_token_ids
+        self._check_ids(allowed, "allowed_token_ids")
+        barred = {word[-1] for word in params.bad_words}
+        if params.min_tokens > 0:
+            barred.update(params.stop_token_ids, () if params.ignore_eos else self._ends)
+        if allowed and barred.issuperset(allowed):
+            raise InvalidRequest(
+                "bad_words and min_tokens may forbid every token of allowed_token_ids; allow one more",
+                param="allowed_token_ids",
+            )
 
     def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
         bad = next((i for i in token_ids if not 0 <= i < self._vocab), None)

@@ -57,7 +57,12 @@ class Job:
                     index=index,
                     sampling_state=sampler.new_state(params, request.prompt_ids, seed),
                     detokenizer=(
-                        Detokenizer(tokenizer, params.stop, request.prompt_ids)
+                        Detokenizer(
+                            tokenizer,
+                            params.stop,
+                            request.prompt_ids,
+                            skip_special_tokens=params.skip_special_tokens,
+                        )
                         if tokenizer is not None
                         else None
                     ),

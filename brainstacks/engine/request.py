@@ -78,6 +78,8 @@ class SamplingParams:
         presence_penalty, frequency_penalty: subtracted from the logits of generated tokens (OpenAI).
         repetition_penalty: divides positive, multiplies negative logits of seen tokens (1.0 = off).
         logit_bias: token id -> added to its logit.
+        allowed_token_ids: no other token is chosen; empty allows all.
+        bad_words: token ids of texts that are not generated: none of them gets its last token.
         seed: of this request's own generator; None draws one.
         stop: strings that end the text and are not part of it.
         stop_token_ids: further token ids that end it.
@@ -85,6 +87,7 @@ class SamplingParams:
         min_tokens: no end-of-sequence, and no stop, before this many tokens.
         logprobs: None for none, else how many top alternatives to report per generated token (0..20).
         prompt_logprobs: the same for the prompt's tokens.
+        skip_special_tokens: the text leaves out special tokens.
     """
 
     max_tokens: int = 16
@@ -96,6 +99,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -103,6 +108,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from starlette.requests import Request
 from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import SamplingParams
 from brainstacks.errors import ContextTooLong, InvalidRequest
+from server.errors import RequestRefused
 from server.metrics import Metrics
+from server.offences import Offence, in_one
 from server.schemas import Message, Sampling
 from server.settings import Settings
 
@@ -32,11 +34,34 @@ class Context:
         encode = self.engine.tokenizer.encode
         return await to_thread.run_sync(lambda: encode(text, add_special_tokens=add_special_tokens))
 
-    async def encode_chat(self, messages: list[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation in the base's chat template."""
+    async def encode_chat(self, messages: list[Message], **options: Any) -> list[int]:
+        """Token ids of a conversation in the base's chat template; options of `Tokenizer.encode_chat`."""
         encode = self.engine.tokenizer.encode_chat
         plain = [message.plain() for message in messages]
-        return await to_thread.run_sync(lambda: encode(plain, add_generation_prompt=add_generation_prompt))
+        return await to_thread.run_sync(lambda: encode(plain, **options))
+
+    async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of each word, as it is and, like vLLM, with a space in front."""
+        found: list[list[int]] = []
+        for word in words:
+            for text in dict.fromkeys((word, " " + word.lstrip(" "))):
+                found.append(await self.encode(text, add_special_tokens=False))
+        return [ids for ids in found if ids]
+
+    def truncated(self, prompt_ids: list[int], body: Sampling) -> list[int]:
+        """The last `truncate_prompt_tokens` of a prompt; with -1, as many as leave room for what is asked."""
+        context = self.engine.status.model.max_context
+        keep = body.truncate_prompt_tokens
+        if keep is None:
+            return prompt_ids
+        if keep > context:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens is {keep}; the context holds {context} tokens",
+                param="truncate_prompt_tokens",
+            )
+        if keep == -1:
+            keep = max(1, context - (1 if body.asked_tokens is None else body.asked_tokens))
+        return prompt_ids[-keep:]
 
     def room(self, prompt_ids: Sequence[int], param: str) -> int:
         """Tokens left for a completion. Raises when the prompt is empty, out of range or too long."""
@@ -58,14 +83,23 @@ class Context:
                 )
 
     def check_sampling(self, body: Sampling, sampling: SamplingParams) -> None:
-        """Raises InvalidRequest for what only the model's own size or two fields together can tell."""
-        self.check_ids(tuple(sampling.logit_bias), "logit_bias")
-        self.check_ids(sampling.stop_token_ids, "stop_token_ids")
-        if body.min_tokens is not None and body.min_tokens > sampling.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens is {body.min_tokens}; it is at most max_tokens ({sampling.max_tokens})",
-                param="min_tokens",
-            )
+        """Raises InvalidRequest, naming every field, for what only the model or the prompt can tell."""
+        wrong: list[Offence] = []
+        for ids, param in (
+            (tuple(sampling.logit_bias), "logit_bias"),
+            (sampling.stop_token_ids, "stop_token_ids"),
+            (sampling.allowed_token_ids, "allowed_token_ids"),
+        ):
+            try:
+                self.check_ids(ids, param)
+            except InvalidRequest as error:
+                wrong.append(Offence(param, "invalid_value", error.message))
+        if sampling.min_tokens > sampling.max_tokens:
+            message = f"min_tokens is {body.min_tokens}; it is at most max_tokens ({sampling.max_tokens})"
+            wrong.append(Offence("min_tokens", "invalid_value", message))
+        if wrong:
+            told = in_one(wrong)
+            raise InvalidRequest(told.message, param=told.param)
 
     def too_long(self, prompt_tokens: int, max_tokens: int, param: str) -> ContextTooLong:
         model = self.engine.status.model
@@ -91,6 +125,21 @@ class Context:
 def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
+
+
+def known_query(request: Request) -> None:
+    """Raises RequestRefused, naming them all, for query parameters of a route that takes none.
+
+    A route that takes some declares a model of them, which refuses the others itself.
+    """
+    names = list(dict.fromkeys(request.query_params))
+    if names and not request.scope["route"].dependant.query_params:
+        wrong = [
+            Offence(name[:64], "unsupported_parameter", f"{name[:64]!r} is not supported here; leave it out")
+            for name in names
+        ]
+        told = in_one(wrong)
+        raise RequestRefused(400, told.message, code=told.code, param=told.param)
 
 
 Ctx = Annotated[Context, Depends(_context)]

@@ -13,6 +13,7 @@ from server.api.context import Context, Ctx
 from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
 from server.schemas import Prompted, RouteRequest
+from server.schemas.body import ignored_headers
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -27,7 +28,8 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     routing = await sse.until_disconnect(request.receive, work)
     ctx.metrics.observe_routing(routing)
     return JSONResponse(
-        {**routing_object(routing), "prompt_tokens": len(ids)}, headers=routing_headers(routing)
+        {**routing_object(routing), "prompt_tokens": len(ids)},
+        headers={**routing_headers(routing), **ignored_headers(body.ignored())},
     )
 
 
