@@ -63,8 +63,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
 def prompt_logprobs(tokens: Sequence[TokenLogprob | None], top: int) -> list[dict[str, Any] | None]:
     """vLLM's form of a prompt's: per token an object of token id -> what is known of it; null first.
 
-    The token itself and the `top` likeliest, whose rank is their place. `rank` of a token that is not among
-    those that were computed is null.
+    The token itself and the `top` likeliest, whose rank is their place.
     """
     return [None if token is None else _by_id(token, top) for token in tokens]
 
@@ -91,7 +90,7 @@ def _by_id(token: TokenLogprob, top: int) -> dict[str, Any]:
     return {
         str(each.token_id): {
             "logprob": finite(each.logprob),
-            "rank": ranks.get(each.token_id),
+            "rank": ranks.get(each.token_id, each.rank),
             "decoded_token": each.text,
         }
         for each in (token, *token.top[:top])

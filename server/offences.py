@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.schemas.body import KINDS
+from server.schemas.body import NO_PLACES
 
 SHOWN = 16
 """Most offences of one request that are told."""
@@ -39,7 +39,7 @@ def in_one(found: Sequence[Offence]) -> Offence:
 
 
 def _told(item: Any) -> Iterable[Offence]:
-    where = [str(part)[:64] for part in item["loc"] if part not in ("body", "query", "path", *KINDS)]
+    where = [str(part)[:64] for part in item["loc"] if part not in ("body", "query", "path", *NO_PLACES)]
     param = ".".join(where) or None
     subject = param or "The JSON body"
     if item["type"] == "extra_forbidden":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
@@ -136,6 +137,10 @@ class Intake:
             )
         self._composer.check(request.composition)
 
+    def put(self, job: Job) -> None:
+        """Take a request into the line."""
+        insort(self.unrouted, job, key=lambda one: one.place)
+
     def drop(self, job: Job) -> None:
         """Forget a job, wherever it is; does nothing when it has gone on already."""
         for queue in (self.unrouted, self._loading):
@@ -143,7 +148,7 @@ class Intake:
                 queue.remove(job)
 
     def take(self) -> list[Job]:
-        """The next to be routed, in the order of arrival: up to as many as one router pass reads."""
+        """The next to be routed, in their order: up to as many as one router pass reads."""
         router = self._serving.router
         taken: list[Job] = []
         names: set[str] = set()

@@ -84,6 +84,12 @@ class Job:
         self.sink(RoutedEvent(self.composition.routing, len(self.request.prompt_ids), found))
 
     @property
+    def place(self) -> tuple[int, int]:
+        """In the line of those that wait."""
+        request = self.request
+        return (request.priority if isinstance(request, GenerationRequest) else 0, self.arrival)
+
+    @property
     def over(self) -> bool:
         """Every completion has ended."""
         return all(completion.finish_reason is not None for completion in self.completions)

@@ -124,7 +124,8 @@ class RouteRequest:
 class GenerationRequest:
     """One prompt, and `n` independent completions of it.
 
-    Completion i uses seed `sampling.seed + i`, so that n completions equal n requests.
+    Completion i uses seed `sampling.seed + i`, so that n completions equal n requests. Where requests wait,
+    those of a lower `priority` go first.
     """
 
     request_id: str
@@ -132,6 +133,7 @@ class GenerationRequest:
     sampling: SamplingParams
     composition: CompositionRequest = CompositionRequest()
     n: int = 1
+    priority: int = 0
 
 
 Request = GenerationRequest | RouteRequest
@@ -148,6 +150,7 @@ class TokenLogprob:
         text: the token's own text (may hold U+FFFD for part of a character).
         token_bytes: its exact bytes.
         top: the most likely tokens, best first, as further `TokenLogprob`s with an empty `top`.
+        rank: one more than the tokens that are likelier; None of one in `top`, whose place tells it.
     """
 
     token_id: int
@@ -155,6 +158,7 @@ class TokenLogprob:
     text: str
     token_bytes: bytes
     top: tuple[TokenLogprob, ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from server.composition import routing_headers, routing_object
 from server.errors import body_of
 from server.reader import Reader
 from server.schemas import Sampling
-from server.schemas.body import ignored_headers
 
 
 class Answer(ABC):
@@ -24,7 +23,7 @@ class Answer(ABC):
 
     Attributes:
         envelope: the fields that the reply, and each of its chunks, starts with.
-        ignored: fields of the request that had no effect.
+        ignored: the header that names fields of the request without effect.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Answer(ABC):
         options = body.stream_options
         self.with_usage = bool(options and options.include_usage)
         self.usage_stats = bool(options and options.continuous_usage_stats)
-        self.ignored = body.ignored()
+        self.ignored = ctx.ignored_headers(body)
         self.completions = len(requests) * requests[0].n
 
     @abstractmethod
@@ -67,7 +66,7 @@ class Answer(ABC):
         handed_over = False
         try:
             routed = await sse.until_disconnect(self.request.receive, self.reader.start())
-            headers = {**routing_headers(routed[0].routing), **ignored_headers(self.ignored)}
+            headers = {**routing_headers(routed[0].routing), **self.ignored}
             if self.stream:
                 response = sse.EventStream(self.chunks(), self.reader.close, headers)
                 handed_over = True

@@ -50,6 +50,7 @@ async def _plan(body: ChatRequest, request: Request, ctx: Context) -> Generation
         sampling=sampling,
         composition=composition,
         n=body.n or 1,
+        priority=body.priority or 0,
     )
 
 
@@ -62,9 +63,6 @@ class ChatAnswer(Answer):
         self.with_logprobs = bool(body.logprobs)
         self.with_ids = bool(body.return_token_ids)
         self.planned = planned
-        known = ctx.engine.tokenizer.template_variables
-        unknown = sorted((body.chat_template_kwargs or {}).keys() - known)
-        self.ignored += [f"chat_template_kwargs.{name}" for name in unknown]
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[int, list[TextEvent]] = {}

@@ -86,6 +86,7 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
                     sampling=sampling,
                     composition=composition,
                     n=completions_each,
+                    priority=body.priority or 0,
                 ),
             )
         )

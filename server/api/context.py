@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from brainstacks.errors import ContextTooLong, InvalidRequest
 from server.errors import RequestRefused
 from server.metrics import Metrics
 from server.offences import Offence, in_one
-from server.schemas import Message, Sampling
+from server.schemas import Body, ChatTemplated, Message, Sampling
 from server.settings import Settings
 
 
@@ -72,6 +72,14 @@ class Context:
         if left < 0:
             raise self.too_long(len(prompt_ids), 0, param)
         return left
+
+    def ignored_headers(self, body: Body) -> Mapping[str, str]:
+        """`x-brainstacks-ignored: metadata, user`: what `body` sets without effect, if anything."""
+        names = body.ignored()
+        if isinstance(body, ChatTemplated):
+            unread = (body.chat_template_kwargs or {}).keys() - self.engine.tokenizer.template_variables
+            names += [f"chat_template_kwargs.{name}" for name in sorted(unread)]
+        return {"x-brainstacks-ignored": ", ".join(names)} if names else {}
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises InvalidRequest for the first id that is not in the vocabulary."""

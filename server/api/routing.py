@@ -13,7 +13,6 @@ from server.api.context import Context, Ctx
 from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
 from server.schemas import Prompted, RouteRequest
-from server.schemas.body import ignored_headers
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -29,7 +28,7 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     ctx.metrics.observe_routing(routing)
     return JSONResponse(
         {**routing_object(routing), "prompt_tokens": len(ids)},
-        headers={**routing_headers(routing), **ignored_headers(body.ignored())},
+        headers={**routing_headers(routing), **ctx.ignored_headers(body)},
     )
 
 

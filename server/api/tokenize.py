@@ -11,7 +11,6 @@ from server.api.context import Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
 from server.schemas import DetokenizeRequest, TokenizeRequest
-from server.schemas.body import ignored_headers
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -31,7 +30,7 @@ async def tokenize(body: TokenizeRequest, ctx: Ctx) -> JSONResponse:
         "tokens": ids,
         "token_strs": texts,
     }
-    return JSONResponse(reply, headers=ignored_headers(body.ignored()))
+    return JSONResponse(reply, headers=ctx.ignored_headers(body))
 
 
 @routes.post("/detokenize", summary="Token ids to text", response_model=None)

@@ -7,7 +7,7 @@ default, whatever the field. 4.0 is an integer. A field that cannot change the a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -20,8 +20,9 @@ WITHOUT_EFFECT = "accepted, because ignoring it cannot change the answer"
 """Marks a field; what a request sets of them is named in the reply's `x-brainstacks-ignored`."""
 
 TEXT, LIST, TEXTS, IDS, ID_LISTS = "<text>", "<list>", "<texts>", "<ids>", "<id lists>"
-KINDS = frozenset({TEXT, LIST, TEXTS, IDS, ID_LISTS})
-"""Tags of the kinds of value that a field may have; pydantic puts them into the place of an error."""
+NO_PLACES = frozenset({TEXT, LIST, TEXTS, IDS, ID_LISTS, "[key]"})
+"""What pydantic puts into the place of an error beside names and numbers: tags of the kinds of value that a
+field may have, and that it is a key."""
 
 
 def _integral(value: object) -> object:
@@ -86,11 +87,6 @@ class ErrorReply(BaseModel):
     """Body of every refused or failed request."""
 
     error: ErrorDetail
-
-
-def ignored_headers(names: list[str]) -> Mapping[str, str]:
-    """`x-brainstacks-ignored: metadata, user`; nothing where nothing was ignored."""
-    return {"x-brainstacks-ignored": ", ".join(names)} if names else {}
 
 
 def _ignored(body: Body, prefix: str = "") -> Iterator[str]:

@@ -10,6 +10,9 @@ from pydantic import Discriminator, Field, Tag
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, text_or_list
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")]  # OpenAI's rule
+Variable = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+]  # those without effect go into a header
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -67,7 +70,7 @@ class ChatTemplated(Body):
     add_special_tokens: bool | None = Field(
         default=None, description="the base's own, such as BOS, around what the chat template gives"
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(
+    chat_template_kwargs: dict[Variable, Any] | None = Field(
         default=None, max_length=32, description="variables of the chat template"
     )
 

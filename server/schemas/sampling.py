@@ -95,6 +95,12 @@ class Sampling(Body):
     truncate_prompt_tokens: Integer | None = Field(
         default=None, ge=-1, le=2**31 - 1, description="keep the prompt's last tokens; -1: those that fit"
     )
+    priority: Integer | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="where requests wait, lower ones go first; 0 when left out",
+    )
     prompt_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     return_token_ids: bool | None = None
     stream: bool | None = None

@@ -190,6 +190,7 @@ class FakeEngine:
             self.tokenizer.token_text(token_id),
             self.tokenizer.token_bytes(token_id),
             others,
+            rank=7,
         )
 
     def _prompt_logprobs(self, request: GenerationRequest) -> tuple[TokenLogprob | None, ...] | None:

@@ -30,11 +30,19 @@ async def post(client: httpx2.AsyncClient, path: str, **fields: Any) -> Any:
 async def test_what_may_be_chosen_reaches_the_engine_as_token_ids(
     client: httpx2.AsyncClient, engine: FakeEngine, path: str
 ) -> None:
-    await post(client, path, allowed_token_ids=[3, 1, 3], bad_words=["ab", " c"], skip_special_tokens=False)
+    await post(
+        client,
+        path,
+        allowed_token_ids=[3, 1, 3],
+        bad_words=["ab", " c"],
+        skip_special_tokens=False,
+        priority=3,
+    )
     sampling = engine.requests[0].sampling
     assert sampling.allowed_token_ids == (3, 1)
     assert sampling.bad_words == (tuple(b"ab"), tuple(b" ab"), tuple(b" c"))
     assert sampling.skip_special_tokens is False
+    assert engine.requests[0].priority == 3
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -55,7 +63,7 @@ async def test_what_may_be_chosen_reaches_the_engine_as_token_ids(
         {"prompt_logprobs": 1, "stream": True},
         {"return_token_ids": 1},
         {"skip_special_tokens": "no"},
-        {"priority": 1},
+        {"priority": -1},
     ],
 )
 async def test_wrong_values_are_refused_by_name(
@@ -87,7 +95,7 @@ async def test_prompt_logprobs_are_objects_by_token_id_null_first(client: httpx2
     assert [None if one is None else list(one) for one in beside["prompt_logprobs"]] == [
         None, ["104", "105"], ["105", "106"], [str(ASSISTANT), "2", "3"],
     ]  # fmt: skip
-    assert beside["prompt_logprobs"][3][str(ASSISTANT)]["rank"] is None
+    assert beside["prompt_logprobs"][3][str(ASSISTANT)]["rank"] == 7
     assert beside["prompt_logprobs"][3]["3"]["rank"] == 2
     assert "prompt_logprobs" not in await post(client, CHAT)
 
@@ -175,6 +183,12 @@ async def test_the_options_of_the_chat_template_reach_it(
     assert error_of(await client.post(CHAT, json=both), 400)["param"] == "continue_final_message"
     text = {"prompt": "x", "continue_final_message": True}
     assert error_of(await client.post("/tokenize", json=text), 400)["param"] == "continue_final_message"
+
+
+@pytest.mark.parametrize("name", ["a\r\nx-evil: 1", "a, b", "é", "", "x" * 65])
+async def test_a_variable_that_no_header_could_name_is_refused(client: httpx2.AsyncClient, name: str) -> None:
+    refused = await client.post(CHAT, json={**BODIES[CHAT], "chat_template_kwargs": {name: 1}})
+    assert error_of(refused, 400)["param"] == f"chat_template_kwargs.{name}"[:85]
 
 
 async def test_the_tokenizer_tells_of_itself(client: httpx2.AsyncClient) -> None:
