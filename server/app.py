@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
@@ -12,9 +12,10 @@ from starlette.staticfiles import StaticFiles
 from brainstacks.engine.interface import Engine
 from server import errors
 from server.api import admin, attribution, chat, completions, health, models, routing, tokenize
-from server.api.context import Context
+from server.api.context import Context, known_query
 from server.auth import Auth
 from server.body_limit import BodyLimit
+from server.cors import Cors
 from server.encoder import Encoder
 from server.json_body import JsonRoute
 from server.keys import Keys
@@ -22,6 +23,7 @@ from server.metrics import Metrics
 from server.request_context import RequestContext
 from server.schemas import ErrorReply
 from server.settings import Settings
+from server.spelling import Spelling
 
 INSPECTOR = Path(__file__).parent / "inspector"
 
@@ -36,7 +38,8 @@ PAGE_HEADERS = {
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
     """One server over `engine`, which the caller opens and closes.
 
-    A request passes, in this order: its id and last-resort reply, the keys, the limits, the routes.
+    A request passes, in this order: its id and last-resort reply, other origins, the keys, the limits, the
+    spelling of its route, the routes.
     """
     keys = Keys(settings.api_key, settings.api_key_file)
     context = Context(engine, settings, Metrics(engine), keys, Encoder(engine))
@@ -49,14 +52,16 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
         middleware=[
             Middleware(RequestContext, metrics=context.metrics, keys=keys),
+            Middleware(Cors, settings=settings),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, settings=settings),
+            Middleware(Spelling),
         ],
     )
     app.state.context = context
     errors.install(app)
     for part in (completions, chat, routing, attribution, models, tokenize, admin, health):
-        app.include_router(part.routes)
+        app.include_router(part.routes, dependencies=[Depends(known_query)])
     app.include_router(_inspector())
     app.mount("/inspector", StaticFiles(directory=INSPECTOR), name="inspector")
     return app

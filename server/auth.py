@@ -15,7 +15,7 @@ from server.settings import Settings
 
 Area = Literal["open", "inference", "metrics", "admin"]
 
-INFERENCE = frozenset({"v1", "tokenize", "detokenize"})
+INFERENCE = frozenset({"v1", "tokenize", "detokenize", "tokenizer_info"})
 
 _SEPARATOR = re.compile(r"[/\\;\x00-\x20\x7f]")
 """What one system or another takes for the end of a path's segment."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -55,20 +55,28 @@ class Encoder:
         encode = self._tokenizer.encode
         return await self._run(tenant, size, lambda: encode(text, add_special_tokens=add_special_tokens))
 
+    def end_of(self, text: str) -> str:
+        """The end of a text, in which all that a truncation to the context keeps lies: it has as many tokens."""
+        raw = text.encode(errors="surrogatepass")
+        most = self._longest * self._model.max_context
+        return text if len(raw) <= most else raw[-most:].decode(errors="ignore")
+
     async def encode_chat(
         self,
         messages: Sequence[Mapping[str, str]],
         tenant: str,
         *,
-        add_generation_prompt: bool = True,
         param: str = "messages",
+        **options: Any,
     ) -> list[int]:
-        """Token ids of a conversation in the base's chat template. Raises ContextTooLong, InvalidRequest."""
+        """Token ids of a conversation in the base's chat template; options of `Tokenizer.encode_chat`.
+
+        Raises:
+            ContextTooLong, InvalidRequest
+        """
         size = self._size((message["content"] for message in messages), param) + 64 * len(messages)
         encode = self._tokenizer.encode_chat
-        return await self._run(
-            tenant, size, lambda: encode(messages, add_generation_prompt=add_generation_prompt)
-        )
+        return await self._run(tenant, size, lambda: encode(messages, **options))
 
     async def decode(self, ids: Sequence[int], tenant: str, param: str) -> str:
         """The text of at most as many tokens as the context holds. Raises InvalidRequest."""

@@ -6,7 +6,7 @@ Every error of the HTTP surface is `{"error": {"message", "type", "param", "code
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from brainstacks import errors
+from server.offences import in_one, offences
 
 logger = logging.getLogger("brainstacks.server")
 
@@ -109,7 +110,8 @@ def reply(scope: Scope, error: Exception) -> JSONResponse:
         headers.update(error.headers or {})
     elif isinstance(error, RequestValidationError):
         status = 400
-        body = _validation_body(error.errors())
+        wrong = in_one(offences(error.errors()))
+        body = error_body(wrong.message, INVALID, wrong.param, wrong.code)
     else:
         status = status_of(error)[0] if isinstance(error, errors.BrainstacksError) else 500
         body = body_of(error, state.get("request_id", "unknown"))
@@ -149,33 +151,3 @@ def _detail(error: HTTPException, scope: Scope) -> str:
         allowed = (error.headers or {}).get("Allow", "another method")
         return f"{path} does not take {scope['method']}; use {allowed}"
     return str(error.detail)
-
-
-def _validation_body(found: Sequence[Any]) -> dict[str, Any]:
-    """The first broken rule; unknown fields come first, as they often explain the rest."""
-    ordered = sorted(found, key=lambda item: item["type"] != "extra_forbidden")
-    item = ordered[0]
-    where = [str(part)[:64] for part in item["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(where) or None
-    if item["type"] == "extra_forbidden":
-        return error_body(
-            f"{param!r} is not supported here; leave it out", INVALID, param, "unsupported_parameter"
-        )
-    if item["type"] == "missing":
-        return error_body(
-            f"{param or 'The JSON body'} is required", INVALID, param, "missing_required_parameter"
-        )
-    reason = item["msg"].removeprefix("Value error, ")
-    message = f"{param or 'The JSON body'} is {_shown(item.get('input'))}: {reason}"
-    return error_body(message, INVALID, param, "invalid_value")
-
-
-def _shown(value: object) -> str:
-    """`value` as a client wrote it, cut short."""
-    if isinstance(value, (dict, list)):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    if isinstance(value, str):
-        return repr(value[:40]) + ("..." if len(value) > 40 else "")
-    if isinstance(value, int) and value.bit_length() > 64:
-        return "an integer beyond 64 bits"
-    return repr(value)

@@ -17,7 +17,7 @@ GROUPS = {
     "The model": ("base", "quantization", "device", "dtype", "backend", "exact", "deterministic"),
     "Stacks": ("registry", "registry_poll", "device_stack_bytes", "host_stack_bytes"),
     "Where it listens, and to whom": (
-        "host", "port", "api_key", "api_key_file", "admin_key", "metrics", "drain_timeout",
+        "host", "port", "api_key", "api_key_file", "admin_key", "metrics", "cors_origin", "drain_timeout",
     ),
     "Requests": (
         "max_batch_size", "max_queue", "max_context", "max_prefill_tokens", "max_router_batch",

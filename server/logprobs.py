@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from brainstacks.engine.interface import Tokenizer
@@ -59,6 +60,19 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
+def prompt_logprobs(tokens: Sequence[TokenLogprob | None], top: int) -> list[dict[str, Any] | None]:
+    """vLLM's form of a prompt's: per token an object of token id -> what is known of it; null first.
+
+    The token itself and the `top` likeliest, whose rank is their place.
+    """
+    return [None if token is None else _by_id(token, top) for token in tokens]
+
+
+def cut(tokens: Sequence[TokenLogprob | None], top: int) -> list[TokenLogprob | None]:
+    """With at most `top` alternatives: a prompt's may have been computed for a field that asks for more."""
+    return [None if token is None else replace(token, top=token.top[:top]) for token in tokens]
+
+
 def finite(logprob: float) -> float:
     return max(logprob, LOWEST)
 
@@ -69,6 +83,18 @@ def _by_text(token: TokenLogprob) -> dict[str, float]:
     for each in (*token.top, token):
         best[each.text] = max(finite(each.logprob), best.get(each.text, LOWEST))
     return best
+
+
+def _by_id(token: TokenLogprob, top: int) -> dict[str, Any]:
+    ranks = {each.token_id: rank for rank, each in enumerate(token.top, start=1)}
+    return {
+        str(each.token_id): {
+            "logprob": finite(each.logprob),
+            "rank": ranks.get(each.token_id, each.rank),
+            "decoded_token": each.text,
+        }
+        for each in (token, *token.top[:top])
+    }
 
 
 def _entry(token: TokenLogprob) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     metrics: Literal["open", "admin"] = Field(
         default="open", description="who may read /metrics: everyone, or who has the admin key"
     )
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="origin of web pages that may call the inference routes, such as https://chat.example; "
+        "repeat it, or separate by commas; * is any",
+    )
 
     drain_timeout: float = Field(
         default=30.0, ge=0, description="seconds that running requests get after SIGTERM"
@@ -158,7 +163,7 @@ class Settings(BaseSettings):
             )
         return device
 
-    @field_validator("api_key", mode="before")
+    @field_validator("api_key", "cors_origin", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -179,6 +184,16 @@ class Settings(BaseSettings):
     def _keys_differ(self) -> Settings:
         collect(self.api_key, self.api_key_file)
         return self
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#*,]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; it is a scheme and a host, such as https://chat.example, or *"
+                )
+        return origins
 
     @field_validator("admin_key")
     @classmethod

@@ -116,6 +116,92 @@ def test_no_template_and_a_template_that_refuses_are_refusals() -> None:
         ChatTokenizer(tokenizer, (END,)).encode_chat(user("a"))
 
 
+# --- the options of a conversation ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", ["He", "He <|im_end|>", " spaced ", ""])
+def test_the_final_message_goes_on_where_its_content_ends(answer: str) -> None:
+    messages = [*user("a"), {"role": "assistant", "content": answer}]
+    head = [START, *b"user\na", END, *b"\n", START, *b"assistant\n"]
+    assert TINY.encode_chat(messages, continue_final_message=True) == [*head, *answer.encode()]
+
+
+def test_a_template_that_leaves_out_the_final_message_cannot_go_on() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    chat = ChatTokenizer(tokenizer, (END,))
+    with pytest.raises(InvalidRequest, match="leaves out the last message"):
+        chat.encode_chat([*user("a"), *user("b")], continue_final_message=True)
+
+
+def test_special_tokens_are_put_around_a_conversation_where_they_are_asked_for() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|im_end|>", special_tokens=[("<|endoftext|>", END_OF_TEXT), (SPECIAL, END)]
+    )
+    chat = ChatTokenizer(tokenizer, (END,))
+    for text in ("a", SPECIAL):
+        plain = chat.encode_chat(user(text))
+        assert chat.encode_chat(user(text), add_special_tokens=True) == [END_OF_TEXT, *plain, END]
+    assert TINY.encode_chat(user("a"), add_special_tokens=True) == TINY.encode_chat(user("a"))
+
+
+def thinking() -> ChatTokenizer:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% generation %}<|im_start|>{{ m['name'] or '' }}"
+        "{{ m['content'] }}"
+        "{% endgeneration %}{% endfor %}{% if enable_thinking %}{{ 'think' * depth }}{% endif %}"
+    )
+    return ChatTokenizer(tokenizer, (END,))
+
+
+def test_variables_of_the_template_can_be_set_and_others_do_nothing() -> None:
+    chat = thinking()
+    assert chat.template_variables == {"enable_thinking", "depth"}
+    asked = {"enable_thinking": True, "depth": 2, "other": 1}
+    assert chat.encode_chat(user("a"), template_kwargs=asked) == [START, *b"athinkthink"]
+    assert chat.encode_chat(user("a"), template_kwargs={"enable_thinking": False}) == [START, ord("a")]
+    assert TINY.template_variables == frozenset()
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "tokenize", "chat_template", "bos_token", "eos_token", "raise_exception"]
+)
+def test_what_the_template_gets_from_elsewhere_is_not_for_requests_to_set(name: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<|endoftext|>"
+    with pytest.raises(InvalidRequest, match=f"sets {name}"):
+        ChatTokenizer(tokenizer, (END,)).encode_chat(user("a"), template_kwargs={name: "x"})
+
+
+def test_no_variable_and_no_name_becomes_a_special_token() -> None:
+    chat = thinking()
+    for value in (SPECIAL, ["x", {"y": f"a{SPECIAL}"}]):
+        with pytest.raises(InvalidRequest, match="chat_template_kwargs holds"):
+            chat.encode_chat(user("a"), template_kwargs={"depth": value, "enable_thinking": True})
+    with pytest.raises(InvalidRequest, match="messages holds"):
+        chat.encode_chat([{"role": "user", "content": "a", "name": SPECIAL}])
+    assert chat.encode_chat([{"role": "user", "content": "a", "name": "n"}]) == [START, *b"na"]
+
+
+def test_a_variable_that_the_template_cannot_use_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="cannot use these chat_template_kwargs"):
+        thinking().encode_chat(user("a"), template_kwargs={"enable_thinking": True, "depth": {}})
+
+
+def test_what_is_told_of_a_tokenizer_is_json_without_paths() -> None:
+    import json
+
+    told = TINY.info()
+    assert json.loads(json.dumps(told)) == told
+    assert told["eos_token"] == SPECIAL
+    assert "<|im_start|>" in told["chat_template"]
+    assert told["added_tokens_decoder"][str(END)] == SPECIAL
+
+
 def test_a_lone_surrogate_is_refused_by_its_position() -> None:
     with pytest.raises(InvalidRequest, match="position 2"):
         TINY.encode("ab\ud800")

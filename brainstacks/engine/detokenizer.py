@@ -26,12 +26,19 @@ class Detokenizer:
         tokenizer: of the base.
         stop: strings that end the text and are not part of it.
         prompt_ids: what the text follows; SentencePiece's decoders take the space from what begins a text.
+        skip_special_tokens: the text leaves out special tokens.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt_ids: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._stop = tuple(stop)
         self._window = list(prompt_ids[-_CONTEXT:])  # the newest tokens, behind some that give their context
         if self._decode(self._window).endswith(_REPLACEMENT):
@@ -84,7 +91,7 @@ class Detokenizer:
         self._said = len(self._decode(self._window)) - held
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
     def _is_special(self, token_id: int) -> bool:
         return not self._decode([token_id]) and bool(self._tokenizer.decode([token_id]))

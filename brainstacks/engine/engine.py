@@ -154,7 +154,7 @@ class StepEngine:
         if waiting >= room:
             raise Overloaded(f"{waiting} requests are waiting, and the queue holds {room}; retry later")
         job = self._jobs[request.key] = Job(request, sink, next(self._arrivals))
-        self._intake.unrouted.append(job)
+        self._intake.put(job)
 
     def check(self, request: Request) -> None:
         """Refuse what can never run; on any thread. Raises InvalidRequest, ContextTooLong."""

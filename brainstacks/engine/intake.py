@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
@@ -95,6 +96,7 @@ class Intake:
     ) -> None:
         self._config = config
         self._vocab = base.vocab_size
+        self._ends = base.eos_token_ids
         self._serving = serving
         self._composer = composer
         self._router_pass = router_pass
@@ -128,6 +130,7 @@ class Intake:
             most = request.sampling.max_tokens
             self._check_ids(request.sampling.logit_bias, "logit_bias")
             self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
+            self._check_choice(request.sampling)
         if tokens + most > self.max_context:
             raise ContextTooLong(
                 f"the prompt has {tokens} tokens and max_tokens is {most}, together {tokens + most}; "
@@ -136,6 +139,10 @@ class Intake:
             )
         self._composer.check(request.composition)
 
+    def put(self, job: Job) -> None:
+        """Take a request into the line."""
+        insort(self.unrouted, job, key=lambda one: one.place)
+
     def drop(self, job: Job) -> None:
         """Forget a job, wherever it is; does nothing when it has gone on already."""
         for queue in (self.unrouted, self._loading):
@@ -143,7 +150,7 @@ class Intake:
                 queue.remove(job)
 
     def take(self) -> list[Job]:
-        """The next to be routed, in the order of arrival: up to as many as one router pass reads."""
+        """The next to be routed, in their order: up to as many as one router pass reads."""
         router = self._serving.router
         taken: list[Job] = []
         names: set[Conversation] = set()
@@ -214,6 +221,19 @@ class Intake:
         """Whether `router` is to read the job's prompt."""
         routed = job.request.composition.mode == "routed"
         return routed and self._sticky.recall(_conversation(job), router) is None
+
+    def _check_choice(self, params: SamplingParams) -> None:
+        """Something can be chosen at every step."""
+        allowed = params.allowed_token_ids
+        self._check_ids(allowed, "allowed_token_ids")
+        barred = {word[-1] for word in params.bad_words}
+        if params.min_tokens > 0:
+            barred.update(params.stop_token_ids, () if params.ignore_eos else self._ends)
+        if allowed and barred.issuperset(allowed):
+            raise InvalidRequest(
+                "bad_words and min_tokens may forbid every token of allowed_token_ids; allow one more",
+                param="allowed_token_ids",
+            )
 
     def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
         bad = next((i for i in token_ids if not 0 <= i < self._vocab), None)

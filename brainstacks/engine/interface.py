@@ -123,10 +123,23 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of plain text; the base's BOS in front when `add_special_tokens` and it has one."""
 
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """What `template_kwargs` can set in the base's chat template; others do nothing."""
+
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of `messages` ({"role", "content"}) in the base's chat template."""
+        """Token ids of `messages` ({"role", "content"}, perhaps "name") in the base's chat template."""
+
+    def info(self) -> dict[str, Any]:
+        """What there is to tell of it: plain JSON values, no paths."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 

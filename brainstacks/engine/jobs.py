@@ -57,7 +57,12 @@ class Job:
                     index=index,
                     sampling_state=sampler.new_state(params, request.prompt_ids, seed),
                     detokenizer=(
-                        Detokenizer(tokenizer, params.stop, request.prompt_ids)
+                        Detokenizer(
+                            tokenizer,
+                            params.stop,
+                            request.prompt_ids,
+                            skip_special_tokens=params.skip_special_tokens,
+                        )
                         if tokenizer is not None
                         else None
                     ),
@@ -77,6 +82,12 @@ class Job:
             raise ValueError(f"{self.request.request_id!r} is not composed yet")
         found = tuple(logprobs) if logprobs is not None else None
         self.sink(RoutedEvent(self.composition.routing, len(self.request.prompt_ids), found))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """In the line of those that wait."""
+        request = self.request
+        return (request.priority if isinstance(request, GenerationRequest) else 0, self.arrival)
 
     @property
     def over(self) -> bool:

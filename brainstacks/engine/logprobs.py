@@ -57,18 +57,23 @@ def _entries(
     # One width for all: what one row asks for must not decide which of equal tokens another one lists.
     best = most_likely(logprobs, min(MAX_TOP_LOGPROBS, logprobs.shape[-1]) if any(tops) else 0)
     best_values = logprobs.gather(-1, best).tolist()
-    chosen = logprobs.gather(-1, logprobs.new_tensor(tokens, dtype=best.dtype)[:, None])[:, 0].tolist()
+    own = logprobs.gather(-1, logprobs.new_tensor(tokens, dtype=best.dtype)[:, None])
+    ranks = (1 + (logprobs > own).sum(-1)).tolist()
+    chosen = own[:, 0].tolist()
     if any(map(math.isnan, chosen)):
         raise EngineFailure(NOT_FINITE)
 
-    def entry(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+    def entry(
+        token: int, logprob: float, top: tuple[TokenLogprob, ...] = (), rank: int | None = None
+    ) -> TokenLogprob:
         if tokenizer is None:
-            return TokenLogprob(token, logprob, "", b"", top)
-        return TokenLogprob(token, logprob, tokenizer.token_text(token), tokenizer.token_bytes(token), top)
+            return TokenLogprob(token, logprob, "", b"", top, rank)
+        text, token_bytes = tokenizer.token_text(token), tokenizer.token_bytes(token)
+        return TokenLogprob(token, logprob, text, token_bytes, top, rank)
 
     return [
-        entry(token, logprob, tuple(map(entry, ids[:top], values[:top])))
-        for token, logprob, top, ids, values in zip(
-            tokens, chosen, tops, best.tolist(), best_values, strict=True
+        entry(token, logprob, tuple(map(entry, ids[:top], values[:top])), rank)
+        for token, logprob, top, ids, values, rank in zip(
+            tokens, chosen, tops, best.tolist(), best_values, ranks, strict=True
         )
     ]

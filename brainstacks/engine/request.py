@@ -80,6 +80,8 @@ class SamplingParams:
         presence_penalty, frequency_penalty: subtracted from the logits of generated tokens (OpenAI).
         repetition_penalty: divides positive, multiplies negative logits of seen tokens (1.0 = off).
         logit_bias: token id -> added to its logit.
+        allowed_token_ids: no other token is chosen; empty allows all.
+        bad_words: token ids of texts that are not generated: none of them gets its last token.
         seed: of this request's own generator; None draws one.
         stop: strings that end the text and are not part of it.
         stop_token_ids: further token ids that end it.
@@ -87,6 +89,7 @@ class SamplingParams:
         min_tokens: no end-of-sequence, and no stop, before this many tokens.
         logprobs: None for none, else how many top alternatives to report per generated token (0..20).
         prompt_logprobs: the same for the prompt's tokens.
+        skip_special_tokens: the text leaves out special tokens.
     """
 
     max_tokens: int = 16
@@ -98,6 +101,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -105,6 +110,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ class RouteRequest:
 class GenerationRequest:
     """One prompt, and `n` independent completions of it.
 
-    Completion i uses seed `sampling.seed + i`, so that n completions equal n requests.
+    Completion i uses seed `sampling.seed + i`, so that n completions equal n requests. Where requests wait,
+    those of a lower `priority` go first.
 
     Attributes:
         tenant: whose it is: request ids, records, conversations and reused prefixes are a tenant's own. Free
@@ -139,6 +146,7 @@ class GenerationRequest:
     composition: CompositionRequest = CompositionRequest()
     n: int = 1
     tenant: str = ""
+    priority: int = 0
 
     @property
     def key(self) -> str:
@@ -165,6 +173,7 @@ class TokenLogprob:
         text: the token's own text (may hold U+FFFD for part of a character).
         token_bytes: its exact bytes.
         top: the most likely tokens, best first, as further `TokenLogprob`s with an empty `top`.
+        rank: one more than the tokens that are likelier; None of one in `top`, whose place tells it.
     """
 
     token_id: int
@@ -172,6 +181,7 @@ class TokenLogprob:
     text: str
     token_bytes: bytes
     top: tuple[TokenLogprob, ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class SamplingState:
         random: one number in [0, 1) of it per drawn token, so that no neighbour changes a draw.
         penalised: whether some penalty is on.
         bias_ids, bias: [n] int64, [n] float32; `params.logit_bias`.
+        allowed: [n] int64, the only tokens to choose from; empty for all.
         forbidden: [n] int64, every token that would end the text before `min_tokens`.
     """
 
@@ -45,6 +46,8 @@ class SamplingState:
         )
         self.bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
         self.bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+        self.allowed = torch.tensor(params.allowed_token_ids, dtype=torch.int64)
+        self._bad_words = params.bad_words
         last = () if params.ignore_eos else ends
         self.forbidden = torch.tensor([*last, *params.stop_token_ids], dtype=torch.int64)
         self._min_tokens = params.min_tokens
@@ -63,7 +66,25 @@ class SamplingState:
 
     def adjusts(self, output_ids: Sequence[int]) -> bool:
         """Whether the logits after `output_ids` are not taken as they are."""
-        return self.penalised or len(self.bias_ids) > 0 or not self.may_end(output_ids)
+        return (
+            self.penalised
+            or len(self.bias_ids) > 0
+            or len(self.allowed) > 0
+            or len(self._bad_words) > 0
+            or not self.may_end(output_ids)
+        )
+
+    def barred(self, output_ids: Sequence[int]) -> Tensor:
+        """[n] int64, tokens that may not follow `output_ids`: an end that comes too early, and the last token
+        of each bad word of which all others have just been chosen."""
+        ends = [
+            word[-1]
+            for word in self._bad_words
+            if len(word) - 1 <= len(output_ids)
+            and word[:-1] == tuple(output_ids[len(output_ids) - len(word) + 1 :])
+        ]
+        early = self.forbidden[:0] if self.may_end(output_ids) else self.forbidden
+        return torch.cat([early, torch.tensor(ends, dtype=torch.int64)]) if ends else early
 
     def seen(self, output_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What penalties are about.
@@ -168,7 +189,7 @@ def adjust(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
     """Penalties, bias and forbidden tokens, in OpenAI's and vLLM's order.
 
     For a token seen in prompt or output: l > 0 ? l / repetition : l * repetition; then for one seen n times
-    in the output: - n * frequency - (n > 0) * presence; then + bias; then -inf if it may not be chosen yet.
+    in the output: - n * frequency - (n > 0) * presence; then + bias; then -inf if it may not be chosen (now).
 
     Returns:
         [R, V] float32; `logits` itself when there is nothing to do. Finite where `logits` is, but for -inf.
@@ -206,9 +227,13 @@ def adjust(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
     if biased:
         where = places([(at, state.bias_ids) for at, state in biased])
         flat[where] += torch.cat([state.bias for _, state in biased]).to(logits.device)
-    held = [(at, row.sampling_state) for at, row in todo if not row.sampling_state.may_end(row.output_ids)]
-    if held:
-        flat[places([(at, state.forbidden) for at, state in held])] = float("-inf")
+    for at, allowed in [(at, row.sampling_state.allowed) for at, row in todo]:
+        if len(allowed):
+            kept = adjusted[at, allowed.to(logits.device)]
+            adjusted[at].fill_(float("-inf"))
+            adjusted[at, allowed.to(logits.device)] = kept
+    barred = [(at, row.sampling_state.barred(row.output_ids)) for at, row in todo]
+    flat[places(barred)] = float("-inf")
     return adjusted
 
 

@@ -20,20 +20,20 @@ class Row:
     count: int
 
 
-def _place(completion: Completion) -> tuple[int, int]:
-    return (completion.arrival, completion.index)
+def _place(completion: Completion) -> tuple[int, int, int]:
+    return (completion.request.priority, completion.arrival, completion.index)
 
 
 class Scheduler:
-    """First come, first served, within the batch, the prefill and the KV budget.
+    """First come, first served among those of one priority, within the batch, the prefill and the KV budget.
 
     A completion takes blocks for what is known of it when it is admitted, and further ones as it grows. When
-    none is left, the one that arrived last gives up its own and waits again, to compute them anew; so the one
-    that arrived first always gets on. Deterministic: nobody gives up anything, because keys and values that
-    are computed twice may differ in their last bits, and a prompt is cut at fixed places.
+    none is left, the last in line gives up its own and waits again, to compute them anew; so the first in
+    line always gets on. Deterministic: nobody gives up anything, because keys and values that are computed
+    twice may differ in their last bits, and a prompt is cut at fixed places.
 
     Attributes:
-        waiting, running: in the order of arrival.
+        waiting, running: in line, the lowest priority first, then in the order of arrival.
         preemptions: how many have given up their blocks, since the start.
     """
 
@@ -45,7 +45,7 @@ class Scheduler:
         self.preemptions = 0
 
     def add(self, completion: Completion) -> None:
-        """Queue a composed completion, at the place that its arrival gives it."""
+        """Queue a composed completion, at its place in line."""
         insort(self.waiting, completion, key=_place)
 
     @property
@@ -125,7 +125,7 @@ class Scheduler:
 
     def _decode_rows(self) -> list[Row]:
         rows = []
-        for completion in tuple(self.running):  # those that arrived first take blocks first
+        for completion in tuple(self.running):  # the first in line take blocks first
             if not completion.paused and completion.decodes and self._grow(completion):
                 rows.append(Row(completion, completion.computed, 1))
         return rows
@@ -162,7 +162,7 @@ class Scheduler:
         return 0 if self._config.deterministic else len(self.running)
 
     def _victim(self) -> Completion:
-        """Who makes room: one that is paused, else the last to arrive."""
+        """Who makes room: one that is paused, else the last in line."""
         return max(self.running, key=lambda s: (s.paused, *_place(s)))
 
     def _preempt(self, completion: Completion) -> None:

@@ -23,6 +23,7 @@ class Answer(ABC):
 
     Attributes:
         envelope: the fields that the reply, and each of its chunks, starts with.
+        ignored: the header that names fields of the request without effect.
     """
 
     def __init__(
@@ -38,12 +39,19 @@ class Answer(ABC):
         self.reader = Reader(ctx.engine, requests, ctx.metrics, request.state.begin)
         self.envelope = envelope
         self.stream = bool(body.stream)
-        self.with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        options = body.stream_options
+        self.with_usage = bool(options and options.include_usage)
+        self.usage_stats = bool(options and options.continuous_usage_stats)
+        self.ignored = ctx.ignored_headers(body)
         self.completions = len(requests) * requests[0].n
 
     @abstractmethod
     async def choices(self) -> list[dict[str, Any]]:
         """All choices, whole."""
+
+    def about_prompt(self) -> dict[str, Any]:
+        """What the reply tells of its prompt beside its choices."""
+        return {}
 
     def opening(self) -> list[dict[str, Any]]:
         """Parts of choices that come before any text."""
@@ -58,7 +66,7 @@ class Answer(ABC):
         handed_over = False
         try:
             routed = await sse.until_disconnect(self.request.receive, self.reader.start())
-            headers = routing_headers(routed[0].routing)
+            headers = {**routing_headers(routed[0].routing), **self.ignored}
             if self.stream:
                 response = sse.EventStream(self.chunks(), self.reader.close, headers)
                 handed_over = True
@@ -66,7 +74,14 @@ class Answer(ABC):
             choices = await sse.until_disconnect(self.request.receive, self.choices())
             usage = self.reader.usage
             return JSONResponse(
-                {**self.envelope, "choices": choices, "usage": usage, **self.routing()}, headers=headers
+                {
+                    **self.envelope,
+                    "choices": choices,
+                    "usage": usage,
+                    **self.about_prompt(),
+                    **self.routing(),
+                },
+                headers=headers,
             )
         finally:
             if not handed_over:
@@ -74,24 +89,26 @@ class Answer(ABC):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Server-sent events; the first and the last carry `routing`, and an error is an event too."""
-        null_usage = {"usage": None} if self.with_usage else {}
-        routing, unfinished = self.routing(), self.completions
+        edge, unfinished = {**self.about_prompt(), **self.routing()}, self.completions
 
-        def chunk(choice: dict[str, Any], **edge: Any) -> bytes:
-            return sse.event({**self.envelope, "choices": [choice], **null_usage, **edge})
+        def chunk(choice: dict[str, Any], edge: dict[str, Any]) -> bytes:
+            usage: dict[str, Any] = {}
+            if self.with_usage or self.usage_stats:
+                usage = {"usage": self.reader.usage if self.usage_stats else None}
+            return sse.event({**self.envelope, "choices": [choice], **usage, **edge})
 
         try:
             for choice in self.opening():
-                yield chunk(choice, **routing)
-                routing = {}
+                yield chunk(choice, edge)
+                edge = {}
             async for prompt, event in self.reader.texts():
                 unfinished -= event.finish_reason is not None
                 parts = self.parts(prompt, event)
                 for choice in parts:
                     if choice is parts[-1] and not unfinished and not self.with_usage:
-                        routing = self.routing()
-                    yield chunk(choice, **routing)
-                    routing = {}
+                        edge = {**edge, **self.routing()}
+                    yield chunk(choice, edge)
+                    edge = {}
             if self.with_usage:
                 usage = self.reader.usage
                 yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})

@@ -15,7 +15,7 @@ from server.api.answer import Answer
 from server.api.context import Context, Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
-from server.logprobs import chat_logprobs
+from server.logprobs import chat_logprobs, prompt_logprobs
 from server.schemas import ChatRequest
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
@@ -31,14 +31,20 @@ async def chat_completions(body: ChatRequest, request: Request, ctx: Ctx) -> Res
 async def _plan(body: ChatRequest, request: Request, ctx: Context) -> GenerationRequest:
     """Check and tokenise; raises before anything runs."""
     composition = resolve(ctx.engine, body.model, body.routing)
-    plain = [message.plain() for message in body.messages]
-    ids = await ctx.encoder.encode_chat(plain, request.state.tenant)
+    plain, tenant = [message.plain() for message in body.messages], request.state.tenant
+    given = await ctx.encoder.encode_chat(plain, tenant, **body.template_options())
+    ids = ctx.truncated(given, body)
     room = ctx.room(ids, "messages")
-    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    asked = body.asked_tokens
     max_tokens = max(1, room) if asked is None else asked
     if max_tokens > room:
         raise ctx.too_long(len(ids), max_tokens, "messages")
-    sampling = body.sampling(max_tokens, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    sampling = body.sampling(
+        max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+        bad_words=await ctx.encode_words(body.bad_words or (), tenant),
+    )
     ctx.check_sampling(body, sampling)
     return GenerationRequest(
         request_id=request.state.request_id,
@@ -46,7 +52,8 @@ async def _plan(body: ChatRequest, request: Request, ctx: Context) -> Generation
         sampling=sampling,
         composition=composition,
         n=body.n or 1,
-        tenant=request.state.tenant,
+        tenant=tenant,
+        priority=body.priority or 0,
     )
 
 
@@ -57,6 +64,8 @@ class ChatAnswer(Answer):
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         super().__init__(request, ctx, body, [planned], ctx.envelope(request, kind, "chatcmpl", body.model))
         self.with_logprobs = bool(body.logprobs)
+        self.with_ids = bool(body.return_token_ids)
+        self.planned = planned
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[int, list[TextEvent]] = {}
@@ -72,17 +81,29 @@ class ChatAnswer(Answer):
                     "logprobs": self._logprobs([token for event in ran for token in event.logprobs]),
                     "finish_reason": ran[-1].finish_reason,
                     "stop_reason": ran[-1].stop_reason,
+                    **self._ids([token for event in ran for token in event.token_ids]),
                 }
             )
         return choices
+
+    def about_prompt(self) -> dict[str, Any]:
+        about: dict[str, Any] = {}
+        if self.planned.sampling.prompt_logprobs is not None:
+            about["prompt_logprobs"] = prompt_logprobs(
+                self.reader.routed[0].prompt_logprobs or (), self.planned.sampling.prompt_logprobs
+            )
+        if self.with_ids:
+            about["prompt_token_ids"] = list(self.planned.prompt_ids)
+        return about
 
     def opening(self) -> list[dict[str, Any]]:
         return [_delta(index, {"role": "assistant", "content": ""}) for index in range(self.completions)]
 
     def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
         found = []
-        if event.text or event.logprobs:
-            found.append(_delta(event.index, {"content": event.text}, self._logprobs(event.logprobs)))
+        if event.text or event.logprobs or (event.token_ids and self.with_ids):
+            delta = _delta(event.index, {"content": event.text}, self._logprobs(event.logprobs))
+            found.append({**delta, **self._ids(event.token_ids)})
         if event.finish_reason is not None:
             end = {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
             found.append({**_delta(event.index, {}), **end})
@@ -90,6 +111,9 @@ class ChatAnswer(Answer):
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         return chat_logprobs(tokens) if self.with_logprobs else None
+
+    def _ids(self, ids: Sequence[int]) -> dict[str, Any]:
+        return {"token_ids": list(ids)} if self.with_ids else {}
 
 
 def _delta(index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:

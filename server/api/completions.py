@@ -17,7 +17,7 @@ from server.api.answer import Answer
 from server.api.context import Context, Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
-from server.logprobs import TextOffsets, completion_logprobs
+from server.logprobs import TextOffsets, completion_logprobs, cut, prompt_logprobs
 from server.schemas import MAX_SEQUENCES, CompletionRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -52,21 +52,32 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
             param="n" if body.best_of is None else "best_of",
         )
     tenant = request.state.tenant
+    bad_words = await ctx.encode_words(body.bad_words or (), tenant)
     plans = []
     for index, prompt in enumerate(prompts):
-        ids = await ctx.encoder.encode(prompt, tenant) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            special = body.add_special_tokens is not False
+            text = prompt if body.truncate_prompt_tokens is None else ctx.encoder.end_of(prompt)
+            given = await ctx.encoder.encode(text, tenant, add_special_tokens=special)
+        else:
+            given = prompt
+        ids = ctx.truncated(given, body)
         room = ctx.room(ids, "prompt")
-        max_tokens = body.max_tokens
+        max_tokens = body.asked_tokens
         if max_tokens is None:
             # A default gives way to the context, down to one token; what the client asks for does not.
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room))
         if max_tokens > room:
             raise ctx.too_long(len(ids), max_tokens, "prompt")
+        of_prompt = [body.prompt_logprobs, body.logprobs if body.echo else None]
         sampling = body.sampling(
-            max_tokens, logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None
+            max_tokens,
+            logprobs=body.logprobs,
+            prompt_logprobs=max((top for top in of_prompt if top is not None), default=None),
+            bad_words=bad_words,
         )
         ctx.check_sampling(body, sampling)
-        text = prompt if isinstance(prompt, str) else ""
+        text = prompt if isinstance(prompt, str) and body.truncate_prompt_tokens is None else ""
         if body.echo and not text:
             text = await ctx.encoder.decode(ids, tenant, "prompt")
         request_id = request.state.request_id  # which holds no ":", whoever chose it
@@ -80,6 +91,7 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
                     composition=composition,
                     n=completions_each,
                     tenant=tenant,
+                    priority=body.priority or 0,
                 ),
             )
         )
@@ -118,7 +130,8 @@ class CompletionAnswer(Answer):
         key = (prompt, event.index)
         choice = self._choice(prompt, event.index, event.index, [event], first=key not in self.begun)
         self.begun.add(key)
-        return [choice] if choice["text"] or choice["logprobs"] or event.finish_reason else []
+        told = choice["text"] or choice["logprobs"] or choice.get("token_ids") or event.finish_reason
+        return [choice] if told else []
 
     def _kept(self, prompt: int, events: Mapping[tuple[int, int], list[TextEvent]]) -> list[int]:
         """Indices of the completions to show: all, or the likeliest of best_of."""
@@ -146,6 +159,13 @@ class CompletionAnswer(Answer):
             "finish_reason": last.finish_reason,
             "stop_reason": last.stop_reason,
         }
+        if self.body.return_token_ids:
+            choice["token_ids"] = [token for event in events for token in event.token_ids]
+            if first:
+                choice["prompt_token_ids"] = list(self.plans[prompt].request.prompt_ids)
+        if self.body.prompt_logprobs is not None:
+            scored = self.reader.routed[prompt].prompt_logprobs or ()
+            choice["prompt_logprobs"] = prompt_logprobs(scored, self.body.prompt_logprobs)
         if len(self.plans) > 1 and last.finish_reason is not None:
             choice.update(self.routing(prompt))
         return choice
@@ -159,7 +179,7 @@ class CompletionAnswer(Answer):
         ids: list[int] = []
         if echo:
             ids.extend(self.plans[prompt].request.prompt_ids)
-            tokens.extend(self.reader.routed[prompt].prompt_logprobs or ())
+            tokens.extend(cut(self.reader.routed[prompt].prompt_logprobs or (), self.body.logprobs))
         for event in events:
             ids.extend(event.token_ids)
             tokens.extend(event.logprobs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,9 +14,11 @@ from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import SamplingParams
 from brainstacks.errors import ContextTooLong, InvalidRequest
 from server.encoder import Encoder
+from server.errors import RequestRefused
 from server.keys import Keys
 from server.metrics import Metrics
-from server.schemas import Sampling
+from server.offences import Offence, in_one
+from server.schemas import Body, ChatTemplated, Sampling
 from server.settings import Settings
 
 
@@ -30,6 +32,29 @@ class Context:
     keys: Keys
     encoder: Encoder
 
+    async def encode_words(self, words: Sequence[str], tenant: str) -> list[list[int]]:
+        """Token ids of each word, as it is and, like vLLM, with a space in front."""
+        found: list[list[int]] = []
+        for word in words:
+            for text in dict.fromkeys((word, " " + word.lstrip(" "))):
+                found.append(await self.encoder.encode(text, tenant, add_special_tokens=False))
+        return [ids for ids in found if ids]
+
+    def truncated(self, prompt_ids: list[int], body: Sampling) -> list[int]:
+        """The last `truncate_prompt_tokens` of a prompt; with -1, as many as leave room for what is asked."""
+        context = self.engine.status.model.max_context
+        keep = body.truncate_prompt_tokens
+        if keep is None:
+            return prompt_ids
+        if keep > context:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens is {keep}; the context holds {context} tokens",
+                param="truncate_prompt_tokens",
+            )
+        if keep == -1:
+            keep = max(1, context - (1 if body.asked_tokens is None else body.asked_tokens))
+        return prompt_ids[-keep:]
+
     def room(self, prompt_ids: Sequence[int], param: str) -> int:
         """Tokens left for a completion. Raises when the prompt is empty, out of range or too long."""
         if not prompt_ids:
@@ -39,6 +64,14 @@ class Context:
             raise self.too_long(len(prompt_ids), 0, param)
         self.check_ids(prompt_ids, param)
         return left
+
+    def ignored_headers(self, body: Body) -> Mapping[str, str]:
+        """`x-brainstacks-ignored: metadata, user`: what `body` sets without effect, if anything."""
+        names = body.ignored()
+        if isinstance(body, ChatTemplated):
+            unread = (body.chat_template_kwargs or {}).keys() - self.engine.tokenizer.template_variables
+            names += [f"chat_template_kwargs.{name}" for name in sorted(unread)]
+        return {"x-brainstacks-ignored": ", ".join(names)} if names else {}
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises InvalidRequest for the first id that is not in the vocabulary."""
@@ -50,14 +83,23 @@ class Context:
                 )
 
     def check_sampling(self, body: Sampling, sampling: SamplingParams) -> None:
-        """Raises InvalidRequest for what only the model's own size or two fields together can tell."""
-        self.check_ids(tuple(sampling.logit_bias), "logit_bias")
-        self.check_ids(sampling.stop_token_ids, "stop_token_ids")
-        if body.min_tokens is not None and body.min_tokens > sampling.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens is {body.min_tokens}; it is at most max_tokens ({sampling.max_tokens})",
-                param="min_tokens",
-            )
+        """Raises InvalidRequest, naming every field, for what only the model or the prompt can tell."""
+        wrong: list[Offence] = []
+        for ids, param in (
+            (tuple(sampling.logit_bias), "logit_bias"),
+            (sampling.stop_token_ids, "stop_token_ids"),
+            (sampling.allowed_token_ids, "allowed_token_ids"),
+        ):
+            try:
+                self.check_ids(ids, param)
+            except InvalidRequest as error:
+                wrong.append(Offence(param, "invalid_value", error.message))
+        if sampling.min_tokens > sampling.max_tokens:
+            message = f"min_tokens is {body.min_tokens}; it is at most max_tokens ({sampling.max_tokens})"
+            wrong.append(Offence("min_tokens", "invalid_value", message))
+        if wrong:
+            told = in_one(wrong)
+            raise InvalidRequest(told.message, param=told.param)
 
     def too_long(self, prompt_tokens: int, max_tokens: int, param: str) -> ContextTooLong:
         model = self.engine.status.model
@@ -83,6 +125,21 @@ class Context:
 def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
+
+
+def known_query(request: Request) -> None:
+    """Raises RequestRefused, naming them all, for query parameters of a route that takes none.
+
+    A route that takes some declares a model of them, which refuses the others itself.
+    """
+    names = list(dict.fromkeys(request.query_params))
+    if names and not request.scope["route"].dependant.query_params:
+        wrong = [
+            Offence(name[:64], "unsupported_parameter", f"{name[:64]!r} is not supported here; leave it out")
+            for name in names
+        ]
+        told = in_one(wrong)
+        raise RequestRefused(400, told.message, code=told.code, param=told.param)
 
 
 Ctx = Annotated[Context, Depends(_context)]

@@ -1,4 +1,4 @@
-"""`/health`, `/ready`, `/metrics`, `/version`: for whoever runs the server."""
+"""`/health`, `/ping`, `/ready`, `/metrics`, `/version`: for whoever runs the server."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ async def health(ctx: Ctx) -> JSONResponse:
         "waiting": load.waiting,
     }
     return JSONResponse(body, status_code=200 if alive else 503)
+
+
+@routes.get("/ping", summary="The same as /health", response_model=None)
+@routes.post("/ping", summary="The same as /health", response_model=None)
+async def ping(ctx: Ctx) -> JSONResponse:
+    return await health(ctx)
 
 
 @routes.get("/ready", summary="Requests can be served", response_model=None)

@@ -27,7 +27,8 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     routing = await sse.until_disconnect(request.receive, work)
     ctx.metrics.observe_routing(routing)
     return JSONResponse(
-        {**routing_object(routing), "prompt_tokens": len(ids)}, headers=routing_headers(routing)
+        {**routing_object(routing), "prompt_tokens": len(ids)},
+        headers={**routing_headers(routing), **ctx.ignored_headers(body)},
     )
 
 

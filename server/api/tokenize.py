@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, as vLLM has them."""
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from server.api.context import Ctx
 from server.composition import resolve
@@ -16,7 +17,7 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
 @routes.post("/tokenize", summary="Text or messages to token ids", response_model=None)
-async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Text of special tokens never becomes a special token.
 
     Text may have as many bytes as the context could hold in the longest tokens of the vocabulary;
@@ -26,18 +27,18 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> dict[st
     tenant, encoder = request.state.tenant, ctx.encoder
     if body.messages is not None:
         plain = [message.plain() for message in body.messages]
-        with_prompt = body.add_generation_prompt is not False
-        ids = await encoder.encode_chat(plain, tenant, add_generation_prompt=with_prompt)
+        ids = await encoder.encode_chat(plain, tenant, **body.template_options())
     else:
         special = body.add_special_tokens is not False
         ids = await encoder.encode(body.prompt or "", tenant, add_special_tokens=special)
     texts = await encoder.token_texts(ids, tenant, "return_token_strs") if body.return_token_strs else None
-    return {
+    reply = {
         "count": len(ids),
         "max_model_len": ctx.engine.status.model.max_context,
         "tokens": ids,
         "token_strs": texts,
     }
+    return JSONResponse(reply, headers=ctx.ignored_headers(body))
 
 
 @routes.post("/detokenize", summary="Token ids to text", response_model=None)
@@ -46,3 +47,8 @@ async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dic
     resolve(ctx.engine, body.model, None)
     ctx.check_ids(body.tokens, "tokens")
     return {"prompt": await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")}
+
+
+@routes.get("/tokenizer_info", summary="The base's tokenizer and chat template", response_model=None)
+async def tokenizer_info(ctx: Ctx) -> dict[str, Any]:
+    return ctx.engine.tokenizer.info()

@@ -10,13 +10,19 @@ from brainstacks.engine.scheduler import Row
 
 
 def completion(
-    prompt: int | Sequence[int], max_tokens: int = 10, arrival: int = 0, root: Hashable = ()
+    prompt: int | Sequence[int],
+    max_tokens: int = 10,
+    arrival: int = 0,
+    root: Hashable = (),
+    priority: int = 0,
 ) -> Completion:
     """Args:
     prompt: its tokens, or how many of 0, 1, 2, ...
     """
     ids = range(prompt) if isinstance(prompt, int) else prompt
-    request = GenerationRequest(f"r{arrival}", tuple(ids), SamplingParams(max_tokens=max_tokens))
+    request = GenerationRequest(
+        f"r{arrival}", tuple(ids), SamplingParams(max_tokens=max_tokens), priority=priority
+    )
     return Completion(request, 0, None, None, prefix_root=root, arrival=arrival)
 
 

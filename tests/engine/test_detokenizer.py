@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,9 +33,12 @@ class ByteStrings:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         raise AssertionError("a detokenizer only decodes")
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
-    ) -> list[int]:
+    template_variables: frozenset[str] = frozenset()
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
+        raise AssertionError("a detokenizer only decodes")
+
+    def info(self) -> dict[str, Any]:
         raise AssertionError("a detokenizer only decodes")
 
     def token_text(self, token_id: int) -> str:
@@ -248,3 +252,13 @@ def test_a_prompt_that_ends_inside_a_character_is_no_context() -> None:
     detokenizer.push(2)
     detokenizer.flush()
     assert detokenizer.take(final=True) == "\ufffda"
+
+
+def test_special_tokens_are_text_where_they_are_asked_for() -> None:
+    tokenizer = Pieces([b"a", b"b"])
+    for skip, text in ((True, "ab"), (False, "a<s>b")):
+        one = Detokenizer(tokenizer, (), [-1, 0], skip_special_tokens=skip)
+        for token in (0, -1, 1):
+            one.push(token)
+        one.flush()
+        assert one.text == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,16 @@ def test_what_can_never_run_is_refused_by_name_and_leaves_nothing(served: Served
         engine.check(request("r", [1], logit_bias={VOCAB + 5: 1.0}))
     with pytest.raises(InvalidRequest, match="token id -2"):
         engine.check(request("r", [1], stop_token_ids=(-2,)))
+    with pytest.raises(InvalidRequest, match="token id 265"):
+        engine.check(request("r", [1], allowed_token_ids=(1, VOCAB + 6)))
+    nothing: list[dict[str, Any]] = [
+        {"bad_words": ((9, 1), (2,))},
+        {"min_tokens": 1, "stop_token_ids": (1, 2)},
+    ]
+    for nothing_left in nothing:
+        with pytest.raises(InvalidRequest, match="may forbid every token of allowed_token_ids"):
+            engine.check(request("r", [1], allowed_token_ids=(1, 2), **nothing_left))
+    engine.check(request("r", [1], allowed_token_ids=(1, 2), bad_words=((9, 1), (1, 2, 3))))
     with pytest.raises(InvalidRequest, match="'poetry'"):
         engine.check(request("r", [1], fixed(poetry=1.0)))
     assert idle(served)

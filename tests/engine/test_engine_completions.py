@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.driving import Served, fixed, idle, prompt_of, request, run, serve
+from brainstacks.engine.request import TextEvent
+from tests.engine.driving import Answer, Served, finish, fixed, idle, prompt_of, request, run, serve
 from tests.tiny import END, VOCAB, plain_logits, tiny_model
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -185,3 +187,39 @@ def test_penalties_see_the_prompt_and_the_output_as_their_definitions_say(served
             logits[token] -= 0.6
         ids.append(max(range(VOCAB), key=logits.__getitem__))
     assert answer.ids() == ids
+
+
+def test_only_allowed_tokens_come_and_special_ones_are_text_where_that_is_asked_for(served: Served) -> None:
+    options: dict[str, Any] = {
+        "max_tokens": 12,
+        "ignore_eos": True,
+        "allowed_token_ids": (END, 65, 66),
+        "temperature": 1.0,
+    }
+    shown, hidden = run(
+        served.engine,
+        request("shown", prompt_of(4), skip_special_tokens=False, seed=2, **options),
+        request("hidden", prompt_of(4), seed=2, **options),
+    )
+    assert shown.ids() == hidden.ids()
+    names = {END: "<|im_end|>", 65: "A", 66: "B"}
+    assert set(shown.ids()) == set(names)
+    assert shown.text() == "".join(names[i] for i in shown.ids())
+    assert hidden.text() == shown.text().replace("<|im_end|>", "")
+
+
+def test_a_lower_priority_waits_less(tmp_path: Path) -> None:
+    served = serve(tmp_path, max_batch_size=1, max_router_batch=1)
+    answers = [Answer() for _ in range(4)]
+    ended: list[str] = []
+    for answer, (name, priority) in zip(answers, [("a", 0), ("b", 2), ("c", 1), ("d", 2)], strict=True):
+        one = replace(request(name, prompt_of(3), max_tokens=3), priority=priority)
+
+        def sink(reply: Any, name: str = name, answer: Answer = answer) -> None:
+            answer.events.append(reply)
+            if isinstance(reply, TextEvent) and reply.finish_reason is not None:
+                ended.append(name)
+
+        served.engine.add(one, sink)
+    finish(served.engine)
+    assert ended == ["a", "c", "b", "d"]

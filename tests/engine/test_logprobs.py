@@ -23,6 +23,7 @@ def test_each_row_has_its_own_tokens_logprob_and_best(rows: int) -> None:
     for entry, row, top in zip(found, logits.log_softmax(-1), tops, strict=True):
         values, ids = row.topk(top)
         assert entry.logprob == float(row[entry.token_id])
+        assert entry.rank == 1 + sum(value > entry.logprob for value in row.tolist())
         assert [t.token_id for t in entry.top] == ids.tolist()
         assert [t.logprob for t in entry.top] == values.tolist()
         assert all(t.top == () for t in entry.top)

@@ -32,7 +32,13 @@ def slow_adjust(
         logit -= params.frequency_penalty * list(output).count(token)
         logit -= params.presence_penalty if token in output else 0.0
         logit += params.logit_bias.get(token, 0.0)
-        result.append(-math.inf if token in held else logit)
+        allowed = not params.allowed_token_ids or token in params.allowed_token_ids
+        spells = any(
+            [*output, token][-len(word) :] == list(word)
+            for word in params.bad_words
+            if len(word) <= len(output) + 1
+        )
+        result.append(-math.inf if token in held or not allowed or spells else logit)
     return result
 
 
@@ -47,11 +53,13 @@ adjustments = st.builds(
     min_tokens=st.integers(0, 4),
     stop_token_ids=st.lists(st.integers(0, 7), max_size=2).map(tuple),
     ignore_eos=st.booleans(),
+    allowed_token_ids=st.lists(st.integers(0, 7), max_size=3, unique=True).map(tuple),
+    bad_words=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=3).map(tuple), max_size=2).map(tuple),
 )
 
 
 @given(st.lists(st.tuples(adjustments, some_tokens, some_tokens), min_size=1, max_size=5))
-def test_penalties_bias_and_forbidden_tokens_equal_the_definitions(
+def test_penalties_bias_and_what_may_not_be_chosen_equal_the_definitions(
     cases: list[tuple[SamplingParams, list[int], list[int]]],
 ) -> None:
     logits = LOGITS.repeat(len(cases), 1)
@@ -88,3 +96,14 @@ def test_forbidden_tokens_cannot_be_chosen_whatever_their_bias() -> None:
 def test_an_extreme_penalty_still_leaves_a_token_to_draw() -> None:
     one = completion(SamplingParams(repetition_penalty=1e-45, max_tokens=1), prompt=[0, 3])
     assert next_token(LOGITS, one) in (0, 3)
+
+
+def test_only_allowed_tokens_are_chosen_and_no_bad_word_is_spelled() -> None:
+    spelled = [(4,), (6, 0)]
+    params = SamplingParams(temperature=1.5, allowed_token_ids=(0, 4, 6), bad_words=tuple(spelled), seed=3)
+    one = completion(params, seed=3)
+    for _ in range(60):
+        one.output_ids.append(next_token(LOGITS, one))
+    assert set(one.output_ids) == {0, 6}
+    assert (6, 0) not in set(zip(one.output_ids, one.output_ids[1:], strict=False))
+    assert (0, 6) in set(zip(one.output_ids, one.output_ids[1:], strict=False))

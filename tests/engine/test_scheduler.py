@@ -279,3 +279,28 @@ def test_a_sequence_can_be_dropped_while_it_waits_and_when_it_is_gone_already() 
     made.finish(second)
     made.finish(first)
     assert made.manager.pool.used == 0
+
+
+# --- priority ------------------------------------------------------------------------------------
+
+
+def test_those_of_a_lower_priority_go_first_and_equals_in_the_order_of_arrival() -> None:
+    asked = [5, 0, 5, 0]
+    line = [completion(1, arrival=i, priority=priority) for i, priority in enumerate(asked)]
+    made = Scheduled(*line, max_batch_size=1)
+    ran = []
+    for _ in line:
+        (row,) = made.step()
+        ran.append(row.completion.arrival)
+        made.finish(row.completion)
+    assert ran == [1, 3, 0, 2]
+
+
+def test_the_one_of_the_highest_priority_gives_up_its_memory() -> None:
+    background = completion(15, arrival=0, priority=1, max_tokens=20)
+    urgent = completion(15, arrival=1, max_tokens=20)
+    made = Scheduled(background, urgent, kv_cache_tokens=48)
+    for _ in range(4):
+        made.step()
+    assert made.running == [urgent]
+    assert made.waiting == [background]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from brainstacks.engine.interface import Gauges, ModelInfo, Readiness
 from brainstacks.engine.request import (
@@ -41,12 +41,25 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    template_variables = frozenset({"enable_thinking"})
+
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         roles = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
         ids = [i for each in messages for i in (roles[each["role"]], *each["content"].encode())]
-        return [*ids, ASSISTANT] if add_generation_prompt else ids
+        ids = [EOS, *ids] if add_special_tokens else ids
+        ids += b"think" if (template_kwargs or {}).get("enable_thinking") else b""
+        return [*ids, ASSISTANT] if add_generation_prompt and not continue_final_message else ids
+
+    def info(self) -> dict[str, Any]:
+        return {"tokenizer_class": "ByteTokenizer", "chat_template": None}
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         kept = [i for i in ids if not (skip_special_tokens and i >= EOS)]
@@ -178,6 +191,7 @@ class FakeEngine:
             self.tokenizer.token_text(token_id),
             self.tokenizer.token_bytes(token_id),
             others,
+            rank=7,
         )
 
     def _prompt_logprobs(self, request: GenerationRequest) -> tuple[TokenLogprob | None, ...] | None:

@@ -16,7 +16,7 @@ from tests.server.raw_asgi import send
 
 pytestmark = pytest.mark.anyio
 
-OPEN = {"/", "/health", "/ready", "/metrics", "/version", "/docs", "/openapi.json"}
+OPEN = {"/", "/health", "/ping", "/ready", "/metrics", "/version", "/docs", "/openapi.json"}
 
 DISGUISES = [
     "//admin/stacks",

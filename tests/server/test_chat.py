@@ -135,7 +135,7 @@ async def test_response_format_text_is_what_there_is(client: httpx2.AsyncClient)
 
 @pytest.mark.parametrize(
     "field",
-    ["tools", "tool_choice", "functions", "modalities", "audio", "reasoning_effort", "prompt", "echo"],
+    ["tools", "tool_choice", "functions", "audio", "web_search_options", "prompt", "echo"],
 )
 async def test_what_is_not_supported_is_refused_by_name(client: httpx2.AsyncClient, field: str) -> None:
     reply = await client.post("/v1/chat/completions", json={"model": "tiny", "messages": HI, field: []})
@@ -153,8 +153,9 @@ async def test_what_is_not_supported_is_refused_by_name(client: httpx2.AsyncClie
         [{"role": "tool", "content": "x"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
-        [{"role": "user", "content": "x", "name": "me"}],
-        [{"role": "assistant", "content": "x", "tool_calls": []}],
+        [{"role": "user", "content": "x", "name": "<|me|>"}],
+        [{"role": "assistant", "content": "x", "refusal": "I can't"}],
+        [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
     ],
 )
 async def test_messages_that_are_not_text_are_refused(

@@ -30,9 +30,9 @@ class Watched(ByteTokenizer):
             raise AssertionError("the test never opened the gate")
         return super().encode(text)
 
-    def encode_chat(self, messages: Any, *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(self, messages: Any, **options: Any) -> list[int]:
         self.encoded.append("chat")
-        return super().encode_chat(messages)
+        return super().encode_chat(messages, **options)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from server import errors
 from server.errors import RequestRefused
 from server.json_body import MAX_DEPTH, MAX_KEYS, MAX_VALUES, _marks, parse_json
+from server.offences import Offence, offences
 from tests.server.conftest import error_of
 
 
@@ -172,12 +173,11 @@ async def test_hostile_31_a_list_of_wrong_items_is_refused_at_the_first(
     client: httpx2.AsyncClient, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
-    shape = errors._validation_body
 
-    def counted(found: Sequence[Any]) -> dict[str, Any]:
+    def counted(found: Sequence[Any]) -> list[Offence]:
         counts.append(len(found))
-        return shape(found)
+        return offences(found)
 
-    monkeypatch.setattr(errors, "_validation_body", counted)
+    monkeypatch.setattr(errors, "offences", counted)
     error_of(await client.post(path, json={"model": "tiny", **body}), 400)
     assert counts[0] <= 16, "errors that were made only to be thrown away"

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from brainstacks.errors import EngineFailure, Overloaded
 from tests.server.completing import REPLY
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import ASSISTANT, USER, FakeEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -72,6 +72,19 @@ async def test_a_chat_whole_and_streamed_is_the_same(stock: openai.AsyncOpenAI) 
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
+
+
+async def test_a_second_turn_sends_back_the_first_reply_as_it_is(
+    stock: openai.AsyncOpenAI, engine: FakeEngine
+) -> None:
+    conversation: list[Any] = [{"role": "user", "content": "hi"}]
+    first = await stock.chat.completions.create(model="tiny", messages=conversation)
+    for sent_back in (first.choices[0].message, first.choices[0].message.model_dump()):
+        turn = [*conversation, sent_back, {"role": "user", "content": "?"}]
+        second = await stock.chat.completions.create(model="tiny", messages=turn)
+        assert second.choices[0].message.content == REPLY
+    ids = (USER, *b"hi", ASSISTANT, *REPLY.encode(), USER, *b"?", ASSISTANT)
+    assert [request.prompt_ids for request in engine.requests[1:]] == [ids, ids]
 
 
 async def test_a_completion_whole_and_streamed_is_the_same(stock: openai.AsyncOpenAI) -> None:

@@ -19,7 +19,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "tiny", "prompt": "x"},
     "/v1/chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "x"}]},
 }
-COUNTS: list[Any] = [10**9, 10**30, -1, "5", True, 5.0, [], {}]
+COUNTS: list[Any] = [10**9, 10**30, -1, "5", True, 5.5, 1e300, [], {}]
 
 
 async def refused(client: httpx2.AsyncClient, path: str, field: str, literal: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ async def test_hostile_17_counts(
     ("path", "field", "value"),
     [
         *[("/v1/completions", "best_of", value) for value in [*COUNTS, 0]],
-        *[("/v1/completions", "logprobs", value) for value in [*COUNTS, 6]],
+        *[("/v1/completions", "logprobs", value) for value in [*COUNTS, 21]],
         ("/v1/completions", "n", 0),
         ("/v1/chat/completions", "n", 0),
         ("/v1/chat/completions", "max_tokens", 0),
@@ -134,7 +134,7 @@ async def test_hostile_18_sampling(
         "{}",
         '["a", 1]',
         "[1, true]",
-        "[1, 2.0]",
+        "[1, 2.5]",
         "[[1], 2]",
         '[[1], "a"]',
         "[[true]]",
@@ -185,7 +185,6 @@ async def test_more_completions_than_one_request_may_ask_for_are_refused(
         {"min_tokens": 17},
         {"min_tokens": 3, "max_tokens": 2},
         {"suffix": "x"},
-        {"suffix": None},
         {"guided_json": {}},
     ],
 )
@@ -196,7 +195,7 @@ async def test_fields_that_do_not_go_together_are_refused(
     assert engine.requests == []
 
 
-@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"max_tokens": 2, "max_completion_tokens": 2}])
+@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"max_tokens": 2, "max_completion_tokens": 3}])
 async def test_chat_fields_that_do_not_go_together_are_refused(
     client: httpx2.AsyncClient, fields: dict[str, Any]
 ) -> None:

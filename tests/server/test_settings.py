@@ -130,3 +130,13 @@ def test_one_of_several_devices_can_be_named(device: str, known: bool) -> None:
         return
     with pytest.raises(ValidationError, match="device"):
         parse("--device", device)
+
+
+def test_origins_are_repeated_or_separated_by_commas_and_nothing_else_is_one() -> None:
+    assert parse().cors_origin == ()
+    asked = parse("--cors-origin", "https://a.example", "--cors-origin", "http://localhost:3000").cors_origin
+    assert asked == ("https://a.example", "http://localhost:3000")
+    assert parse("--cors-origin", "https://a.example,*").cors_origin == ("https://a.example", "*")
+    for wrong in ("a.example", "https://a.example/", "https://*.example", "null"):
+        with pytest.raises(ValidationError):
+            parse("--cors-origin", wrong)
