@@ -108,6 +108,8 @@ def reply(scope: Scope, error: Exception) -> JSONResponse:
         status = error.status_code
         body = error_body(_detail(error, scope), _type_of(status), None, _CODES.get(status, "http_error"))
         headers.update(error.headers or {})
+        if "GET" in headers.get("Allow", "").split(", ") and "HEAD" not in headers["Allow"]:
+            headers["Allow"] += ", HEAD"  # see `spelling`
     elif isinstance(error, RequestValidationError):
         status = 400
         wrong = in_one(offences(error.errors()))

@@ -27,6 +27,8 @@ async def test_head_is_get_without_its_body(app: FastAPI) -> None:
         assert kinds[0] == kinds[1]
     assert (await send(app, "HEAD", "/v1/completions", bearer("key-one"))).status == 405
     assert (await send(app, "HEAD", "/nope")).status == 404
+    refused = await send(app, "POST", "/health")
+    assert set(dict(refused.sent[0]["headers"])[b"allow"].decode().split(", ")) == {"GET", "HEAD"}
 
 
 async def test_a_trailing_slash_is_the_same_route_without_a_redirect(app: FastAPI) -> None:
