@@ -16,6 +16,7 @@ from brainstacks.errors import ContextTooLong, InvalidRequest
 from server.encoder import Encoder
 from server.keys import Keys
 from server.metrics import Metrics
+from server.rate_limit import RateLimits
 from server.schemas import Sampling
 from server.settings import Settings
 
@@ -29,6 +30,7 @@ class Context:
     metrics: Metrics
     keys: Keys
     encoder: Encoder
+    limits: RateLimits
 
     def room(self, prompt_ids: Sequence[int], param: str) -> int:
         """Tokens left for a completion. Raises when the prompt is empty, out of range or too long."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from server.api.context import Ctx
 from server.composition import resolve
@@ -16,7 +15,7 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
 @routes.post("/tokenize", summary="Text or messages to token ids", response_model=None)
-async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Text of special tokens never becomes a special token.
 
     Text may have as many bytes as the context could hold in the longest tokens of the vocabulary;
@@ -32,12 +31,13 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> dict[st
         special = body.add_special_tokens is not False
         ids = await encoder.encode(body.prompt or "", tenant, add_special_tokens=special)
     texts = await encoder.token_texts(ids, tenant, "return_token_strs") if body.return_token_strs else None
-    return {
+    reply = {
         "count": len(ids),
         "max_model_len": ctx.engine.status.model.max_context,
         "tokens": ids,
         "token_strs": texts,
     }
+    return JSONResponse(reply)  # not the dict, of which the framework would look at every id
 
 
 @routes.post("/detokenize", summary="Token ids to text", response_model=None)
