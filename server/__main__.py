@@ -18,6 +18,7 @@ from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.stacks.document import printable
 from server.app import create_app
+from server.connections import BACKLOG, limited
 from server.drain import DrainingServer
 from server.help import help_text
 from server.settings import Settings
@@ -107,7 +108,8 @@ def make_server(engine: Engine, settings: Settings) -> DrainingServer:
         "proxy_headers": False,
         "timeout_graceful_shutdown": 5,  # after the drain: only replies that are still on the wire
         "h11_max_incomplete_event_size": 2 * settings.max_header_bytes,
-        "http": "h11",  # one parser in every installation; its header limit is the one above
+        "http": limited(settings.max_connections, settings.header_timeout),
+        "backlog": BACKLOG,
         "log_config": None,
     }
     app = create_app(engine, settings)

@@ -20,19 +20,13 @@ from server.encoder import Encoder
 from server.json_body import JsonRoute
 from server.keys import Keys
 from server.metrics import Metrics
+from server.rate_limit import RateLimits
 from server.request_context import RequestContext
 from server.schemas import ErrorReply
 from server.settings import Settings
 from server.spelling import Spelling
 
 INSPECTOR = Path(__file__).parent / "inspector"
-
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -42,11 +36,12 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     spelling of its route, the routes.
     """
     keys = Keys(settings.api_key, settings.api_key_file)
-    context = Context(engine, settings, Metrics(engine), keys, Encoder(engine))
+    context = Context(engine, settings, Metrics(engine), keys, Encoder(engine), RateLimits(settings))
     app = FastAPI(
         title="Brainstacks",
         summary="Inference over composed MoE-LoRA stacks",
         version=health.server_version(),
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect would answer before the path has one meaning
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
@@ -62,16 +57,20 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     errors.install(app)
     for part in (completions, chat, routing, attribution, models, tokenize, admin, health):
         app.include_router(part.routes, dependencies=[Depends(known_query)])
-    app.include_router(_inspector())
+    app.include_router(_pages())
     app.mount("/inspector", StaticFiles(directory=INSPECTOR), name="inspector")
     return app
 
 
-def _inspector() -> APIRouter:
-    page = APIRouter(route_class=JsonRoute, include_in_schema=False)
+def _pages() -> APIRouter:
+    pages = APIRouter(route_class=JsonRoute, include_in_schema=False)
 
-    @page.get("/", response_model=None)
+    @pages.get("/", response_model=None)
     async def inspector() -> FileResponse:
-        return FileResponse(INSPECTOR / "index.html", headers=PAGE_HEADERS)
+        return FileResponse(INSPECTOR / "index.html")
 
-    return page
+    @pages.get("/docs", response_model=None)
+    async def docs() -> FileResponse:
+        return FileResponse(INSPECTOR / "docs.html")
+
+    return pages

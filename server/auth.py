@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import RequestRefused, reply
+from server.hosts import allowed_hosts, check_host
 from server.keys import Keys, bearer, digest
 from server.settings import Settings
 
@@ -32,6 +33,7 @@ class Auth:
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
         self.app = app
         self.keys = keys
+        self.hosts = allowed_hosts(settings, keys.configured)
         key = settings.admin_key
         self.admin_key = None if key is None else digest(key.get_secret_value().encode())
         self.metrics: Area = "admin" if settings.metrics == "admin" else "open"
@@ -46,7 +48,9 @@ class Auth:
         await self.app(scope, receive, send)
 
     def check(self, scope: Scope) -> None:
-        """Raises RequestRefused: 401 without the right key, 403 for a closed area, 400 for a crooked path."""
+        """Raises RequestRefused: 401 without the right key, 403 for a closed area or a foreign Host, 400 for
+        a crooked path."""
+        check_host(scope, self.hosts)
         raw = scope.get("raw_path") or scope["path"].encode()
         area, plain = classify(raw.decode("latin-1"), scope["path"])
         if area == "metrics":

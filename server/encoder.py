@@ -56,7 +56,7 @@ class Encoder:
         return await self._run(tenant, size, lambda: encode(text, add_special_tokens=add_special_tokens))
 
     def end_of(self, text: str) -> str:
-        """The end of a text, in which all that a truncation to the context keeps lies: it has as many tokens."""
+        """The end of a text, of at least as many tokens as the context has: all that a truncation keeps."""
         raw = text.encode(errors="surrogatepass")
         most = self._longest * self._model.max_context
         return text if len(raw) <= most else raw[-most:].decode(errors="ignore")

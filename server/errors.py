@@ -55,7 +55,7 @@ class RequestRefused(HTTPException):
     """A rule of HTTP itself was broken, before any engine was asked.
 
     Args:
-        status: 400, 401, 403, 408, 413, 415 or 431.
+        status: 400, 401, 403, 408, 413, 415, 429 or 431.
         message: the value, the rule and the way out.
         code: a short machine-readable name.
         param: the field at fault, if one is.
@@ -140,6 +140,8 @@ def install(app: FastAPI) -> None:
 def _type_of(status: int) -> str:
     if status == 401:
         return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
     if status == 403:
         return "permission_error"
     return INVALID if status < 500 else SERVER

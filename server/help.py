@@ -17,13 +17,16 @@ GROUPS = {
     "The model": ("base", "quantization", "device", "dtype", "backend", "exact", "deterministic"),
     "Stacks": ("registry", "registry_poll", "device_stack_bytes", "host_stack_bytes"),
     "Where it listens, and to whom": (
-        "host", "port", "api_key", "api_key_file", "admin_key", "metrics", "cors_origin", "drain_timeout",
+        "host", "port", "api_key", "api_key_file", "admin_key", "allowed_host", "cors_origin", "metrics",
+        "drain_timeout",
     ),
     "Requests": (
         "max_batch_size", "max_queue", "max_context", "max_prefill_tokens", "max_router_batch",
         "kv_cache_tokens", "prefix_caching", "max_unread_events", "routing_records",
     ),
     "What clients send": (
+        "key_requests_per_minute", "key_tokens_per_minute", "key_sequences", "max_connections",
+        "header_timeout",
         "max_body_bytes", "max_upload_bytes", "max_header_bytes", "body_grace", "upload_dir",
     ),
 }  # fmt: skip

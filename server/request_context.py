@@ -16,6 +16,15 @@ from server.metrics import Metrics
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""Of every page, whichever route gives it."""
+
+
 class RequestContext:
     """ASGI middleware that fills `request.state`: `request_id`, `begin` (seconds, `time.perf_counter`),
     `caller` (the API key, if it is known) and `tenant` (whose it is; empty without).
@@ -56,6 +65,8 @@ class RequestContext:
                 begun = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.update(PAGE_HEADERS)
                 if not body_read:
                     headers["connection"] = "close"
                 self.metrics.responses.labels(str(message["status"])).inc()

@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         default=None, description="key for /admin; without one /admin is closed"
     )
+    allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="name in the Host header that is answered, * for any; repeat it, or separate by commas; "
+        "without: any with API keys or beyond loopback, otherwise localhost's",
+    )
     metrics: Literal["open", "admin"] = Field(
         default="open", description="who may read /metrics: everyone, or who has the admin key"
     )
@@ -97,6 +102,12 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, description="largest JSON body")
     max_upload_bytes: int = Field(default=2 << 30, ge=1024, description="largest stack or router file")
+    max_connections: int = Field(
+        default=4096, ge=1, description="most connections; past it the longest without a request is closed"
+    )
+    header_timeout: float = Field(
+        default=10.0, gt=0, description="seconds until a request's headers must be complete"
+    )
     max_header_bytes: int = Field(
         default=32 << 10, ge=1024, description="most bytes of headers in one request"
     )
@@ -108,12 +119,25 @@ class Settings(BaseSettings):
     upload_dir: Path | None = Field(
         default=None, description="where uploads are held until published; system's default"
     )
+    key_requests_per_minute: int | None = Field(
+        default=None, ge=1, description="requests for completions that a key may send a minute; no limit"
+    )
+    key_tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens, prompts and completions, that a key may use a minute; no limit",
+    )
+    key_sequences: int | None = Field(
+        default=None, ge=1, description="sequences (prompts x n) that a key may run at one time; no limit"
+    )
 
     max_batch_size: int = Field(
         default=EngineConfig.max_batch_size, ge=1, description="most sequences that one step advances"
     )
     max_queue: int = Field(
-        default=EngineConfig.max_queue, ge=1, description="most requests that wait; further ones get 429"
+        default=EngineConfig.max_queue,
+        ge=1,
+        description="most sequences (prompts x n) that wait; further ones get 429",
     )
     max_context: int | None = Field(
         default=EngineConfig.max_context,
@@ -163,7 +187,7 @@ class Settings(BaseSettings):
             )
         return device
 
-    @field_validator("api_key", "cors_origin", mode="before")
+    @field_validator("api_key", "allowed_host", "cors_origin", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value

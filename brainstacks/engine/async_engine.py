@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,9 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
+
+LAST_WORDS = 1.0
+"""Seconds that readers have, after a drain, to tell their clients that it is over."""
 
 
 class AsyncEngine:
@@ -180,7 +183,9 @@ class AsyncEngine:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
             self._abort_open()
-            await self._idle.wait()
+            # Nobody need read that: a client that has stopped reading does not hold up the end.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), LAST_WORDS)
 
     async def close(self) -> None:
         """See `interface.Engine`."""

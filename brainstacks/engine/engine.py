@@ -26,7 +26,7 @@ from brainstacks.engine.jobs import Job
 from brainstacks.engine.kv_cache import affordable_tokens
 from brainstacks.engine.model_runner import ModelRunner, Outcome
 from brainstacks.engine.replies import Sink
-from brainstacks.engine.request import FinishReason, GenerationRequest, Request
+from brainstacks.engine.request import FinishReason, GenerationRequest, Request, sequences
 from brainstacks.engine.routes import RoutingRecords
 from brainstacks.engine.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
@@ -151,8 +151,11 @@ class StepEngine:
                 f"request id {request.request_id!r} is in use; choose another", param="request_id"
             )
         waiting, room = self._waiting, self.config.max_queue
-        if waiting >= room:
-            raise Overloaded(f"{waiting} requests are waiting, and the queue holds {room}; retry later")
+        more = sequences(request)
+        if waiting and waiting + more > room:  # more than all the room come in when nobody waits
+            raise Overloaded(
+                f"{waiting} sequences wait and {more} are asked for; the queue holds {room}; retry later"
+            )
         job = self._jobs[request.key] = Job(request, sink, next(self._arrivals))
         self._intake.put(job)
 
@@ -182,7 +185,7 @@ class StepEngine:
 
     @property
     def _waiting(self) -> int:
-        return len(self._intake) + len(self._scheduler.waiting)
+        return self._intake.sequences + len(self._scheduler.waiting)
 
     # --- a step -----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composer
 from brainstacks.engine.jobs import Job, prefix_root
 from brainstacks.engine.model_runner import ModelRunner
-from brainstacks.engine.request import GenerationRequest, Request, SamplingParams
+from brainstacks.engine.request import GenerationRequest, Request, SamplingParams, sequences
 from brainstacks.engine.routes import Conversation, Probabilities, RoutingRecords, StickyRoutes
 from brainstacks.engine.scheduler import Row
 from brainstacks.engine.serving import Serving
@@ -111,8 +111,10 @@ class Intake:
             config.max_context or base.max_context,
         )
 
-    def __len__(self) -> int:
-        return len(self.unrouted) + len(self._loading)
+    @property
+    def sequences(self) -> int:
+        """Completions, and prompts of which a route alone is asked, that are in here."""
+        return sum(sequences(job.request) for jobs in (self.unrouted, self._loading) for job in jobs)
 
     @property
     def can_step(self) -> bool:

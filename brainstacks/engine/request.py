@@ -162,6 +162,11 @@ def request_key(tenant: str, request_id: str) -> str:
 Request = GenerationRequest | RouteRequest
 
 
+def sequences(request: Request) -> int:
+    """How many the engine computes for it."""
+    return request.n if isinstance(request, GenerationRequest) else 1
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """Log-probability (nats) of one token under the model's own distribution.

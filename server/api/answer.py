@@ -44,6 +44,9 @@ class Answer(ABC):
         self.usage_stats = bool(options and options.continuous_usage_stats)
         self.ignored = ctx.ignored_headers(body)
         self.completions = len(requests) * requests[0].n
+        caller = request.state.caller
+        most = sum(len(one.prompt_ids) + one.n * one.sampling.max_tokens for one in requests)
+        self.ticket = ctx.limits.admit(caller.name if caller else "", self.completions, most)
 
     @abstractmethod
     async def choices(self) -> list[dict[str, Any]]:
@@ -66,9 +69,9 @@ class Answer(ABC):
         handed_over = False
         try:
             routed = await sse.until_disconnect(self.request.receive, self.reader.start())
-            headers = {**routing_headers(routed[0].routing), **self.ignored}
+            headers = {**routing_headers(routed[0].routing), **self.ignored, **self.ticket.headers}
             if self.stream:
-                response = sse.EventStream(self.chunks(), self.reader.close, headers)
+                response = sse.EventStream(self.chunks(), self.close, headers)
                 handed_over = True
                 return response
             choices = await sse.until_disconnect(self.request.receive, self.choices())
@@ -85,7 +88,12 @@ class Answer(ABC):
             )
         finally:
             if not handed_over:
-                await self.reader.close()
+                await self.close()
+
+    async def close(self) -> None:
+        """Abort what still runs, and give back what it held of the key's limits."""
+        self.ticket.settle(self.reader.usage["total_tokens"])
+        await self.reader.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Server-sent events; the first and the last carry `routing`, and an error is an event too."""

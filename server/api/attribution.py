@@ -36,13 +36,15 @@ async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSO
     name = request.state.request_id
     routing = await sse.until_disconnect(request.receive, ctx.engine.route(name, ids, composition, tenant))
     weights = {domain: routing.weights[domain] for domain in routing.active}
-    reader = Reader(
-        ctx.engine, variants(name, ids, completion, weights, tenant), ctx.metrics, request.state.begin
-    )
+    asked = variants(name, ids, completion, weights, tenant)
+    caller, most = request.state.caller, sum(len(one.prompt_ids) for one in asked)
+    ticket = ctx.limits.admit(caller.name if caller else "", len(asked), most)
+    reader = Reader(ctx.engine, asked, ctx.metrics, request.state.begin)
     try:
         events = await sse.until_disconnect(request.receive, reader.start())
         await sse.until_disconnect(request.receive, reader.finish())
     finally:
+        ticket.settle(reader.usage["total_tokens"])
         await reader.close()
     tokens = attribution(routing.stacks, len(completion), events)
     sums: dict[str, Any] = {
@@ -59,5 +61,5 @@ async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSO
             "sums": sums,
             "routing": routing_object(routing),
         },
-        headers=routing_headers(routing),
+        headers={**routing_headers(routing), **ticket.headers},
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -120,6 +121,10 @@ class CompletionAnswer(Answer):
         events: dict[tuple[int, int], list[TextEvent]] = {}
         async for prompt, event in self.reader.texts():
             events.setdefault((prompt, event.index), []).append(event)
+        # The log-probabilities of many prompts take a while to write down.
+        return await to_thread.run_sync(self._choices, events)
+
+    def _choices(self, events: Mapping[tuple[int, int], list[TextEvent]]) -> list[dict[str, Any]]:
         choices = []
         for prompt in range(len(self.plans)):
             for place, index in enumerate(self._kept(prompt, events)):

@@ -18,6 +18,7 @@ from server.errors import RequestRefused
 from server.keys import Keys
 from server.metrics import Metrics
 from server.offences import Offence, in_one
+from server.rate_limit import RateLimits
 from server.schemas import Body, ChatTemplated, Sampling
 from server.settings import Settings
 
@@ -31,6 +32,7 @@ class Context:
     metrics: Metrics
     keys: Keys
     encoder: Encoder
+    limits: RateLimits
 
     async def encode_words(self, words: Sequence[str], tenant: str) -> list[list[int]]:
         """Token ids of each word, as it is and, like vLLM, with a space in front."""

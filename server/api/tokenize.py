@@ -38,6 +38,7 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
         "tokens": ids,
         "token_strs": texts,
     }
+    # Not the dict, of which the framework would look at every id.
     return JSONResponse(reply, headers=ctx.ignored_headers(body))
 
 
