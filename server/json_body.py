@@ -26,9 +26,13 @@ MAX_DIGITS = 400
 LARGE = 16 << 10
 """Bytes from which on a body is read on a thread: many milliseconds are not the event loop's to spend."""
 
+BLOCK = 256 << 10
+"""Bytes that are looked through at one go."""
+
 # From one comma or bracket outside a string to the next; there are at most a key and a value between. Nothing
 # is given back (`*+`), a missing quote is the end, and every match begins where the last one ended: linear.
 _MARK = re.compile(rb'[^",\[\]{}]*+(?:"[^"]*+"?[^",\[\]{}]*+){0,2}+([",\[\]{}]|\Z)')
+_BACKSLASHES = re.compile(rb"\\*+")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -117,13 +121,26 @@ def _check_size(body: bytes) -> None:
 
 def _marks(body: bytes) -> Iterator[bytes]:
     """The commas and brackets outside strings, up to where the body stops to be JSON."""
-    # A backslash is legal inside strings alone; without escapes every quote begins or ends one.
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
-    for found in _MARK.finditer(plain):
+    for found in _MARK.finditer(_without_escapes(body) if b"\\" in body else body):
         mark = found[1]
         if mark in (b"", b'"'):
             return
         yield mark
+
+
+def _without_escapes(body: bytes) -> bytes:
+    """A backslash is legal inside strings alone; without escapes, every quote begins or ends a string.
+
+    In blocks, between which other threads get their turn; none ends within an escape.
+    """
+    plain = []
+    start = 0
+    while start < len(body):
+        run = _BACKSLASHES.match(body, start + BLOCK - 1)
+        end = run.end() + 1 if run else len(body)
+        plain.append(body[start:end].replace(b"\\\\", b"").replace(b'\\"', b""))
+        start = end
+    return b"".join(plain)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

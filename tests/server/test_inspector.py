@@ -57,3 +57,25 @@ async def test_only_the_pages_own_files_are_served(
     client: httpx2.AsyncClient, engine: FakeEngine, path: str
 ) -> None:
     assert (await client.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/inspector/index.html", "/inspector/docs.html"])
+async def test_every_page_is_held_to_this_origin_and_loads_nothing_from_elsewhere(
+    client: httpx2.AsyncClient, path: str
+) -> None:
+    page = await client.get(path)
+    assert page.status_code == 200
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+    for found in re.findall(r'(?:src|href)="([^"]*)"', page.text):
+        assert found.startswith(("/", "data:,", "#")), found
+        if found.startswith("/inspector/"):
+            loaded = await client.get(found)
+            assert loaded.status_code == 200
+            assert "://" not in loaded.text
+
+
+async def test_the_page_of_the_api_reads_the_document_that_tools_read(client: httpx2.AsyncClient) -> None:
+    script = (await client.get("/inspector/docs.js")).text
+    assert 'fetch("/openapi.json")' in script
+    assert "innerHTML" not in script
+    assert "/v1/completions" in (await client.get("/openapi.json")).json()["paths"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -8,8 +9,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from server import errors
+from server import errors, json_body
 from server.errors import RequestRefused
 from server.json_body import MAX_DEPTH, MAX_KEYS, MAX_VALUES, _marks, parse_json
 from server.offences import Offence, offences
@@ -32,6 +35,15 @@ def test_what_follows_an_escape_or_a_string_without_end_is_not_counted() -> None
     assert b"".join(_marks(rb'{"a\"]": [1, "\\", "\\\\", {"b\\\"": "[,"}]}')) == b"{[,,,{}]}"
     assert b"".join(_marks(b'[[, "],[')) == b"[[,"
     assert b"".join(_marks(b'[ "a" "b" "c" [[')) == b"["
+
+
+@given(st.text(alphabet='\\\\"a[,', max_size=24), st.integers(1, 9))
+def test_blocks_do_not_part_an_escape(text: str, size: int) -> None:
+    body = text.encode()
+    whole = json_body._without_escapes(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_body, "BLOCK", size)
+        assert json_body._without_escapes(body) == whole
 
 
 HARD: dict[str, Callable[[int], bytes]] = {
@@ -181,3 +193,19 @@ async def test_hostile_31_a_list_of_wrong_items_is_refused_at_the_first(
     monkeypatch.setattr(errors, "offences", counted)
     error_of(await client.post(path, json={"model": "tiny", **body}), 400)
     assert counts[0] <= 16, "errors that were made only to be thrown away"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("size", "on_the_loop"), [(100, True), (json_body.LARGE + 1, False)])
+async def test_large_bodies_are_read_off_the_event_loop(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, on_the_loop: bool
+) -> None:
+    threads: list[int] = []
+
+    def noted(body: bytes) -> Any:
+        threads.append(threading.get_ident())
+        return parse_json(body)
+
+    monkeypatch.setattr(json_body, "parse_json", noted)
+    await client.post("/tokenize", json={"prompt": "x" * size})
+    assert [thread == threading.get_ident() for thread in threads] == [on_the_loop]
