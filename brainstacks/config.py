@@ -21,7 +21,7 @@ Quantization = Literal["nf4", "int8", "none", "native"]
 Backend = Literal["auto", "torch", "cpu"]
 
 MAX_ALPHA = 2.0**14
-"""Hundreds of times what anybody trains with. With it, and with weights of at most
+"""Far beyond what anybody trains with. With it, and with weights of at most
 `safetensors_file.MAX_MAGNITUDE`, the products of one delta stay far within float32."""
 
 T = TypeVar("T")

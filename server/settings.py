@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0,
         le=86400,
-        description="how often to look for what other processes changed in the registry; 0 never looks",
+        description="between two looks for what other processes changed in the registry; 0 never looks",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

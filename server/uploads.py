@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from anyio import open_file, to_thread
@@ -47,13 +47,12 @@ async def received_file(request: Request, settings: Settings) -> AsyncIterator[P
         yield path
 
 
-def _storing() -> ExitStack:
+@contextmanager
+def _storing() -> Iterator[None]:
     """Says of a disk that takes no upload why."""
-    held = ExitStack()
     full = "The disk that holds uploads is full; free some space or set --upload-dir"
-    held.enter_context(storage_full("this", full))
-    held.enter_context(writable("The directory for uploads (--upload-dir)"))
-    return held
+    with storage_full("an upload", full), writable("The directory for uploads (--upload-dir)"):
+        yield
 
 
 def check_upload_dir(settings: Settings) -> None:

@@ -28,7 +28,7 @@ from brainstacks.stacks.tensors import load_stack, received_stack, received_tens
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stack in memory that was checked, and tried where an engine runs."""
+    """A stack in memory that is being published; checked, and tried where an engine runs."""
 
     metadata: StackMetadata
     stack: StackTensors | PackedStack
@@ -54,54 +54,54 @@ class Candidates:
         self._bank = bank
         self._device_bytes = device_bytes
         self._loader = Loader()
-        self._kept: dict[str, Candidate] = {}  # by digest
+        self._received: dict[str, Candidate] = {}  # by digest
+        self._sound: set[str] = set()  # digests of what passed its trial: the same bytes pass again
 
     # --- stacks -----------------------------------------------------------------------------------
 
     def receive(self, file: StackFile) -> None:
-        """Check and try a stack that is being published, whose data is in memory. It is not read again until
+        """Check and try a stack that is being published, whose data is in memory, and is not read again until
         `forget`.
 
         Raises:
             IncompatibleArtifact, ArtifactTooLarge, InvalidArtifact: it cannot be served.
         """
         self._check(file.metadata)
-        self._keep(file.digest, file.metadata, received_stack(file))
+        stack = self._tried(file.digest, received_stack(file))
+        self._received[file.digest] = Candidate(file.metadata, stack)
 
     def version(self, domain: str, version: StackVersion) -> ServedStack:
         """A version of the registry whose bytes were verified, that fits the base and the device, and that
-        was tried. Until `forget` it is not read again.
+        passed its trial.
 
         Raises:
             CorruptBlob: its bytes are damaged, or another domain's.
             IncompatibleArtifact, ArtifactTooLarge, InvalidArtifact: it cannot be served.
         """
-        kept = self._kept.get(version.digest)
-        metadata = kept.metadata if kept else read_stack_metadata(self._path(version.digest))
+        received = self._received.get(version.digest)
+        metadata = received.metadata if received else read_stack_metadata(self._path(version.digest))
         check_listed(metadata, domain)
-        served = ServedStack(domain, version, metadata, self._check(metadata))
-        if kept is None and self.trial is not None:
-            self._keep(version.digest, metadata, load_stack(self._path(version.digest), metadata))
-        return served
+        nbytes = self._check(metadata)
+        if self.trial is not None and version.digest not in self._sound:
+            self._tried(version.digest, load_stack(self._path(version.digest), metadata))
+        return ServedStack(domain, version, metadata, nbytes)
 
     def check_served(self, stack: ServedStack) -> None:
         """Try a version that came to be served before there was a `trial`. Raises as `version`."""
-        if self.trial is None:
-            return
-        if stack.key in self._bank.keys:
+        if self.trial is not None and stack.key in self._bank.keys:
             self.trial.stack(self._bank.resident(stack.key).stack)
+            self._sound.add(stack.digest)
         else:
-            self._keep(stack.digest, stack.metadata, load_stack(self._path(stack.digest), stack.metadata))
-            self.forget()
+            self.version(stack.domain, stack.published)
 
     def read(self, stack: ServedStack) -> StackTensors | PackedStack:
         """Raises CorruptBlob."""
-        kept = self._kept.get(stack.digest)
-        return kept.stack if kept else load_stack(self._path(stack.digest), stack.metadata)
+        received = self._received.get(stack.digest)
+        return received.stack if received else load_stack(self._path(stack.digest), stack.metadata)
 
     def forget(self) -> None:
-        """Keep none in memory any more."""
-        self._kept = {}
+        """Keep nothing in memory any more that was received."""
+        self._received = {}
 
     def _check(self, metadata: StackMetadata) -> int:
         """Bytes that a stack takes on the device.
@@ -120,11 +120,10 @@ class Candidates:
             )
         return nbytes
 
-    def _keep(self, digest: str, metadata: StackMetadata, stack: StackTensors) -> None:
-        """Try `stack`, beside the device's budget for a moment, and keep it as it is loaded from."""
-        if self.trial is None:
-            self._kept[digest] = Candidate(metadata, stack)
-            return
+    def _tried(self, digest: str, stack: StackTensors) -> StackTensors | PackedStack:
+        """Try `stack`, beside the device's budget for a moment; as it is loaded from with the least work."""
+        if self.trial is None or digest in self._sound:
+            return stack
         placed: list[PackedStack] = []
 
         def place() -> None:
@@ -134,7 +133,8 @@ class Candidates:
         self._loader.submit(place).result()
         packed, there = placed
         self.trial.stack(there)
-        self._kept[digest] = Candidate(metadata, packed)
+        self._sound.add(digest)
+        return packed
 
     # --- routers ----------------------------------------------------------------------------------
 

@@ -60,6 +60,8 @@ class EngineThread:
             try:
                 command()
             except Exception as error:
+                if not isinstance(error, BrainstacksError):
+                    log.exception("the engine could not do what it was asked")
                 done.set_exception(as_reply(error, "what was asked of the engine"))
             else:
                 done.set_result(None)

@@ -110,7 +110,6 @@ class Serving:
             _failed(leases)  # waits; what failed is in `problems`
             for lease in leases:
                 self.cache.release(lease)
-            self.candidates.forget()
             self._sync_router(manifest)
 
     def try_all(self) -> None:

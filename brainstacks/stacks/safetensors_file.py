@@ -54,7 +54,8 @@ EXPONENT_BITS: dict[str, tuple[type[np.unsignedinteger], int]] = {
 """Exponent mask of each float dtype: all ones there, and nowhere else, is an infinity or a NaN."""
 
 MAX_MAGNITUDE = 2.0**14
-"""The largest |weight|: thousands of times what training leaves, and a value of every float dtype."""
+"""The largest |weight|: thousands of times what training leaves (0.07 in the demo stacks, 1.05 in
+their router), and a value of every float dtype."""
 
 _MAX_BITS = {"F32": 0x4680_0000, "F16": 0x7400, "BF16": 0x4680}
 """`MAX_MAGNITUDE` in the bits of each float dtype, which are ordered as the magnitudes are."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -87,6 +88,15 @@ def test_wrong_options_exit_with_2_and_name_the_flag(
         main(arguments)
     assert stopped.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_missing_upload_directory_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--upload-dir", str(tmp_path / "missing"), "--base", "no-such-base"])
+    assert stopped.value.code == 1
+    assert "--upload-dir" in capsys.readouterr().err
 
 
 def test_a_refused_option_does_not_print_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
