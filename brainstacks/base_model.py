@@ -69,13 +69,10 @@ class BaseModel:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every token id that ends a completion; the generation config lists them all, where there is one."""
-        generation = getattr(self.model, "generation_config", None)
-        found = getattr(generation, "eos_token_id", None)
+        found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         if found is None:
             found = self.model.config.get_text_config().eos_token_id
-        if found is None:
-            return ()
-        return (found,) if isinstance(found, int) else tuple(found)
+        return (found,) if isinstance(found, int) else tuple(found or ())
 
     def blocks(self, layer: int, projection: str) -> Blocks | None:
         """The weight of one projection as codes with scales; None where it is held as values."""
