@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from brainstacks.engine.request import MAX_TOP_LOGPROBS, MAX_WEIGHT, SamplingParams
+from brainstacks.engine.request import MAX_TOP_LOGPROBS, MAX_WEIGHT, Grammar, SamplingParams
+from server.structured import ResponseFormat, StructuredOutputs
 
 MAX_SEQUENCES = 256
 """Most completions (prompts x best_of) that one HTTP request may ask for."""
@@ -98,6 +99,8 @@ class Sampling(Body):
     stream_options: StreamOptions | None = None
     user: Text | None = Field(default=None, description="the caller's own label; changes nothing")
     routing: RoutingField | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @field_validator("logit_bias")
     @classmethod
@@ -112,6 +115,17 @@ class Sampling(Body):
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' needs 'stream': true")
         return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Sampling:
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
+            raise ValueError("'response_format' and 'structured_outputs' are one thing; send one of them")
+        return self
+
+    def grammar(self) -> Grammar | None:
+        """What the text has to be."""
+        asked = self.structured_outputs or self.response_format
+        return None if asked is None else asked.grammar()
 
     def sampling(
         self, max_tokens: int, *, logprobs: int | None, prompt_logprobs: int | None = None
@@ -135,6 +149,7 @@ class Sampling(Body):
             min_tokens=self.min_tokens or 0,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=self.grammar(),
         )
 
 
@@ -201,10 +216,6 @@ class Message(Body):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
-
-
 class ChatRequest(Sampling):
     """Body of `POST /v1/chat/completions`."""
 
@@ -215,7 +226,6 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
