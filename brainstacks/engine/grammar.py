@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.gbnf_to_lark import gbnf_to_lark
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
+from numpy.typing import NDArray
 from torch import Tensor
 
+from brainstacks.engine.grammar_source import LIMITS, place_of, source_of, tidy
 from brainstacks.engine.request import MAX_GRAMMAR, Grammar
 from brainstacks.errors import InvalidRequest, Overloaded
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 MAX_SECONDS = 10.0
 """Most time that one may take to compile, waiting for its turn included."""
 CACHED = 128
 """Compiled grammars that are kept, those used last."""
 
-_LIMITS = LLParserLimits(
-    max_items_in_row=1_000,
-    step_max_items=10_000,
-    step_lexer_fuel=100_000,
-    max_lexer_states=50_000,
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
-"""Of compilation, and of one token: a mask takes well under a millisecond, and at the limit some ten."""
-
-_JSON: JsonCompileOptions = {"whitespace_pattern": r" |\n[ \t]{0,40}"}
-"""A gap in JSON is nothing, a space, or a new line with its indentation: a small model that may write any
-number of spaces writes nothing else."""
-
-_MOST_TRIES = 64
-_LARK = re.compile(r"\s*(?:%llguidance\b|start\s*:(?!:=))")
-_BAD_REGEX = re.compile(r"regex parse error:\n {4}[^\n]*\n {4}( *)\^+\nerror: ([^\n]*)")
-_BAD_LARK = re.compile(r"(?:at )?(\d+)\((\d+)\): ([^\n]*)")
+MASK_SECONDS = 0.05
+"""Most CPU time for one token; usual ones take less than a thousandth, and a step waits for all of its masks.
+An ambiguous grammar reaches it long before llguidance's own limits."""
 
 
 class Matcher:
@@ -75,6 +57,7 @@ class Matcher:
         self._ignore_eos = ignore_eos
         self._param = param
         self._pool = pool
+        self._slow = False
         self._mask: Future[Tensor] = pool.submit(self._compute)
 
     def mask(self) -> Tensor:
@@ -85,7 +68,9 @@ class Matcher:
     def advance(self, token: int) -> bool:
         """Go on with `token`, which `mask` allows; whether the text is complete and nothing can follow."""
         self._mask.result()  # nobody else uses the matcher now
+        began = time.thread_time()
         self._matcher.consume_token(token)
+        self._slow |= time.thread_time() - began > MASK_SECONDS
         if self._matcher.is_stopped() and not self._matcher.is_error():
             return True
         self._mask = self._pool.submit(self._compute)
@@ -93,22 +78,34 @@ class Matcher:
 
     def dead_end(self) -> InvalidRequest:
         """Why no token can be chosen."""
-        reason = (
-            _tidy(self._matcher.get_error()) or "together with other options it leaves no token to choose"
+        reason = tidy(self._matcher.get_error()) or (
+            "it takes too long to find the tokens that may come next"
+            if self._slow
+            else "together with other options it leaves no token to choose"
         )
         return InvalidRequest(
             f"{self._param} cannot be followed any further: {reason}; relax it", param=self._param
         )
 
     def _compute(self) -> Tensor:
-        packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(packed, count=self._vocab, bitorder="little")
-        allowed[self._ends] = 0
-        if self._matcher.is_error():
+        began = time.thread_time()
+        allowed = _allowed(self._matcher, self._vocab, self._ends, self._ignore_eos)
+        self._slow |= time.thread_time() - began > MASK_SECONDS
+        if self._slow:
             allowed[:] = 0
-        elif self._matcher.is_accepting() and not (self._ignore_eos and allowed.any()):
-            allowed[self._ends] = 1
         return torch.from_numpy(allowed.view(np.bool_))
+
+
+def _allowed(matcher: LLMatcher, vocab: int, ends: list[int], ignore_eos: bool) -> NDArray[np.uint8]:
+    """[V] of 0 and 1: see `Matcher.mask`."""
+    packed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    allowed = np.unpackbits(packed, count=vocab, bitorder="little")
+    allowed[ends] = 0  # a grammar may name tokens, these too
+    if matcher.is_error():
+        allowed[:] = 0
+    elif matcher.is_accepting() and not (ignore_eos and allowed.any()):
+        allowed[ends] = 1
+    return allowed
 
 
 class CompiledGrammar:
@@ -138,7 +135,7 @@ class Grammars:
     def __init__(self, tokenizer: Any, vocab: int, ends: Sequence[int]) -> None:
         self._base_tokenizer = tokenizer
         self._vocab = vocab
-        self._ends = tuple(ends)
+        self._ends = list(ends)
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
         self._making = threading.Lock()
@@ -192,14 +189,20 @@ class Grammars:
         if len(grammar.text) > MAX_GRAMMAR:
             raise refused(f"it has {len(grammar.text)} characters, and at most {MAX_GRAMMAR} are compiled")
         try:
-            source = _source(grammar)
+            source = source_of(grammar)
         except (ValueError, RecursionError) as error:
-            raise refused(_tidy(str(error))) from None
-        matcher = LLMatcher(self._llguidance_tokenizer(grammar), source, log_level=0, limits=_LIMITS)
+            raise refused(tidy(str(error))) from None
+        matcher = LLMatcher(self._llguidance_tokenizer(grammar), source, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            reason = _tidy(matcher.get_error())
-            place = _place(json.loads(grammar.text), reason) if grammar.kind == "json" else ""
+            reason = tidy(matcher.get_error())
+            place = place_of(grammar, reason)
             raise refused(f"{reason} (at {place})" if place else reason)
+        began = time.thread_time()
+        nothing = not _allowed(matcher, self._vocab, self._ends, ignore_eos=False).any()
+        if time.thread_time() - began > MASK_SECONDS:
+            raise refused("it takes too long to find the tokens that may come first; make it simpler")
+        if nothing:
+            raise refused(tidy(matcher.get_error()) or "no text can satisfy it")
         return matcher
 
     def _llguidance_tokenizer(self, grammar: Grammar) -> LLTokenizer:
@@ -212,68 +215,6 @@ class Grammars:
                         param=grammar.param,
                     )
                 self._tokenizer = from_tokenizer(
-                    self._base_tokenizer, n_vocab=self._vocab, eos_token=list(self._ends) or None
+                    self._base_tokenizer, n_vocab=self._vocab, eos_token=self._ends or None
                 )
             return self._tokenizer
-
-
-def _source(grammar: Grammar) -> str:
-    """As llguidance takes it. Raises ValueError."""
-    if grammar.kind == "json":
-        return LLMatcher.grammar_from_json_schema(grammar.text, overrides=_JSON)
-    if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.text)
-    if grammar.kind == "choice":
-        choices = json.loads(grammar.text)
-        return _lark("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))
-    # llguidance's own test for Lark is a regex that takes quadratic time.
-    if any(_LARK.match(line) for line in grammar.text.splitlines()):
-        return _lark(grammar.text)
-    try:
-        return _lark(gbnf_to_lark(grammar.text))
-    except Exception as error:
-        raise ValueError(str(error)) from error
-
-
-def _place(schema: Any, reason: str) -> str:
-    """Where in `schema` the smallest part is that llguidance refuses for `reason`, as a JSON pointer.
-
-    llguidance does not tell, so parts are tried alone, each with the root's definitions.
-    """
-    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    tries, place, inside = _MOST_TRIES, "", True
-    while inside:
-        inside = False
-        for path, part in _parts(schema):
-            if tries == 0:
-                return place
-            tries -= 1
-            source = LLMatcher.grammar_from_json_schema({**definitions, **part}, overrides=_JSON)
-            if _tidy(LLMatcher.validate_grammar(source, limits=_LIMITS)) == reason:
-                place, schema, inside = place + path, part, True
-                break
-    return place
-
-
-def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schemas that stand in `schema`, or in a list or an object of it, and their JSON pointers."""
-    for key, value in schema.items():
-        if isinstance(value, dict):
-            yield f"/{key}", value
-        inner = (
-            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        )
-        yield from ((f"/{key}/{name}", part) for name, part in inner if isinstance(part, dict))
-
-
-def _lark(text: str) -> str:
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
-
-
-def _tidy(error: str) -> str:
-    """llguidance's words, on one line, with the place."""
-    if found := _BAD_REGEX.search(error):
-        return f"regex, character {len(found[1]) + 1}: {found[2]}"
-    if found := _BAD_LARK.match(error):
-        return f"line {found[1]}, column {found[2]}: {found[3]}"
-    return " ".join(error.replace("<non-verbose/>", "").split())[:400]
