@@ -96,12 +96,13 @@ class AsyncEngine:
         """See `interface.Engine`."""
         for request in requests:
             self._engine.check(request)
+        grammars = [await self._engine.grammars.prepare(request.sampling.grammar) for request in requests]
         left = [request.n for request in requests]
         with self._opened(requests) as replies:
             try:
-                for index, request in enumerate(requests):
+                for index, (request, grammar) in enumerate(zip(requests, grammars, strict=True)):
                     sink = partial(self._thread.outbox.put, replies, index)
-                    self._thread.put(partial(self._engine.add, request, sink), sink)
+                    self._thread.put(partial(self._engine.add, request, sink, grammar), sink)
                 while any(left):
                     index, reply = await replies.queue.get()
                     replies.taken()

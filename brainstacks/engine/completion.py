@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brainstacks.engine.detokenizer import Detokenizer
+from brainstacks.engine.grammar import Matcher
 from brainstacks.engine.request import FinishReason, GenerationRequest, TokenLogprob
 
 
@@ -17,6 +18,7 @@ class Completion:
 
     Attributes:
         sampling_state: the sampler's own, of this completion alone.
+        matcher: its place in the request's grammar, if that has one.
         weights: the composition that it runs with: `layers.bank.Key` of a stack version -> weight.
         prefix_root: what its keys and values depend on besides its tokens; see `block_manager`.
         arrival: place of its request in the order of arrival; completions of one request follow its index.
@@ -37,6 +39,7 @@ class Completion:
     index: int
     sampling_state: Any
     detokenizer: Detokenizer | None
+    matcher: Matcher | None = None
     weights: Mapping[Any, float] = field(default_factory=dict)
     prefix_root: Hashable = ()
     arrival: int = 0

@@ -20,6 +20,7 @@ from brainstacks.engine.backend import Backend
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composer
+from brainstacks.engine.grammar import CompiledGrammar, Grammars
 from brainstacks.engine.intake import Intake, RouterPass
 from brainstacks.engine.interface import Gauges
 from brainstacks.engine.jobs import Job
@@ -33,7 +34,6 @@ from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import (
     BrainstacksError,
-    EngineFailure,
     InvalidRequest,
     Overloaded,
 )
@@ -73,6 +73,7 @@ class StepEngine:
             reserve=config.deterministic,
         )
         self._scheduler = Scheduler(config, self._blocks)
+        self.grammars = Grammars(base.tokenizer, base.vocab_size, base.eos_token_ids)
         self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
         self._runner = ModelRunner(
             base, self.hooks, config, self.tokenizer, self._scheduler, self._blocks, self._sampler
@@ -135,10 +136,11 @@ class StepEngine:
 
         self._on_change = changed
 
-    def add(self, request: Request, sink: Sink) -> None:
+    def add(self, request: Request, sink: Sink, grammar: CompiledGrammar | None = None) -> None:
         """Take in a request that `check` lets pass.
 
         Args:
+            grammar: its grammar, compiled; None has it compiled here.
             sink: called on the engine's thread: with one `RoutedEvent`, then `TextEvent`s until every
                 completion has finished; of a request for a route, with one `Routing`; or, once and last, with
                 the error that ended it.
@@ -156,7 +158,13 @@ class StepEngine:
             raise Overloaded(
                 f"{waiting} sequences wait and {more} are asked for; the queue holds {room}; retry later"
             )
-        job = self._jobs[request.key] = Job(request, sink, next(self._arrivals))
+        if (
+            grammar is None
+            and isinstance(request, GenerationRequest)
+            and request.sampling.grammar is not None
+        ):
+            grammar = self.grammars.compile(request.sampling.grammar)
+        job = self._jobs[request.key] = Job(request, sink, next(self._arrivals), grammar)
         self._intake.put(job)
 
     def check(self, request: Request) -> None:
@@ -239,7 +247,7 @@ class StepEngine:
             return
         job = self._job(completion)
         with self._ending([job]):
-            if isinstance(result, EngineFailure):
+            if isinstance(result, BrainstacksError):
                 raise result
             if outcome.scored:
                 job.announce(completion.prompt_logprobs)
@@ -286,6 +294,9 @@ class StepEngine:
         concerned = list(jobs)
         try:
             yield
+        except InvalidRequest as error:  # what was asked cannot be done; nothing failed
+            for job in concerned:
+                self._end(job, error)
         except Exception as error:
             log.exception("a step failed; %d requests end with it", len(concerned))
             for job in concerned:

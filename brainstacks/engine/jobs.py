@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.composer import Composition
 from brainstacks.engine.detokenizer import Detokenizer
+from brainstacks.engine.grammar import CompiledGrammar
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import (
     GenerationRequest,
@@ -26,6 +27,7 @@ class Job:
     Attributes:
         sink: gets its events, or the error that ended it; of a request for a route, that alone.
         arrival: its place in the order of arrival.
+        grammar: of its sampling, compiled.
         composition: set once it is routed; its stacks are held until the job ends.
         completions: its completions, once its stacks are on the device.
         paused: its client is to read first what it has.
@@ -34,6 +36,7 @@ class Job:
     request: Request
     sink: Sink
     arrival: int = 0
+    grammar: CompiledGrammar | None = None
     composition: Composition | None = None
     completions: list[Completion] = field(default_factory=list)
     paused: bool = False
@@ -64,6 +67,11 @@ class Job:
                             skip_special_tokens=params.skip_special_tokens,
                         )
                         if tokenizer is not None
+                        else None
+                    ),
+                    matcher=(
+                        self.grammar.matcher(ignore_eos=params.ignore_eos)
+                        if self.grammar is not None and params.max_tokens > 0
                         else None
                     ),
                     weights=self.composition.weights,

@@ -18,7 +18,7 @@ from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.kv_cache import PagedCache, attention_shape
 from brainstacks.engine.sampler import Sampled, Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
-from brainstacks.errors import EngineFailure
+from brainstacks.errors import BrainstacksError, EngineFailure
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 
@@ -33,7 +33,7 @@ class Outcome:
     """
 
     completion: Completion
-    result: Sampled | EngineFailure | None
+    result: Sampled | BrainstacksError | None
     scored: bool = False
 
 

@@ -17,7 +17,8 @@ def accept(completion: Completion, sampled: Sampled, ends: Sequence[int]) -> Fin
     """Append a token to the completion.
 
     Args:
-        ends: the base's end-of-sequence tokens; without effect under `ignore_eos`.
+        ends: the base's end-of-sequence tokens; without effect under `ignore_eos`, unless a grammar leaves
+            nothing else.
 
     Returns:
         why the completion ends with this token, or None when it goes on; `finish` is still to be called.
@@ -30,13 +31,17 @@ def accept(completion: Completion, sampled: Sampled, ends: Sequence[int]) -> Fin
     if token in params.stop_token_ids:
         completion.stop_reason = token
         return "stop"
-    if token in ends and not params.ignore_eos:
+    matcher = completion.matcher
+    if token in ends and (not params.ignore_eos or matcher is not None):
         return "stop"
+    complete = matcher is not None and matcher.advance(token)
     if completion.detokenizer is not None:
         stop = completion.detokenizer.push(token, check_stop=_may_stop(completion))
         if stop is not None:
             completion.stop_reason = stop
             return "stop"
+    if complete:
+        return "stop"
     return "length" if len(completion.output_ids) >= params.max_tokens else None
 
 

@@ -10,6 +10,8 @@ Mode = Literal["routed", "base", "ungated", "fixed"]
 FinishReason = Literal["stop", "length", "abort"]
 
 MAX_TOP_LOGPROBS = 20
+MAX_GRAMMAR = 1 << 16
+"""Most characters of a `Grammar`."""
 MAX_WEIGHT = 2.0
 """Fixed weights lie in -2..2: negative ones subtract a skill, |w| > 1 amplifies it, more breaks the text."""
 
@@ -70,6 +72,21 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What a text has to be.
+
+    Attributes:
+        kind: what `text` is: a JSON schema, a regular expression, a JSON list of strings of which one is
+            chosen, or a grammar in Lark's or GBNF's notation.
+        param: the request field that it came from; errors name it.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    text: str
+    param: str = field(default="grammar", compare=False)
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen. Ranges are checked where a request enters (`server.schemas`).
 
@@ -90,6 +107,8 @@ class SamplingParams:
         logprobs: None for none, else how many top alternatives to report per generated token (0..20).
         prompt_logprobs: the same for the prompt's tokens.
         skip_special_tokens: the text leaves out special tokens.
+        grammar: what the text has to be. It may end where the grammar accepts, and ends where nothing can
+            follow, whatever `ignore_eos` and `min_tokens` say; `stop` and `max_tokens` may cut it short.
     """
 
     max_tokens: int = 16
@@ -111,6 +130,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -171,8 +191,8 @@ def sequences(request: Request) -> int:
 class TokenLogprob:
     """Log-probability (nats) of one token under the model's own distribution.
 
-    It is the log-softmax of the very logits that the token was chosen from, before temperature, penalties,
-    bias and truncation.
+    It is the log-softmax of the very logits that the token was chosen from, before grammar, temperature,
+    penalties, bias and truncation.
 
     Attributes:
         text: the token's own text (may hold U+FFFD for part of a character).

@@ -15,7 +15,7 @@ from brainstacks.engine.draw import draw, select
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.logprobs import NOT_FINITE, token_logprobs
 from brainstacks.engine.request import SamplingParams, TokenLogprob
-from brainstacks.errors import EngineFailure
+from brainstacks.errors import BrainstacksError, EngineFailure, InvalidRequest
 
 
 class SamplingState:
@@ -61,7 +61,7 @@ class SamplingState:
         self._followed = 0
 
     def may_end(self, output_ids: Sequence[int]) -> bool:
-        """Whether the token after `output_ids` may end the text."""
+        """Whether the token after `output_ids` may end the text, as far as `min_tokens` is concerned."""
         return len(output_ids) >= self._min_tokens
 
     def adjusts(self, output_ids: Sequence[int]) -> bool:
@@ -74,16 +74,16 @@ class SamplingState:
             or not self.may_end(output_ids)
         )
 
-    def barred(self, output_ids: Sequence[int]) -> Tensor:
-        """[n] int64, tokens that may not follow `output_ids`: an end that comes too early, and the last token
-        of each bad word of which all others have just been chosen."""
+    def barred(self, output_ids: Sequence[int], *, held: bool) -> Tensor:
+        """[n] int64, tokens that may not follow `output_ids`: where the text is `held` from its end, those
+        that end it, and the last token of each bad word of which all others have just been chosen."""
         ends = [
             word[-1]
             for word in self._bad_words
             if len(word) - 1 <= len(output_ids)
             and word[:-1] == tuple(output_ids[len(output_ids) - len(word) + 1 :])
         ]
-        early = self.forbidden[:0] if self.may_end(output_ids) else self.forbidden
+        early = self.forbidden if held else self.forbidden[:0]
         return torch.cat([early, torch.tensor(ends, dtype=torch.int64)]) if ends else early
 
     def seen(self, output_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -139,16 +139,19 @@ class Sampler:
         return SamplingState(params, prompt_ids, seed, self._ends)
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, rows: Sequence[Completion]) -> list[Sampled | EngineFailure]:
+    def sample(self, logits: Tensor, rows: Sequence[Completion]) -> list[Sampled | BrainstacksError]:
         """Choose one token for each of `rows`, which stay as they are; only their `sampling_state` moves on.
 
         Args:
             logits: [R, V] float32, one row per completion; not changed.
 
         Returns:
-            what was chosen; for a row whose logits are not finite, the error that its request ends with.
+            what was chosen; for a row whose logits are not finite, or whose grammar leaves nothing to choose,
+            the error that its request ends with.
         """
-        tokens = self._choose(logits, rows)
+        scores = adjust(constrain(logits, rows), rows)
+        tokens = self._choose(scores, rows)
+        stuck = _stuck(scores, tokens, rows)
         # Of all rows: on a CPU log_softmax is faster than logsumexp.
         logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
         chosen = tokens.tolist()
@@ -163,13 +166,14 @@ class Sampler:
         )
         entries = dict(zip(asked, found, strict=True))
         return [
-            Sampled(token, logprob, entries.get(i)) if math.isfinite(logprob) else EngineFailure(NOT_FINITE)
+            EngineFailure(NOT_FINITE)
+            if not math.isfinite(logprob)
+            else stuck.get(i) or Sampled(token, logprob, entries.get(i))
             for i, (token, logprob) in enumerate(zip(chosen, logprobs, strict=True))
         ]
 
-    def _choose(self, logits: Tensor, rows: Sequence[Completion]) -> Tensor:
+    def _choose(self, scores: Tensor, rows: Sequence[Completion]) -> Tensor:
         """[R] int64."""
-        scores = adjust(logits, rows)
         drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0.0]
         if not drawn:
             return _argmax(scores)
@@ -183,6 +187,37 @@ class Sampler:
         tokens = _argmax(scores)
         tokens[drawn] = draws
         return tokens
+
+
+def constrain(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
+    """-inf for what the rows' grammars do not allow, before everything else: a penalty or a bias cannot bring
+    it back, and top-k, top-p and min-p count what is allowed.
+
+    Returns:
+        [R, V] float32; `logits` itself where no row has a grammar.
+    """
+    masks = {at: row.matcher.mask() for at, row in enumerate(rows) if row.matcher is not None}
+    if not masks:
+        return logits
+    where = torch.tensor(list(masks), device=logits.device)
+    allowed = torch.stack(list(masks.values())).to(logits.device)
+    constrained = logits.clone()
+    constrained[where] = constrained[where].masked_fill(~allowed, float("-inf"))
+    return constrained
+
+
+def _stuck(scores: Tensor, tokens: Tensor, rows: Sequence[Completion]) -> dict[int, InvalidRequest]:
+    """By row, the error where a grammar leaves nothing to choose: not even its token may be chosen."""
+    matchers = {at: row.matcher for at, row in enumerate(rows) if row.matcher is not None}
+    if not matchers:
+        return {}
+    held = list(matchers)
+    chosen = select(scores, held).gather(-1, select(tokens, held)[:, None])[:, 0].tolist()
+    return {
+        at: matcher.dead_end()
+        for (at, matcher), score in zip(matchers.items(), chosen, strict=True)
+        if score == -math.inf
+    }
 
 
 def adjust(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
@@ -232,9 +267,20 @@ def adjust(logits: Tensor, rows: Sequence[Completion]) -> Tensor:
             kept = adjusted[at, allowed.to(logits.device)]
             adjusted[at].fill_(float("-inf"))
             adjusted[at, allowed.to(logits.device)] = kept
-    barred = [(at, row.sampling_state.barred(row.output_ids)) for at, row in todo]
+    barred = [(at, row.sampling_state.barred(row.output_ids, held=_held(row))) for at, row in todo]
     flat[places(barred)] = float("-inf")
     return adjusted
+
+
+def _held(row: Completion) -> bool:
+    """Whether it may not end yet; where its grammar lets nothing else follow, it may."""
+    if row.sampling_state.may_end(row.output_ids):
+        return False
+    if row.matcher is None:
+        return True
+    others = row.matcher.mask().clone()
+    others[row.sampling_state.forbidden] = False
+    return bool(others.any())
 
 
 def _argmax(scores: Tensor) -> Tensor:

@@ -82,6 +82,6 @@ class Trial:
 
     def _batch(self, weights: dict[str, float]) -> StepBatch:
         request = GenerationRequest("", self._prompt, SamplingParams(max_tokens=1))
-        completion = Completion(request, 0, None, None, weights, blocks=array("i", [SCRATCH]))
+        completion = Completion(request, 0, None, None, weights=weights, blocks=array("i", [SCRATCH]))
         completion.scores_prompt = True  # the logits of every token are looked at
         return build([Row(completion, 0, len(self._prompt))])

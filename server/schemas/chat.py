@@ -8,13 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from brainstacks.engine.request import MAX_TOP_LOGPROBS
-from server.schemas.body import WITHOUT_EFFECT, Body, Integer
+from server.schemas.body import WITHOUT_EFFECT, Integer
 from server.schemas.messages import ChatTemplated, Messages
 from server.schemas.sampling import Sampling
-
-
-class ResponseFormat(Body):
-    type: Literal["text"]
 
 
 class ChatRequest(Sampling, ChatTemplated):
@@ -27,7 +23,6 @@ class ChatRequest(Sampling, ChatTemplated):
     max_completion_tokens: Integer | None = Field(default=None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]] | None, WITHOUT_EFFECT] = Field(
         default=None, min_length=1, max_length=1
     )

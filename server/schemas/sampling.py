@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from brainstacks.engine.request import MAX_TOP_LOGPROBS, MAX_WEIGHT, SamplingParams
+from brainstacks.engine.request import MAX_TOP_LOGPROBS, MAX_WEIGHT, Grammar, SamplingParams
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, Integer, TokenIds, text_or_list
+from server.schemas.structured import ResponseFormat, StructuredOutputs
 
 MAX_SEQUENCES = 256
 """Most completions (prompts x best_of) that one HTTP request may ask for."""
@@ -106,6 +107,8 @@ class Sampling(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     routing: RoutingField | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: Annotated[Label | None, WITHOUT_EFFECT] = None
     metadata: Annotated[dict[str, Any] | None, WITHOUT_EFFECT] = None
     store: Annotated[Literal[False] | None, WITHOUT_EFFECT] = None
@@ -132,6 +135,8 @@ class Sampling(Body):
             yield "stream_options", "it needs 'stream': true"
         if self.prompt_logprobs is not None and self.stream:
             yield "prompt_logprobs", "it cannot be streamed; leave out 'stream' or 'prompt_logprobs'"
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
+            yield "structured_outputs", "it and 'response_format' are one thing; send one of them"
         if self.truncate_prompt_tokens == 0:
             yield "truncate_prompt_tokens", "it is at least 1, or -1 for as many as fit"
         if self.max_completion_tokens not in (None, self.asked_tokens):
@@ -139,6 +144,11 @@ class Sampling(Body):
                 "max_completion_tokens",
                 f"'max_tokens' is its other name, and is {self.max_tokens}; send one",
             )
+
+    def grammar(self) -> Grammar | None:
+        """What the text has to be."""
+        asked = self.structured_outputs or self.response_format
+        return None if asked is None else asked.grammar()
 
     def sampling(
         self,
@@ -170,6 +180,7 @@ class Sampling(Body):
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens is not False,
+            grammar=self.grammar(),
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.request import GenerationRequest, SamplingParams
 from brainstacks.engine.sampler import Sampled, Sampler
-from brainstacks.errors import EngineFailure
+from brainstacks.errors import BrainstacksError
 
 END = 2
 SAMPLER = Sampler(None, (END,))
@@ -26,7 +26,7 @@ def completion(
     return Completion(request, 0, state, None, output_ids=list(output))
 
 
-def tokens(results: Sequence[Sampled | EngineFailure]) -> list[int]:
+def tokens(results: Sequence[Sampled | BrainstacksError]) -> list[int]:
     assert all(isinstance(r, Sampled) for r in results)
     return [r.token for r in results if isinstance(r, Sampled)]
 

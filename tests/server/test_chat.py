@@ -124,15 +124,6 @@ async def test_an_infinite_logprob_is_still_json(
     assert body["choices"][0]["logprobs"]["content"][0]["logprob"] == -9999.0
 
 
-async def test_response_format_text_is_what_there_is(client: httpx2.AsyncClient) -> None:
-    await chat(client, response_format={"type": "text"})
-    for kind in ("json_object", "json_schema"):
-        refused = {"model": "tiny", "messages": HI, "response_format": {"type": kind}}
-        error = error_of(await client.post("/v1/chat/completions", json=refused), 400)
-        assert error["param"] == "response_format.type"
-        assert kind in error["message"]
-
-
 @pytest.mark.parametrize(
     "field",
     ["tools", "tool_choice", "functions", "audio", "web_search_options", "prompt", "echo"],
