@@ -91,9 +91,7 @@ class BaseModel:
     def chat_tokenizer(self) -> ChatTokenizer:
         """Made once. Raises UnsupportedModel: the base has no tokenizer."""
         if self.tokenizer is None:
-            raise UnsupportedModel(
-                f"the base {self.name!r} has no tokenizer; give token ids, or add the tokenizer's files"
-            )
+            raise UnsupportedModel(f"the base {self.name!r} has no tokenizer; add its files, or give ids")
         return self._chat_tokenizer
 
     @cached_property

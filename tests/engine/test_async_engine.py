@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from pathlib import Path
 
 import pytest
@@ -217,32 +216,6 @@ async def test_a_newer_stack_is_not_routed_to_until_its_router_is_published(
     status = engine.stacks.router()
     assert status is not None
     assert (status.version, status.domains) == (2, DOMAINS)
-
-
-async def test_health_follows_the_engines_thread(tmp_path: Path) -> None:
-    running = Running(tmp_path)
-    assert running.engine.status.silence() == 0
-    assert running.engine.status.readiness().ready
-    await running.engine.close()
-    assert running.engine.status.silence() == math.inf
-    assert not running.engine.status.readiness().ready
-
-
-async def test_silence_is_the_age_of_one_step_and_never_waits_for_it(running: Running) -> None:
-    """However many commands are queued behind the step."""
-    running.gate.clear()
-    rest = asyncio.create_task(collect(stream(running.engine, request("r", prompt_of(4)))))
-    while not running.engine.status.silence():
-        await asyncio.sleep(0)
-    before = running.engine.status.silence()
-    for _ in range(100):
-        running.engine._thread.put(lambda: None)
-    assert running.engine.status.silence() > before
-    running.gate.set()
-    await rest
-    await running.came_round()
-    while running.engine.status.silence():  # it has nothing to do any more
-        await asyncio.sleep(0)
 
 
 async def test_the_engine_survives_a_step_that_fails(
