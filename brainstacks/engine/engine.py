@@ -32,11 +32,7 @@ from brainstacks.engine.routes import RoutingRecords
 from brainstacks.engine.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.engine.serving import Serving
-from brainstacks.errors import (
-    BrainstacksError,
-    InvalidRequest,
-    Overloaded,
-)
+from brainstacks.errors import BrainstacksError, InvalidRequest, Overloaded
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.loader import as_reply
 from brainstacks.stacks.registry import Registry

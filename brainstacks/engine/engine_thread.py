@@ -37,7 +37,7 @@ class EngineThread:
         self._ended = False
         self._called: set[Future[None]] = set()
         self._turn: float | None = None  # when what it does now began; None while it has nothing to do
-        self._thread = threading.Thread(target=self._run_to_the_end, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -88,16 +88,6 @@ class EngineThread:
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _run_to_the_end(self) -> None:
-        try:
-            self._run()
-        finally:
-            with self._ending:
-                self._ended = True
-                for done in list(self._called):
-                    if not done.done():
-                        done.set_exception(Unavailable("the engine has stopped; restart the server"))
-
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""
         if self._engine.backend.own_threads:
@@ -105,26 +95,37 @@ class EngineThread:
             # sampler's, takes the cores from the step's own; and where others want them too, waiting for each
             # of its members at each operator slows a step out of all proportion.
             torch.set_num_threads(1)
-        while True:
-            while not self._engine.can_step or not self._commands.empty():
-                self._turn = None
-                asked = self._commands.get()
+        try:
+            while True:
+                while not self._engine.can_step or not self._commands.empty():
+                    self._turn = None
+                    asked = self._commands.get()
+                    self._turn = time.monotonic()
+                    if asked is None:
+                        return
+                    command, sink = asked
+                    try:
+                        command()
+                    except Exception as error:
+                        if not isinstance(error, BrainstacksError):
+                            log.exception("the engine could not do what it was asked")
+                            error = EngineFailure("the engine could not take the request in; retry")
+                        if sink is not None:
+                            sink(error)
+                    self.outbox.flush()
                 self._turn = time.monotonic()
-                if asked is None:
-                    return
-                command, sink = asked
-                try:
-                    command()
-                except Exception as error:
-                    if not isinstance(error, BrainstacksError):
-                        log.exception("the engine could not do what it was asked")
-                        error = EngineFailure("the engine could not take the request in; retry")
-                    if sink is not None:
-                        sink(error)
+                self._engine.step()
                 self.outbox.flush()
-            self._turn = time.monotonic()
-            self._engine.step()
-            self.outbox.flush()
+        finally:
+            self._refuse_calls()
+
+    def _refuse_calls(self) -> None:
+        """At the end: those that wait, and all that come later."""
+        with self._ending:
+            self._ended = True
+            for done in list(self._called):
+                if not done.done():
+                    done.set_exception(Unavailable("the engine has stopped; restart the server"))
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from brainstacks.engine.routes import Conversation, Probabilities, RoutingRecord
 from brainstacks.engine.scheduler import Row
 from brainstacks.engine.serving import Serving
 from brainstacks.errors import BrainstacksError, ContextTooLong, EngineFailure, InvalidRequest
-from brainstacks.routing.router import Router, unsound
+from brainstacks.routing.router import Router, not_finite
 
 
 class RouterPass:
@@ -187,9 +188,10 @@ class Intake:
         for job in jobs:
             name, probabilities = _conversation(job), read.get(job)
             if probabilities is not None and router is not None:
-                if not_finite := unsound(probabilities):  # no record may hold what JSON cannot say
-                    self._serving.router_failed(router, not_finite)
-                    self._end(job, EngineFailure(f"{not_finite}; name a stack, or publish another router"))
+                if not all(map(math.isfinite, probabilities.values())):  # no record may hold what JSON cannot
+                    problem = not_finite(probabilities)
+                    self._serving.router_failed(router, problem)
+                    self._end(job, EngineFailure(f"{problem}; name a stack, or publish another router"))
                     continue
                 self._sticky.remember(name, router, probabilities)
             elif router is not None:

@@ -7,6 +7,7 @@ is touched, and a trial never waits for any.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ from brainstacks.engine.scheduler import Row
 from brainstacks.errors import InvalidArtifact
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
-from brainstacks.routing.router import Router, unsound
+from brainstacks.routing.router import Router, not_finite
 
 CANARY = "The quick brown fox jumps over 2 lazy dogs."
 """What is computed: its first tokens, as many as a block holds."""
@@ -75,9 +76,10 @@ class Trial:
         mid, last = self._backend.hidden_states(self._batch({}))
         config = router.config
         (found,) = router.from_features([config.mid_weight * mid + config.last_weight * last])
-        if problem := unsound(found):
+        if not all(map(math.isfinite, found.values())):
             raise InvalidArtifact(
-                f"{problem} when it was tried: its weights are too large; train it again, or take another one"
+                f"{not_finite(found)} when it was tried: its weights are too large; train it again, or take "
+                "another one"
             )
 
     def _batch(self, weights: dict[str, float]) -> StepBatch:

@@ -16,10 +16,10 @@ from brainstacks.stacks.router_artifact import RouterMetadata, check_router_base
 from brainstacks.stacks.tensors import load_router_tensors
 
 
-def unsound(probabilities: Mapping[str, float]) -> str | None:
-    """What is wrong with a router's answer: a probability that is not finite."""
+def not_finite(probabilities: Mapping[str, float]) -> str:
+    """What is wrong with a router's answer in which some probability is not finite."""
     bad = [domain for domain, p in probabilities.items() if not math.isfinite(p)]
-    return f"the router gave {', '.join(bad)} a probability that is not finite" if bad else None
+    return f"the router gave {', '.join(bad)} a probability that is not finite"
 
 
 class Router:

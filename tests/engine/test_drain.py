@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from brainstacks.engine import async_engine
 from brainstacks.engine.request import (
     CompositionRequest,
 )
@@ -61,15 +60,3 @@ async def test_closing_the_engine_ends_open_streams_instead_of_leaving_them_wait
     await close
     with pytest.raises(Unavailable):
         await asyncio.wait_for(rest, 300)
-
-
-async def test_hostile_34_a_reader_that_has_stopped_does_not_hold_up_a_drain(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(async_engine, "LAST_WORDS", 0.01)
-    events = stream(running.engine, long("r", CompositionRequest("base")))
-    await begin(events)
-    await asyncio.wait_for(running.engine.drain(0.01), 60)
-    assert await running.idle(), "its memory is free, though its client has not read"
-    with pytest.raises(Unavailable):
-        await collect(events)
