@@ -104,7 +104,7 @@ def ways(
 
         backend.run, engine._engine.step = computed, stepped
         transport = httpx.ASGITransport(app=create_app(engine))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             forth.on = True
             reply = await client.post("/v1/chat/completions", json=body)
             reply.raise_for_status()

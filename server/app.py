@@ -24,7 +24,6 @@ from server.rate_limit import RateLimits
 from server.request_context import RequestContext
 from server.schemas import ErrorReply
 from server.settings import Settings
-from server.spelling import Spelling
 
 INSPECTOR = Path(__file__).parent / "inspector"
 
@@ -32,8 +31,8 @@ INSPECTOR = Path(__file__).parent / "inspector"
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
     """One server over `engine`, which the caller opens and closes.
 
-    A request passes, in this order: its id and last-resort reply, other origins, the keys, the limits, the
-    spelling of its route, the routes.
+    A request passes, in this order: its id and last-resort reply, other origins if there are any, the keys,
+    the limits, the routes.
     """
     keys = Keys(settings.api_key, settings.api_key_file)
     context = Context(engine, settings, Metrics(engine), keys, Encoder(engine), RateLimits(settings))
@@ -47,10 +46,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
         middleware=[
             Middleware(RequestContext, metrics=context.metrics, keys=keys),
-            Middleware(Cors, settings=settings),
+            *([Middleware(Cors, settings=settings)] if settings.cors_origin else []),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, settings=settings),
-            Middleware(Spelling),
         ],
     )
     app.state.context = context

@@ -13,6 +13,7 @@ from server.errors import RequestRefused, reply
 from server.hosts import allowed_hosts, check_host
 from server.keys import Keys, bearer, digest
 from server.settings import Settings
+from server.spelling import spelled
 
 Area = Literal["open", "inference", "metrics", "admin"]
 
@@ -45,6 +46,7 @@ class Auth:
             except RequestRefused as error:
                 await reply(scope, error)(scope, receive, send)
                 return
+            scope, send = spelled(scope, send)
         await self.app(scope, receive, send)
 
     def check(self, scope: Scope) -> None:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
 
-class Spelling:
-    """ASGI middleware, behind `Auth`, which has decided on the path as it came over the wire.
+def spelled(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """What the routes are to see of a request whose path was decided on as it came over the wire (`Auth`).
 
     One slash that ends the path is dropped. HEAD is answered as GET would be, without the body.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path: str = scope["path"]
-        raw: bytes = scope.get("raw_path") or path.encode()
-        changed: Scope = {}
-        # Not of `//`, and not an encoded slash: those are other paths, which no route has.
-        if len(path) > 1 and path.endswith("/") and not path.endswith("//") and raw.endswith(b"/"):
-            changed.update(path=path[:-1], raw_path=raw[:-1])
-        head = scope["method"] == "HEAD"
-        if head:
-            changed["method"] = "GET"
-        # A new scope: whoever stands before goes on to see what was sent. `state` is one for both.
-        await self.app({**scope, **changed}, receive, _bodiless(send) if head else send)
+    path: str = scope["path"]
+    raw: bytes = scope.get("raw_path") or path.encode()
+    changed: Scope = {}
+    # Not of `//`, and not an encoded slash: those are other paths, which no route has.
+    if len(path) > 1 and path.endswith("/") and not path.endswith("//") and raw.endswith(b"/"):
+        changed.update(path=path[:-1], raw_path=raw[:-1])
+    head = scope["method"] == "HEAD"
+    if head:
+        changed["method"] = "GET"
+    # A new scope: whoever stands before goes on to see what was sent. `state` is one for both.
+    return {**scope, **changed}, _bodiless(send) if head else send
 
 
 def _bodiless(send: Send) -> Send:

@@ -68,20 +68,23 @@ async def test_fields_become_one_grammar(
     ("fields", "param"),
     [
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
             "response_format.json_schema.name",
         ),
-        ({"structured_outputs": {}}, "structured_outputs"),
-        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.regex"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": [1]}}, "structured_outputs.json"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
         ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs.regex"),
         ({"structured_outputs": {"json_object": True}}, "structured_outputs.json_object"),
-        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, None),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+        ),
     ],
 )
 async def test_what_does_not_fit_is_refused_by_its_field(
@@ -103,7 +106,7 @@ async def real(tmp_path: Path, settings: Settings) -> AsyncIterator[httpx2.ASGIT
 @pytest.fixture
 async def stock(real: httpx2.ASGITransport) -> AsyncIterator[openai.AsyncOpenAI]:
     http = openai.DefaultAsyncHttpxClient(transport=real)
-    async with openai.AsyncOpenAI(api_key="x", base_url="http://test/v1", http_client=http) as client:
+    async with openai.AsyncOpenAI(api_key="x", base_url="http://localhost/v1", http_client=http) as client:
         yield client
 
 
@@ -141,7 +144,7 @@ async def test_a_stream_says_the_same_text(stock: openai.AsyncOpenAI) -> None:
 async def test_a_schema_that_cannot_be_used_is_refused_with_its_place_before_a_stream_begins(
     real: httpx2.ASGITransport,
 ) -> None:
-    async with httpx2.AsyncClient(transport=real, base_url="http://test") as client:
+    async with httpx2.AsyncClient(transport=real, base_url="http://localhost") as client:
         schema = {"type": "object", "properties": {"a": {"type": "objekt"}}}
         refused = await client.post(
             "/v1/chat/completions",

@@ -53,7 +53,7 @@ def test_no_number_may_be_negative(settings: Any, name: str, kind: str) -> None:
         (StackRecipe, {"rank": 0}, "rank is 0; it lies in 1..1024"),
         (StackRecipe, {"experts": 65}, "experts is 65; it lies in 1..64"),
         (StackRecipe, {"top_k": 9}, "top_k is 9; it lies in 1..experts (4)"),
-        (StackRecipe, {"alpha": 0.0}, "alpha is 0.0; it is positive"),
+        (StackRecipe, {"alpha": 0.0}, "alpha is 0.0; it lies in 1/16384..16384"),
         (RoundConfig, {"steps": 0}, "steps is 0; it is at least 1"),
         (RoundConfig, {"clip": 0}, "clip is 0; it is positive"),
         (RoundConfig, {"betas": [0.9, 1.5]}, "betas is [0.9, 1.5]; both are at least 0 and less than 1"),
