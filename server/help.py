@@ -49,7 +49,7 @@ def help_text() -> str:
 
 def _option(name: str, field: FieldInfo) -> Iterator[str]:
     flag = name.replace("_", "-")
-    kind = _kind(field.annotation)
+    kind = "FILE" if name.endswith("_file") else _kind(field.annotation)
     spelt = f"  --{flag}, --no-{flag}" if kind is None else f"  --{flag} {kind}"
     default = field.default
     shown = "" if default in (None, ()) else f" ({('no', 'yes')[default] if kind is None else default})"
