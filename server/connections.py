@@ -58,7 +58,14 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser refuses is answered in the shape of all errors."""
+        """What the parser refuses is answered in the shape of all errors, and in place of an answer that has
+        not begun: a body may break off as none may while its request is being refused already."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # so that what it still sends goes nowhere
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         message = "This is not a request that HTTP/1.1 allows, or its headers are too large; mend the client"
         body = json.dumps(error_body(message, INVALID, None, "invalid_http")).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]

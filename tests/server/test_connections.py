@@ -107,3 +107,16 @@ async def test_files_are_left_for_everything_else() -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert limited(files * 2, 1).most == files - RESERVED_FILES
     assert limited(3, 1).most == 3
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"elsewhere"])
+async def test_a_body_that_breaks_off_as_http_is_answered_once(
+    running: Running, host: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where its request is refused before the body, at the same moment."""
+    head = b"POST /v1/route HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n" % host
+    answer = await closed(await connect(running, head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1 4") == 1
+    await asyncio.sleep(0)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

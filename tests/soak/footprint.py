@@ -42,7 +42,8 @@ class Footprint:
         opened = after.files - self.files
         outcome.require(opened <= FILES_SLACK, f"the server keeps {opened} more files or sockets open")
         traces = after.tracebacks - self.tracebacks
-        outcome.require(traces == 0, f"{traces} stack traces are in the log, which ends:\n{server.log}")
+        first = "".join(server.first_trace)
+        outcome.require(traces == 0, f"{traces} stack traces are in the log, the first:\n{first}")
 
 
 async def leftovers(server: Server) -> list[str]:

@@ -14,7 +14,7 @@ def request(
 ) -> bytes:
     """A request that asks for the connection to be closed; `headers` replace the usual ones."""
     usual = {
-        "Host": "soak",
+        "Host": "localhost",
         "Connection": "close",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"BRAINSTACKS_API_KEY": "", "OMP_NUM_THREADS": "1"}
 """One thread: the tiny base is no work for several, which on a busy machine would wait for one another."""
 
+TRACE_LINES = 40
+
 START_SECONDS, STOP_SECONDS = 120.0, 60.0
 
 
@@ -31,6 +33,7 @@ class Server:
     Attributes:
         url: where it listens, without a slash at the end.
         tracebacks: lines of its log that begin one.
+        first_trace: the first one, and what follows.
 
     Raises:
         RuntimeError: it did not start; with the end of its log.
@@ -40,6 +43,7 @@ class Server:
         self.world = world
         self.model = world.base.name
         self.tracebacks = 0
+        self.first_trace: list[str] = []
         self._admin = {"Authorization": f"Bearer {secrets.token_hex(16)}"}
         self._log: deque[str] = deque(maxlen=40)
         where = ["--base", str(world.base), "--registry", str(world.registry_path), "--port", "0"]
@@ -118,6 +122,8 @@ class Server:
         for line in self._process.stderr or ():
             self._log.append(line)
             self.tracebacks += line.startswith("Traceback")
+            if self.tracebacks and len(self.first_trace) < TRACE_LINES:
+                self.first_trace += [line]
 
 
 @contextmanager
