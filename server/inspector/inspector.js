@@ -23,7 +23,8 @@ function say(text) {
 }
 
 async function look() {
-  await Promise.all([operations.load(), operations.requests(domains)]);
+  const noLoad = () => $("load").replaceChildren(); // the metrics may be closed
+  await Promise.all([operations.load().catch(noLoad), operations.requests(domains)]);
 }
 
 async function refresh() {
@@ -72,4 +73,4 @@ $("example").addEventListener("change", () => { if ($("example").value) { $("pro
 $("use-keys").addEventListener("click", () => refresh().catch(fail));
 $("heat").addEventListener("keydown", attribution.keyed);
 refresh().catch(fail);
-setInterval(() => { if (!document.hidden) look().catch(() => $("load").replaceChildren()); }, LOOK);
+setInterval(() => { if (!document.hidden) look().catch(() => {}); }, LOOK); // the next one may find the server again
