@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,6 +18,7 @@ from server.composition import resolve
 from server.json_body import JsonRoute
 from server.logprobs import chat_logprobs, prompt_logprobs
 from server.schemas import ChatRequest
+from server.tools import plain, tools_of
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -31,8 +33,9 @@ async def chat_completions(body: ChatRequest, request: Request, ctx: Ctx) -> Res
 async def _plan(body: ChatRequest, request: Request, ctx: Context) -> GenerationRequest:
     """Check and tokenise; raises before anything runs."""
     composition = resolve(ctx.engine, body.model, body.routing)
-    plain, tenant = [message.plain() for message in body.messages], request.state.tenant
-    given = await ctx.encoder.encode_chat(plain, tenant, **body.template_options())
+    tools, tenant = tools_of(body.tools, body.tool_choice), request.state.tenant
+    messages = tools.conversation(body.messages) if tools else plain(body.messages)
+    given = await ctx.encoder.encode_chat(messages, tenant, **body.template_options())
     ids = ctx.truncated(given, body)
     room = ctx.room(ids, "messages")
     asked = body.asked_tokens
@@ -45,6 +48,8 @@ async def _plan(body: ChatRequest, request: Request, ctx: Context) -> Generation
         prompt_logprobs=body.prompt_logprobs,
         bad_words=await ctx.encode_words(body.bad_words or (), tenant),
     )
+    if tools and tools.grammar:
+        sampling = replace(sampling, grammar=tools.grammar)
     ctx.check_sampling(body, sampling)
     return GenerationRequest(
         request_id=request.state.request_id,
@@ -58,7 +63,10 @@ async def _plan(body: ChatRequest, request: Request, ctx: Context) -> Generation
 
 
 class ChatAnswer(Answer):
-    """Choices of messages; streamed, the role of each comes first and its finish reason last."""
+    """Choices of messages; streamed, the role of each comes first and its finish reason last.
+
+    What may still become a call of a function is held back until it has become one, or cannot.
+    """
 
     def __init__(self, request: Request, ctx: Context, body: ChatRequest, planned: GenerationRequest) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
@@ -66,6 +74,8 @@ class ChatAnswer(Answer):
         self.with_logprobs = bool(body.logprobs)
         self.with_ids = bool(body.return_token_ids)
         self.planned = planned
+        self.tools = tools_of(body.tools, body.tool_choice)
+        self.held: dict[int, list[TextEvent] | None] = {}  # of each choice; None once a part was sent
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[int, list[TextEvent]] = {}
@@ -74,12 +84,14 @@ class ChatAnswer(Answer):
         choices = []
         for index, ran in sorted(events.items()):
             content = "".join(event.text for event in ran)
+            calls = self.tools.called(content) if self.tools else []
+            message = {"content": None, "tool_calls": calls} if calls else {"content": content}
             choices.append(
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": content, "refusal": None},
+                    "message": {"role": "assistant", **message, "refusal": None},
                     "logprobs": self._logprobs([token for event in ran for token in event.logprobs]),
-                    "finish_reason": ran[-1].finish_reason,
+                    "finish_reason": "tool_calls" if calls else ran[-1].finish_reason,
                     "stop_reason": ran[-1].stop_reason,
                     **self._ids([token for event in ran for token in event.token_ids]),
                 }
@@ -100,14 +112,37 @@ class ChatAnswer(Answer):
         return [_delta(index, {"role": "assistant", "content": ""}) for index in range(self.completions)]
 
     def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
+        whole = self.held.get(event.index, []) is not None
+        ran = self._released(event)
+        if not ran:
+            return []
         found = []
-        if event.text or event.logprobs or (event.token_ids and self.with_ids):
-            delta = _delta(event.index, {"content": event.text}, self._logprobs(event.logprobs))
-            found.append({**delta, **self._ids(event.token_ids)})
+        text = "".join(each.text for each in ran)
+        calls = self.tools.called(text) if self.tools and whole and event.finish_reason else []
+        logprobs = self._logprobs([token for each in ran for token in each.logprobs])
+        ids = [token for each in ran for token in each.token_ids]
+        if calls:
+            delta = {"tool_calls": [{"index": at, **call} for at, call in enumerate(calls)]}
+            found.append({**_delta(event.index, delta, logprobs), **self._ids(ids)})
+        elif text or (logprobs and logprobs["content"]) or (ids and self.with_ids):
+            found.append({**_delta(event.index, {"content": text}, logprobs), **self._ids(ids)})
         if event.finish_reason is not None:
-            end = {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+            reason = "tool_calls" if calls else event.finish_reason
+            end = {"finish_reason": reason, "stop_reason": event.stop_reason}
             found.append({**_delta(event.index, {}), **end})
         return found
+
+    def _released(self, event: TextEvent) -> list[TextEvent]:
+        """What can be sent of a choice now: all that there is, unless it may still become a call."""
+        held = self.held.get(event.index, [])
+        if self.tools is None or held is None:
+            return [event]
+        ran = [*held, event]
+        if event.finish_reason is None and self.tools.may_call("".join(each.text for each in ran)):
+            self.held[event.index] = ran
+            return []
+        self.held[event.index] = None
+        return ran
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         return chat_logprobs(tokens) if self.with_logprobs else None
@@ -116,5 +151,5 @@ class ChatAnswer(Answer):
         return {"token_ids": list(ids)} if self.with_ids else {}
 
 
-def _delta(index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+def _delta(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}

@@ -12,6 +12,7 @@ from server.api.context import Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
 from server.schemas import DetokenizeRequest, TokenizeRequest
+from server.tools import plain
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -26,8 +27,7 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
     resolve(ctx.engine, body.model, None)
     tenant, encoder = request.state.tenant, ctx.encoder
     if body.messages is not None:
-        plain = [message.plain() for message in body.messages]
-        ids = await encoder.encode_chat(plain, tenant, **body.template_options())
+        ids = await encoder.encode_chat(plain(body.messages), tenant, **body.template_options())
     else:
         special = body.add_special_tokens is not False
         ids = await encoder.encode(body.prompt or "", tenant, add_special_tokens=special)

@@ -11,6 +11,7 @@ from brainstacks.engine.request import MAX_TOP_LOGPROBS
 from server.schemas.body import WITHOUT_EFFECT, Integer
 from server.schemas.messages import ChatTemplated, Messages
 from server.schemas.sampling import Sampling
+from server.schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice
 
 
 class ChatRequest(Sampling, ChatTemplated):
@@ -23,6 +24,11 @@ class ChatRequest(Sampling, ChatTemplated):
     max_completion_tokens: Integer | None = Field(default=None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = Field(default=None, description="auto when left out")
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="an answer makes at most one call, whatever this is"
+    )
     modalities: Annotated[list[Literal["text"]] | None, WITHOUT_EFFECT] = Field(
         default=None, min_length=1, max_length=1
     )
@@ -32,5 +38,18 @@ class ChatRequest(Sampling, ChatTemplated):
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         yield from super().broken_rules()
+        names = [one.function.name for one in self.tools or ()]
+        if len(set(names)) < len(names):
+            yield "tools", "two functions have one name"
+        chosen = self.tool_choice
+        if isinstance(chosen, NamedTool) and chosen.function.name not in names:
+            yield "tool_choice", f"no tool is named {chosen.function.name!r}"
+        if chosen == "required" and not names:
+            yield "tool_choice", "'required' needs 'tools'"
+        if names and chosen != "none" and self.grammar() is not None:
+            yield (
+                "tools",
+                "beside 'response_format' or 'structured_outputs' no answer could be a call",
+            )
         if self.top_logprobs is not None and not self.logprobs:
             yield "top_logprobs", "it needs 'logprobs': true"

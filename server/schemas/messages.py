@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, text_or_list
+from server.schemas.tools import MAX_TOOLS, CallId, ToolCall
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")]  # OpenAI's rule
 Variable = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 ]  # those without effect go into a header
-Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class TextPart(Body):
@@ -35,16 +35,21 @@ Content = Annotated[
 class Message(Body):
     """One message of a conversation; text only. An assistant's is taken as the server returned it."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(default=None, description="an assistant's may be null, which is empty")
     name: Name | None = Field(default=None, description="given to the chat template")
-    tool_calls: Nothing | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_call_id: CallId | None = Field(default=None, description="of the call whose result this is")
     reasoning_content: Annotated[str | None, WITHOUT_EFFECT] = None
     annotations: Annotated[list[Any] | None, WITHOUT_EFFECT] = None
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.content is None and self.role != "assistant":
             yield "content", f"a message of the role {self.role!r} needs it"
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            yield "tool_call_id", "it goes with the role 'tool', which needs it"
+        if self.tool_calls and self.role != "assistant":
+            yield "tool_calls", f"an assistant makes them, not {self.role!r}"
 
     def plain(self) -> dict[str, str]:
         """As a chat template takes it. `developer` is OpenAI's newer name of `system`."""

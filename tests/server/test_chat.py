@@ -126,7 +126,7 @@ async def test_an_infinite_logprob_is_still_json(
 
 @pytest.mark.parametrize(
     "field",
-    ["tools", "tool_choice", "functions", "audio", "web_search_options", "prompt", "echo"],
+    ["functions", "function_call", "audio", "web_search_options", "prompt", "echo"],
 )
 async def test_what_is_not_supported_is_refused_by_name(client: httpx2.AsyncClient, field: str) -> None:
     reply = await client.post("/v1/chat/completions", json={"model": "tiny", "messages": HI, field: []})

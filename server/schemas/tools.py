@@ -1,0 +1,65 @@
+"""Functions that a model may call, and calls that it made, as OpenAI has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from server.schemas.body import WITHOUT_EFFECT, Body, Integer
+
+MAX_TOOLS = 128
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+CallId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Function(Body):
+    """`strict` has no effect: where a call is required, its arguments always fit."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="JSON schema of the arguments; none when left out"
+    )
+    strict: Annotated[bool | None, WITHOUT_EFFECT] = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class Named(Body):
+    name: FunctionName
+
+
+class NamedTool(Body):
+    """The one function that is to be called."""
+
+    type: Literal["function"]
+    function: Named
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<list>")],
+    Discriminator(
+        lambda value: "<text>" if isinstance(value, str) else "<list>",
+        custom_error_type="tool_choice",
+        custom_error_message="it is none, auto, required, or an object that names a function",
+    ),
+]
+
+
+class Called(Body):
+    name: FunctionName
+    arguments: str = Field(description="JSON text")
+
+
+class ToolCall(Body):
+    """A call in an assistant's message, as the server returned it."""
+
+    id: CallId
+    type: Literal["function"] = "function"
+    function: Called
+    index: Annotated[Integer | None, WITHOUT_EFFECT] = None
