@@ -58,7 +58,11 @@ def resolve(engine: Engine, model: str | None, field: RoutingField | None) -> Co
                 code="unknown_domain",
             )
     return CompositionRequest(
-        mode=field.mode, weights=dict(field.weights or {}), top=field.top, sticky=field.sticky
+        mode=field.mode,
+        weights=dict(field.weights or {}),
+        top=field.top,
+        sticky=field.sticky,
+        stacks=dict(field.stacks or {}),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from brainstacks.engine.request import CompositionRequest, Request, Routing, StackRef
 from brainstacks.engine.serving import Serving
-from brainstacks.errors import InvalidRequest
+from brainstacks.errors import BrainstacksError, Conflict, InvalidRequest
 from brainstacks.routing.policy import GATE_THRESHOLD, active_domains, floored
 from brainstacks.routing.router import Router
 from brainstacks.stacks.lease import Lease, ServedStack, StackKey
@@ -41,6 +41,7 @@ class Composer:
 
         Raises:
             InvalidRequest: a fixed weight is not finite, or names no served domain.
+            DomainNotFound, VersionNotFound, Conflict: a stack that it names is not there, or is not served.
         """
         for domain, weight in composition.weights.items():
             if not math.isfinite(weight):
@@ -55,6 +56,7 @@ class Composer:
                 param="routing.weights",
                 code="unknown_domain",
             )
+        self._check_versions(composition, {name: self._cache.served(name) for name in composition.stacks})
 
     def compose(
         self,
@@ -76,11 +78,16 @@ class Composer:
 
         Raises:
             InvalidRequest: as `check`; or the stacks do not fit on the device together.
-            DomainNotFound: a domain was deleted in this very moment.
+            DomainNotFound, Conflict: a domain was deleted or replaced in this very moment.
         """
         router = router or self._serving.router
         weights, active = self._chosen(request.composition, probabilities, router)
         lease = self._cache.acquire(active, on_change)
+        try:
+            self._check_versions(request.composition, lease.stacks)  # another may have come since
+        except BrainstacksError:
+            self._cache.release(lease)
+            raise
         routing = _routing(request, generation, probabilities, router_ms, weights, lease.stacks)
         return Composition(routing, lease, {stack.key: weights[d] for d, stack in lease.stacks.items()})
 
@@ -98,6 +105,18 @@ class Composer:
         serving = self._cache.serving
         stacks = {domain: serving[domain] for domain in active if domain in serving}
         return _routing(request, generation, probabilities, router_ms, weights, stacks)
+
+    def _check_versions(self, composition: CompositionRequest, stacks: Mapping[str, ServedStack]) -> None:
+        """That `stacks` are the versions that the composition names."""
+        for domain, stack in stacks.items():
+            wanted = composition.stacks.get(domain)
+            if wanted not in (None, stack.version, stack.digest):
+                self._serving.require_version(domain, wanted)
+                raise Conflict(
+                    f"version {stack.version} of {domain} is served, and routing.stacks asks for {wanted}; "
+                    "activate that one, or leave routing.stacks out",
+                    param="routing.stacks",
+                )
 
     def _chosen(
         self,

@@ -27,12 +27,14 @@ class CompositionRequest:
         top: keep at most this many domains, the heaviest (by |weight|) first.
         sticky: with `routed`, the name of a conversation: its first prompt is routed, those that follow run
             with that route, and so can reuse what is computed of their common beginning.
+        stacks: domain -> version number or digest that it has to have where it is applied.
     """
 
     mode: Mode = "routed"
     weights: Mapping[str, float] = field(default_factory=dict)
     top: int | None = None
     sticky: str | None = None
+    stacks: Mapping[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from brainstacks import fresh_thread
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.engine.candidates import Candidates
-from brainstacks.errors import BrainstacksError, Conflict, DomainNotFound
+from brainstacks.errors import BrainstacksError, Conflict, DomainNotFound, VersionNotFound
 from brainstacks.layers.bank import StackBank
 from brainstacks.routing.router import Router
 from brainstacks.stacks.cache_stats import CacheStats
@@ -77,6 +77,15 @@ class Serving:
         stack = self.cache.serving.get(domain)
         known = router.metadata.stacks if router is not None else {}
         return stack is not None and known.get(domain) == stack.digest
+
+    def require_version(self, domain: str, wanted: int | str) -> None:
+        """Raises DomainNotFound, VersionNotFound: the registry has no such version, by number or digest."""
+        if self._registry is not None:
+            history = self._registry.snapshot().domain(domain)
+            if isinstance(wanted, int):
+                history.version(wanted)
+            elif history.find(wanted) is None:
+                raise VersionNotFound(f"no version of {domain} has the digest {wanted[:64]}")
 
     def stats(self) -> CacheStats:
         versions = self._registry.snapshot().versions() if self._registry is not None else []

@@ -35,23 +35,40 @@ Stops = Annotated[
 ]
 
 
+Version = Annotated[
+    Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Tag(TEXT)]
+    | Annotated[Integer, Field(ge=1, le=2**31 - 1), Tag(LIST)],
+    Discriminator(
+        lambda value: TEXT if isinstance(value, str) else LIST,
+        custom_error_type="version",
+        custom_error_message="it is a version number, or a digest of 64 hexadecimal digits",
+    ),
+]
+
+
 class RoutingField(Body):
     """The field `routing`: the composition, chosen by hand.
 
     `weights` goes with mode `fixed` only; a domain left out has weight 0. `top` keeps the heaviest domains.
     `sticky` names a conversation, whose first prompt is routed; those that follow keep that route.
+    `stacks` names exact versions: the answer is by these, or 404 or 409.
     """
 
     mode: Literal["routed", "base", "ungated", "fixed"] = "routed"
     weights: dict[str, Weight] | None = Field(default=None, max_length=1024)
     top: Integer | None = Field(default=None, ge=1, le=1024)
     sticky: str | None = Field(default=None, min_length=1, max_length=128)
+    stacks: dict[str, Version] | None = Field(
+        default=None, max_length=1024, description="the version, or digest, that a domain has to have"
+    )
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         if (self.weights is not None) != (self.mode == "fixed"):
             yield "weights", "they go with mode 'fixed', which needs them; send both or neither"
         if self.top is not None and self.mode == "base":
             yield "top", "it has no meaning with mode 'base'; leave it out"
+        if self.stacks is not None and self.mode == "base":
+            yield "stacks", "it has no meaning with mode 'base'; leave it out"
         if self.sticky is not None and self.mode != "routed":
             yield "sticky", f"it keeps the router's choice; it has no meaning with mode {self.mode!r}"
 

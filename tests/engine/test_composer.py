@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from brainstacks.engine.composer import Composition
 from brainstacks.engine.request import CompositionRequest, RouteRequest
-from brainstacks.errors import InvalidRequest
+from brainstacks.errors import Conflict, DomainNotFound, InvalidRequest, VersionNotFound
 from brainstacks.routing.policy import GATE_THRESHOLD
 from tests.engine.driving import DOMAINS, Served, fixed, serve
 from tests.tiny import publish_stack, random_stack, write_router
@@ -145,3 +146,54 @@ def test_probabilities_go_with_the_router_that_gave_them(served: Served, tmp_pat
     assert served.engine.serving.router is not asked
     composition = served.engine.composer.compose(RouteRequest("r", ()), 7, PROBABILITIES, 1.5, router=asked)
     assert composition.weights == {("code", 1): 0.6, ("math", 1): 0.9}
+
+
+# --- exact versions -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replaced(served: Served, tmp_path: Path) -> Served:
+    """With a second version of math, which is the one that serves."""
+    identity = served.base.identity
+    publish_stack(served.registry, identity, "math", random_stack(identity.dims, 99), tmp_path)
+    served.engine.serving.sync()
+    return served
+
+
+def test_a_version_that_serves_is_what_is_asked_for_by_number_or_digest(replaced: Served) -> None:
+    digest = replaced.engine.stacks.served("math").digest
+    for wanted in (2, digest):
+        asked = CompositionRequest("fixed", {"math": 1.0}, stacks={"math": wanted, "chat": 1})
+        assert compose(replaced, asked).routing.stacks["math"].digest == digest
+
+
+def test_every_other_version_is_refused_and_nothing_is_held(replaced: Served) -> None:
+    history = replaced.registry.snapshot().domain("math")
+    cases: list[tuple[dict[str, int | str], type[Exception]]] = [
+        ({"math": 1}, Conflict),
+        ({"math": history.versions[0].digest}, Conflict),
+        ({"math": 3}, VersionNotFound),
+        ({"math": "0" * 64}, VersionNotFound),
+        ({"law": 1}, DomainNotFound),
+    ]
+    for stacks, error in cases:
+        with pytest.raises(error):
+            compose(replaced, CompositionRequest("fixed", {"math": 1.0}, stacks=stacks))
+    assert replaced.engine.stacks.in_use("math") == 0
+
+
+def test_a_version_that_is_replaced_after_it_was_looked_at_is_refused(
+    replaced: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, asked = replaced.engine.stacks, CompositionRequest("fixed", {"math": 1.0}, stacks={"math": 2})
+    acquire = cache.acquire
+
+    def late(*arguments: Any) -> Any:
+        replaced.registry.activate("math", 1)
+        replaced.engine.serving.sync()
+        return acquire(*arguments)
+
+    monkeypatch.setattr(cache, "acquire", late)
+    with pytest.raises(Conflict, match="version 1 of math is served"):
+        compose(replaced, asked)
+    assert cache.in_use("math") == 0

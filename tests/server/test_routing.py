@@ -42,6 +42,8 @@ async def test_the_model_name_chooses_the_composition(
             CompositionRequest(mode="fixed", weights={"chat": 0.85, "math": -2.0}),
         ),
         ({"mode": "fixed", "weights": {}}, CompositionRequest(mode="fixed")),
+        ({"stacks": {"math": 3}}, CompositionRequest(stacks={"math": 3})),
+        ({"stacks": {"math": "a" * 64}}, CompositionRequest(stacks={"math": "a" * 64})),
     ],
 )
 async def test_the_routing_field_chooses_the_composition(
@@ -76,6 +78,10 @@ async def test_the_routing_field_chooses_the_composition(
         {"top": True},
         {"top": 10**9},
         {"floor": 0.1},
+        {"stacks": {"math": 0}},
+        {"stacks": {"math": "abc"}},
+        {"stacks": {"math": 1.5}},
+        {"mode": "base", "stacks": {"math": 1}},
         {"mode": "ungated", "sticky": "a"},
         {"sticky": ""},
         {"sticky": "x" * 129},
