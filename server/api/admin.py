@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from server.composition import routing_object
 from server.json_body import JsonRoute
 from server.schemas import ActivateRequest
 from server.uploads import received_file
+
+audit = logging.getLogger("brainstacks.audit")
 
 routes = APIRouter(prefix="/admin", route_class=JsonRoute, tags=["admin"])
 
@@ -91,24 +94,28 @@ async def put_stack(
             published = await ctx.engine.stacks.publish(
                 domain, file, expected_generation=generation, before=before
             )
-    return _published(published, "domain", status=201 if published.created else 200)
+    return _published(request, published, "domain", status=201 if published.created else 200)
 
 
 @routes.post("/stacks/{domain}/activate", summary="Roll back or forward", response_model=None)
 async def activate_stack(
-    body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, ctx: Ctx
+    body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
     published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
-    return _published(published, "domain")
+    return _published(request, published, "domain")
 
 
 @routes.delete("/stacks/{domain}", summary="Stop serving a domain", response_model=None)
 async def delete_stack(
-    domain: Domain, generation: ExpectedGeneration, options: Annotated[DeleteOptions, Query()], ctx: Ctx
+    domain: Domain,
+    generation: ExpectedGeneration,
+    options: Annotated[DeleteOptions, Query()],
+    request: Request,
+    ctx: Ctx,
 ) -> JSONResponse:
     """Running requests finish first; then memory and, with `purge=true`, disk are freed."""
     published = await ctx.engine.stacks.delete(domain, purge=options.purge, expected_generation=generation)
-    return _published(published, "domain", purged=options.purge)
+    return _published(request, published, "domain", purged=options.purge)
 
 
 @routes.post("/stacks/{domain}/pin", summary="Keep a stack on the device", response_model=None)
@@ -152,7 +159,7 @@ async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx)
             published = await ctx.engine.stacks.publish_router(
                 file, expected_generation=generation, before=before
             )
-    return _published(published, "name", status=201 if published.created else 200)
+    return _published(request, published, "name", status=201 if published.created else 200)
 
 
 @routes.get("/registry", summary="The manifest", response_model=None)
@@ -186,7 +193,21 @@ async def _counted(ctx: Context) -> AsyncIterator[None]:
     ctx.metrics.uploads.labels("accepted").inc()
 
 
-def _published(published: Published, name: str, *, status: int = 200, **more: Any) -> JSONResponse:
+def _published(
+    request: Request, published: Published, name: str, *, status: int = 200, **more: Any
+) -> JSONResponse:
+    """The reply to a change of the registry, which the audit log has now too."""
+    audit.info(
+        "%s %s: %s version %d, digest %s, generation %d; from %s, request %s",
+        request.method,
+        request.url.path,
+        published.name,
+        published.version,
+        published.digest,
+        published.generation,
+        request.client.host if request.client else "unknown",
+        request.state.request_id,
+    )
     body = dataclasses.asdict(published)
     body = {name: body.pop("name"), **body, **more}
     return JSONResponse(body, status_code=status, headers={"ETag": f'"{published.generation}"'})
