@@ -22,7 +22,7 @@ WITHOUT_EFFECT = "accepted, because ignoring it cannot change the answer"
 TEXT, LIST, TEXTS, IDS, ID_LISTS = "<text>", "<list>", "<texts>", "<ids>", "<id lists>"
 NO_PLACES = frozenset({TEXT, LIST, TEXTS, IDS, ID_LISTS, "[key]"})
 """What pydantic puts into the place of an error beside names and numbers: tags of the kinds of value that a
-field may have, and that it is a key."""
+field may have (`LIST` also for what is merely no text), and that it is a key."""
 
 
 def _integral(value: object) -> object:

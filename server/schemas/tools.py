@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.schemas.body import WITHOUT_EFFECT, Body, Integer
+from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, Integer
 
 MAX_TOOLS = 128
 
@@ -42,9 +42,9 @@ class NamedTool(Body):
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<list>")],
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[NamedTool, Tag(LIST)],
     Discriminator(
-        lambda value: "<text>" if isinstance(value, str) else "<list>",
+        lambda value: TEXT if isinstance(value, str) else LIST,
         custom_error_type="tool_choice",
         custom_error_message="it is none, auto, required, or an object that names a function",
     ),
