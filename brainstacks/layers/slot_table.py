@@ -1,4 +1,4 @@
-"""A bank as the compiled step reads it: a record of every round by its slot, written once."""
+"""A bank as the compiled step reads it: the records of every round, by slot."""
 
 from __future__ import annotations
 

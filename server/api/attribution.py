@@ -61,5 +61,5 @@ async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSO
             "sums": sums,
             "routing": routing_object(routing),
         },
-        headers={**routing_headers(routing), **ticket.headers},
+        headers={**routing_headers(routing), **ctx.ignored_headers(body), **ticket.headers},
     )

@@ -58,6 +58,13 @@ async def test_a_routed_text_is_attributed_to_what_the_router_chose(
     assert engine.requests[1].composition == CompositionRequest("fixed", chosen)
 
 
+async def test_what_an_attribution_sets_without_effect_is_named(client: httpx2.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi", "annotations": []}]
+    reply = await client.post("/v1/attribution", json={"messages": messages, "completion": "yo"})
+    assert reply.status_code == 200
+    assert reply.headers["x-brainstacks-ignored"] == "messages.annotations"
+
+
 async def test_the_base_alone_has_nothing_to_take_out(client: httpx2.AsyncClient) -> None:
     (token, *_) = (await attribute(client, routing={"mode": "base"})).json()["tokens"]
     assert token["without"] == {}

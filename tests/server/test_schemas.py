@@ -197,10 +197,11 @@ async def test_fields_that_do_not_go_together_are_refused(
 
 @pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"max_tokens": 2, "max_completion_tokens": 3}])
 async def test_chat_fields_that_do_not_go_together_are_refused(
-    client: httpx2.AsyncClient, fields: dict[str, Any]
+    client: httpx2.AsyncClient, engine: FakeEngine, fields: dict[str, Any]
 ) -> None:
     path = "/v1/chat/completions"
     error_of(await client.post(path, json={**PROMPTS[path], **fields}), 400)
+    assert engine.requests == []
 
 
 async def test_suffix_is_refused_by_name(client: httpx2.AsyncClient) -> None:
