@@ -42,7 +42,7 @@ test-cpus: setup
 	esac; \
 	for cpu in $$fewer; do \
 		echo "BRAINSTACKS_CPU=$$cpu"; \
-		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest tests/kernels tests/engine/test_backends.py || exit 1; \
+		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest tests/kernels tests/engine/runner/test_backends.py || exit 1; \
 	done
 
 # The short form of every benchmark; benchmarks/README.md has the commands that the records come from.

@@ -22,8 +22,8 @@ from benchmarks.serving import traffic
 from benchmarks.serving.engine_batch import compositions, engine_batch
 from brainstacks.base_model import identify_base
 from brainstacks.config import EngineConfig
-from brainstacks.engine.cpu_backend import CpuBackend, Phase
 from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.runner.cpu_backend import CpuBackend, Phase
 from brainstacks.errors import BrainstacksError
 from brainstacks.layers.projections import INPUT_GROUPS
 

@@ -42,6 +42,9 @@ side and know nothing of each other."""
 ROOMS = ("recipe", "data", "runs", "rounds", "curriculum", "router", "evaluation", "report")
 """Of training: each imports only from itself and from those before it."""
 
+ENGINE_ROOMS = ("sampling", "runner", "serving")
+"""Of the engine: each imports only from itself and from those before it."""
+
 INSTRUMENTS = "instruments"
 BENCHMARK_ROOMS = (INSTRUMENTS, "serving", "peers", "experiments")
 """What the commands at the top of `benchmarks` share: each room knows itself and the instruments alone."""
@@ -132,6 +135,16 @@ def test_inside_the_trainer_imports_go_from_room_to_room_one_way(room: str) -> N
         for name in imports(path):
             if name.startswith("training."):
                 assert name.split(".")[1] in allowed, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("room", ENGINE_ROOMS)
+def test_inside_the_engine_imports_go_from_room_to_room_one_way(room: str) -> None:
+    later = ENGINE_ROOMS[ENGINE_ROOMS.index(room) + 1 :]
+    above = {"engine", "engine_thread", "async_engine", "intake", "jobs"}
+    for path in sources(f"brainstacks/engine/{room}"):
+        for name in imports(path):
+            if name.startswith("brainstacks.engine."):
+                assert name.split(".")[2] not in {*later, *above}, f"{path}: {name}"
 
 
 @pytest.mark.parametrize("room", BENCHMARK_ROOMS)

@@ -22,8 +22,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from brainstacks.engine.cpu_backend import CpuBackend
 from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.runner.cpu_backend import CpuBackend
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.stacks.tensors import load_stack
 

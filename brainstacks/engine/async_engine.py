@@ -28,8 +28,8 @@ from brainstacks.engine.request import (
     Routing,
     TextEvent,
 )
-from brainstacks.engine.stack_admin import StackAdmin
-from brainstacks.engine.trial import CANARY, Trial
+from brainstacks.engine.serving.stack_admin import StackAdmin
+from brainstacks.engine.serving.trial import CANARY, Trial
 from brainstacks.errors import BrainstacksError, InvalidRequest, Unavailable
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.registry import Registry

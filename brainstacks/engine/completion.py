@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brainstacks.engine.detokenizer import Detokenizer
-from brainstacks.engine.grammar import Matcher
 from brainstacks.engine.request import FinishReason, GenerationRequest, TokenLogprob
+from brainstacks.engine.sampling.grammar import Matcher
 
 
 @dataclass(eq=False)

@@ -16,22 +16,22 @@ from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.cpu import cpu
 from brainstacks.engine import output
-from brainstacks.engine.backend import Backend
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.completion import Completion
-from brainstacks.engine.composer import Composer
-from brainstacks.engine.grammar import CompiledGrammar, Grammars
 from brainstacks.engine.intake import Intake, RouterPass
 from brainstacks.engine.interface import Gauges
 from brainstacks.engine.jobs import Job
-from brainstacks.engine.kv_cache import affordable_tokens
-from brainstacks.engine.model_runner import ModelRunner, Outcome
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import FinishReason, GenerationRequest, Request, sequences
 from brainstacks.engine.routes import RoutingRecords
-from brainstacks.engine.sampler import Sampler
+from brainstacks.engine.runner.backend import Backend
+from brainstacks.engine.runner.kv_cache import affordable_tokens
+from brainstacks.engine.runner.model_runner import ModelRunner, Outcome
+from brainstacks.engine.sampling.grammar import CompiledGrammar, Grammars
+from brainstacks.engine.sampling.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.composer import Composer
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, InvalidRequest, Overloaded
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.loader import as_reply

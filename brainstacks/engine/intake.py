@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
@@ -12,13 +11,13 @@ from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.completion import Completion
-from brainstacks.engine.composer import Composer
 from brainstacks.engine.jobs import Job, prefix_root
-from brainstacks.engine.model_runner import ModelRunner
 from brainstacks.engine.request import GenerationRequest, Request, SamplingParams, sequences
 from brainstacks.engine.routes import Conversation, Probabilities, RoutingRecords, StickyRoutes
+from brainstacks.engine.runner.model_runner import ModelRunner
 from brainstacks.engine.scheduler import Row
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.composer import Composer
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, ContextTooLong, EngineFailure, InvalidRequest
 from brainstacks.routing.router import Router, not_finite
 
@@ -104,8 +103,7 @@ class Intake:
         self._records = records
         self._end = end
         self._sticky = StickyRoutes(config.routing_records)
-        self.unrouted: deque[Job] = deque()
-        self._loading: list[Job] = []  # composed; their stacks are on the way to the device
+        self._line: list[Job] = []  # in order; until it is routed, then until its stacks are on the device
         self.max_context = min(
             base.max_context,
             config.kv_cache_tokens or base.max_context,
@@ -115,12 +113,12 @@ class Intake:
     @property
     def sequences(self) -> int:
         """Completions, and prompts of which a route alone is asked, that are in here."""
-        return sum(sequences(job.request) for jobs in (self.unrouted, self._loading) for job in jobs)
+        return sum(sequences(job.request) for job in self._line)
 
     @property
     def can_step(self) -> bool:
         """Something can be routed, or has got its stacks."""
-        return bool(self.unrouted) or any(_loaded(job) for job in self._loading)
+        return any(job.composition is None or _loaded(job) for job in self._line)
 
     def check(self, request: Request) -> None:
         """Refuse what can never run. Raises InvalidRequest, ContextTooLong."""
@@ -144,13 +142,12 @@ class Intake:
 
     def put(self, job: Job) -> None:
         """Take a request into the line."""
-        insort(self.unrouted, job, key=lambda one: one.place)
+        insort(self._line, job, key=lambda one: one.place)
 
     def drop(self, job: Job) -> None:
-        """Forget a job, wherever it is; does nothing when it has gone on already."""
-        for queue in (self.unrouted, self._loading):
-            if job in queue:
-                queue.remove(job)
+        """Forget a job; does nothing when it has gone on already."""
+        if job in self._line:
+            self._line.remove(job)
 
     def take(self) -> list[Job]:
         """The next to be routed, in their order: up to as many as one router pass reads."""
@@ -158,8 +155,9 @@ class Intake:
         taken: list[Job] = []
         names: set[Conversation] = set()
         prompts = tokens = 0
-        while self.unrouted:
-            job = self.unrouted[0]
+        for job in self._line:
+            if job.composition is not None:
+                continue
             if router is not None and self._reads(job, router):
                 prompts += 1
                 tokens += min(len(job.request.prompt_ids), router.config.sequence_length)
@@ -169,7 +167,7 @@ class Intake:
                     break
                 if name is not None:
                     names.add(name)
-            taken.append(self.unrouted.popleft())
+            taken.append(job)
         return taken
 
     def route(self, jobs: Sequence[Job], on_change: Callable[[], None]) -> None:
@@ -206,7 +204,6 @@ class Intake:
                 if isinstance(job.request, GenerationRequest):
                     job.composition = self._composer.compose(*asked, router=router, on_change=on_change)
                     self._records.add(job.composition.routing)
-                    self._loading.append(job)
                 else:
                     routing = self._composer.route(*asked, router=router)
                     self._records.add(routing)
@@ -217,8 +214,8 @@ class Intake:
 
     def ready(self) -> list[Job]:
         """Composed jobs whose stacks are on the device now, or could not be brought there."""
-        loaded = [job for job in self._loading if _loaded(job)]
-        self._loading = [job for job in self._loading if job not in loaded]
+        loaded = [job for job in self._line if _loaded(job)]
+        self._line = [job for job in self._line if job not in loaded]
         return loaded
 
     def _reads(self, job: Job, router: Router) -> bool:

@@ -6,9 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from brainstacks.engine.completion import Completion
-from brainstacks.engine.composer import Composition
 from brainstacks.engine.detokenizer import Detokenizer
-from brainstacks.engine.grammar import CompiledGrammar
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import (
     GenerationRequest,
@@ -16,7 +14,9 @@ from brainstacks.engine.request import (
     RoutedEvent,
     TokenLogprob,
 )
-from brainstacks.engine.sampler import Sampler
+from brainstacks.engine.sampling.grammar import CompiledGrammar
+from brainstacks.engine.sampling.sampler import Sampler
+from brainstacks.engine.serving.composer import Composition
 from brainstacks.tokenizer import ChatTokenizer
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
-from brainstacks.engine.logprobs import token_logprobs
 from brainstacks.engine.request import FinishReason, TextEvent, TokenLogprob
-from brainstacks.engine.sampler import Sampled
+from brainstacks.engine.sampling.logprobs import token_logprobs
+from brainstacks.engine.sampling.sampler import Sampled
 
 
 def accept(completion: Completion, sampled: Sampled, ends: Sequence[int]) -> FinishReason | None:

@@ -10,7 +10,7 @@ import pytest
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import Backend, EngineConfig
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.stacks.registry import Registry
 from tests.engine import driving
 from tests.engine.async_driving import Running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.stacks.registry import Registry
 
 Publish = Callable[..., None]

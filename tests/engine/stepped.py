@@ -13,10 +13,10 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import Backend, EngineConfig, Quantization
-from brainstacks.engine import backend
-from brainstacks.engine.batch import StepBatch, build
 from brainstacks.engine.block_manager import blocks_for
-from brainstacks.engine.kv_cache import PagedCache, attention_shape
+from brainstacks.engine.runner import backend
+from brainstacks.engine.runner.batch import StepBatch, build
+from brainstacks.engine.runner.kv_cache import PagedCache, attention_shape
 from brainstacks.engine.scheduler import Row
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors

@@ -12,7 +12,7 @@ from brainstacks.engine import output
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.detokenizer import Detokenizer
 from brainstacks.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
-from brainstacks.engine.sampler import Sampled, Sampler
+from brainstacks.engine.sampling.sampler import Sampled, Sampler
 from brainstacks.errors import EngineFailure
 from brainstacks.tokenizer import ChatTokenizer
 from tests.tiny import END, VOCAB, byte_tokenizer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from brainstacks.engine.composer import Composition
 from brainstacks.engine.request import Request
+from brainstacks.engine.serving.composer import Composition
 from brainstacks.errors import BrainstacksError, CorruptBlob
 from brainstacks.stacks.lease import Lease
 from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, serve, start, step_until

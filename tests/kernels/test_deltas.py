@@ -1,5 +1,5 @@
 """The expert gate of the compiled deltas; the deltas themselves are compared in whole steps, by
-`tests/engine/test_backends.py`.
+`tests/engine/runner/test_backends.py`.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from brainstacks.engine.draw import draw
 from brainstacks.engine.request import SamplingParams
-from brainstacks.engine.sampler import Sampled
+from brainstacks.engine.sampling.draw import draw
+from brainstacks.engine.sampling.sampler import Sampled
 from brainstacks.errors import EngineFailure
-from tests.engine.sampling import GREEDY, LOGITS, SAMPLER, completion, next_token, random_logits, tokens
+from tests.engine.sampled import GREEDY, LOGITS, SAMPLER, completion, next_token, random_logits, tokens
 
 
 def slow_distribution(logits: Sequence[float], params: SamplingParams) -> dict[int, float]:

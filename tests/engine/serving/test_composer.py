@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from brainstacks.engine.composer import Composition
 from brainstacks.engine.request import CompositionRequest, RouteRequest
+from brainstacks.engine.serving.composer import Composition
 from brainstacks.errors import Conflict, DomainNotFound, InvalidRequest, VersionNotFound
 from brainstacks.routing.policy import GATE_THRESHOLD
 from tests.engine.driving import DOMAINS, Served, fixed, serve

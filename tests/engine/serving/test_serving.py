@@ -8,7 +8,7 @@ import pytest
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import DomainNotFound
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack

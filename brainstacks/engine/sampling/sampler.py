@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from brainstacks.engine.completion import Completion
-from brainstacks.engine.draw import draw, select
 from brainstacks.engine.interface import Tokenizer
-from brainstacks.engine.logprobs import NOT_FINITE, token_logprobs
 from brainstacks.engine.request import SamplingParams, TokenLogprob
+from brainstacks.engine.sampling.draw import draw, select
+from brainstacks.engine.sampling.logprobs import NOT_FINITE, token_logprobs
 from brainstacks.errors import BrainstacksError, EngineFailure, InvalidRequest
 
 

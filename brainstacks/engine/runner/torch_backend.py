@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine import attention
-from brainstacks.engine.batch import StepBatch
-from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.runner import attention
+from brainstacks.engine.runner.batch import StepBatch
+from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import PackedStack

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from brainstacks.engine.logprobs import most_likely
 from brainstacks.engine.request import SamplingParams
+from brainstacks.engine.sampling.logprobs import most_likely
 
 _WIDTHS = (256, 4096)
 """Candidates that a draw with top-k or top-p looks at first; only if they do not settle it, more, then all.

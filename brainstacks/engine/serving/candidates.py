@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine.trial import Trial
+from brainstacks.engine.serving.trial import Trial
 from brainstacks.errors import ArtifactTooLarge, DomainNotFound
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from brainstacks import fresh_thread
 from brainstacks.engine.interface import DomainStatus, RouterStatus
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, DomainNotFound
 from brainstacks.stacks.loader import as_reply
 from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion

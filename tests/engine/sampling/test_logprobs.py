@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from brainstacks.engine.logprobs import most_likely, token_logprobs
+from brainstacks.engine.sampling.logprobs import most_likely, token_logprobs
 from brainstacks.errors import EngineFailure
 from brainstacks.tokenizer import ChatTokenizer
-from tests.engine.sampling import random_logits
+from tests.engine.sampled import random_logits
 from tests.tiny import END, VOCAB, byte_tokenizer
 
 

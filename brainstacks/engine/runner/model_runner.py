@@ -10,13 +10,14 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.engine import backend, output
-from brainstacks.engine.batch import build
+from brainstacks.engine import output
 from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
-from brainstacks.engine.kv_cache import PagedCache, attention_shape
-from brainstacks.engine.sampler import Sampled, Sampler
+from brainstacks.engine.runner import backend
+from brainstacks.engine.runner.batch import build
+from brainstacks.engine.runner.kv_cache import PagedCache, attention_shape
+from brainstacks.engine.sampling.sampler import Sampled, Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.errors import BrainstacksError, EngineFailure
 from brainstacks.layers.bank import StackBank

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brainstacks.engine.request import SamplingParams
-from brainstacks.engine.sampler import adjust
-from tests.engine.sampling import END, GREEDY, LOGITS, completion, next_token, random_logits
+from brainstacks.engine.sampling.sampler import adjust
+from tests.engine.sampled import END, GREEDY, LOGITS, completion, next_token, random_logits
 
 
 def slow_adjust(

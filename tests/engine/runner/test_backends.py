@@ -13,8 +13,8 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import Backend, EngineConfig, Quantization
-from brainstacks.engine import backend
-from brainstacks.engine.batch import build
+from brainstacks.engine.runner import backend
+from brainstacks.engine.runner.batch import build
 from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.routing.features import decoder_states
@@ -180,7 +180,7 @@ def test_a_decoder_that_the_compiled_step_does_not_know_is_left_to_torch_with_a_
     tmp_path: Path, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
     family, changes = UNKNOWN[reason]
-    with caplog.at_level(logging.WARNING, "brainstacks.engine.backend"):
+    with caplog.at_level(logging.WARNING, "brainstacks.engine.runner.backend"):
         stepped = Stepped(tmp_path, "auto", family, **changes)
     assert stepped.backend.name == "torch (cpu)"
     (record,) = caplog.records

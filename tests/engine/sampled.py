@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.request import GenerationRequest, SamplingParams
-from brainstacks.engine.sampler import Sampled, Sampler
+from brainstacks.engine.sampling.sampler import Sampled, Sampler
 from brainstacks.errors import BrainstacksError
 
 END = 2

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine.batch import StepBatch
-from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.runner.batch import StepBatch
+from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
 from brainstacks.kernels.layout import BLOCK, PROJECTIONS, STEP, TILE

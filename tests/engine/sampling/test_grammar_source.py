@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pytest
 
-from brainstacks.engine import grammar as module
-from brainstacks.engine.grammar import CACHED, Grammars
 from brainstacks.engine.request import MAX_GRAMMAR, Grammar
+from brainstacks.engine.sampling import grammar as module
+from brainstacks.engine.sampling.grammar import CACHED, Grammars
 from brainstacks.errors import InvalidRequest, Overloaded
 from tests.tiny import END, VOCAB, byte_tokenizer
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
-from brainstacks.engine import grammar
 from brainstacks.engine.request import Grammar
+from brainstacks.engine.sampling import grammar
 from brainstacks.errors import InvalidRequest
 from tests.engine.driving import Answer, Served, finish, prompt_of, request, serve, start, step_until
 from tests.tiny import END

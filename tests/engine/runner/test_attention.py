@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from brainstacks.engine.attention import PagedContext, paged_attention, paged_context
-from brainstacks.engine.batch import Span, StepBatch
 from brainstacks.engine.block_manager import BLOCK_TOKENS, blocks_for
-from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.runner.attention import PagedContext, paged_attention, paged_context
+from brainstacks.engine.runner.batch import Span, StepBatch
+from brainstacks.engine.runner.kv_cache import PagedCache
 from tests.engine.driving import prompt_of, serve
 from tests.tiny import FAMILIES, tiny_model
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brainstacks.engine.batch import Span, StepBatch
 from brainstacks.engine.block_manager import BLOCK_TOKENS, blocks_for
-from brainstacks.engine.kv_cache import PagedCache
+from brainstacks.engine.runner.batch import Span, StepBatch
+from brainstacks.engine.runner.kv_cache import PagedCache
 
 IMPLEMENTATION = "brainstacks_paged"
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.engine.batch import StepBatch
-from brainstacks.engine.kv_cache import PagedCache
-from brainstacks.engine.torch_backend import TorchBackend
+from brainstacks.engine.runner.batch import StepBatch
+from brainstacks.engine.runner.kv_cache import PagedCache
+from brainstacks.engine.runner.torch_backend import TorchBackend
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
@@ -61,7 +61,7 @@ def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: 
         raise ConfigError(
             f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
         )
-    from brainstacks.engine.cpu_backend import CpuBackend
+    from brainstacks.engine.runner.cpu_backend import CpuBackend
 
     try:
         return CpuBackend(base, cache, exact=config.exact or config.deterministic)

@@ -17,7 +17,7 @@ from torch import Tensor
 from brainstacks.config import EngineConfig, Quantization
 from brainstacks.engine.async_engine import AsyncEngine
 from brainstacks.engine.request import CompositionRequest
-from brainstacks.engine.trial import Trial
+from brainstacks.engine.serving.trial import Trial
 from brainstacks.errors import EngineFailure, InvalidArtifact, Unavailable
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks import safetensors_file

@@ -17,8 +17,8 @@ from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brainstacks.engine.grammar_source import LIMITS, place_of, source_of, tidy
 from brainstacks.engine.request import MAX_GRAMMAR, Grammar
+from brainstacks.engine.sampling.grammar_source import LIMITS, place_of, source_of, tidy
 from brainstacks.errors import InvalidRequest, Overloaded
 
 MAX_SECONDS = 10.0

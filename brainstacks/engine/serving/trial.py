@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from brainstacks.base_model import BaseModel
-from brainstacks.engine.backend import Backend
-from brainstacks.engine.batch import StepBatch, build
 from brainstacks.engine.block_manager import BLOCK_TOKENS, SCRATCH
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.request import GenerationRequest, SamplingParams
+from brainstacks.engine.runner.backend import Backend
+from brainstacks.engine.runner.batch import StepBatch, build
 from brainstacks.engine.scheduler import Row
 from brainstacks.errors import InvalidArtifact
 from brainstacks.layers.bank import StackBank

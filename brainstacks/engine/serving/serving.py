@@ -10,7 +10,7 @@ from functools import partial
 from brainstacks import fresh_thread
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.engine.candidates import Candidates
+from brainstacks.engine.serving.candidates import Candidates
 from brainstacks.errors import BrainstacksError, Conflict, DomainNotFound, VersionNotFound
 from brainstacks.layers.bank import StackBank
 from brainstacks.routing.router import Router

@@ -9,7 +9,13 @@ import torch
 
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_manager import BLOCK_TOKENS
-from brainstacks.engine.kv_cache import LANES, MOST_TOKENS, PagedCache, affordable_tokens, attention_shape
+from brainstacks.engine.runner.kv_cache import (
+    LANES,
+    MOST_TOKENS,
+    PagedCache,
+    affordable_tokens,
+    attention_shape,
+)
 from brainstacks.errors import ConfigError
 
 

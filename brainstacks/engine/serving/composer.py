@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from brainstacks.engine.request import CompositionRequest, Request, Routing, StackRef
-from brainstacks.engine.serving import Serving
+from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, Conflict, InvalidRequest
 from brainstacks.routing.policy import GATE_THRESHOLD, active_domains, floored
 from brainstacks.routing.router import Router
