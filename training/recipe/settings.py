@@ -79,13 +79,14 @@ class StackRecipe:
     """Shape of every stack; see `brainstacks.config.StackConfig`.
 
     Attributes:
+        top_k: experts that a token uses; None: two, as in the paper, or the only one.
         dtype: of the file's tensors, `float32` or `bfloat16`.
     """
 
     rank: int = 16
     alpha: float = 16.0
     experts: int = 4
-    top_k: int = 2
+    top_k: int | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -94,7 +95,8 @@ class StackRecipe:
 
     def config(self, layers: int) -> StackConfig:
         """The shape on a base of so many decoder layers."""
-        return StackConfig(self.rank, self.alpha, self.experts, self.top_k, layers=layers)
+        top_k = min(2, self.experts) if self.top_k is None else self.top_k
+        return StackConfig(self.rank, self.alpha, self.experts, top_k, layers=layers)
 
 
 @dataclass(frozen=True)

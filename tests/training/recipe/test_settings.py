@@ -93,3 +93,8 @@ def test_lists_become_tuples_so_that_settings_compare_by_what_they_say() -> None
     listed: Any = [0.9, 0.95]
     assert RoundConfig(betas=listed) == RoundConfig()
     assert dataclasses.replace(RouterRecipe(), soft_levels=listed).soft_levels == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (2, 2), (4, 2)])
+def test_a_token_uses_two_experts_unless_there_is_but_one(experts: int, top_k: int) -> None:
+    assert StackRecipe(experts=experts).config(layers=1).top_k == top_k
