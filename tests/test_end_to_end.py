@@ -24,6 +24,7 @@ from brainstacks.base_model import identify_base
 from brainstacks.config import StackConfig
 from brainstacks.stacks.artifact import StackMetadata, stack_shapes
 from brainstacks.stacks.tensors import save_stack
+from tests.documents import PAGES, commands, page_id, snippets
 
 pytestmark = pytest.mark.slow
 
@@ -190,6 +191,38 @@ def test_a_domain_added_while_a_stream_runs_leaves_it_unchanged_and_serves_at_on
         assert admin.delete("/admin/stacks/poetry?purge=true").status_code == 200
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model=f"{BASE}:poetry", prompt="Roses are")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "curl")], ids=page_id)
+def test_what_a_page_tells_to_curl_is_answered(server: Server, page: Path, tmp_path: Path) -> None:
+    for domain in ("law", "orders"):
+        with server.admin() as admin:
+            file = random_stack(tmp_path, domain)
+            assert admin.put(f"/admin/stacks/{domain}", content=file.read_bytes()).is_success
+    for command in commands(page, "curl"):
+        command = command.replace("localhost:8000", server.url).replace("Bearer secret", "Bearer admin-key")
+        if "authorization" not in command:
+            command += " -H 'authorization: Bearer inference-key'"
+        shell = ["bash", "-c", f"{command} --fail-with-body"]
+        answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert answer.returncode == 0, (command, answer.stdout, answer.stderr)
+        assert json.loads(answer.stdout), command
+    with server.admin() as admin:
+        for domain in ("law", "orders"):
+            assert admin.delete(f"/admin/stacks/{domain}?purge=true").is_success
+
+
+def test_the_python_that_the_readme_shows_runs(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = "\n".join(snippets(ROOT / "README.md"))
+    code = shown.replace("http://localhost:8000", server.url).replace(
+        'api_key="-"', 'api_key="inference-key"'
+    )
+    assert code.count(server.url) == code.count("inference-key") == 1
+    names: dict[str, Any] = {"input_ids": [[1, 2, 3]]}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["answer"].choices[0].message.content
+    assert set(names["model"].domains) == set(PROMPTS)
 
 
 def test_a_stack_for_another_base_and_a_pickle_are_refused(server: Server, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def parameters(stack: StackRecipe, dims: Dims, layers: int) -> Parameters:
     """Of one round with deltas on all projections of all layers; the noise is where the gate chooses."""
     inputs = sum(d_in for d_in, _ in dims.values())
     gates = layers * stack.experts * inputs if stack.experts > 1 else 0
-    noise = gates if stack.experts > stack.top_k else 0
+    noise = gates if stack.experts > stack.config(layers).top_k else 0
     return Parameters(layers * stack.experts * stack.rank * _per_rank(dims), gates, noise)
 
 

@@ -22,7 +22,7 @@ import typer
 from benchmarks.instruments.options import application
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
-from tests.soak import hostile, killing, overload, publishing, residency, slow_readers
+from tests.soak import guide, hostile, killing, overload, publishing, residency, slow_readers
 from tests.soak.outcome import Outcome, Say
 from tests.soak.server_process import Server, serving
 from tests.soak.training_kills import training_kills
@@ -62,6 +62,10 @@ def _training(world: World, count: int, seconds: float, seed: int) -> Outcome:
     return training_kills(world.directory, count, seconds, seed, say)
 
 
+def _guide(world: World, count: int, seconds: float, seed: int) -> Outcome:
+    return guide.guide(world.directory, seconds, say)
+
+
 KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]] = {
     "overload": (Served(overload.overload, lambda _: overload.FLAGS, overload.publish), 2000, 900),
     "residency": (Served(residency.residency, residency.flags, residency.publish), 2000, 900),
@@ -73,6 +77,7 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
         900,
     ),
     "training": (_training, 25, 1800),
+    "guide": (_guide, 1, 1800),
     "hostile": (Served(hostile.hostile, lambda _: (*STEADY_FLAGS, *hostile.FLAGS), _nothing), 500, 900),
 }
 """Kind -> the soak, and its count and seconds."""

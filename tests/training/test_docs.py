@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any, get_args
 
-import pytest
 import typer.main
 
 from training.__main__ import app
@@ -81,20 +80,6 @@ def test_every_command_and_option_is_documented() -> None:
                 name,
                 options,
             )
-
-
-@pytest.mark.parametrize("text", [TRAINING, README], ids=["docs/training.md", "README.md"])
-def test_the_commands_that_documents_show_are_well_formed(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    evaluated = Path("runs/mine/evaluation.json")  # has to be there
-    evaluated.parent.mkdir(parents=True)
-    evaluated.touch()
-    examples = commands(text)
-    assert examples
-    for name, *arguments in examples:
-        typer.main.get_command(app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
 
 
 def test_the_picture_of_the_code_has_every_module_of_the_trainer_and_none_that_is_gone() -> None:
