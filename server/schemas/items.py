@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from server.schemas.body import (
     CALL,
@@ -117,7 +118,7 @@ Items = Annotated[
             | Annotated[CallItem, Tag(CALL)]
             | Annotated[ResultItem, Tag(RESULT)]
             | Annotated[ReasoningItem, Tag(REASONING)]
-            | Annotated[OtherItem, Tag(OTHER)],
+            | Annotated[SkipJsonSchema[OtherItem], Tag(OTHER)],
             Discriminator(_kind_of_item),
         ]
     ],

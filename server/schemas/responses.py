@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from brainstacks.engine.request import MAX_TOP_LOGPROBS, Grammar
 from server.schemas.body import FUNCTION, LIST, OTHER, TEXT, WITHOUT_EFFECT, Body, Integer, text_or_list
@@ -63,7 +64,7 @@ def _kind_of_tool(tool: object) -> str:
 FunctionTools = Annotated[
     list[
         Annotated[
-            Annotated[FunctionTool, Tag(FUNCTION)] | Annotated[OtherTool, Tag(OTHER)],
+            Annotated[FunctionTool, Tag(FUNCTION)] | Annotated[SkipJsonSchema[OtherTool], Tag(OTHER)],
             Discriminator(_kind_of_tool),
         ]
     ],
@@ -80,7 +81,7 @@ class NamedFunction(Named):
 FunctionChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag(TEXT)]
     | Annotated[NamedFunction, Tag(FUNCTION)]
-    | Annotated[OtherTool, Tag(OTHER)],
+    | Annotated[SkipJsonSchema[OtherTool], Tag(OTHER)],
     Discriminator(lambda choice: TEXT if isinstance(choice, str) else _kind_of_tool(choice)),
 ]
 
