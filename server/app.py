@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from brainstacks.engine.interface import Engine
 from server import errors
-from server.api import admin, attribution, chat, completions, health, models, routing, tokenize
+from server.api import admin, attribution, chat, completions, health, models, responses, routing, tokenize
 from server.api.context import Context, known_query
 from server.auth import Auth
 from server.body_limit import BodyLimit
@@ -53,7 +53,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
-    for part in (completions, chat, routing, attribution, models, tokenize, admin, health):
+    for part in (completions, chat, responses, routing, attribution, models, tokenize, admin, health):
         app.include_router(part.routes, dependencies=[Depends(known_query)])
     app.include_router(_pages())
     app.mount("/inspector", StaticFiles(directory=INSPECTOR), name="inspector")

@@ -76,7 +76,12 @@ class Encoder:
         """
         size = self._size((message["content"] for message in messages), param) + 64 * len(messages)
         encode = self._tokenizer.encode_chat
-        return await self._run(tenant, size, lambda: encode(messages, **options))
+        try:
+            return await self._run(tenant, size, lambda: encode(messages, **options))
+        except InvalidRequest as error:
+            if error.param == "messages":  # which is what a tokenizer calls them
+                error.param = param
+            raise
 
     async def decode(self, ids: Sequence[int], tenant: str, param: str) -> str:
         """The text of at most as many tokens as the context holds. Raises InvalidRequest."""

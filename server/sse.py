@@ -16,9 +16,12 @@ DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
 
 
-def event(data: Mapping[str, Any]) -> bytes:
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event. ASCII only, because some clients split lines at U+2028 and its like."""
-    return b"data: " + json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
+    named = b"" if name is None else b"event: " + name.encode("ascii") + b"\n"
+    return (
+        named + b"data: " + json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
+    )
 
 
 class EventStream(Response):

@@ -13,12 +13,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2 as httpx
 import openai
 import pytest
 import torch
+from pydantic import BaseModel
 
 from brainstacks.base_model import identify_base
 from brainstacks.config import StackConfig
@@ -128,6 +129,41 @@ def test_the_official_client_lists_completes_chats_and_streams(server: Server) -
     assert text == whole.choices[0].message.content
     assert chunks[0].model_extra["routing"]["active"] == ["math"]
     assert chunks[-1].usage == whole.usage
+
+
+def test_the_official_client_responds_streams_parses_calls_and_takes_its_output_back(server: Server) -> None:
+    client = server.openai()
+    asked: dict[str, Any] = {"model": BASE, "temperature": 0, "max_output_tokens": 48}
+    question = {"role": "user", "content": PROMPTS["math"]}
+    whole = client.responses.create(input=[question], **asked)
+    assert whole.output_text
+    with client.responses.stream(input=[question], **asked) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    assert text == whole.output_text
+    turns = [question, *whole.output, {"role": "user", "content": "And how many in two boxes?"}]
+    again = client.responses.create(input=turns, **asked)
+    assert again.usage.input_tokens > whole.usage.total_tokens
+
+    class Total(BaseModel):
+        pencils: Literal[29, 36]
+        sure: bool
+
+    held = client.responses.parse(input=PROMPTS["math"], text_format=Total, **asked)
+    assert isinstance(held.output_parsed, Total)
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    weather = {"type": "function", "name": "weather", "strict": True, "parameters": parameters}
+    named = {"type": "function", "name": "weather"}
+    calling = client.responses.create(input="Weather in Oslo?", tools=[weather], tool_choice=named, **asked)
+    (call,) = calling.output
+    assert (call.type, call.name) == ("function_call", "weather")
+    assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    told = client.responses.create(
+        input=[{"role": "user", "content": "Weather in Oslo?"}, *calling.output, result],
+        tools=[weather],
+        **asked,
+    )
+    assert told.output
 
 
 def test_extra_body_fixes_the_composition_and_the_record_can_be_looked_up(server: Server) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -64,6 +64,11 @@ class Answer(ABC):
     def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
         """The parts of a choice that an event of one of the prompts gives."""
 
+    async def whole(self) -> dict[str, Any]:
+        """The reply that is not streamed."""
+        choices, usage = await self.choices(), self.reader.usage
+        return {**self.envelope, "choices": choices, "usage": usage, **self.about_prompt(), **self.routing()}
+
     async def respond(self) -> Response:
         """The whole reply; its prompts are aborted when the client leaves before its end."""
         handed_over = False
@@ -74,18 +79,8 @@ class Answer(ABC):
                 response = sse.EventStream(self.chunks(), self.close, headers)
                 handed_over = True
                 return response
-            choices = await sse.until_disconnect(self.request.receive, self.choices())
-            usage = self.reader.usage
-            return JSONResponse(
-                {
-                    **self.envelope,
-                    "choices": choices,
-                    "usage": usage,
-                    **self.about_prompt(),
-                    **self.routing(),
-                },
-                headers=headers,
-            )
+            whole = await sse.until_disconnect(self.request.receive, self.whole())
+            return JSONResponse(whole, headers=headers)
         finally:
             if not handed_over:
                 await self.close()
@@ -96,7 +91,19 @@ class Answer(ABC):
         await self.reader.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Server-sent events; the first and the last carry `routing`, and an error is an event too."""
+        """Server-sent events; an error is an event too."""
+        try:
+            async for event in self.events():
+                yield event
+        except Exception as error:
+            failed = body_of(error, self.request.state.request_id)
+            self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
+            for event in self.failure(failed):
+                yield event
+        yield sse.DONE
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """What is streamed; the first and the last event carry `routing`."""
         edge, unfinished = {**self.about_prompt(), **self.routing()}, self.completions
 
         def chunk(choice: dict[str, Any], edge: dict[str, Any]) -> bytes:
@@ -105,26 +112,24 @@ class Answer(ABC):
                 usage = {"usage": self.reader.usage if self.usage_stats else None}
             return sse.event({**self.envelope, "choices": [choice], **usage, **edge})
 
-        try:
-            for choice in self.opening():
+        for choice in self.opening():
+            yield chunk(choice, edge)
+            edge = {}
+        async for prompt, event in self.reader.texts():
+            unfinished -= event.finish_reason is not None
+            parts = self.parts(prompt, event)
+            for choice in parts:
+                if choice is parts[-1] and not unfinished and not self.with_usage:
+                    edge = {**edge, **self.routing()}
                 yield chunk(choice, edge)
                 edge = {}
-            async for prompt, event in self.reader.texts():
-                unfinished -= event.finish_reason is not None
-                parts = self.parts(prompt, event)
-                for choice in parts:
-                    if choice is parts[-1] and not unfinished and not self.with_usage:
-                        edge = {**edge, **self.routing()}
-                    yield chunk(choice, edge)
-                    edge = {}
-            if self.with_usage:
-                usage = self.reader.usage
-                yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})
-        except Exception as error:
-            failed = body_of(error, self.request.state.request_id)
-            self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
-            yield sse.event(failed)
-        yield sse.DONE
+        if self.with_usage:
+            usage = self.reader.usage
+            yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})
+
+    def failure(self, failed: dict[str, Any]) -> Iterator[bytes]:
+        """The events that tell of an error in the middle of a stream."""
+        yield sse.event(failed)
 
     def routing(self, prompt: int = 0) -> dict[str, Any]:
         return {"routing": routing_object(self.reader.routed[prompt].routing)}

@@ -26,22 +26,24 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 @routes.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
 async def chat_completions(body: ChatRequest, request: Request, ctx: Ctx) -> Response:
     """Every response carries `routing`: how the answer's stacks were composed."""
-    planned = await sse.until_disconnect(request.receive, _plan(body, request, ctx))
+    planned = await sse.until_disconnect(request.receive, plan(body, request, ctx))
     return await ChatAnswer(request, ctx, body, planned).respond()
 
 
-async def _plan(body: ChatRequest, request: Request, ctx: Context) -> GenerationRequest:
-    """Check and tokenise; raises before anything runs."""
+async def plan(
+    body: ChatRequest, request: Request, ctx: Context, param: str = "messages"
+) -> GenerationRequest:
+    """Check and tokenise; raises before anything runs. `param` is what the client calls the messages."""
     composition = resolve(ctx.engine, body.model, body.routing)
     tools, tenant = tools_of(body.tools, body.tool_choice), request.state.tenant
     messages = tools.conversation(body.messages) if tools else plain(body.messages)
-    given = await ctx.encoder.encode_chat(messages, tenant, **body.template_options())
+    given = await ctx.encoder.encode_chat(messages, tenant, param=param, **body.template_options())
     ids = ctx.truncated(given, body)
-    room = ctx.room(ids, "messages")
+    room = ctx.room(ids, param)
     asked = body.asked_tokens
     max_tokens = max(1, room) if asked is None else asked
     if max_tokens > room:
-        raise ctx.too_long(len(ids), max_tokens, "messages")
+        raise ctx.too_long(len(ids), max_tokens, param)
     sampling = body.sampling(
         max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

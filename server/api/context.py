@@ -108,7 +108,7 @@ class Context:
         asked = f" and {max_tokens} more are asked for" if max_tokens else ""
         return ContextTooLong(
             f"The prompt has {prompt_tokens} tokens{asked}; the context of {model.name} holds "
-            f"{model.max_context}. Shorten the prompt or lower max_tokens",
+            f"{model.max_context}. Shorten the prompt or ask for fewer",
             param=param,
         )
 

@@ -12,6 +12,7 @@ from server.schemas.prompts import (
     RouteRequest,
     TokenizeRequest,
 )
+from server.schemas.responses import ResponsesRequest
 from server.schemas.sampling import MAX_SEED, MAX_SEQUENCES, RoutingField, Sampling
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Message",
     "Messages",
     "Prompted",
+    "ResponsesRequest",
     "RouteRequest",
     "RoutingField",
     "Sampling",

@@ -20,7 +20,11 @@ WITHOUT_EFFECT = "accepted, because ignoring it cannot change the answer"
 """Marks a field; what a request sets of them is named in the reply's `x-brainstacks-ignored`."""
 
 TEXT, LIST, TEXTS, IDS, ID_LISTS = "<text>", "<list>", "<texts>", "<ids>", "<id lists>"
-NO_PLACES = frozenset({TEXT, LIST, TEXTS, IDS, ID_LISTS, "[key]"})
+MESSAGE, CALL, RESULT, REASONING = "<message>", "<call>", "<result>", "<reasoning>"
+FUNCTION, OTHER = "<function>", "<other>"
+NO_PLACES = frozenset(
+    {TEXT, LIST, TEXTS, IDS, ID_LISTS, MESSAGE, CALL, RESULT, REASONING, FUNCTION, OTHER, "[key]"}
+)
 """What pydantic puts into the place of an error beside names and numbers: tags of the kinds of value that a
 field may have (`LIST` also for what is merely no text), and that it is a key."""
 

@@ -11,7 +11,7 @@ from brainstacks.engine.request import MAX_TOP_LOGPROBS
 from server.schemas.body import WITHOUT_EFFECT, Integer
 from server.schemas.messages import ChatTemplated, Messages
 from server.schemas.sampling import Sampling
-from server.schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice
+from server.schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, broken_tool_rules
 
 
 class ChatRequest(Sampling, ChatTemplated):
@@ -39,17 +39,7 @@ class ChatRequest(Sampling, ChatTemplated):
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         yield from super().broken_rules()
         names = [one.function.name for one in self.tools or ()]
-        if len(set(names)) < len(names):
-            yield "tools", "two functions have one name"
-        chosen = self.tool_choice
-        if isinstance(chosen, NamedTool) and chosen.function.name not in names:
-            yield "tool_choice", f"no tool is named {chosen.function.name!r}"
-        if chosen == "required" and not names:
-            yield "tool_choice", "'required' needs 'tools'"
-        if names and chosen != "none" and self.grammar() is not None:
-            yield (
-                "tools",
-                "beside 'response_format' or 'structured_outputs' no answer could be a call",
-            )
+        chosen = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        yield from broken_tool_rules(names, chosen, self.grammar(), "'response_format'")
         if self.top_logprobs is not None and not self.logprobs:
             yield "top_logprobs", "it needs 'logprobs': true"

@@ -1,4 +1,4 @@
-"""Fields that completions and chat completions share."""
+"""Fields of requests that generate."""
 
 from __future__ import annotations
 
@@ -79,11 +79,10 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[bool | None, WITHOUT_EFFECT] = None
 
 
-class Sampling(Body):
-    """Fields that completions and chat completions share."""
+class Generation(Body):
+    """Fields that every request has that generates."""
 
     model: str = Field(description="a name of /v1/models")
-    n: Integer | None = Field(default=None, ge=1, le=MAX_N)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: Integer | None = Field(default=None, ge=-1, le=2**31 - 1, description="0 and -1 keep all")
@@ -105,8 +104,6 @@ class Sampling(Body):
     stop_token_ids: TokenIds | None = Field(default=None, max_length=64)
     ignore_eos: bool | None = None
     min_tokens: Integer | None = Field(default=None, ge=0, le=2**31 - 1)
-    max_tokens: Integer | None = None
-    max_completion_tokens: Integer | None = None
     skip_special_tokens: bool | None = Field(
         default=None, description="whether the text leaves them out; true when left out"
     )
@@ -119,12 +116,8 @@ class Sampling(Body):
         le=2**31 - 1,
         description="where requests wait, lower ones go first; 0 when left out",
     )
-    prompt_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    return_token_ids: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     routing: RoutingField | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     user: Annotated[Label | None, WITHOUT_EFFECT] = None
     metadata: Annotated[dict[str, Any] | None, WITHOUT_EFFECT] = None
@@ -141,6 +134,27 @@ class Sampling(Body):
                 raise ValueError(f"its key {key[:20]!r} is not a token id; keys are decimal token ids")
         return biases
 
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        yield from super().broken_rules()
+        if self.truncate_prompt_tokens == 0:
+            yield "truncate_prompt_tokens", "it is at least 1, or -1 for as many as fit"
+
+    def grammar(self) -> Grammar | None:
+        """What the text has to be."""
+        return None if self.structured_outputs is None else self.structured_outputs.grammar()
+
+
+class Sampling(Generation):
+    """Fields that completions and chat completions share."""
+
+    n: Integer | None = Field(default=None, ge=1, le=MAX_N)
+    max_tokens: Integer | None = None
+    max_completion_tokens: Integer | None = None
+    prompt_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    return_token_ids: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
     @property
     def asked_tokens(self) -> int | None:
         """`max_tokens`, or its newer name."""
@@ -154,8 +168,6 @@ class Sampling(Body):
             yield "prompt_logprobs", "it cannot be streamed; leave out 'stream' or 'prompt_logprobs'"
         if self.structured_outputs and self.response_format and self.response_format.type != "text":
             yield "structured_outputs", "it and 'response_format' are one thing; send one of them"
-        if self.truncate_prompt_tokens == 0:
-            yield "truncate_prompt_tokens", "it is at least 1, or -1 for as many as fit"
         if self.max_completion_tokens not in (None, self.asked_tokens):
             yield (
                 "max_completion_tokens",
@@ -163,9 +175,9 @@ class Sampling(Body):
             )
 
     def grammar(self) -> Grammar | None:
-        """What the text has to be."""
-        asked = self.structured_outputs or self.response_format
-        return None if asked is None else asked.grammar()
+        if self.response_format is None:
+            return super().grammar()
+        return self.response_format.grammar() or super().grammar()
 
     def sampling(
         self,

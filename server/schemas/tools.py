@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from brainstacks.engine.request import Grammar
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, Integer
 
 MAX_TOOLS = 128
@@ -63,3 +65,21 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
     function: Called
     index: Annotated[Integer | None, WITHOUT_EFFECT] = None
+
+
+def broken_tool_rules(
+    names: Sequence[str], choice: str | Named | None, grammar: Grammar | None, formats: str
+) -> Iterator[tuple[str, str]]:
+    """(field, sentence) for what does not fit together of functions, a choice and what the text has to be.
+
+    Args:
+        formats: the field that says what the text has to be, quoted.
+    """
+    if len(set(names)) < len(names):
+        yield "tools", "two functions have one name"
+    if isinstance(choice, Named) and choice.name not in names:
+        yield "tool_choice", f"no tool is named {choice.name!r}"
+    if choice == "required" and not names:
+        yield "tool_choice", "'required' needs 'tools'"
+    if names and choice != "none" and grammar is not None:
+        yield "tools", f"beside {formats} or 'structured_outputs' no answer could be a call"

@@ -123,3 +123,54 @@ async def test_an_error_in_a_stream_becomes_an_exception(
         async for _ in stream:
             pass
     assert failed.value.code == "engine_failure"
+
+
+async def test_a_response_whole_and_streamed_is_the_same(stock: openai.AsyncOpenAI) -> None:
+    asked: Any = {"model": "tiny", "input": "hi", "include": ["message.output_text.logprobs"]}
+    whole = await stock.responses.create(**asked, extra_body={"routing": {"mode": "base"}})
+    assert (whole.output_text, whole.status) == (REPLY, "completed")
+    assert whole.usage is not None
+    assert (whole.usage.input_tokens, whole.usage.output_tokens) == (4, 13)
+    assert whole.model_extra is not None
+    assert whole.model_extra["routing"]["mode"] == "base"
+    async with stock.responses.stream(**asked) as stream:
+        events = [event async for event in stream]
+        final = await stream.get_final_response()
+    assert [event.delta for event in events if event.type == "response.output_text.delta"] == [*REPLY[:8], *[
+        "", "ö", *REPLY[9:]
+    ]]  # fmt: skip
+    assert [event.snapshot for event in events if event.type == "response.output_text.delta"][-1] == REPLY
+    assert [event.text for event in events if event.type == "response.output_text.done"] == [REPLY]
+    assert final.output_text == REPLY
+    assert final.usage == whole.usage
+
+
+async def test_a_second_turn_sends_back_the_output_as_it_is(
+    stock: openai.AsyncOpenAI, engine: FakeEngine
+) -> None:
+    conversation: list[Any] = [{"role": "user", "content": "hi"}]
+    first = await stock.responses.create(model="tiny", input=conversation)
+    for sent_back in (first.output, [item.model_dump() for item in first.output]):
+        turn: Any = [*conversation, *sent_back, {"role": "user", "content": "?"}]
+        assert (await stock.responses.create(model="tiny", input=turn)).output_text == REPLY
+    ids = (USER, *b"hi", ASSISTANT, *REPLY.encode(), USER, *b"?", ASSISTANT)
+    assert [request.prompt_ids for request in engine.requests[1:]] == [ids, ids]
+
+
+async def test_a_failing_response_is_told_and_becomes_an_exception(
+    stock: openai.AsyncOpenAI, engine: FakeEngine
+) -> None:
+    engine.fail_after = (2, EngineFailure("The step failed"))
+    stream = await stock.responses.create(model="tiny", input="x", stream=True)
+    seen = []
+
+    async def read() -> None:
+        async for event in stream:
+            seen.append(event)
+
+    with pytest.raises(openai.APIError, match="The step failed") as failed:
+        await read()
+    assert failed.value.code == "engine_failure"
+    assert seen[-1].type == "response.failed"
+    with pytest.raises(openai.NotFoundError, match="not stored"):
+        await stock.responses.retrieve("resp_1")
