@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -m "slow and not gpu"
 	$(MAKE) test-cpus
 
@@ -42,7 +42,8 @@ test-cpus: setup
 	esac; \
 	for cpu in $$fewer; do \
 		echo "BRAINSTACKS_CPU=$$cpu"; \
-		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest tests/kernels tests/engine/runner/test_backends.py || exit 1; \
+		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+			tests/kernels tests/engine/runner/test_backends.py || exit 1; \
 	done
 
 # The short form of every benchmark; benchmarks/README.md has the commands that the records come from.

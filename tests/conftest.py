@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tests.tiny import save_base
 # One fixed sequence of examples, and no clock: a test passes or fails for what the code does.
 settings.register_profile("project", derandomize=True, deadline=None)
 settings.load_profile("project")
+
+# Processes that test side by side share the cores.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture
