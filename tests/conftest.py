@@ -18,7 +18,8 @@ settings.register_profile("project", derandomize=True, deadline=None)
 settings.load_profile("project")
 
 # Processes that test side by side share the cores.
-torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 @pytest.fixture
