@@ -90,7 +90,8 @@ def _as_read(schema: dict[str, Any]) -> None:
 
 
 def _named_as_in_json(schema: object) -> None:
-    """The bounds of a number that a validator stands before, which pydantic writes by their Python names."""
+    """The bounds of a number that a validator stands before, which pydantic writes by their Python names; and
+    that keys of an object with a rule for keys all follow it."""
     if isinstance(schema, list):
         for each in schema:
             _named_as_in_json(each)
@@ -98,6 +99,8 @@ def _named_as_in_json(schema: object) -> None:
         for python, json in (("ge", "minimum"), ("le", "maximum")):
             if isinstance(schema.get(python), int):
                 schema[json] = schema.pop(python)
+        if "patternProperties" in schema:
+            schema["additionalProperties"] = False
         for each in schema.values():
             _named_as_in_json(each)
 
