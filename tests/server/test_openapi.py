@@ -11,9 +11,13 @@ import httpx2
 import pytest
 import schemathesis
 from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as drawn
 from pydantic import SecretStr
+from schemathesis.checks import not_a_server_error
 from schemathesis.openapi.checks import JsonSchemaError
 from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi import checks
 
 from brainstacks import errors
 from brainstacks.engine.interface import Readiness
@@ -273,3 +277,22 @@ def test_bodies_say_their_bounds_and_that_a_null_is_the_default(app: FastAPI) ->
     upload = app.openapi()["paths"]["/admin/router"]["put"]["requestBody"]
     assert list(upload["content"]) == ["application/octet-stream"]
     assert not re.search(r'"(ge|le|gt|lt)":', json.dumps(schemas))
+
+
+SETTINGS = Settings(admin_key=SecretStr("admin-secret"), allowed_host=("*",))
+DRAWN = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakeEngine(), SETTINGS))
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.response_headers_conformance,
+    checks.negative_data_rejection,
+]
+
+
+@DRAWN.parametrize()
+@drawn(max_examples=10, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+def test_requests_drawn_from_the_document_are_answered_as_it_says(case: schemathesis.Case[Any]) -> None:
+    """The short form of `python -m tests.soak schema`."""
+    case.call_and_validate(headers=ADMIN, checks=CHECKS)

@@ -74,8 +74,8 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
     ),
     "training": (_training, 25, 1800),
     "hostile": (Served(hostile.hostile, lambda _: (*STEADY_FLAGS, *hostile.FLAGS), _nothing), 500, 900),
-    "mutants": (Served(mutants.mutants, lambda _: STEADY_FLAGS, mutants.publish), 10_000, 2400),
-    "schema": (Served(schema.schema, lambda _: STEADY_FLAGS, schema.publish), 100, 600),
+    "mutants": (Served(mutants.mutants, lambda _: STEADY_FLAGS, overload.publish), 10_000, 2400),
+    "schema": (Served(schema.schema, lambda _: STEADY_FLAGS, overload.publish), 100, 600),
 }
 """Kind -> the soak, and its count and seconds."""
 

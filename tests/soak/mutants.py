@@ -14,26 +14,21 @@ from tests.soak.footprint import Footprint
 from tests.soak.hostile import strike
 from tests.soak.mutations import mutated
 from tests.soak.outcome import Outcome, Progress, Say
+from tests.soak.overload import DOMAINS
 from tests.soak.raw_request import request
 from tests.soak.server_process import Server
-from tests.soak.world import World
 
-DOMAIN = "mutant"
+DOMAIN = DOMAINS[-1]
+"""The last, so that it comes back in its place."""
 STACK, ROUTER = f"/admin/stacks/{DOMAIN}", "/admin/router"
-NAMES = ("", ":base", ":ungated", ":chat", f":{DOMAIN}")
-UNTOUCHED = (":base", ":chat")
+NAMES = ("", ":base", ":ungated", f":{DOMAINS[0]}", f":{DOMAIN}")
+UNTOUCHED = (":base", f":{DOMAINS[0]}")
 """Those whose answer no file for `DOMAIN`, and no router, can change."""
 ROUTERS = 0.3
 """Share of the files that are routers."""
 FRESH_EVERY = 50
 """Accepted files after which the versions of `DOMAIN` are purged, and all has to answer as before."""
 WARM_UP = 60
-
-
-def publish(world: World) -> None:
-    world.publish("chat", 1)
-    world.publish(DOMAIN, 2)
-    world.publish_router()
 
 
 class Breeder:
@@ -44,7 +39,7 @@ class Breeder:
         self._key = {"Authorization": f"Bearer {server.admin_key}"}
         self._pick = random.Random(seed)
         self._good = {
-            STACK: server.world.file(DOMAIN, 2).path.read_bytes(),
+            STACK: server.world.file(DOMAIN, DOMAINS.index(DOMAIN)).path.read_bytes(),
             ROUTER: server.world.router.read_bytes(),
         }
 
@@ -68,7 +63,7 @@ class Breeder:
 
 
 async def mutants(server: Server, count: int, seconds: float, seed: int, say: Say) -> Outcome:
-    """Upload `count` mutants within `seconds` to a server of `publish`.
+    """Upload `count` mutants within `seconds` to a server of `overload.publish`.
 
     None is answered by a 5xx or not at all, and every refusal is an error object. After each that was
     accepted all names answer, those that have nothing to do with it as before; then the good file is put

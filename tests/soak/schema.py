@@ -11,11 +11,10 @@ from typing import Any
 from tests.soak.canary import Canary
 from tests.soak.footprint import Footprint
 from tests.soak.outcome import Outcome, Say
+from tests.soak.overload import DOMAINS
 from tests.soak.server_process import Server, metrics
-from tests.soak.world import World
 from tests.tiny import VOCAB
 
-DOMAINS = ("chat", "code")
 MODELS = ("", ":base", ":chat", ":ungated")
 
 CHECKS = (
@@ -34,15 +33,9 @@ TOLD = 4000
 """Most characters that are told of what it found."""
 
 
-def publish(world: World) -> None:
-    for seed, domain in enumerate(DOMAINS):
-        world.publish(domain, seed)
-    world.publish_router()
-
-
 async def schema(server: Server, count: int, seconds: float, seed: int, say: Say) -> Outcome:
-    """For `seconds` send what the document of a server of `publish` allows and forbids, at most `count` of a
-    kind and operation in one go.
+    """For `seconds` send what the document of a server of `overload.publish` allows and forbids, at most
+    `count` of a kind and operation in one go.
 
     None is answered by a 5xx; status, content type, headers and body of every reply are what the document
     says; what it forbids is refused. Afterwards, with the stacks and the router put back, every answer is the
@@ -122,7 +115,7 @@ async def _run(
 
 
 async def _put_back(server: Server, outcome: Outcome) -> None:
-    """The stacks and the router of `publish`, in their order."""
+    """The stacks and the router of `overload.publish`, in their order."""
     async with server.client(admin=True) as admin:
         for domain in DOMAINS:
             await admin.delete(f"/admin/stacks/{domain}")
