@@ -274,6 +274,8 @@ def test_bodies_say_their_bounds_and_that_a_null_is_the_default(app: FastAPI) ->
         {"type": "null"},
     ]
     assert {"type": "null"} in schemas["RoutingField"]["properties"]["mode"]["anyOf"]
+    variables = schemas["ChatRequest"]["properties"]["chat_template_kwargs"]["anyOf"][0]
+    assert variables["additionalProperties"] is False
     upload = app.openapi()["paths"]["/admin/router"]["put"]["requestBody"]
     assert list(upload["content"]) == ["application/octet-stream"]
     assert not re.search(r'"(ge|le|gt|lt)":', json.dumps(schemas))
