@@ -56,7 +56,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.first_start --rounds 1 --output build/benchmarks
 	$(BIN)/python -m benchmarks.contention --rounds 1 --seconds 2 --output build/benchmarks
 
-# Load, faults and hostile clients against a real server, and a trainer that is killed: about an hour; one kind:
+# Load, faults, hostile clients and drawn requests and files against a real server, and a trainer that is killed:
+# about an hour and a half; one kind:
 # `make soak KINDS=kill`.
 soak: setup
 	$(BIN)/python -m tests.soak $(KINDS)

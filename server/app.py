@@ -20,9 +20,9 @@ from server.encoder import Encoder
 from server.json_body import JsonRoute
 from server.keys import Keys
 from server.metrics import Metrics
+from server.openapi import Api
 from server.rate_limit import RateLimits
 from server.request_context import RequestContext
-from server.schemas import ErrorReply
 from server.settings import Settings
 
 INSPECTOR = Path(__file__).parent / "inspector"
@@ -36,14 +36,15 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     """
     keys = Keys(settings.api_key, settings.api_key_file)
     context = Context(engine, settings, Metrics(engine), keys, Encoder(engine), RateLimits(settings))
-    app = FastAPI(
+    app = Api(
+        settings,
+        keys,
         title="Brainstacks",
         summary="Inference over composed MoE-LoRA stacks",
         version=health.server_version(),
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect would answer before the path has one meaning
-        responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},  # nothing answers 422
         middleware=[
             Middleware(RequestContext, metrics=context.metrics, keys=keys),
             *([Middleware(Cors, settings=settings)] if settings.cors_origin else []),

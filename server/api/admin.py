@@ -17,15 +17,20 @@ from starlette.responses import JSONResponse
 from brainstacks.errors import BrainstacksError, InvalidRequest, NotFound
 from brainstacks.stacks.artifact import check_domain_name
 from brainstacks.stacks.manifest import Published
+from server import replies
 from server.api.context import Context, Ctx
 from server.composition import routing_object
 from server.json_body import JsonRoute
+from server.openapi import GENERATION, answers
 from server.schemas import ActivateRequest
 from server.uploads import received_file
 
 audit = logging.getLogger("brainstacks.audit")
 
 routes = APIRouter(prefix="/admin", route_class=JsonRoute, tags=["admin"])
+
+CHANGED = answers(replies.PublishedStack, 404, 409, 412, 503, 507, headers=GENERATION)
+MOVED = answers(replies.Stack, 404, 409, 503, headers=GENERATION)
 
 FILE_BODY = {
     "requestBody": {
@@ -71,18 +76,34 @@ class RequestFilter(BaseModel):
     active: bool | None = None
 
 
-@routes.get("/stacks", summary="Every served domain", response_model=None)
+@routes.get(
+    "/stacks",
+    summary="Every served domain",
+    response_model=None,
+    responses=answers(replies.Stacks, headers=GENERATION),
+)
 async def list_stacks(ctx: Ctx) -> JSONResponse:
     stacks = [dataclasses.asdict(status) for status in ctx.engine.stacks.domains()]
     return _tagged(ctx, {"stacks": stacks, "generation": ctx.engine.stacks.generation})
 
 
-@routes.get("/stacks/{domain}", summary="One domain", response_model=None)
+@routes.get(
+    "/stacks/{domain}",
+    summary="One domain",
+    response_model=None,
+    responses=answers(replies.Stack, 404, headers=GENERATION),
+)
 async def get_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     return _tagged(ctx, dataclasses.asdict(ctx.engine.stacks.domain(domain)))
 
 
-@routes.put("/stacks/{domain}", summary="Publish a stack file", response_model=None, openapi_extra=FILE_BODY)
+@routes.put(
+    "/stacks/{domain}",
+    summary="Publish a stack file",
+    response_model=None,
+    openapi_extra=FILE_BODY,
+    responses={**CHANGED, **answers(replies.PublishedStack, status=201, headers=GENERATION)},
+)
 async def put_stack(
     domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
@@ -97,7 +118,12 @@ async def put_stack(
     return _published(request, published, "domain", status=201 if published.created else 200)
 
 
-@routes.post("/stacks/{domain}/activate", summary="Roll back or forward", response_model=None)
+@routes.post(
+    "/stacks/{domain}/activate",
+    summary="Roll back or forward",
+    response_model=None,
+    responses=CHANGED,
+)
 async def activate_stack(
     body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
@@ -105,7 +131,12 @@ async def activate_stack(
     return _published(request, published, "domain")
 
 
-@routes.delete("/stacks/{domain}", summary="Stop serving a domain", response_model=None)
+@routes.delete(
+    "/stacks/{domain}",
+    summary="Stop serving a domain",
+    response_model=None,
+    responses=CHANGED,
+)
 async def delete_stack(
     domain: Domain,
     generation: ExpectedGeneration,
@@ -118,30 +149,43 @@ async def delete_stack(
     return _published(request, published, "domain", purged=options.purge)
 
 
-@routes.post("/stacks/{domain}/pin", summary="Keep a stack on the device", response_model=None)
+@routes.post(
+    "/stacks/{domain}/pin", summary="Keep a stack on the device", response_model=None, responses=MOVED
+)
 async def pin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there. 409 where it does not fit beside the stacks that are pinned already."""
     return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.pin(domain)))
 
 
-@routes.post("/stacks/{domain}/unpin", summary="Let a stack leave the device", response_model=None)
+@routes.post(
+    "/stacks/{domain}/unpin", summary="Let a stack leave the device", response_model=None, responses=MOVED
+)
 async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.unpin(domain)))
 
 
-@routes.post("/stacks/{domain}/evict", summary="Make a stack leave the device", response_model=None)
+@routes.post(
+    "/stacks/{domain}/evict", summary="Make a stack leave the device", response_model=None, responses=MOVED
+)
 async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Until a request needs it. 409 while it is in use or pinned."""
     return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.evict(domain)))
 
 
-@routes.post("/stacks/{domain}/load", summary="Bring a stack to the device", response_model=None)
+@routes.post(
+    "/stacks/{domain}/load", summary="Bring a stack to the device", response_model=None, responses=MOVED
+)
 async def load_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there."""
     return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.load(domain)))
 
 
-@routes.get("/router", summary="The meta-router in force", response_model=None)
+@routes.get(
+    "/router",
+    summary="The meta-router in force",
+    response_model=None,
+    responses=answers(replies.Router, 404, headers=GENERATION),
+)
 async def get_router(ctx: Ctx) -> JSONResponse:
     status = ctx.engine.stacks.router()
     if status is None:
@@ -149,7 +193,16 @@ async def get_router(ctx: Ctx) -> JSONResponse:
     return _tagged(ctx, dataclasses.asdict(status))
 
 
-@routes.put("/router", summary="Publish a meta-router", response_model=None, openapi_extra=FILE_BODY)
+@routes.put(
+    "/router",
+    summary="Publish a meta-router",
+    response_model=None,
+    openapi_extra=FILE_BODY,
+    responses={
+        **answers(replies.PublishedRouter, 409, 412, 503, 507, headers=GENERATION),
+        **answers(replies.PublishedRouter, status=201, headers=GENERATION),
+    },
+)
 async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx) -> JSONResponse:
     """Its domains must be known: 409 otherwise, and when another router was published since this request
     arrived."""
@@ -162,18 +215,33 @@ async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx)
     return _published(request, published, "name", status=201 if published.created else 200)
 
 
-@routes.get("/registry", summary="The manifest", response_model=None)
+@routes.get(
+    "/registry",
+    summary="The manifest",
+    response_model=None,
+    responses=answers(replies.Registry, headers=GENERATION),
+)
 async def get_registry(ctx: Ctx) -> JSONResponse:
     return _tagged(ctx, {**ctx.engine.stacks.manifest(), "generation": ctx.engine.stacks.generation})
 
 
-@routes.post("/registry/reload", summary="Reconcile with the store", response_model=None)
+@routes.post(
+    "/registry/reload",
+    summary="Reconcile with the store",
+    response_model=None,
+    responses=answers(replies.Generation, 503, headers=GENERATION),
+)
 async def reload_registry(ctx: Ctx) -> JSONResponse:
     generation = await ctx.engine.stacks.reload()
     return _tagged(ctx, {"generation": generation})
 
 
-@routes.get("/requests", summary="Recent routing records of all tenants, newest first", response_model=None)
+@routes.get(
+    "/requests",
+    summary="Recent routing records of all tenants, newest first",
+    response_model=None,
+    responses=answers(replies.RoutingRecords),
+)
 async def recent_requests(chosen: Annotated[RequestFilter, Query()], ctx: Ctx) -> dict[str, Any]:
     records = ctx.engine.status.routing_records(domain=chosen.domain, active=chosen.active)
     return {"requests": [{**routing_object(record), "tenant": record.tenant} for record in records]}

@@ -10,18 +10,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from brainstacks.engine.attribution import attribution, variants
-from server import sse
+from server import replies, sse
 from server.api.context import Ctx
 from server.api.routing import prompt_ids
 from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
+from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.reader import Reader
 from server.schemas import AttributionRequest
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
-@routes.post("/v1/attribution", summary="Which stack moved which token", response_model=None)
+@routes.post(
+    "/v1/attribution",
+    summary="Which stack moved which token",
+    response_model=None,
+    responses=answers(replies.Attribution, *ASKED, headers=(*ROUTED, *LIMITED)),
+)
 async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Per token of the completion its log-probability (nats) under the base, under the composition, and under
     the composition without each of its stacks."""

@@ -11,19 +11,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from brainstacks.engine.request import GenerationRequest, TextEvent, TokenLogprob
-from server import sse
+from server import replies, sse
 from server.api.answer import Answer
 from server.api.context import Context, Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
 from server.logprobs import chat_logprobs, prompt_logprobs
+from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.schemas import ChatRequest
 from server.tools import plain, tools_of
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
-@routes.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
+@routes.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    response_model=None,
+    responses=answers(replies.ChatCompletion, *ASKED, headers=(*ROUTED, *LIMITED), stream=replies.ChatChunk),
+)
 async def chat_completions(body: ChatRequest, request: Request, ctx: Ctx) -> Response:
     """Every response carries `routing`: how the answer's stacks were composed."""
     planned = await sse.until_disconnect(request.receive, plan(body, request, ctx))

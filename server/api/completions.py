@@ -13,12 +13,13 @@ from starlette.responses import Response
 
 from brainstacks.engine.request import GenerationRequest, TextEvent, TokenLogprob
 from brainstacks.errors import InvalidRequest
-from server import sse
+from server import replies, sse
 from server.api.answer import Answer
 from server.api.context import Context, Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
 from server.logprobs import TextOffsets, completion_logprobs, cut, prompt_logprobs
+from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.schemas import MAX_SEQUENCES, CompletionRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -34,7 +35,14 @@ class Plan:
     request: GenerationRequest
 
 
-@routes.post("/v1/completions", summary="Continue one or more prompts", response_model=None)
+@routes.post(
+    "/v1/completions",
+    summary="Continue one or more prompts",
+    response_model=None,
+    responses=answers(
+        replies.Completion, *ASKED, headers=(*ROUTED, *LIMITED), stream=replies.CompletionChunk
+    ),
+)
 async def completions(body: CompletionRequest, request: Request, ctx: Ctx) -> Response:
     """Every response carries `routing`: the first prompt's; with several prompts each choice has its own."""
     plans = await sse.until_disconnect(request.receive, _plan(body, request, ctx))

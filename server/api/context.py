@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -130,17 +131,18 @@ def _context(request: Request) -> Context:
 
 
 def known_query(request: Request) -> None:
-    """Raises RequestRefused, naming them all, for query parameters of a route that takes none.
+    """Raises RequestRefused, naming them all, for query parameters that come twice, and for those of a route
+    that takes none.
 
     A route that takes some declares a model of them, which refuses the others itself.
     """
-    names = list(dict.fromkeys(request.query_params))
-    if names and not request.scope["route"].dependant.query_params:
-        wrong = [
-            Offence(name[:64], "unsupported_parameter", f"{name[:64]!r} is not supported here; leave it out")
-            for name in names
-        ]
-        told = in_one(wrong)
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    code, rule = "unsupported_parameter", "is not supported here; leave it out"
+    if request.scope["route"].dependant.query_params:
+        given = Counter({name: times for name, times in given.items() if times > 1})
+        code, rule = "invalid_value", "is sent more than once; send it once"
+    if given:
+        told = in_one([Offence(name[:64], code, f"{name[:64]!r} {rule}") for name in given])
         raise RequestRefused(400, told.message, code=told.code, param=told.param)
 
 

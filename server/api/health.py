@@ -7,17 +7,23 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from server import replies
 from server.api.context import Ctx
+from server.openapi import answers
 
 STUCK_AFTER = 30.0
 """Seconds that the engine's thread may take over one step or command; longer than the longest sane one."""
 
+HEALTH = {**answers(replies.Health), **answers(replies.Health, status=503)}
+
 routes = APIRouter(tags=["operations"])
 
 
-@routes.get("/health", summary="The process lives and its engine answers", response_model=None)
+@routes.get(
+    "/health", summary="The process lives and its engine answers", response_model=None, responses=HEALTH
+)
 async def health(ctx: Ctx) -> JSONResponse:
     """Waits for nothing. It needs no key, and so tells nothing of prompts and what was reused of them."""
     alive = ctx.engine.status.silence() <= STUCK_AFTER
@@ -31,13 +37,18 @@ async def health(ctx: Ctx) -> JSONResponse:
     return JSONResponse(body, status_code=200 if alive else 503)
 
 
-@routes.get("/ping", summary="The same as /health", response_model=None)
-@routes.post("/ping", summary="The same as /health", response_model=None)
+@routes.get("/ping", summary="The same as /health", response_model=None, responses=HEALTH)
+@routes.post("/ping", summary="The same as /health", response_model=None, responses=HEALTH)
 async def ping(ctx: Ctx) -> JSONResponse:
     return await health(ctx)
 
 
-@routes.get("/ready", summary="Requests can be served", response_model=None)
+@routes.get(
+    "/ready",
+    summary="Requests can be served",
+    response_model=None,
+    responses={**answers(replies.Ready), **answers(replies.Ready, status=503)},
+)
 async def ready(ctx: Ctx) -> JSONResponse:
     """503 while the base, registry or router is not usable, and while draining; `problems` says why."""
     readiness = ctx.engine.status.readiness()
@@ -47,12 +58,17 @@ async def ready(ctx: Ctx) -> JSONResponse:
     return JSONResponse(body, status_code=503, headers={"Retry-After": "1"})
 
 
-@routes.get("/metrics", summary="Prometheus metrics", response_model=None)
+@routes.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, response_model=None)
 async def metrics(ctx: Ctx) -> Response:
     return Response(ctx.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@routes.get("/version", summary="What is served, by what", response_model=None)
+@routes.get(
+    "/version",
+    summary="What is served, by what",
+    response_model=None,
+    responses=answers(replies.ServerVersion),
+)
 async def get_version(ctx: Ctx) -> JSONResponse:
     model = dataclasses.asdict(ctx.engine.status.model)
     return JSONResponse(

@@ -7,19 +7,28 @@ from typing import Any
 from fastapi import APIRouter
 
 from brainstacks.errors import ModelNotFound
+from server import replies
 from server.api.context import Context, Ctx
 from server.composition import models
+from server.openapi import answers
 
 routes = APIRouter(tags=["inference"])
 
 
-@routes.get("/v1/models", summary="Every servable name", response_model=None)
+@routes.get(
+    "/v1/models", summary="Every servable name", response_model=None, responses=answers(replies.Models)
+)
 async def list_models(ctx: Ctx) -> dict[str, Any]:
     cards = [_card(ctx, name, domains) for name, (_, domains) in models(ctx.engine).items()]
     return {"object": "list", "data": cards}
 
 
-@routes.get("/v1/models/{model_id:path}", summary="One servable name", response_model=None)
+@routes.get(
+    "/v1/models/{model_id:path}",
+    summary="One servable name",
+    response_model=None,
+    responses=answers(replies.Model, 404),
+)
 async def get_model(model_id: str, ctx: Ctx) -> dict[str, Any]:
     served = models(ctx.engine)
     if model_id not in served:

@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from brainstacks.engine.request import GenerationRequest
 from brainstacks.errors import NotFound
-from server import sse
+from server import replies, sse
 from server.api.chat import ChatAnswer, plan
 from server.api.context import Context, Ctx
 from server.json_body import JsonRoute
+from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.output_items import OutputItems
 from server.schemas import ChatRequest, ResponsesRequest
 
@@ -26,7 +27,12 @@ FAILURES = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
-@routes.post("/v1/responses", summary="Answer items with items", response_model=None)
+@routes.post(
+    "/v1/responses",
+    summary="Answer items with items",
+    response_model=None,
+    responses=answers(replies.Response, *ASKED, headers=(*ROUTED, *LIMITED), stream=replies.ResponseEvent),
+)
 async def responses(body: ResponsesRequest, request: Request, ctx: Ctx) -> Response:
     """Nothing is stored: a next turn sends the earlier items again. Every response carries `routing`."""
     chat = body.chat()

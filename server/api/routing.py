@@ -8,17 +8,23 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from server import sse
+from server import replies, sse
 from server.api.context import Context, Ctx
 from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
+from server.openapi import ASKED, ROUTED, answers
 from server.schemas import Prompted, RouteRequest
 from server.tools import plain
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
-@routes.post("/v1/route", summary="Route a prompt without generating", response_model=None)
+@routes.post(
+    "/v1/route",
+    summary="Route a prompt without generating",
+    response_model=None,
+    responses=answers(replies.Route, *ASKED, headers=ROUTED),
+)
 async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Probabilities, weights after the policy, active domains, stack versions and the time it took."""
     composition = resolve(ctx.engine, body.model, body.routing)
@@ -33,7 +39,12 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     )
 
 
-@routes.get("/v1/routing/{request_id}", summary="A recent request's routing", response_model=None)
+@routes.get(
+    "/v1/routing/{request_id}",
+    summary="A recent request's routing",
+    response_model=None,
+    responses=answers(replies.Routing, 404),
+)
 async def routing_record(request_id: str, request: Request, ctx: Ctx) -> dict[str, Any]:
     """Of the caller's own tenant alone."""
     return routing_object(ctx.engine.status.routing_record(request_id, request.state.tenant))

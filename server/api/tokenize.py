@@ -8,16 +8,23 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from server import replies
 from server.api.context import Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
+from server.openapi import answers
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools import plain
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
-@routes.post("/tokenize", summary="Text or messages to token ids", response_model=None)
+@routes.post(
+    "/tokenize",
+    summary="Text or messages to token ids",
+    response_model=None,
+    responses=answers(replies.Tokens, 404, headers=("x-brainstacks-ignored",)),
+)
 async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Text of special tokens never becomes a special token.
 
@@ -42,7 +49,9 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
     return JSONResponse(reply, headers=ctx.ignored_headers(body))
 
 
-@routes.post("/detokenize", summary="Token ids to text", response_model=None)
+@routes.post(
+    "/detokenize", summary="Token ids to text", response_model=None, responses=answers(replies.Text, 404)
+)
 async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dict[str, str]:
     """As many tokens as the context holds."""
     resolve(ctx.engine, body.model, None)
@@ -50,6 +59,11 @@ async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dic
     return {"prompt": await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")}
 
 
-@routes.get("/tokenizer_info", summary="The base's tokenizer and chat template", response_model=None)
+@routes.get(
+    "/tokenizer_info",
+    summary="The base's tokenizer and chat template",
+    response_model=None,
+    responses=answers(replies.TokenizerInfo),
+)
 async def tokenizer_info(ctx: Ctx) -> dict[str, Any]:
     return ctx.engine.tokenizer.info()

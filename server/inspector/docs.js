@@ -1,4 +1,4 @@
-// The OpenAPI document as a page: what there is, what goes in. Nothing is loaded from elsewhere.
+// The OpenAPI document as a page: what there is, what goes in, what comes out. Nothing is loaded from elsewhere.
 "use strict";
 
 function element(name, text, ...children) {
@@ -17,8 +17,8 @@ function resolved(schema, document, depth = 6) {
   if (Array.isArray(schema)) return schema.map((each) => resolved(each, document, depth));
   if (!schema || typeof schema !== "object") return schema;
   if (schema.$ref) {
-    const name = schema.$ref.split("/").pop();
-    return depth ? resolved(document.components.schemas[name], document, depth - 1) : name;
+    const [kind, name] = schema.$ref.split("/").slice(-2);
+    return depth ? resolved(document.components[kind][name], document, depth - 1) : name;
   }
   return Object.fromEntries(Object.entries(schema).map(([key, each]) => [key, resolved(each, document, depth)]));
 }
@@ -31,6 +31,13 @@ function route(method, path, operation, document) {
   for (const [type, body] of Object.entries(operation.requestBody?.content || {})) {
     section.append(folded(`Body: ${type}`, resolved(body.schema, document)));
   }
+  const refused = [];
+  for (const [status, answer] of Object.entries(operation.responses)) {
+    const contents = Object.entries(answer.content || {});
+    if (contents.every(([, { schema }]) => (schema.$ref || "").endsWith("/ErrorReply"))) refused.push(status);
+    else for (const [type, { schema }] of contents) section.append(folded(`${status}: ${type}`, resolved(schema, document)));
+  }
+  section.append(element("p", `An error: ${refused.join(", ")}`));
   return section;
 }
 

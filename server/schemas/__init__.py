@@ -1,6 +1,6 @@
 """What a client may send: names, types and ranges. docs/compatibility.md is the list for people."""
 
-from server.schemas.body import Body, ErrorReply
+from server.schemas.body import Body
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.messages import ChatTemplated, Message, Messages
@@ -25,7 +25,6 @@ __all__ = [
     "ChatTemplated",
     "CompletionRequest",
     "DetokenizeRequest",
-    "ErrorReply",
     "Message",
     "Messages",
     "Prompted",

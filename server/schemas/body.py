@@ -53,7 +53,9 @@ def text_or_list(value: object) -> str | None:
 class Body(BaseModel):
     """Base of all request bodies, and of the objects in them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=lambda schema: _as_read(schema)
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -80,17 +82,31 @@ class Body(BaseModel):
         return sorted(set(_ignored(self)))
 
 
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+def _as_read(schema: dict[str, Any]) -> None:
+    """Correct what pydantic writes of a body: it leaves out that a null is the default of every field."""
+    _named_as_in_json(schema)
+    fields = schema.get("properties", {})
+    for name in fields.keys() - set(schema.get("required", ())):
+        field = fields[name]
+        if "anyOf" not in field:
+            about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+            fields[name] = {"anyOf": [field, {"type": "null"}], **about}
 
 
-class ErrorReply(BaseModel):
-    """Body of every refused or failed request."""
-
-    error: ErrorDetail
+def _named_as_in_json(schema: object) -> None:
+    """The bounds of a number that a validator stands before, which pydantic writes by their Python names; and
+    that keys of an object with a rule for keys all follow it."""
+    if isinstance(schema, list):
+        for each in schema:
+            _named_as_in_json(each)
+    elif isinstance(schema, dict):
+        for python, json in (("ge", "minimum"), ("le", "maximum")):
+            if isinstance(schema.get(python), int):
+                schema[json] = schema.pop(python)
+        if "patternProperties" in schema:
+            schema["additionalProperties"] = False
+        for each in schema.values():
+            _named_as_in_json(each)
 
 
 def _ignored(body: Body, prefix: str = "") -> Iterator[str]:

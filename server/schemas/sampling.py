@@ -91,7 +91,10 @@ class Generation(Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        default=None, max_length=MAX_BIASES
+        default=None,
+        max_length=MAX_BIASES,
+        description="token id -> what is added to its logit",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}},
     )
     allowed_token_ids: TokenIds | None = Field(
         default=None, min_length=1, max_length=MAX_ALLOWED, description="no other token is chosen"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.errors import Conflict, DomainNotFound, StaleGeneration, VersionNotFound
-from brainstacks.stacks.manifest import Manifest, Published
+from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion
 
 if TYPE_CHECKING:
     from tests.server.fake_engine import FakeEngine
@@ -37,7 +38,7 @@ class FakeStacks:
     def domain(self, name: str) -> DomainStatus:
         if name not in self._engine.names:
             raise DomainNotFound(f"There is no domain {name!r}")
-        version = {"version": 1, "digest": f"digest-{name}", "bytes": 100, "created": 1_700_000_000}
+        version = asdict(self._version(name))
         return DomainStatus(
             name, self._engine.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100,
             self._engine.tiers.get(name, "disk"), name in self._engine.pinned, True,
@@ -52,7 +53,11 @@ class FakeStacks:
         )
 
     def manifest(self) -> Mapping[str, Any]:
-        return {"generation": self._engine.generation, "domains": list(self._engine.names)}
+        domains = {name: History(1, 1, (self._version(name),)) for name in self._engine.names}
+        return Manifest(self._engine.generation, domains).to_document()
+
+    def _version(self, name: str) -> StackVersion:
+        return StackVersion(1, f"digest-{name}", 100, 1_700_000_000, rounds=2, rank=4, experts=4)
 
     async def stored(self) -> Manifest:
         return Manifest(self._engine.generation)

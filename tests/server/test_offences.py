@@ -110,6 +110,19 @@ async def test_an_integral_float_is_an_integer(client: httpx2.AsyncClient, engin
     assert all(type(i) is int for i in (*request.prompt_ids, request.n, request.sampling.max_tokens))
 
 
+async def test_a_query_parameter_that_comes_twice_is_refused_and_not_half_ignored(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    for method, path, name in (
+        ("GET", "/admin/requests?domain=chat&domain=math", "domain"),
+        ("DELETE", "/admin/stacks/chat?purge=false&purge=true", "purge"),
+    ):
+        error = error_of(await client.request(method, path, headers=ADMIN), 400)
+        assert error["param"] == name
+        assert "send it once" in error["message"]
+    assert engine.names == ["chat", "math"]
+
+
 async def test_unknown_query_parameters_are_refused_by_name_on_every_kind_of_route(
     client: httpx2.AsyncClient, engine: FakeEngine
 ) -> None:
@@ -120,6 +133,7 @@ async def test_unknown_query_parameters_are_refused_by_name_on_every_kind_of_rou
         ("GET", "/admin/requests?source=1", None),
         ("GET", "/v1/models?source=1", None),
         ("GET", "/health?source=1", None),
+        ("GET", "/health?source=1&source=2", None),
         ("POST", "/v1/completions?source=1", b'{"model": "tiny", "prompt": "x"}'),
     ]
     for method, path, content in calls:

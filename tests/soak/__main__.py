@@ -22,7 +22,7 @@ import typer
 from benchmarks.instruments.options import application
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
-from tests.soak import guide, hostile, killing, overload, publishing, residency, slow_readers
+from tests.soak import guide, hostile, killing, mutants, overload, publishing, residency, schema, slow_readers
 from tests.soak.outcome import Outcome, Say
 from tests.soak.server_process import Server, serving
 from tests.soak.training_kills import training_kills
@@ -79,6 +79,8 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
     "training": (_training, 25, 1800),
     "guide": (_guide, 1, 1800),
     "hostile": (Served(hostile.hostile, lambda _: (*STEADY_FLAGS, *hostile.FLAGS), _nothing), 500, 900),
+    "mutants": (Served(mutants.mutants, lambda _: STEADY_FLAGS, overload.publish), 10_000, 2400),
+    "schema": (Served(schema.schema, lambda _: STEADY_FLAGS, overload.publish), 100, 600),
 }
 """Kind -> the soak, and its count and seconds."""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from tests.soak.attacks import BODY_BYTES, UPLOAD_BYTES, Attack, draws
-from tests.soak.client import ask
+from tests.soak.canary import Canary
 from tests.soak.footprint import Footprint
 from tests.soak.outcome import Outcome, Progress, Say
 from tests.soak.server_process import Server
@@ -31,15 +31,16 @@ async def hostile(server: Server, count: int, seconds: float, seed: int, say: Sa
     """
     outcome, warm_up, progress = Outcome(), Outcome(), Progress(say)
     try:
-        async with asyncio.timeout(seconds):
-            canary = await _canary(server)
+        async with asyncio.timeout(seconds), server.client() as client:
+            canary = Canary(client, server.model)
+            answers = await canary.answers()
             await _attack(server, draws(server, CANARY_EVERY, seed + 1), warm_up)
             before = Footprint.of(server)
             attacks = list(draws(server, count, seed))
             for sent in range(0, count, CANARY_EVERY):
                 await _attack(server, iter(attacks[sent : sent + CANARY_EVERY]), outcome)
                 outcome.require(
-                    await _canary(server) == canary, f"the canary has changed after {sent} attacks"
+                    await canary.answers() == answers, f"the canary has changed after {sent} attacks"
                 )
                 progress.at(min(1.0, (sent + CANARY_EVERY) / count), f"of {count} attacks")
     except TimeoutError:
@@ -50,39 +51,26 @@ async def hostile(server: Server, count: int, seconds: float, seed: int, say: Sa
     return outcome
 
 
-async def _canary(server: Server) -> tuple[int, dict[int, str]]:
-    body = {
-        "model": server.model,
-        "prompt": "A canary",
-        "max_tokens": 8,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
-    async with server.client() as client:
-        health = await client.get("/health")
-        return health.status_code, (await ask(client, body)).texts
-
-
 async def _attack(server: Server, attacks: Iterator[Attack], outcome: Outcome) -> None:
     """Several at once."""
 
     async def work() -> None:
         for attack in attacks:
-            try:
-                answer = await asyncio.wait_for(_exchange(server.address, attack), ANSWER_SECONDS)
-            except TimeoutError:
-                outcome.failures.append(
-                    f"{attack.kind}: no end within {ANSWER_SECONDS:g} s: {attack.data[:300]!r}"
-                )
-                continue
-            status, problem = _judge(attack, answer)
+            status, problem = await strike(server, attack)
             outcome.counts[f"{attack.kind}: {status or 'closed'}"] += 1
-            if problem is not None:
-                outcome.failures.append(
-                    f"{attack.kind}: {problem}: {attack.data[:300]!r} got {answer[:500]!r}"
-                )
+            outcome.require(problem is None, f"{attack.kind}: {problem}")
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+async def strike(server: Server, attack: Attack) -> tuple[int, str | None]:
+    """Send it: the status, 0 for a bare close, and what is wrong with the answer."""
+    try:
+        answer = await asyncio.wait_for(_exchange(server.address, attack), ANSWER_SECONDS)
+    except TimeoutError:
+        return 0, f"no end within {ANSWER_SECONDS:g} s: {attack.data[:300]!r}"
+    status, problem = _judge(attack, answer)
+    return status, problem and f"{problem}: {attack.data[:300]!r} got {answer[:500]!r}"
 
 
 async def _exchange(address: tuple[str, int], attack: Attack) -> bytes:

@@ -12,6 +12,7 @@ import torch
 from tests.soak.hostile import FLAGS as HOSTILE_FLAGS
 from tests.soak.hostile import hostile
 from tests.soak.killing import killing
+from tests.soak.mutants import mutants
 from tests.soak.overload import FLAGS as OVERLOAD_FLAGS
 from tests.soak.overload import overload
 from tests.soak.overload import publish as publish_for_overload
@@ -65,6 +66,14 @@ def test_overload_with_disconnects_loses_nothing_and_leaves_nothing(small_server
 
 def test_malformed_input_is_refused_with_an_error_object_and_the_server_lives(small_server: Server) -> None:
     assert asyncio.run(hostile(small_server, 100, SECONDS, SEED, print)).shown == []
+
+
+def test_changed_stack_and_router_files_break_nothing_whether_refused_or_accepted(
+    small_server: Server,
+) -> None:
+    outcome = asyncio.run(mutants(small_server, 40, SECONDS, SEED, print))
+    assert outcome.shown == []
+    assert any(name.endswith("201") for name in outcome.counts)
 
 
 def test_with_room_for_few_stacks_answers_are_those_with_all_resident(tiered_server: Server) -> None:

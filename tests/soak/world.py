@@ -50,6 +50,7 @@ class World:
         self.stacks: dict[str, StackTensors] = {}
         self._files = directory / "files"
         self._files.mkdir()
+        self.router = self._files / "router.safetensors"
 
     def file(self, domain: str, seed: int) -> StackFile:
         """A random stack, strong enough that its greedy answers differ from those of other seeds."""
@@ -65,8 +66,8 @@ class World:
 
     def publish_router(self) -> None:
         """A random router over all published domains."""
-        path = write_router(self._files / "router.safetensors", self.registry, self.identity)
-        self.registry.publish_router(path)
+        write_router(self.router, self.registry, self.identity)
+        self.registry.publish_router(self.router)
 
     def packed_bytes(self) -> int:
         """Bytes that each of the stacks takes on the device; all have the same shape."""

@@ -1,0 +1,99 @@
+"""Replies of `/admin`: stacks, routers and the registry that they are in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import MISSING, Field
+
+from brainstacks.stacks.cache_stats import Tier
+from server.replies.reply import Reply
+
+
+class Version(Reply):
+    version: int
+    digest: str
+    bytes: int
+    created: int = Field(description="Unix seconds")
+
+
+class StackVersion(Version):
+    rounds: int
+    rank: int
+    experts: int
+
+
+class Stack(Reply):
+    """One domain. `version` is the one that is served, of `versions`, oldest first."""
+
+    domain: str
+    version: int
+    digest: str
+    versions: list[StackVersion]
+    rounds: int
+    rank: int
+    experts: int
+    bytes: int
+    residency: Tier
+    pinned: bool
+    routable: bool
+    in_flight: int
+    provenance: dict[str, Any]
+
+
+class Stacks(Reply):
+    stacks: list[Stack]
+    generation: int
+
+
+class PublishedStack(Reply):
+    """What serves after a change. `created` is false where the same bytes were there already."""
+
+    domain: str
+    version: int
+    digest: str
+    generation: int
+    created: bool
+    purged: bool | MISSING = MISSING
+
+
+class PublishedRouter(Reply):
+    name: str
+    version: int
+    digest: str
+    generation: int
+    created: bool
+
+
+class Router(Reply):
+    version: int
+    digest: str
+    domains: list[str]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class Generation(Reply):
+    generation: int
+
+
+class StackHistory(Reply):
+    active: int
+    last_version: int
+    versions: list[StackVersion]
+
+
+class RouterHistory(Reply):
+    active: int
+    last_version: int
+    versions: list[Version]
+
+
+class Registry(Reply):
+    """The manifest. `retired` has the last version number of each domain that was deleted."""
+
+    format_version: int
+    generation: int
+    domains: dict[str, StackHistory]
+    router: RouterHistory | None
+    retired: dict[str, int]
