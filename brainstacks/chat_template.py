@@ -69,7 +69,7 @@ class ChatTemplate:
                     **options,
                 )
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise InvalidRequest(
                 f"the chat template refuses the messages: {error}", param="messages"
             ) from error

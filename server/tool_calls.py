@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import string
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from typing import Any
 
 from server.tool_format import ToolFormat, squeezed
 
+_VISIBLE = re.compile(r"\S")
 _ALPHABET = string.ascii_letters + string.digits
 
 
@@ -81,18 +83,18 @@ class CallReader:
     def _marked(self, final: bool) -> list[str | Call]:
         marker, found, at = self._form.marker, list[str | Call](), 0
         self._in_call = waits = False
-        while not waits and (at := self._held.find(marker, at)) >= 0:
+        while not waits and self._made < self._most and (at := self._held.find(marker, at)) >= 0:
             read = self._read(at, final)
-            inside = self._held[at + len(marker) :].lstrip()[:1]
+            inside = _VISIBLE.search(self._held, at + len(marker))
             if read is not None:
                 found += [self._said(self._held[:at]).rstrip(), *read[0]]
                 self._held, at = self._held[read[1] :], 0
                 self._made += len(read[0])
                 self._spoke = False
-            elif final or (inside and inside not in self._form.follows_marker):
+            elif final or (inside and inside[0] not in self._form.follows_marker):
                 at += len(marker)
             else:
-                waits, self._in_call = True, bool(inside)
+                waits, self._in_call = True, inside is not None
         if final:
             return [*found, self._said(self._held)]
         end = at if waits else len(self._held) - self._begun()
@@ -113,14 +115,16 @@ class CallReader:
         form, text, calls = self._form, self._held, list[Call]()
         place = form.begins.match(text, at)
         while place and (head := form.calls.match(text, place.end())):
+            rest = text[head.end() :]  # an error's line is counted from the beginning
             try:
-                arguments, end = _JSON.raw_decode(text, head.end())
+                arguments, length = _JSON.raw_decode(rest)
             except (ValueError, RecursionError):
                 return None
-            calls.append(Call(head["name"], text[head.end() : end]))
+            calls.append(Call(head["name"], rest[:length]))
             known = head["name"] in self._names and isinstance(arguments, dict)
             if not known or self._made + len(calls) > self._most:
                 return None
+            end = head.end() + length
             if final and squeezed(text[end:]) in form.cut_ends:
                 return calls, len(text)
             after = form.ends.match(text, end)
