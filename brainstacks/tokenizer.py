@@ -6,19 +6,15 @@ Text of a special token (`<|im_end|>` typed by a user) never becomes that token.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from brainstacks.chat_template import ChatTemplate
 from brainstacks.errors import InvalidRequest
 
 _SENTINEL = "\ue000{}\ue001"  # private-use characters: no template and no vocabulary gives them a meaning
-
-_TRAINING_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
-"""A block of transformers' own that marks what is trained on; jinja2 alone does not know it."""
 
 
 class ChatTokenizer:
@@ -31,6 +27,7 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
         # `split_special_tokens` is a state of a fast tokenizer, not of the call: threads that change it would
         # encode each other's way. So one instance encodes templates, another texts, and none ever changes.
         self._of_text = copy.deepcopy(tokenizer)
@@ -49,16 +46,18 @@ class ChatTokenizer:
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of `messages` ({"role", "content"}, perhaps "name") in the base's chat template.
+        """Token ids of `messages` ({"role", "content"}, perhaps more) in the base's chat template.
 
         Args:
+            tools: functions that the template is to tell of, as OpenAI has them.
             add_generation_prompt: end with what begins an assistant's answer.
             continue_final_message: end with the last message's content instead, so that it goes on.
             add_special_tokens: put the base's own, such as BOS, around what the template gives.
@@ -70,48 +69,63 @@ class ChatTokenizer:
         """
         for message in messages:
             _check_unicode(message["content"])
-        options = self._options(template_kwargs or {})
-        self._check_no_special_text(options, [message.get("name", "") for message in messages])
+        options = self._template.chosen(template_kwargs or {})
+        beside = [{name: m[name] for name in m if name != "content"} for m in messages]
+        self._check_no_special_text(chat_template_kwargs=options, tools=tools, messages=beside)
         options["add_generation_prompt"] = add_generation_prompt and not continue_final_message
+        if tools:
+            options["tools"] = list(tools)
         ids = self._encode_messages(messages, continue_final_message, options)
         if add_special_tokens:
             before, after = self._added_ids
             ids = [*before, *ids, *after]
         return ids
 
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """What `encode_chat` encodes, as text, less what begins an answer. Raises InvalidRequest likewise."""
+        options = {"tools": list(tools)} if tools else {}
+        return self._template.render(messages, add_generation_prompt=False, **options)
+
+    def added_token(self, text: str) -> int | None:
+        """The token that `text` is as a whole, special or not; None where the base added no such token."""
+        found: int | None = self._tokenizer.get_added_vocab().get(text)
+        return found
+
     def _encode_messages(
-        self, messages: Sequence[Mapping[str, str]], continues: bool, options: Mapping[str, Any]
+        self, messages: Sequence[Mapping[str, Any]], continues: bool, options: Mapping[str, Any]
     ) -> list[int]:
-        apart = self._holds_special_text(messages)
+        marks = (*self._special_texts, _SENTINEL[0])
+        apart = [at for at, m in enumerate(messages) if any(mark in m["content"] for mark in marks)]
         if not apart and not continues:
-            return self._encode_template(self._render(messages, options))
-        # Render with stand-ins for the contents, and encode template and contents apart.
-        stand_ins = [_SENTINEL.format(i) for i in range(len(messages))]
+            return self._encode_template(self._template.render(messages, **options))
+        # Render with stand-ins for these contents, and encode template and contents apart.
+        last = len(messages) - 1
+        stand_ins = {at: _SENTINEL.format(at) for at in (*apart, *([last] if continues else []))}
+        rendered = self._template.render(
+            [{**m, "content": stand_ins.get(at, m["content"])} for at, m in enumerate(messages)], **options
+        )
         if not apart:
-            head, found, _ = self._render(
-                [*messages[:-1], {**messages[-1], "content": stand_ins[-1]}], options
-            ).rpartition(stand_ins[-1])
+            head, found, _ = rendered.rpartition(stand_ins[last])
             if not found:
                 raise InvalidRequest(
                     "the chat template leaves out the last message, so it cannot go on; "
                     "leave out continue_final_message",
                     param="continue_final_message",
                 )
-            return self._encode_template(head + messages[-1]["content"])
-        rendered = self._render(
-            [{**m, "content": s} for m, s in zip(messages, stand_ins, strict=True)], options
-        )
+            return self._encode_template(head + messages[last]["content"])
         ids: list[int] = []
-        for message, stand_in in zip(messages, stand_ins, strict=True):
+        for at, stand_in in sorted(stand_ins.items()):
             template, found, rendered = rendered.partition(stand_in)
             if not found:
                 raise InvalidRequest(
                     "a message holds the text of a special token, and the chat template does not place "
-                    "every message in order; remove that text",
+                    "every such message in order; remove that text",
                     param="messages",
                 )
             ids += self._encode_template(template)
-            ids += self.encode(message["content"], add_special_tokens=False)
+            ids += self.encode(messages[at]["content"], add_special_tokens=False)
         return ids if continues else ids + self._encode_template(rendered)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -166,9 +180,9 @@ class ChatTokenizer:
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """What the chat template puts after an assistant's answer, up to the token that ends generation."""
-        rendered = self._render(
+        rendered = self._template.render(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL.format(0)}],
-            {"add_generation_prompt": False},
+            add_generation_prompt=False,
         )
         tail = self._encode_template(rendered.partition(_SENTINEL.format(0))[2])
         for i, token_id in enumerate(tail):
@@ -176,71 +190,21 @@ class ChatTokenizer:
                 return tuple(tail[: i + 1])
         return self.eos_token_ids[:1]
 
-    @cached_property
+    @property
     def template_variables(self) -> frozenset[str]:
-        """What `template_kwargs` may set: the variables that the chat template reads and nobody else sets."""
-        import jinja2.ext
-        import jinja2.meta
+        """What `template_kwargs` may set; others do nothing."""
+        return self._template.variables
 
-        if not getattr(self._tokenizer, "chat_template", None):
-            return frozenset()
-        environment = jinja2.Environment(extensions=[jinja2.ext.loopcontrols])
-        template = _TRAINING_TAG.sub("", self._tokenizer.get_chat_template())
-        read = jinja2.meta.find_undeclared_variables(environment.parse(template))
-        return frozenset(read - environment.globals.keys() - self._reserved)
-
-    @cached_property
-    def _reserved(self) -> frozenset[str]:
-        """Names in a template that are ours, transformers' or the base's."""
-        arguments = inspect.signature(self._tokenizer.apply_chat_template).parameters
-        special = self._tokenizer.special_tokens_map
-        tokens = {f"{kind}_token" for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
-        return frozenset({*arguments, *special, *tokens, "messages", "raise_exception", "strftime_now"})
-
-    def _options(self, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        refused = sorted(self._reserved.intersection(template_kwargs))
-        if refused:
-            raise InvalidRequest(
-                f"chat_template_kwargs sets {', '.join(refused)}; that is not for requests to set",
-                param="chat_template_kwargs",
-            )
-        return {name: value for name, value in template_kwargs.items() if name in self.template_variables}
-
-    def _check_no_special_text(self, options: Mapping[str, Any], names: Sequence[str]) -> None:
+    def _check_no_special_text(self, **params: object) -> None:
         """What a template puts beside the contents is encoded with it."""
-        for param, text in (
-            ("chat_template_kwargs", json.dumps(dict(options), ensure_ascii=False)),
-            ("messages", "\n".join(names)),
-        ):
+        for param, value in params.items():
+            text = json.dumps(value, ensure_ascii=False)
             found = next((special for special in self._special_texts if special in text), None)
             if found is not None:
                 raise InvalidRequest(
                     f"{param} holds {found!r}, the text of a special token; remove it",
                     param=param,
                 )
-
-    def _render(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
-        import jinja2
-
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise InvalidRequest(
-                "this base has no chat template; use /v1/completions with a plain prompt", param="messages"
-            )
-        try:
-            return str(
-                self._tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(
-                f"the chat template refuses the messages: {error}", param="messages"
-            ) from error
-        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-            if not options.keys() - {"add_generation_prompt"}:
-                raise
-            raise InvalidRequest(
-                f"the chat template cannot use these chat_template_kwargs: {error}",
-                param="chat_template_kwargs",
-            ) from error
 
     @cached_property
     def _added_ids(self) -> tuple[list[int], list[int]]:
@@ -253,9 +217,6 @@ class ChatTokenizer:
 
     def _encode_template(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
-
-    def _holds_special_text(self, messages: Sequence[Mapping[str, str]]) -> bool:
-        return any(s in m["content"] for m in messages for s in self._special_texts)
 
     @cached_property
     def _special_texts(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from server.openapi import Api
 from server.rate_limit import RateLimits
 from server.request_context import RequestContext
 from server.settings import Settings
+from server.tool_format import format_of
 
 INSPECTOR = Path(__file__).parent / "inspector"
 
@@ -35,7 +36,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     the limits, the routes.
     """
     keys = Keys(settings.api_key, settings.api_key_file)
-    context = Context(engine, settings, Metrics(engine), keys, Encoder(engine), RateLimits(settings))
+    encoder, limits = Encoder(engine), RateLimits(settings)
+    context = Context(engine, settings, Metrics(engine), keys, encoder, limits, format_of(engine.tokenizer))
     app = Api(
         settings,
         keys,

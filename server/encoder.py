@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -63,10 +64,11 @@ class Encoder:
 
     async def encode_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         tenant: str,
         *,
         param: str = "messages",
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> list[int]:
         """Token ids of a conversation in the base's chat template; options of `Tokenizer.encode_chat`.
@@ -74,10 +76,11 @@ class Encoder:
         Raises:
             ContextTooLong, InvalidRequest
         """
-        size = self._size((message["content"] for message in messages), param) + 64 * len(messages)
+        texts = [one["content"] + _json(one.get("tool_calls")) for one in messages]
+        size = self._size(texts, param) + self._size([_json(tools)], "tools") + 64 * len(messages)
         encode = self._tokenizer.encode_chat
         try:
-            return await self._run(tenant, size, lambda: encode(messages, **options))
+            return await self._run(tenant, size, lambda: encode(messages, tools=tools, **options))
         except InvalidRequest as error:
             if error.param == "messages":  # which is what a tokenizer calls them
                 error.param = param
@@ -115,3 +118,8 @@ class Encoder:
                 f"{param} has {len(ids)} tokens; texts of at most {most} are given, which is the context",
                 param=param,
             )
+
+
+def _json(value: Sequence[Mapping[str, Any]] | None) -> str:
+    """About what a chat template writes of it."""
+    return json.dumps(value, ensure_ascii=False) if value else ""

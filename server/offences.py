@@ -47,13 +47,24 @@ def _told(item: Any) -> Iterable[Offence]:
     elif item["type"] == "missing":
         yield Offence(param, "missing_required_parameter", f"{subject} is required")
     elif item["type"] == "broken_rules":
-        given = item["input"] if isinstance(item["input"], dict) else {}
         for field, rule in item["ctx"]["broken"]:
             place = ".".join([*where, field])
-            yield Offence(place, "invalid_value", f"{place} is {shown(given.get(field))}: {rule}")
+            yield Offence(
+                place, "invalid_value", f"{place} is {shown(_inside(item['input'], field))}: {rule}"
+            )
     else:
         reason = item["msg"].removeprefix("Value error, ")
         yield Offence(param, "invalid_value", f"{subject} is {shown(item.get('input'))}: {reason}")
+
+
+def _inside(value: Any, path: str) -> object:
+    """What stands at `path`, names and numbers with dots between, if anything does."""
+    for part in path.split("."):
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def shown(value: object) -> str:

@@ -1,110 +1,167 @@
-"""Functions that a model may call: how it is told of them, what holds it to a call, and what it called.
-
-One format for every base: a system text lists the functions, and a call is an answer that is one JSON object,
-`{"name": ..., "arguments": {...}}`. An answer makes at most one call.
-"""
+"""The functions that an answer may call: how the model is told of them, and what holds it to a call."""
 
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from brainstacks.engine.request import Grammar
+from brainstacks.engine.request import Grammar, SamplingParams
 from server.schemas.messages import Message
 from server.schemas.tools import Function, NamedTool, Tool
+from server.tool_calls import CallReader
+from server.tool_format import ToolFormat
+
+MAX_CALLS = 16
+"""Most calls that one answer is held to: a small model that may make any number makes no end of them."""
 
 NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
+
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""llguidance's: JSON with the white space that chat templates write."""
 
 
 class Tools:
     """The functions of one request, one or more.
 
     Args:
-        choice: `auto`, `required`, or the name of the one that is to be called.
+        choice: `auto`, `required`, or the name of the one that is to be called, once.
+        parallel: whether an answer may make several calls.
     """
 
-    def __init__(self, functions: Sequence[Function], choice: str) -> None:
+    def __init__(
+        self, form: ToolFormat, functions: Sequence[Function], choice: str, *, parallel: bool = True
+    ) -> None:
+        self._form = form
         self._functions = {one.name: one for one in functions}
         self._choice = choice
+        self._most = MAX_CALLS if parallel and form.several and choice not in self._functions else 1
+
+    def held(self, sampling: SamplingParams) -> SamplingParams:
+        """`sampling`, held to this grammar, and to a text in which calls can be found."""
+        skips = sampling.skip_special_tokens and not self._form.special
+        return replace(sampling, grammar=self.grammar or sampling.grammar, skip_special_tokens=skips)
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer has to be: a call, where one is asked for."""
-        if self._choice == "auto":
+        """What the answer has to be: calls, where they are asked for; with `auto` a text, or calls as the
+        request wants them. None where it says nothing of that."""
+        auto = self._choice == "auto"
+        if auto and self._most > 1 and not any(one.strict for one in self._functions.values()):
             return None
-        names = [self._choice] if self._choice in self._functions else list(self._functions)
-        calls = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": name},
-                    "arguments": self._functions[name].parameters or NO_ARGUMENTS,
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for name in names
-        ]
-        return Grammar("json", json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls}), "tools")
+        return Grammar("grammar", "\n".join(self._lark(auto)), "tools")
 
-    def conversation(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """`plain` messages, with the functions in front."""
-        first, *rest = plain(messages)
+    def reader(self) -> CallReader:
+        """Of one answer."""
+        return CallReader(self._form, self._functions, self._most)
+
+    def told(self) -> list[dict[str, Any]] | None:
+        """The functions, for the chat template; None where `conversation` tells of them."""
+        if not self._form.in_template:
+            return None
+        return [{"type": "function", "function": one} for one in self._described()]
+
+    def conversation(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """`conversation` of these messages, with the functions in front where the chat template has none."""
+        first, *rest = conversation(self._form, messages)
+        if self._form.in_template:
+            return [first, *rest]
+        one = self._form.one("...", "{...}").replace('"..."', "...")
+        how = f"To call one, answer with one JSON object and nothing else: {one}"
+        if self._most > 1:
+            how += "\nTo call several, answer with one such object a line."
+        lines = [json.dumps(one, ensure_ascii=False) for one in self._described()]
+        told = "\n".join(["You can call these functions:", *lines, how])
         if first["role"] == "system":
-            return [{**first, "content": f"{first['content']}\n\n{self._told()}"}, *rest]
-        return [{"role": "system", "content": self._told()}, first, *rest]
+            return [{**first, "content": f"{first['content']}\n\n{told}"}, *rest]
+        return [{"role": "system", "content": told}, first, *rest]
 
-    def called(self, text: str) -> list[dict[str, Any]]:
-        """The calls that an answer makes; none where it is anything but a call of one of the functions."""
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            return []
-        if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
-            return []
-        name, arguments = found["name"], found["arguments"]
-        if not isinstance(name, str) or name not in self._functions or not isinstance(arguments, dict):
-            return []
-        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-        return [{"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}]
-
-    def may_call(self, text: str) -> bool:
-        """Whether what an answer begins with may still become a call."""
-        return text.strip()[:1] in ("", "{")
-
-    def _told(self) -> str:
-        lines = [
-            json.dumps(one.model_dump(exclude_none=True, exclude={"strict"}), ensure_ascii=False)
+    def _described(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **one.model_dump(exclude_none=True, exclude={"strict"}),
+                "parameters": one.parameters or NO_ARGUMENTS,
+            }
             for one in self._functions.values()
         ]
-        how = 'To call one, answer with one JSON object and nothing else: {"name": ..., "arguments": {...}}'
-        return "\n".join(["You can call these functions:", *lines, how])
+
+    def _lark(self, auto: bool) -> Iterator[str]:
+        """A grammar for llguidance. With `auto`, calls may follow a text where they have a marker."""
+        form = self._form
+        mark, first = self._literal(form.marker), self._literal(form.first.removeprefix(form.marker))
+        between = self._literal(form.between) if form.in_one_row else f"{self._literal(form.between)} {mark}"
+        more = f"({between} call){{0,{self._most - 1}}}" if self._most > 1 else ""
+        row = f"{first} call {more} {self._literal(form.last)}"
+        if not auto:
+            yield f"start: {mark} {row}"
+        elif not form.marker:
+            yield f"start: TEXT | {row}"
+            yield r"TEXT: /(\s*[^\s{](?s:.)*)?/"
+        elif form.marker in form.token_ids:
+            yield f"start: text ({mark} {row})?"
+            yield f"text: <[^{form.token_ids[form.marker]}]>*"  # also tokens that mark something else
+        else:
+            yield f"start: TEXT | marked {row}"
+            yield f"marked[lazy]: TEXT {mark}"
+            yield "TEXT: /(?s:.*)/"
+        names = [self._choice] if self._choice in self._functions else list(self._functions)
+        yield "call: " + " | ".join(f"call_{at}" for at in range(len(names)))
+        for at, name in enumerate(names):
+            one = self._functions[name]
+            loose = auto and not one.strict
+            schema = {**(ANY_ARGUMENTS if loose else one.parameters or NO_ARGUMENTS), "x-guidance": _JSON}
+            head = self._literal(form.head(name).removeprefix(form.marker))
+            yield f"call_{at}: {head} %json {json.dumps(schema)} {self._literal(form.after)}"
+
+    def _literal(self, text: str) -> str:
+        """`text` in Lark's notation, with a token wherever the base has one."""
+        return " ".join(
+            f"<[{self._form.token_ids[part]}]>" if part in self._form.token_ids else json.dumps(part)
+            for part in self._form.parts(text)
+        )
 
 
-def tools_of(tools: Sequence[Tool] | None, choice: str | NamedTool | None) -> Tools | None:
+def tools_of(
+    form: ToolFormat,
+    tools: Sequence[Tool] | None,
+    choice: str | NamedTool | None,
+    *,
+    parallel: bool | None = None,
+) -> Tools | None:
     """What a request asks for; None where nothing can be called."""
     if not tools or choice == "none":
         return None
     named = choice.function.name if isinstance(choice, NamedTool) else choice
-    return Tools([one.function for one in tools], named or "auto")
+    return Tools(form, [one.function for one in tools], named or "auto", parallel=parallel is not False)
 
 
-def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """As any chat template takes them: calls are the text that they were, results come from the user."""
+def conversation(form: ToolFormat, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """As the base's chat template takes it. Where it has no calls, they are the text that they were, and
+    results that follow each other come from the user, in one message."""
     names = {call.id: call.function.name for message in messages for call in message.tool_calls or ()}
-    found = []
+    found: list[dict[str, Any]] = []
+    after_result = False
     for message in messages:
-        one = message.plain()
-        if message.tool_calls:
+        one: dict[str, Any] = message.plain()
+        result = message.role == "tool"
+        if form.in_template:
+            if message.tool_calls:
+                one["tool_calls"] = [call.decoded() for call in message.tool_calls]
+            if result:
+                one |= {"tool_call_id": message.tool_call_id, "name": names[message.tool_call_id or ""]}
+        elif message.tool_calls:
             calls = [
-                f'{{"name": {json.dumps(call.function.name)}, "arguments": {call.function.arguments}}}'
-                for call in message.tool_calls
+                form.one(call.function.name, call.function.arguments or "{}") for call in message.tool_calls
             ]
-            one["content"] = "\n".join([*([one["content"]] if one["content"] else []), *calls])
-        if message.role == "tool":
-            name = names.get(message.tool_call_id or "", "the function")
-            one = {"role": "user", "content": f"Result of {name}: {one['content']}"}
+            one["content"] = form.between.join([*([one["content"]] if one["content"] else []), *calls])
+        elif result:
+            told = f"Result of {names[message.tool_call_id or '']}: {one['content']}"
+            if after_result:
+                found[-1]["content"] += f"\n{told}"
+                continue
+            one = {"role": "user", "content": told}
         found.append(one)
+        after_result = result
     return found

@@ -28,6 +28,7 @@ ORDER = {
     "gguf_blocks": 2,
     "gguf_checkpoint": 2,
     "checkpoint": 2,
+    "chat_template": 2,
     "tokenizer": 2,
     "stacks": 3,
     "base_model": 3,

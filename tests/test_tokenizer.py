@@ -102,8 +102,10 @@ def test_a_template_that_reorders_messages_is_refused_only_where_it_matters() ->
     chat = ChatTokenizer(tokenizer, (END,))
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     assert chat.encode_chat(messages) == [START, ord("b"), START, ord("a")]
+    hostile = {"role": "user", "content": SPECIAL}
+    assert chat.encode_chat([hostile, *user("b")]) == [START, ord("b"), START, *SPECIAL.encode()]
     with pytest.raises(InvalidRequest, match="text of a special token"):
-        chat.encode_chat([{"role": "user", "content": SPECIAL}, {"role": "user", "content": "b"}])
+        chat.encode_chat([hostile, hostile])
 
 
 def test_no_template_and_a_template_that_refuses_are_refusals() -> None:

@@ -129,14 +129,24 @@ class Tokenizer(Protocol):
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of `messages` ({"role", "content"}, perhaps "name") in the base's chat template."""
+        """Token ids of `messages` ({"role", "content"}, perhaps more) and `tools` (functions, as OpenAI has
+        them) in the base's chat template."""
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """What the base's chat template makes of them, as text. Raises InvalidRequest: it refuses them."""
+
+    def added_token(self, text: str) -> int | None:
+        """The token that `text` is as a whole, special or not; None where the base added no such token."""
 
     def info(self) -> dict[str, Any]:
         """What there is to tell of it: plain JSON values, no paths."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,7 +18,8 @@ from server.json_body import JsonRoute
 from server.logprobs import chat_logprobs, prompt_logprobs
 from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.schemas import ChatRequest
-from server.tools import plain, tools_of
+from server.tool_calls import Call
+from server.tools import Tools, conversation, tools_of
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -41,9 +41,12 @@ async def plan(
 ) -> GenerationRequest:
     """Check and tokenise; raises before anything runs. `param` is what the client calls the messages."""
     composition = resolve(ctx.engine, body.model, body.routing)
-    tools, tenant = tools_of(body.tools, body.tool_choice), request.state.tenant
-    messages = tools.conversation(body.messages) if tools else plain(body.messages)
-    given = await ctx.encoder.encode_chat(messages, tenant, param=param, **body.template_options())
+    tools, tenant = _tools(body, ctx), request.state.tenant
+    messages = tools.conversation(body.messages) if tools else conversation(ctx.tool_format, body.messages)
+    told = tools.told() if tools else None
+    given = await ctx.encoder.encode_chat(
+        messages, tenant, param=param, tools=told, **body.template_options()
+    )
     ids = ctx.truncated(given, body)
     room = ctx.room(ids, param)
     asked = body.asked_tokens
@@ -56,8 +59,8 @@ async def plan(
         prompt_logprobs=body.prompt_logprobs,
         bad_words=await ctx.encode_words(body.bad_words or (), tenant),
     )
-    if tools and tools.grammar:
-        sampling = replace(sampling, grammar=tools.grammar)
+    if tools:
+        sampling = tools.held(sampling)
     ctx.check_sampling(body, sampling)
     return GenerationRequest(
         request_id=request.state.request_id,
@@ -70,10 +73,15 @@ async def plan(
     )
 
 
+def _tools(body: ChatRequest, ctx: Context) -> Tools | None:
+    return tools_of(ctx.tool_format, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+
+
 class ChatAnswer(Answer):
     """Choices of messages; streamed, the role of each comes first and its finish reason last.
 
-    What may still become a call of a function is held back until it has become one, or cannot.
+    What may still become a call of a function is held back until it has become one, or cannot; its tokens
+    come with the next part.
     """
 
     def __init__(self, request: Request, ctx: Context, body: ChatRequest, planned: GenerationRequest) -> None:
@@ -82,8 +90,12 @@ class ChatAnswer(Answer):
         self.with_logprobs = bool(body.logprobs)
         self.with_ids = bool(body.return_token_ids)
         self.planned = planned
-        self.tools = tools_of(body.tools, body.tool_choice)
-        self.held: dict[int, list[TextEvent] | None] = {}  # of each choice; None once a part was sent
+        tools = _tools(body, ctx)
+        self.readers = [tools.reader() for _ in range(self.completions)] if tools else []
+        self.held: list[list[TextEvent]] = [
+            [] for _ in range(self.completions)
+        ]  # whose tokens no part has yet
+        self.calls = [0] * self.completions
 
     async def choices(self) -> list[dict[str, Any]]:
         events: dict[int, list[TextEvent]] = {}
@@ -92,14 +104,18 @@ class ChatAnswer(Answer):
         choices = []
         for index, ran in sorted(events.items()):
             content = "".join(event.text for event in ran)
-            calls = self.tools.called(content) if self.tools else []
-            message = {"content": None, "tool_calls": calls} if calls else {"content": content}
+            read = self.readers[index].feed(content, final=True) if self.readers else [content]
+            calls = [one for one in read if isinstance(one, Call)]
+            text = "".join(one for one in read if isinstance(one, str))
+            message: dict[str, Any] = {"content": text or None if calls else text}
+            if calls:
+                message["tool_calls"] = [_call(call) for call in calls]
             choices.append(
                 {
                     "index": index,
                     "message": {"role": "assistant", **message, "refusal": None},
                     "logprobs": self._logprobs([token for event in ran for token in event.logprobs]),
-                    "finish_reason": "tool_calls" if calls else ran[-1].finish_reason,
+                    "finish_reason": _reason(ran[-1], len(calls)),
                     "stop_reason": ran[-1].stop_reason,
                     **self._ids([token for event in ran for token in event.token_ids]),
                 }
@@ -120,37 +136,31 @@ class ChatAnswer(Answer):
         return [_delta(index, {"role": "assistant", "content": ""}) for index in range(self.completions)]
 
     def parts(self, prompt: int, event: TextEvent) -> list[dict[str, Any]]:
-        whole = self.held.get(event.index, []) is not None
-        ran = self._released(event)
-        if not ran:
+        index, final = event.index, event.finish_reason is not None
+        read = self.readers[index].feed(event.text, final=final) if self.readers else [event.text]
+        self.held[index].append(event)
+        if not read and not final:
             return []
-        found = []
-        text = "".join(each.text for each in ran)
-        calls = self.tools.called(text) if self.tools and whole and event.finish_reason else []
+        ran, self.held[index] = self.held[index], []
         logprobs = self._logprobs([token for each in ran for token in each.logprobs])
-        ids = [token for each in ran for token in each.token_ids]
-        if calls:
-            delta = {"tool_calls": [{"index": at, **call} for at, call in enumerate(calls)]}
-            found.append({**_delta(event.index, delta, logprobs), **self._ids(ids)})
-        elif text or (logprobs and logprobs["content"]) or (ids and self.with_ids):
-            found.append({**_delta(event.index, {"content": text}, logprobs), **self._ids(ids)})
-        if event.finish_reason is not None:
-            reason = "tool_calls" if calls else event.finish_reason
+        ids = self._ids([token for each in ran for token in each.token_ids])
+        deltas = [self._said(index, piece) for piece in read if piece]
+        if not deltas and ((logprobs and logprobs["content"]) or ids.get("token_ids")):
+            deltas = [{"content": ""}]
+        found = [_delta(index, delta) for delta in deltas]
+        if found:
+            found[0] |= {"logprobs": logprobs, **ids}
+        if final:
+            reason = _reason(event, self.calls[index])
             end = {"finish_reason": reason, "stop_reason": event.stop_reason}
-            found.append({**_delta(event.index, {}), **end})
+            found.append({**_delta(index, {}), **end})
         return found
 
-    def _released(self, event: TextEvent) -> list[TextEvent]:
-        """What can be sent of a choice now: all that there is, unless it may still become a call."""
-        held = self.held.get(event.index, [])
-        if self.tools is None or held is None:
-            return [event]
-        ran = [*held, event]
-        if event.finish_reason is None and self.tools.may_call("".join(each.text for each in ran)):
-            self.held[event.index] = ran
-            return []
-        self.held[event.index] = None
-        return ran
+    def _said(self, index: int, piece: str | Call) -> dict[str, Any]:
+        if isinstance(piece, str):
+            return {"content": piece}
+        self.calls[index] += 1
+        return {"tool_calls": [{"index": self.calls[index] - 1, **_call(piece)}]}
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         return chat_logprobs(tokens) if self.with_logprobs else None
@@ -159,5 +169,14 @@ class ChatAnswer(Answer):
         return {"token_ids": list(ids)} if self.with_ids else {}
 
 
-def _delta(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _reason(last: TextEvent, calls: int) -> str | None:
+    """Why a choice ended; an answer that was cut short says so, whatever it called before."""
+    return "tool_calls" if calls and last.finish_reason == "stop" else last.finish_reason

@@ -22,6 +22,7 @@ from server.offences import Offence, in_one
 from server.rate_limit import RateLimits
 from server.schemas import Body, ChatTemplated, Sampling
 from server.settings import Settings
+from server.tool_format import ToolFormat
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Context:
     keys: Keys
     encoder: Encoder
     limits: RateLimits
+    tool_format: ToolFormat
 
     async def encode_words(self, words: Sequence[str], tenant: str) -> list[list[int]]:
         """Token ids of each word, as it is and, like vLLM, with a space in front."""

@@ -14,7 +14,7 @@ from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
 from server.openapi import ASKED, ROUTED, answers
 from server.schemas import Prompted, RouteRequest
-from server.tools import plain
+from server.tools import conversation
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -53,5 +53,5 @@ async def routing_record(request_id: str, request: Request, ctx: Ctx) -> dict[st
 async def prompt_ids(body: Prompted, tenant: str, ctx: Context) -> tuple[list[int], str]:
     """Token ids of the one prompt, as generation would see it, and the field that it came in."""
     if body.messages is not None:
-        return await ctx.encoder.encode_chat(plain(body.messages), tenant), "messages"
+        return await ctx.encoder.encode_chat(conversation(ctx.tool_format, body.messages), tenant), "messages"
     return await ctx.encoder.encode(body.prompt or "", tenant), "prompt"

@@ -14,7 +14,7 @@ from server.composition import resolve
 from server.json_body import JsonRoute
 from server.openapi import answers
 from server.schemas import DetokenizeRequest, TokenizeRequest
-from server.tools import plain
+from server.tools import conversation
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
@@ -34,7 +34,9 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
     resolve(ctx.engine, body.model, None)
     tenant, encoder = request.state.tenant, ctx.encoder
     if body.messages is not None:
-        ids = await encoder.encode_chat(plain(body.messages), tenant, **body.template_options())
+        ids = await encoder.encode_chat(
+            conversation(ctx.tool_format, body.messages), tenant, **body.template_options()
+        )
     else:
         special = body.add_special_tokens is not False
         ids = await encoder.encode(body.prompt or "", tenant, add_special_tokens=special)
@@ -66,4 +68,5 @@ async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dic
     responses=answers(replies.TokenizerInfo),
 )
 async def tokenizer_info(ctx: Ctx) -> dict[str, Any]:
-    return ctx.engine.tokenizer.info()
+    """`tool_format` names the format of the calls of functions; docs/tools.md has them."""
+    return {**ctx.engine.tokenizer.info(), "tool_format": ctx.tool_format.name}

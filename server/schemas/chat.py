@@ -27,7 +27,7 @@ class ChatRequest(Sampling, ChatTemplated):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = Field(default=None, description="auto when left out")
     parallel_tool_calls: bool | None = Field(
-        default=None, description="an answer makes at most one call, whatever this is"
+        default=None, description="false holds an answer to one call at most; true when left out"
     )
     modalities: Annotated[list[Literal["text"]] | None, WITHOUT_EFFECT] = Field(
         default=None, min_length=1, max_length=1

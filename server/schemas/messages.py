@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, text_or_list
 from server.schemas.tools import MAX_TOOLS, CallId, ToolCall
@@ -60,7 +61,32 @@ class Message(Body):
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **named}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
+def _one_result_a_call(messages: list[Message]) -> list[Message]:
+    broken = list(_unanswerable(messages))
+    if broken:
+        raise PydanticCustomError("broken_rules", "rules between messages are broken", {"broken": broken})
+    return messages
+
+
+def _unanswerable(messages: list[Message]) -> Iterator[tuple[str, str]]:
+    """Every call has an id of its own, and every result is the first of a call before it."""
+    made, answered = set[str](), set[str]()
+    for at, message in enumerate(messages):
+        if (result := message.tool_call_id) is not None:
+            if result not in made:
+                yield f"{at}.tool_call_id", "no call before it has this id"
+            elif result in answered:
+                yield f"{at}.tool_call_id", "the call of this id has a result already"
+            answered.add(result)
+        for number, call in enumerate(message.tool_calls or ()):
+            if call.id in made:
+                yield f"{at}.tool_calls.{number}.id", "another call has this id"
+            made.add(call.id)
+
+
+Messages = Annotated[
+    list[Message], Field(min_length=1, max_length=4096, fail_fast=True), AfterValidator(_one_result_a_call)
+]
 
 
 class ChatTemplated(Body):

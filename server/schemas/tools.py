@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,14 +18,14 @@ CallId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Function(Body):
-    """`strict` has no effect: where a call is required, its arguments always fit."""
+    """`strict` holds the arguments to the parameters also where a call is the model's own choice."""
 
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(
         default=None, description="JSON schema of the arguments; none when left out"
     )
-    strict: Annotated[bool | None, WITHOUT_EFFECT] = None
+    strict: bool | None = None
 
 
 class Tool(Body):
@@ -55,7 +56,21 @@ ToolChoice = Annotated[
 
 class Called(Body):
     name: FunctionName
-    arguments: str = Field(description="JSON text")
+    arguments: str = Field(description="JSON text of an object; none where it is empty")
+
+    def decoded(self) -> dict[str, Any]:
+        """The arguments. Raises ValueError, RecursionError: they are no JSON object."""
+        found = json.loads(self.arguments or "{}")
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        return found
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        try:
+            self.decoded()
+        except (ValueError, RecursionError) as error:
+            yield "arguments", f"it is the text of a JSON object, or empty, and this is none ({error})"
 
 
 class ToolCall(Body):
@@ -65,6 +80,11 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
     function: Called
     index: Annotated[Integer | None, WITHOUT_EFFECT] = None
+
+    def decoded(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        called = {"name": self.function.name, "arguments": self.function.decoded()}
+        return {"id": self.id, "type": "function", "function": called}
 
 
 def broken_tool_rules(

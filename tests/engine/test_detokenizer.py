@@ -38,6 +38,12 @@ class ByteStrings:
     def encode_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
         raise AssertionError("a detokenizer only decodes")
 
+    def render_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        raise AssertionError("a detokenizer only decodes")
+
+    def added_token(self, text: str) -> int | None:
+        raise AssertionError("a detokenizer only decodes")
+
     def info(self) -> dict[str, Any]:
         raise AssertionError("a detokenizer only decodes")
 

@@ -45,8 +45,9 @@ class ByteTokenizer:
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
@@ -57,6 +58,14 @@ class ByteTokenizer:
         ids = [EOS, *ids] if add_special_tokens else ids
         ids += b"think" if (template_kwargs or {}).get("enable_thinking") else b""
         return [*ids, ASSISTANT] if add_generation_prompt and not continue_final_message else ids
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        return "a template that knows nothing of tools"
+
+    def added_token(self, text: str) -> int | None:
+        return None
 
     def info(self) -> dict[str, Any]:
         return {"tokenizer_class": "ByteTokenizer", "chat_template": None}

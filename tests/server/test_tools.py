@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import httpx2
@@ -22,6 +23,21 @@ CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock", "desc
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 ARGUMENTS = {"city": "Köln"}
 CALL = json.dumps({"name": "weather", "arguments": ARGUMENTS}, ensure_ascii=False)
+NOW = '{"name": "clock", "arguments": {}}'
+
+
+def called(arguments: str, name: str = "weather", call_id: str = "one") -> dict[str, Any]:
+    """An assistant's message that makes one call."""
+    function = {"name": name, "arguments": arguments}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+    }
+
+
+CALLED = called("{}")
+RESULT = {"role": "tool", "tool_call_id": "one", "content": "x"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +60,7 @@ async def test_an_answer_that_is_a_call_is_told_as_one(client: httpx2.AsyncClien
     assert call["type"] == "function"
     assert call["function"]["name"] == "weather"
     assert json.loads(call["function"]["arguments"]) == ARGUMENTS
-    assert call["id"].startswith("call_")
+    assert len(call["id"]) == 9
 
 
 @pytest.mark.parametrize(
@@ -89,32 +105,32 @@ async def test_the_model_is_told_of_the_functions_in_a_system_text(
 
 
 @pytest.mark.parametrize(
-    ("choice", "names"),
+    ("fields", "names", "several"),
     [
-        ("required", ["weather", "clock"]),
-        ({"type": "function", "function": {"name": "clock"}}, ["clock"]),
-        ("auto", None),
-        (None, None),
-        ("none", None),
+        ({"tool_choice": "required"}, ["weather", "clock"], True),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, ["weather", "clock"], False),
+        ({"tool_choice": {"type": "function", "function": {"name": "clock"}}}, ["clock"], False),
+        ({"parallel_tool_calls": False}, ["weather", "clock"], False),
+        ({"tool_choice": "auto"}, None, True),
+        ({}, None, True),
+        ({"tool_choice": "none"}, None, True),
     ],
 )
-async def test_a_call_that_is_asked_for_is_all_that_the_answer_can_be(
-    client: httpx2.AsyncClient, engine: FakeEngine, choice: Any, names: list[str] | None
+async def test_an_answer_is_held_to_the_calls_that_are_asked_for(
+    client: httpx2.AsyncClient,
+    engine: FakeEngine,
+    fields: dict[str, Any],
+    names: list[str] | None,
+    several: bool,
 ) -> None:
-    assert (await ask(client, tool_choice=choice)).status_code == 200
+    assert (await ask(client, **fields)).status_code == 200
     grammar = engine.requests[0].sampling.grammar
     if names is None:
         assert grammar is None
         return
     assert grammar is not None
-    schema = json.loads(grammar.text)
-    calls = schema.get("anyOf", [schema])
-    assert [call["properties"]["name"]["const"] for call in calls] == names
-    for call in calls:
-        assert call["required"] == ["name", "arguments"]
-        assert call["additionalProperties"] is False
-    if names[0] == "weather":
-        assert calls[0]["properties"]["arguments"] == PARAMETERS
+    assert re.findall(r'\\"name\\": \\"(\w+)\\"', grammar.text) == names
+    assert ("call){0,15}" in grammar.text) is several
 
 
 async def test_with_none_the_model_is_told_of_nothing_and_calls_nothing(
@@ -139,6 +155,14 @@ async def test_with_none_the_model_is_told_of_nothing_and_calls_nothing(
         ({"tools": None, "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "tools"),
         ({"messages": [*HI, {"role": "tool", "content": "x"}]}, "messages.1.tool_call_id"),
+        ({"messages": [*HI, RESULT]}, "messages.1.tool_call_id"),
+        ({"messages": [*HI, RESULT, CALLED]}, "messages.1.tool_call_id"),
+        ({"messages": [*HI, CALLED, RESULT, RESULT]}, "messages.3.tool_call_id"),
+        ({"messages": [*HI, CALLED, RESULT, CALLED]}, "messages.3.tool_calls.0.id"),
+        ({"messages": [*HI, called("no JSON")]}, "messages.1.tool_calls.0.function.arguments"),
+        ({"messages": [*HI, called("[1]")]}, "messages.1.tool_calls.0.function.arguments"),
+        ({"messages": [*HI, called('{"a": NaN}')]}, "messages.1.tool_calls.0.function.arguments"),
+        ({"messages": [*HI, called('{"a": "\\ud800"}')]}, "messages.1.tool_calls.0.function.arguments"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages.0.tool_call_id"),
     ],
 )
@@ -147,6 +171,49 @@ async def test_what_does_not_fit_is_refused_by_its_field(
 ) -> None:
     error = error_of(await ask(client, **fields), 400)
     assert error["param"] == param, error
+
+
+async def test_an_error_about_a_result_names_its_id_and_the_rule(client: httpx2.AsyncClient) -> None:
+    error = error_of(await ask(client, messages=[*HI, CALLED, {**RESULT, "tool_call_id": "two"}]), 400)
+    assert error["message"] == "messages.2.tool_call_id is 'two': no call before it has this id"
+
+
+async def test_an_answer_of_several_calls_is_told_as_them(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.reply = f"{CALL}\n{NOW}"
+    (choice,) = (await ask(client)).json()["choices"]
+    calls = choice["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in calls] == ["weather", "clock"]
+    assert len({call["id"] for call in calls}) == 2
+    assert choice["message"]["content"] is None
+
+
+async def test_each_choice_makes_calls_of_its_own(client: httpx2.AsyncClient, engine: FakeEngine) -> None:
+    engine.reply = NOW  # the second choice has an exclamation mark behind it, and so is a text
+    first, second = (await ask(client, n=2)).json()["choices"]
+    assert (first["finish_reason"], second["finish_reason"]) == ("tool_calls", "stop")
+    assert second["message"]["content"] == f"{NOW}!"
+
+
+async def test_an_answer_that_is_cut_short_says_so(client: httpx2.AsyncClient) -> None:
+    (choice,) = (await ask(client, max_tokens=len(CALL.encode()))).json()["choices"]
+    assert choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "length"
+    (choice,) = (await ask(client, max_tokens=20)).json()["choices"]
+    assert choice["message"]["content"] == CALL[:20]
+
+
+async def test_results_of_several_calls_come_from_the_user_in_one_message(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    made = called("{}")
+    made["tool_calls"] += called("", "clock", "two")["tool_calls"]
+    results = [{**RESULT, "tool_call_id": "two", "content": "noon"}, RESULT]
+    await ask(client, messages=[*HI, made, *results])
+    told = engine.tokenizer.decode(engine.requests[-1].prompt_ids)
+    assert told.endswith("<user>Result of clock: noon\nResult of weather: x<assistant>")
+    assert '<assistant>{"name": "weather", "arguments": {}}\n{"name": "clock", "arguments": {}}<user>' in told
 
 
 async def test_a_round_trip_with_the_stock_client_streamed_and_whole(

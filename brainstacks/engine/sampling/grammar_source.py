@@ -38,6 +38,7 @@ _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([-+0-9.eE]+)')
 _ESCAPED = re.compile(r"\\u00([0-9a-fA-F]{2})")
 _LARK = re.compile(r"\s*(?:%llguidance\b|start\s*:(?!:=))")
 _BAD_REGEX = re.compile(r"regex parse error:\n {4}[^\n]*\n {4}( *)\^+\nerror: ([^\n]*)")
+_BAD_SCHEMA = re.compile(r"(?:at )?\d+\(\d+\): failed to compile JSON schema: ([^\n]*)")
 _BAD_LARK = re.compile(r"(?:at )?(\d+)\((\d+)\): ([^\n]*)")
 
 
@@ -77,10 +78,14 @@ def _check_multiples(text: str) -> None:
 def place_of(grammar: Grammar, reason: str) -> str:
     """Where in a JSON schema the smallest part is that llguidance refuses for `reason`, as a JSON pointer.
 
-    "" where that is all of it, and for grammars of other kinds.
+    The schema may be one of those in a grammar (`%json {...}`). "" where that is all of it, or no schema.
 
     llguidance does not tell, so parts are tried alone, each with the root's definitions.
     """
+    if grammar.kind == "grammar":
+        schemas = (Grammar("json", text) for text in _schemas_in(grammar.text))
+        refused = next((one for one in schemas if _refusal(source_of(one)) == reason), None)
+        return place_of(refused, reason) if refused else ""
     if grammar.kind != "json":
         return ""
     schema = json.loads(grammar.text)
@@ -93,10 +98,25 @@ def place_of(grammar: Grammar, reason: str) -> str:
                 return place
             tries -= 1
             source = LLMatcher.grammar_from_json_schema({**definitions, **part}, overrides=_JSON)
-            if tidy(LLMatcher.validate_grammar(source, limits=LIMITS)) == reason:
+            if _refusal(source) == reason:
                 place, schema, inside = place + path, part, True
                 break
     return place
+
+
+def _refusal(source: str) -> str:
+    """Why llguidance does not take it; "" where it does."""
+    return tidy(LLMatcher.validate_grammar(source, limits=LIMITS))
+
+
+def _schemas_in(text: str) -> Iterator[str]:
+    """The JSON schemas in a grammar in Lark's notation."""
+    for found in re.finditer(r"%json\s*(?=\{)", text):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):
+            return
+        yield text[found.end() : end]
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -120,6 +140,8 @@ def tidy(error: str) -> str:
         return ""
     if found := _BAD_REGEX.search(error):
         return f"regex, character {len(found[1]) + 1}: {found[2]}"
+    if found := _BAD_SCHEMA.match(error):
+        return found[1]
     if found := _BAD_LARK.match(error):
         return f"line {found[1]}, column {found[2]}: {found[3]}"
     return " ".join(error.replace("<non-verbose/>", "").split())[:400]

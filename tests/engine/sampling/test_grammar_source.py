@@ -39,6 +39,11 @@ def nested(part: dict[str, Any]) -> dict[str, Any]:
             nested({"type": "string", "pattern": "(a"}),
             "character 1: unclosed group (at /properties/a/",
         ),
+        (
+            "grammar",
+            f'start: "x" %json {{"type": "null"}} | %json {json.dumps(nested({"if": {}}))}',
+            'Unimplemented keys: ["if"] (at /properties/a/items/anyOf/1)',
+        ),
         ("json", nested({"if": {}}), 'Unimplemented keys: ["if"] (at /properties/a/items/anyOf/1)'),
         ("json", {"$ref": "#/x"}, "'/x' does not exist"),
         ("json", {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no text can satisfy it"),
