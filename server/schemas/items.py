@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
 
 from server.schemas.body import (
@@ -21,7 +21,7 @@ from server.schemas.body import (
     text_or_list,
 )
 from server.schemas.messages import Message
-from server.schemas.tools import Called, CallId, FunctionName, ToolCall
+from server.schemas.tools import Called, CallId, ToolCall, answered_once
 
 MAX_ITEMS = 4095
 """With `instructions` as many as chat takes messages."""
@@ -65,13 +65,11 @@ class MessageItem(Item):
     phase: Annotated[Literal["commentary", "final_answer"] | None, WITHOUT_EFFECT] = None
 
 
-class CallItem(Item):
+class CallItem(Item, Called):
     """A call that the server answered with."""
 
     type: Literal["function_call"]
     call_id: CallId
-    name: FunctionName
-    arguments: str = Field(description="JSON text")
     parsed_arguments: Annotated[Any, WITHOUT_EFFECT] = Field(default=None, description="openai-python's own")
 
 
@@ -111,6 +109,12 @@ def _kind_of_item(item: object) -> str:
     return kinds.get(kind, OTHER) if isinstance(kind, str) else OTHER
 
 
+def _one_result_a_call(items: list[Body]) -> list[Body]:
+    calls = ((at, item) for at, item in enumerate(items) if isinstance(item, (CallItem, ResultItem)))
+    answered_once(((f"{at}.call_id", it.call_id, isinstance(it, ResultItem)) for at, it in calls), "items")
+    return items
+
+
 Items = Annotated[
     list[
         Annotated[
@@ -123,6 +127,7 @@ Items = Annotated[
         ]
     ],
     Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True),
+    AfterValidator(_one_result_a_call),
 ]
 
 

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
 
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, text_or_list
-from server.schemas.tools import MAX_TOOLS, CallId, ToolCall
+from server.schemas.tools import MAX_TOOLS, CallId, ToolCall, answered_once
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")]  # OpenAI's rule
-Variable = Annotated[
-    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
-]  # those without effect go into a header
+# Those without effect go into a header.
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 
 class TextPart(Body):
@@ -62,26 +60,16 @@ class Message(Body):
 
 
 def _one_result_a_call(messages: list[Message]) -> list[Message]:
-    broken = list(_unanswerable(messages))
-    if broken:
-        raise PydanticCustomError("broken_rules", "rules between messages are broken", {"broken": broken})
+    answered_once(_calls_and_results(messages), "messages")
     return messages
 
 
-def _unanswerable(messages: list[Message]) -> Iterator[tuple[str, str]]:
-    """Every call has an id of its own, and every result is the first of a call before it."""
-    made, answered = set[str](), set[str]()
+def _calls_and_results(messages: list[Message]) -> Iterator[tuple[str, str, bool]]:
     for at, message in enumerate(messages):
-        if (result := message.tool_call_id) is not None:
-            if result not in made:
-                yield f"{at}.tool_call_id", "no call before it has this id"
-            elif result in answered:
-                yield f"{at}.tool_call_id", "the call of this id has a result already"
-            answered.add(result)
+        if message.tool_call_id is not None:
+            yield f"{at}.tool_call_id", message.tool_call_id, True
         for number, call in enumerate(message.tool_calls or ()):
-            if call.id in made:
-                yield f"{at}.tool_calls.{number}.id", "another call has this id"
-            made.add(call.id)
+            yield f"{at}.tool_calls.{number}.id", call.id, False
 
 
 Messages = Annotated[

@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from brainstacks.engine.request import MAX_TOP_LOGPROBS, Grammar
 from server.schemas.body import FUNCTION, LIST, OTHER, TEXT, WITHOUT_EFFECT, Body, Integer, text_or_list
 from server.schemas.chat import ChatRequest
-from server.schemas.items import CallItem, Items, MessageItem, ReasoningItem, ResultItem, messages_of
+from server.schemas.items import Items, MessageItem, ReasoningItem, messages_of
 from server.schemas.messages import ChatTemplated, Message
 from server.schemas.sampling import Generation, Label
 from server.schemas.structured import Name, json_grammar
@@ -170,15 +170,6 @@ class ResponsesRequest(Generation, ChatTemplated):
         items = self.input if isinstance(self.input, list) else []
         if items and all(isinstance(item, ReasoningItem) for item in items):
             yield "input", "reasoning is not told to a model; send a message too"
-        called: set[str] = set()
-        for place, item in enumerate(items):
-            if isinstance(item, CallItem):
-                called.add(item.call_id)
-            if isinstance(item, ResultItem) and item.call_id not in called:
-                yield (
-                    "input",
-                    f"no call comes before item {place}, whose call_id is {item.call_id!r}; send both",
-                )
 
     def ignored(self) -> list[str]:
         unseen = [f"include.{name}" for name in self.include or () if name != LOGPROBS]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from brainstacks.engine.request import Grammar
 from server.schemas.body import LIST, TEXT, WITHOUT_EFFECT, Body, Integer
@@ -85,6 +86,30 @@ class ToolCall(Body):
         """As chat templates take it."""
         called = {"name": self.function.name, "arguments": self.function.decoded()}
         return {"id": self.id, "type": "function", "function": called}
+
+
+def answered_once(turns: Iterable[tuple[str, str, bool]], parts: str) -> None:
+    """Every call has an id of its own, and every result is the first of a call before it.
+
+    Args:
+        turns: in their order, the place of an id, the id, and whether a result has it (or a call).
+        parts: what the turns are called.
+
+    Raises:
+        PydanticCustomError: with each place where that is broken.
+    """
+    made, answered = set[str](), set[str]()
+    broken = []
+    for place, call, is_result in turns:
+        if not is_result and call in made:
+            broken.append((place, "another call has this id"))
+        elif is_result and call not in made:
+            broken.append((place, "no call before it has this id"))
+        elif is_result and call in answered:
+            broken.append((place, "the call of this id has a result already"))
+        (answered if is_result else made).add(call)
+    if broken:
+        raise PydanticCustomError("broken_rules", f"rules between {parts} are broken", {"broken": broken})
 
 
 def broken_tool_rules(

@@ -13,6 +13,9 @@ from tests.server.conftest import error_of
 from tests.server.fake_engine import ASSISTANT, SYSTEM, USER, FakeEngine
 from tests.server.responding import CLOCK, WEATHER, answered, post
 
+CALL = {"type": "function_call", "call_id": "1", "name": "clock", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "1", "output": "21"}
+
 pytestmark = pytest.mark.anyio
 
 
@@ -102,7 +105,10 @@ async def test_what_cannot_be_had_is_refused_by_name_and_all_at_once(
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": "f"}]}, "input.0.arguments"),
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "input"),
+        ({"input": [RESULT]}, "input.0.call_id"),
+        ({"input": [CALL, CALL]}, "input.1.call_id"),
+        ({"input": [CALL, RESULT, RESULT]}, "input.2.call_id"),
+        ({"input": [{**CALL, "arguments": "[1]"}]}, "input.0.arguments"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [{"role": "user", "content": "x"}] * (MAX_ITEMS + 1)}, "input"),
         ({"instructions": ["x"]}, "instructions"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import httpx2
@@ -119,7 +120,7 @@ async def test_an_answer_that_is_a_call_is_a_function_call_item(
     assert (item["type"], item["name"], item["status"]) == ("function_call", "weather", "completed")
     assert json.loads(item["arguments"]) == {"city": "Köln"}
     assert item["id"].startswith("fc_")
-    assert item["call_id"].startswith("call_")
+    assert re.fullmatch("[A-Za-z0-9]{9}", item["call_id"])
     assert (body["tools"], body["tool_choice"]) == ([WEATHER, CLOCK], choice)
     assert body["parallel_tool_calls"] is False
     grammar = engine.requests[0].sampling.grammar
