@@ -39,6 +39,7 @@ _HEADERS: dict[str, tuple[bool, str]] = {
 }
 """Name -> whether it is always there, and what it says."""
 
+# Beside those that a route names.
 _HEADERS_OF = {"401": ("www-authenticate",), "429": ("retry-after",), "503": ("retry-after",)}
 
 _REQUEST_ID = {
@@ -84,22 +85,14 @@ class Api(FastAPI):
         self.keys = keys
 
     def openapi(self) -> dict[str, Any]:
+        """Made once; FastAPI keeps it."""
         if self.openapi_schema is None:
             document = super().openapi()
-            components = document["components"]
-            components["securitySchemes"] = _SCHEMES
-            components["parameters"] = {"RequestId": _REQUEST_ID}
-            components["headers"] = {
-                name: {"description": description, "required": always, "schema": {"type": "string"}}
-                for name, (always, description) in _HEADERS.items()
-            }
-            components["schemas"].update(_definitions())
-            for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own 422, which nothing gives
-                components["schemas"].pop(name, None)
+            _add_components(document["components"])
             for path, methods in document["paths"].items():
                 for operation in methods.values():
                     self._complete(operation, self._area(path))
-        return self.openapi_schema or {}
+        return super().openapi()
 
     def _area(self, path: str) -> Area:
         area = classify(path, path)[0]
@@ -124,6 +117,24 @@ class Api(FastAPI):
         operation["responses"] = dict(sorted(responses.items()))
 
 
+def _add_components(components: dict[str, Any]) -> None:
+    """What operations refer to and FastAPI does not know of; without its 422, which nothing gives."""
+    components["securitySchemes"] = _SCHEMES
+    components["parameters"] = {"RequestId": _REQUEST_ID}
+    components["headers"] = {
+        name: {"description": description, "required": always, "schema": {"type": "string"}}
+        for name, (always, description) in _HEADERS.items()
+    }
+    schemas = components["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    models: tuple[type[Reply], ...] = (*STREAMED, ErrorReply)
+    _, document = models_json_schema(
+        [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    schemas.update(document["$defs"])
+
+
 def _headers(*names: str) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
@@ -146,12 +157,3 @@ def _event(model: type[Reply]) -> dict[str, Any]:
         "required": ["data"],
         "properties": {"data": {"anyOf": [{"const": "[DONE]"}, chunk]}},
     }
-
-
-def _definitions() -> dict[str, Any]:
-    """Components that FastAPI does not come to know of."""
-    models: tuple[type[Reply], ...] = (*STREAMED, ErrorReply)
-    _, document = models_json_schema(
-        [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
-    )
-    return dict(document["$defs"])
