@@ -27,17 +27,23 @@ class Tools:
     """The functions of one request, one or more.
 
     Args:
-        choice: `auto`, `required`, or the name of the one that is to be called, once.
+        choice: `auto`, `required`, or the one that is to be called, once.
         parallel: whether an answer may make several calls.
     """
 
     def __init__(
-        self, form: ToolFormat, functions: Sequence[Function], choice: str, *, parallel: bool = True
+        self,
+        form: ToolFormat,
+        functions: Sequence[Function],
+        choice: str | NamedTool,
+        *,
+        parallel: bool = True,
     ) -> None:
         self._form = form
         self._functions = {one.name: one for one in functions}
-        self._choice = choice
-        self._most = MAX_CALLS if parallel and form.several and choice not in self._functions else 1
+        self._auto = choice == "auto"
+        self._named = choice.function.name if isinstance(choice, NamedTool) else None
+        self._most = MAX_CALLS if parallel and form.several and self._named is None else 1
 
     def held(self, sampling: SamplingParams) -> SamplingParams:
         """`sampling`, held to this grammar, and to a text in which calls can be found."""
@@ -48,10 +54,9 @@ class Tools:
     def grammar(self) -> Grammar | None:
         """What the answer has to be: calls, where they are asked for; with `auto` a text, or calls as the
         request wants them. None where it says nothing of that."""
-        auto = self._choice == "auto"
-        if auto and self._most > 1 and not any(one.strict for one in self._functions.values()):
+        if self._auto and self._most > 1 and not any(one.strict for one in self._functions.values()):
             return None
-        return Grammar("grammar", "\n".join(self._lark(auto)), "tools")
+        return Grammar("grammar", "\n".join(self._lark()), "tools")
 
     def reader(self) -> CallReader:
         """Of one answer."""
@@ -87,14 +92,14 @@ class Tools:
             for one in self._functions.values()
         ]
 
-    def _lark(self, auto: bool) -> Iterator[str]:
+    def _lark(self) -> Iterator[str]:
         """A grammar for llguidance. With `auto`, calls may follow a text where they have a marker."""
         form = self._form
         mark, first = self._literal(form.marker), self._literal(form.first.removeprefix(form.marker))
         between = self._literal(form.between) if form.in_one_row else f"{self._literal(form.between)} {mark}"
         more = f"({between} call){{0,{self._most - 1}}}" if self._most > 1 else ""
         row = f"{first} call {more} {self._literal(form.last)}"
-        if not auto:
+        if not self._auto:
             yield f"start: {mark} {row}"
         elif not form.marker:
             yield f"start: TEXT | {row}"
@@ -106,11 +111,11 @@ class Tools:
             yield f"start: TEXT | marked {row}"
             yield f"marked[lazy]: TEXT {mark}"
             yield "TEXT: /(?s:.*)/"
-        names = [self._choice] if self._choice in self._functions else list(self._functions)
+        names = list(self._functions) if self._named is None else [self._named]
         yield "call: " + " | ".join(f"call_{at}" for at in range(len(names)))
         for at, name in enumerate(names):
             one = self._functions[name]
-            loose = auto and not one.strict
+            loose = self._auto and not one.strict
             schema = {**(ANY_ARGUMENTS if loose else one.parameters or NO_ARGUMENTS), "x-guidance": _JSON}
             head = self._literal(form.head(name).removeprefix(form.marker))
             yield f"call_{at}: {head} %json {json.dumps(schema)} {self._literal(form.after)}"
@@ -133,8 +138,7 @@ def tools_of(
     """What a request asks for; None where nothing can be called."""
     if not tools or choice == "none":
         return None
-    named = choice.function.name if isinstance(choice, NamedTool) else choice
-    return Tools(form, [one.function for one in tools], named or "auto", parallel=parallel is not False)
+    return Tools(form, [one.function for one in tools], choice or "auto", parallel=parallel is not False)
 
 
 def conversation(form: ToolFormat, messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -112,6 +113,9 @@ async def test_what_answers_a_call_of_a_function_is_as_the_document_says(
     client: httpx2.AsyncClient, engine: FakeEngine, document: BaseSchema
 ) -> None:
     engine.reply = CALL
+    engine.model = dataclasses.replace(
+        engine.model, max_context=8192
+    )  # the function is told of in many bytes
     reply = await send(client, "POST", "/v1/chat/completions", {**CHAT, "tools": [TOOL]})
     assert reply.json()["choices"][0]["finish_reason"] == "tool_calls"
     check(document, reply)

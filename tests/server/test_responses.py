@@ -125,7 +125,8 @@ async def test_an_answer_that_is_a_call_is_a_function_call_item(
     assert body["parallel_tool_calls"] is False
     grammar = engine.requests[0].sampling.grammar
     assert grammar is not None
-    assert json.loads(grammar.text)["properties"]["arguments"] == PARAMETERS
+    held, _ = json.JSONDecoder().raw_decode(grammar.text.partition("%json ")[2])
+    assert held.items() >= PARAMETERS.items()
 
 
 @pytest.mark.parametrize(

@@ -239,3 +239,17 @@ async def test_a_round_trip_with_the_stock_client_streamed_and_whole(
     calls = [call for part in parts for choice in part.choices for call in choice.delta.tool_calls or ()]
     assert [(call.index, call.function and call.function.name) for call in calls] == [(0, "weather")]
     assert parts[-1].choices[0].finish_reason == "tool_calls"
+
+
+async def test_a_function_may_have_the_name_of_a_choice(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("auto", "required", "none")]
+    for name in ("auto", "required", "none"):
+        choice = {"type": "function", "function": {"name": name}}
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": tools}
+        await client.post("/v1/chat/completions", json={**asked, "tool_choice": choice})
+        grammar = engine.requests[-1].sampling.grammar
+        assert grammar is not None
+        assert "start: TEXT" not in grammar.text
+        assert re.findall(r'^call_\d+: .*?\\"name\\": \\"(\w+)', grammar.text, re.MULTILINE) == [name]

@@ -11,7 +11,7 @@ import pytest
 
 from brainstacks.engine.sampling.grammar import Grammars
 from brainstacks.tokenizer import ChatTokenizer
-from server.schemas.tools import Function
+from server.schemas.tools import Function, Named, NamedTool
 from server.tool_calls import Call
 from server.tool_format import format_of
 from server.tools import Tools
@@ -102,7 +102,9 @@ def tools(
     tokenizer: ChatTokenizer, choice: str, *, parallel: bool = True, strict: bool | None = None
 ) -> Tools:
     functions = [one.model_copy(update={"strict": strict}) for one in FUNCTIONS]
-    return Tools(format_of(tokenizer), functions, choice, parallel=parallel)
+    named = [one.name for one in functions if one.name == choice]
+    wanted = NamedTool(type="function", function=Named(name=choice)) if named else choice
+    return Tools(format_of(tokenizer), functions, wanted, parallel=parallel)
 
 
 def calls_of(asked: Tools, text: str) -> list[Call]:
