@@ -12,13 +12,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from brainstacks.errors import BrainstacksError, InvalidRequest, NotFound
 from brainstacks.stacks.artifact import check_domain_name
 from brainstacks.stacks.manifest import Published
 from server.api.context import Context, Ctx
 from server.composition import routing_object
+from server.downloads import StoredFile
 from server.json_body import JsonRoute
 from server.schemas import ActivateRequest
 from server.uploads import received_file
@@ -55,6 +56,7 @@ def _generation(
 
 
 Domain = Annotated[str, Depends(_domain)]
+VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 ExpectedGeneration = Annotated[int | None, Depends(_generation)]
 
 
@@ -103,6 +105,13 @@ async def activate_stack(
 ) -> JSONResponse:
     published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
     return _published(request, published, "domain")
+
+
+@routes.get("/stacks/{domain}/versions/{version}/file", summary="A stack file", response_model=None)
+async def get_stack_file(domain: Domain, version: VersionNumber, ctx: Ctx) -> Response:
+    """The bytes that were published; `Repr-Digest` has their sha256."""
+    found, file = await ctx.engine.stacks.file(domain, version)
+    return StoredFile(file, found, domain, _tag(ctx))
 
 
 @routes.delete("/stacks/{domain}", summary="Stop serving a domain", response_model=None)
@@ -162,6 +171,22 @@ async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx)
     return _published(request, published, "name", status=201 if published.created else 200)
 
 
+@routes.post("/router/activate", summary="Roll the meta-router back or forward", response_model=None)
+async def activate_router(
+    body: ActivateRequest, generation: ExpectedGeneration, request: Request, ctx: Ctx
+) -> JSONResponse:
+    """409 where it routes to a domain that was deleted."""
+    published = await ctx.engine.stacks.activate_router(body.version, expected_generation=generation)
+    return _published(request, published, "name")
+
+
+@routes.get("/router/versions/{version}/file", summary="A router file", response_model=None)
+async def get_router_file(version: VersionNumber, ctx: Ctx) -> Response:
+    """The bytes that were published; `Repr-Digest` has their sha256."""
+    found, file = await ctx.engine.stacks.router_file(version)
+    return StoredFile(file, found, "router", _tag(ctx))
+
+
 @routes.get("/registry", summary="The manifest", response_model=None)
 async def get_registry(ctx: Ctx) -> JSONResponse:
     return _tagged(ctx, {**ctx.engine.stacks.manifest(), "generation": ctx.engine.stacks.generation})
@@ -214,4 +239,8 @@ def _published(
 
 
 def _tagged(ctx: Context, body: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(body, headers={"ETag": f'"{ctx.engine.stacks.generation}"'})
+    return JSONResponse(body, headers=_tag(ctx))
+
+
+def _tag(ctx: Context) -> dict[str, str]:
+    return {"ETag": f'"{ctx.engine.stacks.generation}"'}
