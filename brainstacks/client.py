@@ -52,7 +52,7 @@ class AdminClient:
         self.url = url
         self._http = httpx.Client(
             base_url=base,
-            headers={"Authorization": f"Bearer {key}".encode()},
+            headers={b"Authorization": f"Bearer {key}".encode()},
             timeout=httpx.Timeout(REPLY_SECONDS, connect=CONNECT_SECONDS),
         )
 

@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
     "overload": (Served(overload.overload, lambda _: overload.FLAGS, overload.publish), 2000, 900),
     "residency": (Served(residency.residency, residency.flags, residency.publish), 2000, 900),
     "publish": (Served(publishing.publishing, publishing.flags, _nothing), 100, 120),
-    "kill": (_kill, 20, 900),
+    "kill": (_kill, 50, 3600),
     "slow_readers": (
         Served(slow_readers.slow_readers, lambda _: (*STEADY_FLAGS, *slow_readers.FLAGS), _nothing),
         100,

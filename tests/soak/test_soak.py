@@ -79,7 +79,7 @@ def test_clients_that_do_not_read_neither_slow_others_nor_fill_memory(tiered_ser
     assert asyncio.run(slow_readers(tiered_server, 4, SECONDS, SEED, print)).shown == []
 
 
-def test_a_server_killed_while_it_publishes_comes_back_with_what_it_had_acknowledged(
+def test_a_server_killed_amid_changes_comes_back_as_before_or_after_the_one_under_way(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     world = World(tmp_path_factory.mktemp("killed"))
