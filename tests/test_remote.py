@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from pydantic import SecretStr
 
 from brainstacks.client import AdminClient, ServerError
 from brainstacks.engine.interface import Readiness
@@ -54,7 +55,9 @@ class Serving:
         self.registry = registry
         self.stacks = RegistryStacks(self.engine, registry)
         self.engine.stacks = self.stacks
-        self._server = make_server(self.engine, Settings(port=0, admin_key=KEY, max_upload_bytes=1 << 16))
+        self._server = make_server(
+            self.engine, Settings(port=0, admin_key=SecretStr(KEY), max_upload_bytes=1 << 16)
+        )
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -130,6 +133,16 @@ def test_a_file_that_is_too_large_or_unsound_is_refused_in_one_line(
     assert script("push", large, "--server", serving.url) == 1
     assert script.err.startswith("error: the tensors need")
     assert serving.registry.generation == 3
+
+
+def test_a_refusal_is_heard_though_most_of_the_file_was_not_sent_yet(
+    serving: Serving, tmp_path: Path
+) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(50 << 20)
+    with AdminClient(serving.url, KEY) as client, pytest.raises(ServerError) as refused:
+        client.push(tmp_path / "large", "law", None, lambda moved: None)
+    assert refused.value.code == "body_too_large"
 
 
 def test_pull_brings_the_active_version_or_another_and_the_router(

@@ -86,7 +86,9 @@ async def _replicas(
         seen = {s["digest"] for one in asked[server] for s in one.reply.routing.get("stacks", {}).values()}
         outcome.figures[f"versions_that_the_{which}_answered_by"] = len(seen)
         outcome.require(len(seen) > len(DOMAINS), f"the {which} has answered by {len(seen)} versions only")
-    outcome.figures["second_was_behind_s"] = max(_behind(one, publisher.histories) for one in asked[second])
+    outcome.figures["second_was_behind_s"] = max(
+        _behind(one, publisher.histories) for one in asked[second] if one.reply.whole
+    )
     return outcome
 
 
@@ -108,8 +110,6 @@ def _behind(asked: Asked, histories: dict[str, History]) -> float:
     """Seconds after the change away from a version at which a request began that it answered all the same."""
     stale = 0.0
     for name in asked.domains:
-        digest = asked.reply.routing.get("stacks", {}).get(name, {}).get("digest")
-        ends = [span.until for span in histories[name].spans if span.digest == digest]
-        if ends:
-            stale = max(stale, asked.since - max(ends))
+        digest = asked.reply.routing["stacks"][name]["digest"]
+        stale = max(stale, asked.since - max(s.until for s in histories[name].spans if s.digest == digest))
     return stale
