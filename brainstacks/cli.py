@@ -1,4 +1,5 @@
-"""The console script `brainstacks`: look at, check and change a registry. Needs no server and no GPU.
+"""The console script `brainstacks`: look at, check and change a registry by hand, without a server; and, in
+`remote`, that of a running server. Needs no GPU.
 
 Exit codes: 0 done; 1 refused, or a problem was found (one line on stderr says which); 2 wrong usage.
 """
@@ -8,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from brainstacks import remote
+from brainstacks.console import ExpectOption, FileArgument, JsonOption, print_json, print_table, size
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackMetadata, check_base
 from brainstacks.stacks.document import printable
@@ -33,12 +35,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(remote.app)
+
 RegistryOption = Annotated[
     Path, typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory of the registry.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
-FileArgument = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, help="A stack or router file (.safetensors).")
 ]
 
 
@@ -47,7 +47,7 @@ def list_versions(registry: RegistryOption, as_json: JsonOption = False) -> None
     """Show every published version, and which ones serve."""
     manifest = Registry(registry).snapshot()
     if as_json:
-        _print_json(manifest.to_document())
+        print_json(manifest.to_document())
         return
     rows = [
         (
@@ -67,7 +67,7 @@ def list_versions(registry: RegistryOption, as_json: JsonOption = False) -> None
             active = router_version.version == manifest.router.active
             _add_version(table, f"({ROUTER_ENTRY.name})", router_version, active, "")
     table.caption = f"generation {manifest.generation}"
-    _print_table(table)
+    print_table(table)
 
 
 @app.command()
@@ -81,12 +81,12 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
         **json.loads(found.metadata.to_json()),
     }
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
     table = Table("field", "value")
     for name, value in document.items():
         table.add_row(name, printable(value if isinstance(value, str) else json.dumps(value)))
-    _print_table(table)
+    print_table(table)
 
 
 @app.command()
@@ -96,12 +96,12 @@ def verify(registry: RegistryOption, as_json: JsonOption = False) -> None:
     problems = problems_of(opened)
     count = len(opened.snapshot().versions())
     if as_json:
-        _print_json({"versions": count, "problems": [dataclasses.asdict(problem) for problem in problems]})
+        print_json({"versions": count, "problems": [dataclasses.asdict(problem) for problem in problems]})
     elif problems:
         table = Table("name", "version", "digest", "problem")
         for problem in problems:
             table.add_row(problem.name, str(problem.version), problem.digest[:12], printable(problem.message))
-        _print_table(table)
+        print_table(table)
     else:
         typer.echo(f"{count} versions, all sound")
     if problems:
@@ -117,10 +117,7 @@ def publish(
         str | None,
         typer.Option(help="Refuse the file if it was not made for this base (directory, hub id, .gguf)."),
     ] = None,
-    expect: Annotated[
-        int | None,
-        typer.Option(metavar="GENERATION", help="Refuse if the registry is at another generation."),
-    ] = None,
+    expect: ExpectOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a stack or router file as the newest, serving version of its name. The file is copied."""
@@ -183,42 +180,34 @@ def prune(
     """Delete stored bytes that no version uses. Reload servers that share the registry first."""
     pruned = Registry(registry).prune(keep)
     if as_json:
-        _print_json(dataclasses.asdict(pruned))
+        print_json(dataclasses.asdict(pruned))
     else:
         typer.echo(
-            f"dropped {pruned.versions} versions, deleted {pruned.blobs} files, freed {_size(pruned.bytes)}"
+            f"dropped {pruned.versions} versions, deleted {pruned.blobs} files, freed {size(pruned.bytes)}"
         )
 
 
 def _add_version(table: Table, name: str, version: Version, active: bool, shape: str) -> None:
     published = datetime.fromtimestamp(version.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    size = _size(version.bytes)
     table.add_row(
-        name, str(version.version), "yes" if active else "", shape, size, published, version.digest[:12]
+        name,
+        str(version.version),
+        "yes" if active else "",
+        shape,
+        size(version.bytes),
+        published,
+        version.digest[:12],
     )
 
 
 def _print_published(published: Iterable[Published], as_json: bool) -> None:
     if as_json:
-        _print_json([dataclasses.asdict(item) for item in published])
+        print_json([dataclasses.asdict(item) for item in published])
         return
     for item in published:
         outcome = "published" if item.created else "already there"
         where = f"generation {item.generation}, sha256 {item.digest}"
         typer.echo(f"{item.name} version {item.version} {outcome}, {where}")
-
-
-def _print_json(value: Mapping[str, Any] | list[Any]) -> None:
-    typer.echo(json.dumps(value, indent=1))
-
-
-def _print_table(table: Table) -> None:
-    # A pipe has no width, and a table cut at the usual 80 columns is of no use there.
-    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def main() -> None:

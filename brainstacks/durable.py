@@ -53,6 +53,23 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """As `replacing`, but where there is a file `path` it stays.
+
+    Raises:
+        FileExistsError: there is one, perhaps only since the `with` began.
+    """
+    temporary = partial(path)
+    try:
+        yield temporary
+        os.link(temporary, path)  # unlike a rename, it never replaces
+        temporary.unlink()
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_file(path: Path, chunks: Iterable[bytes | bytearray], mode: int = 0o644) -> None:
     """Make the file `path` and fsync it. Raises OSError, and may then leave a part of it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -11,7 +11,18 @@ from starlette.staticfiles import StaticFiles
 
 from brainstacks.engine.interface import Engine
 from server import errors
-from server.api import admin, attribution, chat, completions, health, models, responses, routing, tokenize
+from server.api import (
+    admin,
+    admin_router,
+    attribution,
+    chat,
+    completions,
+    health,
+    models,
+    responses,
+    routing,
+    tokenize,
+)
 from server.api.context import Context, known_query
 from server.auth import Auth
 from server.body_limit import BodyLimit
@@ -56,7 +67,18 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
-    for part in (completions, chat, responses, routing, attribution, models, tokenize, admin, health):
+    for part in (
+        completions,
+        chat,
+        responses,
+        routing,
+        attribution,
+        models,
+        tokenize,
+        admin,
+        admin_router,
+        health,
+    ):
         app.include_router(part.routes, dependencies=[Depends(known_query)])
     app.include_router(_pages())
     app.mount("/inspector", StaticFiles(directory=INSPECTOR), name="inspector")

@@ -38,6 +38,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.most:
             for oldest in self.idle:
+                oldest._forget()  # at once: the next of those that are accepted in this turn takes another
                 oldest.transport.abort()
                 break
             else:

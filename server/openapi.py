@@ -31,6 +31,7 @@ LIMITED = tuple(
 _HEADERS: dict[str, tuple[bool, str]] = {
     "x-request-id": (True, "the request's own, or one that was drawn for it; log lines have it"),
     "etag": (True, "the registry's generation, for If-Match"),
+    "repr-digest": (True, "the file's sha256 (RFC 9530)"),
     "x-brainstacks-routing": (True, "the mode, then each active domain's weight: `routed;chat=0.850`"),
     "x-brainstacks-ignored": (False, "fields of the request that had no effect"),
     "retry-after": (False, "seconds after which a further try makes sense"),
@@ -74,6 +75,13 @@ def answers(
     if stream is not None:
         given["content"] = {"text/event-stream": {"schema": _event(stream)}}
     return {status: given, **{each: _refusal(each) for each in refusals}}
+
+
+def file_answer(*refusals: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that gives a stored file. Arguments as of `answers`."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    given = {"description": "the file", "content": content, "headers": _headers(*GENERATION, "repr-digest")}
+    return {200: given, **{each: _refusal(each) for each in refusals}}
 
 
 class Api(FastAPI):

@@ -32,8 +32,11 @@ ORDER = {
     "tokenizer": 2,
     "stacks": 3,
     "base_model": 3,
+    "client": 4,
+    "console": 4,
     "routing": 4,
     "engine": 5,
+    "remote": 5,
     "composed_model": 6,
     "cli": 6,
 }
@@ -52,10 +55,13 @@ BENCHMARK_ROOMS = (INSTRUMENTS, "serving", "peers", "experiments")
 
 TORCH_FREE = (
     "base_identity",
+    "client",
     "config",
     "cpu",
+    "console",
     "durable",
     "errors",
+    "remote",
     "routing/policy",
     "stacks/artifact",
     "stacks/document",

@@ -62,7 +62,7 @@ def test_every_command_on_registries_stacks_and_training_is_well_formed(
         "brainstacks": typer.main.get_command(registry_app).commands,  # type: ignore[attr-defined]  # a group has them
         "brainstacks-train": typer.main.get_command(training_app).commands,  # type: ignore[attr-defined]
     }
-    for program, *words in map(shlex.split, commands(page, *groups)):
+    for program, *words in (shlex.split(command, comments=True) for command in commands(page, *groups)):
         name, arguments = words[0], words[1:]
         for word in arguments:  # files that have to be there
             if word.endswith((".safetensors", ".json")):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from brainstacks.durable import atomic_write, partial, replacing, storage_full, sweep, write_file
+from brainstacks.durable import atomic_write, creating, partial, replacing, storage_full, sweep, write_file
 from brainstacks.errors import StorageFull
 
 
@@ -70,6 +70,18 @@ def test_what_fails_while_it_is_written_is_passed_on_and_leaves_the_old(tmp_path
 def halfway() -> Iterator[bytes]:
     yield b"half"
     raise InterruptedError
+
+
+def test_a_file_is_created_as_a_whole_and_one_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with creating(path) as temporary:
+        write_file(temporary, [b"new"])
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    with pytest.raises(FileExistsError), creating(path) as temporary:
+        write_file(temporary, [b"newer"])
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from brainstacks.base_model import identify_base
 from brainstacks.config import StackConfig
-from brainstacks.stacks.artifact import StackMetadata, stack_shapes
+from brainstacks.stacks.artifact import StackMetadata, sha256_file, stack_shapes
 from brainstacks.stacks.tensors import save_stack
 from tests.documents import PAGES, commands, page_id, snippets
 
@@ -326,7 +326,42 @@ def test_a_stack_for_another_base_and_a_pickle_are_refused(server: Server, tmp_p
         assert "Traceback" not in json.dumps(pickled.json())
 
 
-def random_stack(folder: Path, domain: str, fingerprint: str | None = None) -> Path:
+def test_the_command_line_pushes_pulls_and_rolls_back(server: Server, tmp_path: Path) -> None:
+    def brainstacks(*arguments: object) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "brainstacks.cli", *map(str, arguments), "--server", server.url, "--json"],
+            env={**os.environ, "BRAINSTACKS_ADMIN_KEY": "admin-key"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    file = random_stack(tmp_path, "poetry")
+    pushed = brainstacks("push", file)
+    assert pushed["not_routed"] == ["poetry"]
+    again = brainstacks("push", random_stack(tmp_path, "poetry", seed=1), "--expect", pushed["generation"])
+    assert again["version"] == pushed["version"] + 1
+    back = brainstacks("activate", "poetry", "--version", pushed["version"])
+    assert (back["digest"], back["generation"]) == (pushed["digest"], again["generation"] + 1)
+    pulled = brainstacks("pull", "poetry", "--output", tmp_path / "pulled")
+    assert sha256_file(tmp_path / "pulled") == pulled["digest"] == pushed["digest"]
+    router = brainstacks("pull", "--router", "--output", tmp_path / "router")
+    active = brainstacks("activate", "--router", "--version", router["version"])
+    assert active["digest"] == sha256_file(tmp_path / "router")
+    assert brainstacks("pin", "poetry")["residency"] == "device"
+    assert brainstacks("unpin", "poetry")["pinned"] is False
+    status = brainstacks("status")
+    assert {stack["domain"]: stack["digest"] for stack in status["stacks"]}["poetry"] == pushed["digest"]
+    answer = server.openai().completions.create(model=f"{BASE}:poetry", prompt="Roses are", max_tokens=4)
+    assert answer.model_extra["routing"]["stacks"]["poetry"]["digest"] == pushed["digest"]
+    with server.admin() as admin:
+        assert admin.delete("/admin/stacks/poetry?purge=true").status_code == 200
+
+
+def random_stack(folder: Path, domain: str, fingerprint: str | None = None, seed: int = 0) -> Path:
     """A small random stack for the packaged base."""
     identity = identify_base("packaged:smollm2-135m-instruct")
     base = identity.ref
@@ -334,7 +369,7 @@ def random_stack(folder: Path, domain: str, fingerprint: str | None = None) -> P
         base = type(base)(base.id, fingerprint, base.architecture)
     config = StackConfig(rank=1, experts=2, top_k=1, layers=identity.layers)
     metadata = StackMetadata(domain=domain, rounds=1, config=config, dims=identity.dims, base=base)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: 0.01 * torch.randn(shape, generator=generator, dtype=torch.float32)
         for name, shape in stack_shapes(metadata)

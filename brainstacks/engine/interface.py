@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from brainstacks.engine.request import CompositionRequest, Event, GenerationRequest, Routing
 from brainstacks.stacks.cache_stats import CacheStats, Tier
-from brainstacks.stacks.manifest import Manifest, Published
+from brainstacks.stacks.manifest import Manifest, Published, Version
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,19 @@ class Stacks(Protocol):
     async def publish_router(
         self, file: Path, *, expected_generation: int | None = None, before: Manifest | None = None
     ) -> Published: ...
+
+    async def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
+        """Raises NotFound, VersionNotFound; IncompatibleArtifact where one of its domains was deleted; and
+        what keeps a router from being published."""
+
+    async def file(self, domain: str, version: int) -> tuple[Version, BinaryIO]:
+        """A published version and its file, verified and open: it can be read whatever is purged meanwhile.
+
+        The caller closes it. Raises DomainNotFound, VersionNotFound, CorruptBlob.
+        """
+
+    async def router_file(self, version: int) -> tuple[Version, BinaryIO]:
+        """The same of the router. Raises NotFound, VersionNotFound, CorruptBlob."""
 
     async def reload(self) -> int:
         """Reconcile with the registry on disk; the generation now served."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from brainstacks.errors import CorruptBlob, DomainNotFound, InvalidArtifact, VersionNotFound
+from brainstacks.errors import CorruptBlob, DomainNotFound, InvalidArtifact, NotFound, VersionNotFound
 from brainstacks.stacks.artifact import check_digest, check_domain_name
 from brainstacks.stacks.document import MAX_INTEGER, Fields, dump_json, parse_json, show
 
@@ -146,6 +146,12 @@ class Manifest:
             known = ", ".join(self.domains) or "none yet"
             raise DomainNotFound(f"there is no domain {show(name)}; published are {known}")
         return self.domains[name]
+
+    def routers(self) -> History[Version]:
+        """Raises NotFound where no router was ever published."""
+        if self.router is None:
+            raise NotFound("the registry has no router; publish one")
+        return self.router
 
     def versions(self) -> list[Version]:
         """Every version that is listed, of stacks and of the router."""

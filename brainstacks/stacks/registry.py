@@ -17,9 +17,7 @@ from typing import Any
 from brainstacks.errors import (
     ConfigError,
     Conflict,
-    IncompatibleArtifact,
     InvalidArtifact,
-    NotFound,
     StaleGeneration,
 )
 from brainstacks.stacks.artifact import STACK, StackFile, check_domain_name
@@ -36,7 +34,7 @@ from brainstacks.stacks.manifest import (
     Version,
     domain_entry,
 )
-from brainstacks.stacks.router_artifact import ROUTER, RouterFile
+from brainstacks.stacks.router_artifact import ROUTER, RouterFile, check_routed, read_router_metadata
 from brainstacks.stacks.store import LocalStore, Store
 
 
@@ -169,11 +167,7 @@ class Registry:
         if check is not None:
             check(router)
         with self._writing(expected_generation) as manifest:
-            if unknown := [d for d in router.metadata.config.domains if d not in manifest.domains]:
-                raise IncompatibleArtifact(
-                    f"the router routes to {', '.join(unknown)}, which the registry does not have; publish "
-                    "their stacks first"
-                )
+            check_routed(router.metadata, manifest.domains)
             last = manifest.router.last_version if manifest.router else 0
             new = Version(last + 1, router.digest, router.bytes, int(time.time()))
             return self._add(ROUTER_ENTRY, (before or now).router, manifest, router, new)
@@ -190,11 +184,17 @@ class Registry:
             return self._activate(domain_entry(domain), manifest, manifest.domain(domain), version)
 
     def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
-        """Make a published version of the router serve. Raises as `activate`; NotFound without a router."""
+        """Make a published version of the router serve.
+
+        Raises:
+            NotFound: there is no router.
+            IncompatibleArtifact: it routes to domains that the registry does not have any more.
+            VersionNotFound, CorruptBlob, StaleGeneration: as `activate`.
+        """
         with self._writing(expected_generation) as manifest:
-            if manifest.router is None:
-                raise NotFound("the registry has no router; publish one")
-            return self._activate(ROUTER_ENTRY, manifest, manifest.router, version)
+            digest = manifest.routers().version(version).digest
+            check_routed(read_router_metadata(self.blob_path(digest)), manifest.domains)
+            return self._activate(ROUTER_ENTRY, manifest, manifest.routers(), version)
 
     def delete(
         self, domain: str, *, purge: bool = False, expected_generation: int | None = None

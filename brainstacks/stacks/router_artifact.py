@@ -7,7 +7,7 @@ No torch here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,4 +157,13 @@ def check_router_base(metadata: RouterMetadata, fingerprint: str, hidden_size: i
         raise IncompatibleArtifact(
             f"the router reads hidden states of width {metadata.config.token_dim}; the base in use has "
             f"{hidden_size}; {advice}"
+        )
+
+
+def check_routed(metadata: RouterMetadata, domains: Container[str]) -> None:
+    """Raises IncompatibleArtifact: the router routes to domains that are none of `domains`."""
+    if unknown := [name for name in metadata.config.domains if name not in domains]:
+        raise IncompatibleArtifact(
+            f"the router routes to {', '.join(unknown)}, which the registry does not have; publish "
+            "their stacks first"
         )

@@ -1,43 +1,38 @@
-"""`/admin`: stacks, the meta-router, the registry, recent requests. The key is checked in `server.auth`."""
+"""`/admin`: stacks, the registry, recent requests. The key is checked in `server.auth`."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
-from brainstacks.errors import BrainstacksError, InvalidRequest, NotFound
 from brainstacks.stacks.artifact import check_domain_name
-from brainstacks.stacks.manifest import Published
 from server import replies
-from server.api.context import Context, Ctx
+from server.api.changes import (
+    FILE_BODY,
+    ExpectedGeneration,
+    VersionNumber,
+    counted,
+    published_reply,
+    tag,
+    tagged,
+)
+from server.api.context import Ctx
 from server.composition import routing_object
+from server.downloads import StoredFile
 from server.json_body import JsonRoute
-from server.openapi import GENERATION, answers
+from server.openapi import GENERATION, answers, file_answer
 from server.schemas import ActivateRequest
 from server.uploads import received_file
-
-audit = logging.getLogger("brainstacks.audit")
 
 routes = APIRouter(prefix="/admin", route_class=JsonRoute, tags=["admin"])
 
 CHANGED = answers(replies.PublishedStack, 404, 409, 412, 503, 507, headers=GENERATION)
 MOVED = answers(replies.Stack, 404, 409, 503, headers=GENERATION)
-
-FILE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
 
 
 def _domain(domain: Annotated[str, Path(description="a-z, 0-9, '.', '_', '-'; at most 64")]) -> str:
@@ -45,22 +40,7 @@ def _domain(domain: Annotated[str, Path(description="a-z, 0-9, '.', '_', '-'; at
     return domain
 
 
-def _generation(
-    if_match: Annotated[str | None, Header(description="generation that must be current")] = None,
-) -> int | None:
-    """The generation in If-Match, quoted as an ETag is, or bare; None when any will do."""
-    if if_match is None or if_match.strip() == "*":
-        return None
-    match = re.fullmatch(r'\s*(?:"(\d{1,18})"|(\d{1,18}))\s*', if_match, re.ASCII)
-    if match is None:
-        raise InvalidRequest(
-            f"If-Match is {if_match[:40]!r}; send the registry's generation, as in the ETag", param="If-Match"
-        )
-    return int(match[1] or match[2])
-
-
 Domain = Annotated[str, Depends(_domain)]
-ExpectedGeneration = Annotated[int | None, Depends(_generation)]
 
 
 class DeleteOptions(BaseModel):
@@ -84,7 +64,7 @@ class RequestFilter(BaseModel):
 )
 async def list_stacks(ctx: Ctx) -> JSONResponse:
     stacks = [dataclasses.asdict(status) for status in ctx.engine.stacks.domains()]
-    return _tagged(ctx, {"stacks": stacks, "generation": ctx.engine.stacks.generation})
+    return tagged(ctx, {"stacks": stacks, "generation": ctx.engine.stacks.generation})
 
 
 @routes.get(
@@ -94,7 +74,7 @@ async def list_stacks(ctx: Ctx) -> JSONResponse:
     responses=answers(replies.Stack, 404, headers=GENERATION),
 )
 async def get_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    return _tagged(ctx, dataclasses.asdict(ctx.engine.stacks.domain(domain)))
+    return tagged(ctx, dataclasses.asdict(ctx.engine.stacks.domain(domain)))
 
 
 @routes.put(
@@ -109,13 +89,13 @@ async def put_stack(
 ) -> JSONResponse:
     """201 when it is a new version; 200 when the same bytes were there already. 409 when another writer
     changed the domain since this request arrived."""
-    async with _counted(ctx):
+    async with counted(ctx):
         before = await ctx.engine.stacks.stored()  # now: the body may take minutes to arrive
         async with received_file(request, ctx.settings) as file:
             published = await ctx.engine.stacks.publish(
                 domain, file, expected_generation=generation, before=before
             )
-    return _published(request, published, "domain", status=201 if published.created else 200)
+    return published_reply(request, published, "domain", status=201 if published.created else 200)
 
 
 @routes.post(
@@ -128,7 +108,21 @@ async def activate_stack(
     body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
     published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
-    return _published(request, published, "domain")
+    return published_reply(request, published, "domain")
+
+
+@routes.get(
+    "/stacks/{domain}/versions/{version}/file",
+    summary="A stack file",
+    status_code=200,
+    response_class=StoredFile,
+    response_model=None,
+    responses=file_answer(404),
+)
+async def get_stack_file(domain: Domain, version: VersionNumber, ctx: Ctx) -> Response:
+    """The bytes that were published; `Repr-Digest` has their sha256."""
+    found, file = await ctx.engine.stacks.file(domain, version)
+    return StoredFile(file, found, domain, tag(ctx))
 
 
 @routes.delete(
@@ -146,7 +140,7 @@ async def delete_stack(
 ) -> JSONResponse:
     """Running requests finish first; then memory and, with `purge=true`, disk are freed."""
     published = await ctx.engine.stacks.delete(domain, purge=options.purge, expected_generation=generation)
-    return _published(request, published, "domain", purged=options.purge)
+    return published_reply(request, published, "domain", purged=options.purge)
 
 
 @routes.post(
@@ -154,14 +148,14 @@ async def delete_stack(
 )
 async def pin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there. 409 where it does not fit beside the stacks that are pinned already."""
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.pin(domain)))
+    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.pin(domain)))
 
 
 @routes.post(
     "/stacks/{domain}/unpin", summary="Let a stack leave the device", response_model=None, responses=MOVED
 )
 async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.unpin(domain)))
+    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.unpin(domain)))
 
 
 @routes.post(
@@ -169,7 +163,7 @@ async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
 )
 async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Until a request needs it. 409 while it is in use or pinned."""
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.evict(domain)))
+    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.evict(domain)))
 
 
 @routes.post(
@@ -177,42 +171,7 @@ async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
 )
 async def load_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there."""
-    return _tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.load(domain)))
-
-
-@routes.get(
-    "/router",
-    summary="The meta-router in force",
-    response_model=None,
-    responses=answers(replies.Router, 404, headers=GENERATION),
-)
-async def get_router(ctx: Ctx) -> JSONResponse:
-    status = ctx.engine.stacks.router()
-    if status is None:
-        raise NotFound("No meta-router is published; send one with PUT /admin/router")
-    return _tagged(ctx, dataclasses.asdict(status))
-
-
-@routes.put(
-    "/router",
-    summary="Publish a meta-router",
-    response_model=None,
-    openapi_extra=FILE_BODY,
-    responses={
-        **answers(replies.PublishedRouter, 409, 412, 503, 507, headers=GENERATION),
-        **answers(replies.PublishedRouter, status=201, headers=GENERATION),
-    },
-)
-async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx) -> JSONResponse:
-    """Its domains must be known: 409 otherwise, and when another router was published since this request
-    arrived."""
-    async with _counted(ctx):
-        before = await ctx.engine.stacks.stored()
-        async with received_file(request, ctx.settings) as file:
-            published = await ctx.engine.stacks.publish_router(
-                file, expected_generation=generation, before=before
-            )
-    return _published(request, published, "name", status=201 if published.created else 200)
+    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.load(domain)))
 
 
 @routes.get(
@@ -222,7 +181,7 @@ async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx)
     responses=answers(replies.Registry, headers=GENERATION),
 )
 async def get_registry(ctx: Ctx) -> JSONResponse:
-    return _tagged(ctx, {**ctx.engine.stacks.manifest(), "generation": ctx.engine.stacks.generation})
+    return tagged(ctx, {**ctx.engine.stacks.manifest(), "generation": ctx.engine.stacks.generation})
 
 
 @routes.post(
@@ -233,7 +192,7 @@ async def get_registry(ctx: Ctx) -> JSONResponse:
 )
 async def reload_registry(ctx: Ctx) -> JSONResponse:
     generation = await ctx.engine.stacks.reload()
-    return _tagged(ctx, {"generation": generation})
+    return tagged(ctx, {"generation": generation})
 
 
 @routes.get(
@@ -245,41 +204,3 @@ async def reload_registry(ctx: Ctx) -> JSONResponse:
 async def recent_requests(chosen: Annotated[RequestFilter, Query()], ctx: Ctx) -> dict[str, Any]:
     records = ctx.engine.status.routing_records(domain=chosen.domain, active=chosen.active)
     return {"requests": [{**routing_object(record), "tenant": record.tenant} for record in records]}
-
-
-@asynccontextmanager
-async def _counted(ctx: Context) -> AsyncIterator[None]:
-    """Counts an upload by its outcome: `accepted`, or the error's code."""
-    try:
-        yield
-    except BrainstacksError as error:
-        ctx.metrics.uploads.labels(error.code or "refused").inc()
-        raise
-    except Exception as error:
-        ctx.metrics.uploads.labels(getattr(error, "code", None) or "broken_off").inc()
-        raise
-    ctx.metrics.uploads.labels("accepted").inc()
-
-
-def _published(
-    request: Request, published: Published, name: str, *, status: int = 200, **more: Any
-) -> JSONResponse:
-    """The reply to a change of the registry, which the audit log has now too."""
-    audit.info(
-        "%s %s: %s version %d, digest %s, generation %d; from %s, request %s",
-        request.method,
-        request.url.path,
-        published.name,
-        published.version,
-        published.digest,
-        published.generation,
-        request.client.host if request.client else "unknown",
-        request.state.request_id,
-    )
-    body = dataclasses.asdict(published)
-    body = {name: body.pop("name"), **body, **more}
-    return JSONResponse(body, status_code=status, headers={"ETag": f'"{published.generation}"'})
-
-
-def _tagged(ctx: Context, body: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(body, headers={"ETag": f'"{ctx.engine.stacks.generation}"'})

@@ -69,6 +69,6 @@ class DetokenizeRequest(Body):
 
 
 class ActivateRequest(Body):
-    """Body of `POST /admin/stacks/{domain}/activate`."""
+    """Body of `POST /admin/stacks/{domain}/activate` and of `POST /admin/router/activate`."""
 
     version: Integer = Field(ge=1, le=2**31 - 1)

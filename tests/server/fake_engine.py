@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from brainstacks.engine.interface import Gauges, ModelInfo, Readiness
 from brainstacks.engine.request import (
@@ -91,6 +91,7 @@ class FakeEngine:
         reached, draining: set once a generation waits at `hold`; once `drain` was called.
         tiers, pinned, used: where domains are, those that are pinned, those in use.
         requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
+        opened: the file that it gave out last.
     """
 
     def __init__(self, domains: Sequence[str] = ("chat", "math"), reply: str = "Hello, wörld") -> None:
@@ -98,7 +99,8 @@ class FakeEngine:
             "tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000, "fake", "a CPU"
         )
         self.tokenizer = ByteTokenizer()
-        self.stacks, self.status = FakeStacks(self), FakeStatus(self)
+        self.stacks: FakeStacks = FakeStacks(self)
+        self.status = FakeStatus(self)
         self.generation = 7
         self.names = list(domains)
         self.versions = dict.fromkeys(domains, 1)
@@ -118,6 +120,7 @@ class FakeEngine:
         self.records: list[Routing] = []
         self.uploads: dict[str, bytes] = {}
         self.upload_paths: list[Path] = []
+        self.opened: BinaryIO | None = None
         self.digests: dict[str, str] = {}
         self.drained: float | None = None
         self.draining = asyncio.Event()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.errors import Conflict, DomainNotFound, StaleGeneration, VersionNotFound
-from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion
+from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion, Version
 
 if TYPE_CHECKING:
     from tests.server.fake_engine import FakeEngine
@@ -107,6 +108,26 @@ class FakeStacks:
         if version != 1:
             raise VersionNotFound(f"{self.domain(domain).domain!r} has no version {version}; it has 1")
         return Published(domain, version, f"digest-{domain}", self._engine.generation, False)
+
+    async def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
+        self._expect(expected_generation)
+        if version != 1:
+            raise VersionNotFound(f"The router has no version {version}; it has 1")
+        return Published("router", version, "digest-router", self._engine.generation, False)
+
+    async def file(self, domain: str, version: int) -> tuple[Version, BinaryIO]:
+        return self._file(self.domain(domain).domain, version)
+
+    async def router_file(self, version: int) -> tuple[Version, BinaryIO]:
+        return self._file("router", version)
+
+    def _file(self, name: str, version: int) -> tuple[Version, BinaryIO]:
+        if version != 1:
+            raise VersionNotFound(f"{name!r} has no version {version}; it has 1")
+        content = self._engine.uploads[name]
+        found = Version(version, hashlib.sha256(content).hexdigest(), len(content), 0)
+        self._engine.opened = io.BytesIO(content)
+        return found, self._engine.opened
 
     async def delete(
         self, domain: str, *, purge: bool = False, expected_generation: int | None = None

@@ -179,9 +179,10 @@ async def test_a_stale_generation_is_412_on_every_change(
         await admin.put("/admin/stacks/law", content=FILE, headers=stale),
         await admin.put("/admin/router", content=FILE, headers=stale),
         await admin.post("/admin/stacks/chat/activate", json={"version": 1}, headers=stale),
+        await admin.post("/admin/router/activate", json={"version": 1}, headers=stale),
         await admin.delete("/admin/stacks/chat", headers=stale),
     ]
-    assert [error_of(reply, 412)["code"] for reply in replies] == ["stale_generation"] * 4
+    assert [error_of(reply, 412)["code"] for reply in replies] == ["stale_generation"] * 5
     assert engine.names == ["chat", "math"]
     assert engine.uploads == {}
 
@@ -193,29 +194,6 @@ async def test_a_generation_that_is_none_is_400(
     reply = await admin.delete("/admin/stacks/chat", headers=[(b"if-match", if_match.encode("latin-1"))])
     assert error_of(reply, 400)["param"] == "If-Match"
     assert engine.names == ["chat", "math"]
-
-
-async def test_activate_takes_a_version(admin: httpx2.AsyncClient) -> None:
-    reply = await admin.post("/admin/stacks/chat/activate", json={"version": 1})
-    assert reply.status_code == 200
-    assert reply.json()["version"] == 1
-    assert error_of(await admin.post("/admin/stacks/chat/activate", json={"version": 2}), 404)
-    for body in ({}, {"version": "1"}, {"version": 0}, {"version": True}, {"version": 1, "x": 1}):
-        error_of(await admin.post("/admin/stacks/chat/activate", json=body), 400)
-
-
-async def test_delete_stops_serving_and_purges_only_when_asked(
-    admin: httpx2.AsyncClient, engine: FakeEngine
-) -> None:
-    reply = await admin.delete("/admin/stacks/chat")
-    assert reply.json()["purged"] is False
-    assert (await admin.delete("/admin/stacks/math?purge=true")).json()["purged"] is True
-    assert engine.names == []
-    assert error_of(await admin.delete("/admin/stacks/chat"), 404)["code"] == "domain_not_found"
-    for query in ("purge=maybe", "prune=true"):
-        assert (
-            error_of(await admin.delete(f"/admin/stacks/chat?{query}"), 400)["param"] == query.split("=")[0]
-        )
 
 
 async def test_the_router_is_shown_and_published(admin: httpx2.AsyncClient, engine: FakeEngine) -> None:

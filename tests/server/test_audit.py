@@ -31,6 +31,9 @@ async def test_a_change_is_told_with_what_it_did_and_from_where(
         "POST", "stacks/math/activate", json={"version": 1}
     )
     assert "PUT /admin/router: router version" in await told("PUT", "router", content=b"router")
+    assert "POST /admin/router/activate: router version 1," in await told(
+        "POST", "router/activate", json={"version": 1}
+    )
     assert "DELETE /admin/stacks/law: law" in await told("DELETE", "stacks/law")
     assert await told("PUT", "stacks/law", content=b"") == ""
     assert await told("DELETE", "stacks/nobody") == ""

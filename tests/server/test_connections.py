@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -55,6 +56,18 @@ async def test_a_new_connection_is_served_past_the_most_that_say_nothing(running
     assert len(running.server.server_state.connections) <= 4
     for each in idle:
         assert await closed(each) == b""
+
+
+async def test_of_many_that_are_accepted_in_one_turn_each_takes_the_place_of_another(
+    running: Running,
+) -> None:
+    port = running.server.servers[0].sockets[0].getsockname()[1]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]  # the loop stands meanwhile
+    async with running.client() as client:
+        assert (await client.get("/health")).status_code == 200
+    assert len(running.server.server_state.connections) <= 4
+    for each in silent:
+        each.close()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: y"])

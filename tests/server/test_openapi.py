@@ -68,6 +68,7 @@ ANSWERED: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("POST", "/admin/stacks/chat/unpin", 200, {}),
     ("POST", "/admin/stacks/chat/evict", 200, {}),
     ("GET", "/admin/router", 200, {}),
+    ("POST", "/admin/router/activate", 200, {"version": 1}),
     ("GET", "/admin/registry", 200, {}),
     ("POST", "/admin/registry/reload", 200, {}),
     ("GET", "/admin/requests", 200, {}),
@@ -81,6 +82,8 @@ ANSWERED: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("PUT", "/admin/stacks/law", 200, {}),
     ("PUT", "/admin/router", 201, {}),
     ("PUT", "/admin/router", 200, {}),
+    ("GET", "/admin/stacks/law/versions/1/file", 200, {}),
+    ("GET", "/admin/router/versions/1/file", 200, {}),
     ("DELETE", "/admin/stacks/law", 200, {}),
 )
 """(method, path, status, JSON body): in this order, at least one for every route and status below 300."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from typing import Any
 
@@ -63,6 +64,7 @@ async def test_every_event_of_a_response_is_as_the_document_says(
     client: httpx2.AsyncClient, engine: FakeEngine, document: BaseSchema, said: str, broken: bool
 ) -> None:
     engine.reply = said
+    engine.model = dataclasses.replace(engine.model, max_context=8192)  # to tell of the function
     if broken:
         engine.fail_after = (2, errors.EngineFailure("A step failed; try again"))
     asked = {**ITEMS, "stream": True, "top_logprobs": 1, "tools": [ADD]}

@@ -22,8 +22,20 @@ import typer
 from benchmarks.instruments.options import application
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
-from tests.soak import guide, hostile, killing, mutants, overload, publishing, residency, schema, slow_readers
+from tests.soak import (
+    guide,
+    hostile,
+    killing,
+    mutants,
+    overload,
+    publishing,
+    residency,
+    schema,
+    slow_readers,
+    slowloris,
+)
 from tests.soak.outcome import Outcome, Say
+from tests.soak.replicas import replicas
 from tests.soak.server_process import Server, serving
 from tests.soak.training_kills import training_kills
 from tests.soak.world import STEADY_FLAGS, World
@@ -38,15 +50,17 @@ class Served:
     Attributes:
         flags: of the server, for its world.
         publish: fills its registry.
+        files: how many it may open; None for as many as this process.
     """
 
     soak: Soak
     flags: Callable[[World], Sequence[str]]
     publish: Callable[[World], None]
+    files: int | None = None
 
     def __call__(self, world: World, count: int, seconds: float, seed: int) -> Outcome:
         self.publish(world)
-        with serving(world, self.flags(world)) as server:
+        with serving(world, self.flags(world), self.files) as server:
             return asyncio.run(self.soak(server, count, seconds, seed, say))
 
 
@@ -56,6 +70,10 @@ def _nothing(world: World) -> None:
 
 def _kill(world: World, count: int, seconds: float, seed: int) -> Outcome:
     return asyncio.run(killing.killing(world, count, seconds, seed, say))
+
+
+def _replicas(world: World, count: int, seconds: float, seed: int) -> Outcome:
+    return replicas(world, count, seconds, seed, say)
 
 
 def _training(world: World, count: int, seconds: float, seed: int) -> Outcome:
@@ -70,11 +88,19 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
     "overload": (Served(overload.overload, lambda _: overload.FLAGS, overload.publish), 2000, 900),
     "residency": (Served(residency.residency, residency.flags, residency.publish), 2000, 900),
     "publish": (Served(publishing.publishing, publishing.flags, _nothing), 100, 120),
-    "kill": (_kill, 20, 900),
+    "kill": (_kill, 50, 3600),
+    "replicas": (_replicas, 100, 120),
     "slow_readers": (
         Served(slow_readers.slow_readers, lambda _: (*STEADY_FLAGS, *slow_readers.FLAGS), _nothing),
         100,
         900,
+    ),
+    "slowloris": (
+        Served(
+            slowloris.slowloris, lambda _: (*STEADY_FLAGS, *slowloris.FLAGS), _nothing, slowloris.OPEN_FILES
+        ),
+        100,
+        300,
     ),
     "training": (_training, 25, 1800),
     "guide": (_guide, 1, 1800),
@@ -93,7 +119,7 @@ def main(
         int | None, typer.Option(min=1, help="Requests, kills, ...; of each kind its own.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="Time limit; `publish` takes all of it.")
+        float | None, typer.Option(min=1, help="Time limit; `publish` and `replicas` take all of it.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
     output: Annotated[Path, typer.Option(help="Directory of the results.")] = RESULTS,

@@ -40,7 +40,7 @@ class Breeder:
         self._pick = random.Random(seed)
         self._good = {
             STACK: server.world.file(DOMAIN, DOMAINS.index(DOMAIN)).path.read_bytes(),
-            ROUTER: server.world.router.read_bytes(),
+            ROUTER: server.world.router(0).path.read_bytes(),
         }
 
     def draw(self, count: int) -> Iterator[tuple[str, Attack]]:

@@ -79,10 +79,17 @@ class Asked:
 
 
 class Publisher:
-    """The one who changes the registry: one change at a time, and a move of a stack beside it."""
+    """The one who changes the registry: one change at a time, and a move of a stack beside it.
 
-    def __init__(self, client: httpx.AsyncClient, world: World, outcome: Outcome, seed: int) -> None:
+    Args:
+        purges: whether deletions may take the files with them, which another server may still need.
+    """
+
+    def __init__(
+        self, client: httpx.AsyncClient, world: World, outcome: Outcome, seed: int, *, purges: bool = True
+    ) -> None:
         self._client = client
+        self._purge = ("true", "false") if purges else ("false",)
         self._outcome = outcome
         self._pick = random.Random(seed)
         self._files = {
@@ -125,7 +132,7 @@ class Publisher:
             if self._expected(kind, answer, 200):
                 history.changed(digest, since)
         else:
-            purge = {"purge": self._pick.choice(("true", "false"))}
+            purge = {"purge": self._pick.choice(self._purge)}
             if self._expected(kind, await self._client.delete(f"/admin/stacks/{domain}", params=purge), 200):
                 history.changed(None, since)
                 history.numbers.clear()
@@ -169,7 +176,7 @@ async def publishing(server: Server, count: int, seconds: float, seed: int, say:
 
     async def work(client: httpx.AsyncClient, pick: random.Random) -> None:
         while not over:
-            body, domains = _draw(pick, server.model)
+            body, domains = draw(pick, server.model)
             since = monotonic()
             asked.append(Asked(body, domains, await ask(client, body), since, monotonic()))
 
@@ -186,13 +193,13 @@ async def publishing(server: Server, count: int, seconds: float, seed: int, say:
     oracle = Oracle(server.world)
     for one in asked:
         outcome.counts["answered" if one.reply.whole else f"refused {one.reply.status}"] += 1
-        problem = _problem(one, publisher.histories, oracle)
-        outcome.require(problem is None, f"{one.domains}: {problem}")
+        wrong = problem(one, publisher.histories, oracle)
+        outcome.require(wrong is None, f"{one.domains}: {wrong}")
     outcome.require(outcome.counts["answered"] >= CLIENTS, f"{outcome.counts['answered']} answers: no load")
     return outcome
 
 
-def _draw(pick: random.Random, model: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def draw(pick: random.Random, model: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A greedy request, by a domain's name or by fixed weights."""
     domains = tuple(pick.sample(DOMAINS, k=pick.choice((1, 1, 2))))
     body = {
@@ -211,18 +218,18 @@ def _draw(pick: random.Random, model: str) -> tuple[dict[str, Any], tuple[str, .
     return body, domains
 
 
-def _problem(asked: Asked, histories: dict[str, History], oracle: Oracle) -> str | None:
-    """What is wrong with an answer, if anything is."""
+def problem(asked: Asked, histories: dict[str, History], oracle: Oracle, behind: float = 0.0) -> str | None:
+    """What is wrong with an answer, if anything is, of a server that may be `behind` by so many seconds."""
     reply = asked.reply
     if not reply.whole:
-        gone = any(histories[name].allows(None, asked.since, asked.until) for name in asked.domains)
+        gone = any(histories[name].allows(None, asked.since - behind, asked.until) for name in asked.domains)
         names = {404: (None, "model"), 400: ("routing.weights",)}.get(reply.status, ())
         if gone and reply.error is not None and reply.error.get("param") in names:
             return None
         return f"status {reply.status}: {reply.error}"
     for name in asked.domains:
         digest = reply.routing["stacks"][name]["digest"]
-        if not histories[name].allows(digest, asked.since, asked.until):
+        if not histories[name].allows(digest, asked.since - behind, asked.until):
             return f"{name} was not at {digest[:12]} while the request was under way"
     expected = oracle.text(reply.routing, asked.body)
     return None if reply.texts == {0: expected} else f"got {reply.texts}, not {expected!r}"

@@ -134,7 +134,7 @@ async def _put_back(server: Server, outcome: Outcome) -> None:
             file = server.world.file(domain, seed).path.read_bytes()
             answer = await admin.put(f"/admin/stacks/{domain}", content=file)
             outcome.require(answer.status_code in (200, 201), f"{domain} came back as {answer.text[:300]}")
-        answer = await admin.put("/admin/router", content=server.world.router.read_bytes())
+        answer = await admin.put("/admin/router", content=server.world.router(0).path.read_bytes())
         outcome.require(answer.status_code in (200, 201), f"the router came back as {answer.text[:300]}")
 
 

@@ -30,6 +30,9 @@ START_SECONDS, STOP_SECONDS = 120.0, 60.0
 class Server:
     """`python -m server` over a `World`; inference is open, `/admin` has a key.
 
+    Args:
+        files: how many it may open (`ulimit -n`); None for as many as this process.
+
     Attributes:
         url: where it listens, without a slash at the end.
         tracebacks: lines of its log that begin one.
@@ -39,7 +42,7 @@ class Server:
         RuntimeError: it did not start; with the end of its log.
     """
 
-    def __init__(self, world: World, flags: Sequence[str] = ()) -> None:
+    def __init__(self, world: World, flags: Sequence[str] = (), files: int | None = None) -> None:
         self.world = world
         self.model = world.base.name
         self.tracebacks = 0
@@ -47,8 +50,9 @@ class Server:
         self._admin = {"Authorization": f"Bearer {secrets.token_hex(16)}"}
         self._log: deque[str] = deque(maxlen=40)
         where = ["--base", str(world.base), "--registry", str(world.registry_path), "--port", "0"]
+        limited = () if files is None else ("sh", "-c", f'ulimit -n {files} && exec "$@"', "sh")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "server", *where, *BASE_FLAGS, *flags],
+            [*limited, sys.executable, "-m", "server", *where, *BASE_FLAGS, *flags],
             env={**os.environ, **ENVIRONMENT, "BRAINSTACKS_ADMIN_KEY": self.admin_key},
             stderr=subprocess.PIPE,
             text=True,
@@ -127,9 +131,9 @@ class Server:
 
 
 @contextmanager
-def serving(world: World, flags: Sequence[str] = ()) -> Iterator[Server]:
+def serving(world: World, flags: Sequence[str] = (), files: int | None = None) -> Iterator[Server]:
     """A server for as long as the block lasts."""
-    server = Server(world, flags)
+    server = Server(world, flags, files)
     try:
         yield server
         server.stop()

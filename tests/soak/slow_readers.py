@@ -97,9 +97,9 @@ async def _readers(server: Server, seed: int) -> AsyncIterator[list[asyncio.Task
     tasks: list[asyncio.Task[None]] = []
     try:
         for number in range(SLOW + STOPPED):
-            sockets.append(_socket())
+            sockets.append(slow_socket())
             await loop.sock_connect(sockets[-1], server.address)
-            await loop.sock_sendall(sockets[-1], _request(server, seed + number))
+            await loop.sock_sendall(sockets[-1], long_stream(server, seed + number))
             await loop.sock_recv(sockets[-1], 64)
         tasks = [asyncio.create_task(_trickle(each)) for each in sockets[:SLOW]]
         yield tasks
@@ -111,7 +111,7 @@ async def _readers(server: Server, seed: int) -> AsyncIterator[list[asyncio.Task
             each.close()
 
 
-def _socket() -> socket.socket:
+def slow_socket() -> socket.socket:
     """One that takes little at a time, so that what is not read stays with the server."""
     made = socket.socket()
     made.setblocking(False)
@@ -128,7 +128,7 @@ async def _trickle(reader: socket.socket) -> None:
     raise EOFError("the server has ended a stream that was not read")
 
 
-def _request(server: Server, seed: int) -> bytes:
+def long_stream(server: Server, seed: int) -> bytes:
     """A long stream, of which every token brings a kilobyte or two."""
     body: dict[str, Any] = {
         "model": f"{server.model}:base",

@@ -17,12 +17,15 @@ from tests.soak.overload import FLAGS as OVERLOAD_FLAGS
 from tests.soak.overload import overload
 from tests.soak.overload import publish as publish_for_overload
 from tests.soak.publishing import publishing
+from tests.soak.replicas import replicas
 from tests.soak.residency import flags as residency_flags
 from tests.soak.residency import publish as publish_for_residency
 from tests.soak.residency import residency
 from tests.soak.server_process import Server, serving
 from tests.soak.slow_readers import FLAGS as READER_FLAGS
 from tests.soak.slow_readers import slow_readers
+from tests.soak.slowloris import FLAGS as SILENT_FLAGS
+from tests.soak.slowloris import OPEN_FILES, slowloris
 from tests.soak.training_kills import training_kills
 from tests.soak.world import World
 
@@ -88,11 +91,22 @@ def test_clients_that_do_not_read_neither_slow_others_nor_fill_memory(tiered_ser
     assert asyncio.run(slow_readers(tiered_server, 4, SECONDS, SEED, print)).shown == []
 
 
-def test_a_server_killed_while_it_publishes_comes_back_with_what_it_had_acknowledged(
+def test_more_silent_clients_than_open_files_hold_up_nobody_nor_does_an_unread_stream_the_end(
+    tmp_path: Path,
+) -> None:
+    with serving(World(tmp_path), SILENT_FLAGS, OPEN_FILES) as server:
+        assert asyncio.run(slowloris(server, 10, SECONDS, SEED, print)).shown == []
+
+
+def test_a_server_killed_amid_changes_comes_back_as_before_or_after_the_one_under_way(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     world = World(tmp_path_factory.mktemp("killed"))
     assert asyncio.run(killing(world, 2, SECONDS, SEED, print)).shown == []
+
+
+def test_of_two_servers_on_one_registry_the_second_follows_and_no_answer_is_mixed(tmp_path: Path) -> None:
+    assert replicas(World(tmp_path), 20, 5, SEED, print).shown == []
 
 
 def test_a_training_killed_at_a_write_or_at_any_time_ends_in_the_same_bytes(tmp_path: Path) -> None:

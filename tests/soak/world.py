@@ -34,6 +34,14 @@ class StackFile:
     digest: str
 
 
+@dataclass(frozen=True)
+class RouterFile:
+    """One version of the router, as a client uploads it."""
+
+    path: Path
+    digest: str
+
+
 class World:
     """Everything on disk: a base of two layers, a registry, stack files.
 
@@ -50,7 +58,6 @@ class World:
         self.stacks: dict[str, StackTensors] = {}
         self._files = directory / "files"
         self._files.mkdir()
-        self.router = self._files / "router.safetensors"
 
     def file(self, domain: str, seed: int) -> StackFile:
         """A random stack, strong enough that its greedy answers differ from those of other seeds."""
@@ -60,14 +67,19 @@ class World:
         self.stacks[digest] = stack
         return StackFile(path, domain, digest)
 
+    def router(self, seed: int) -> RouterFile:
+        """A random router over what `publish` has published."""
+        path = self._files / f"router-{seed}.safetensors"
+        write_router(path, self.registry, self.identity, seed)
+        return RouterFile(path, sha256_file(path))
+
     def publish(self, domain: str, seed: int) -> None:
         """Put a stack into the registry by hand, before a server is started."""
         self.registry.publish(self.file(domain, seed).path)
 
     def publish_router(self) -> None:
-        """A random router over all published domains."""
-        write_router(self.router, self.registry, self.identity)
-        self.registry.publish_router(self.router)
+        """Put a router into the registry by hand."""
+        self.registry.publish_router(self.router(0).path)
 
     def packed_bytes(self) -> int:
         """Bytes that each of the stacks takes on the device; all have the same shape."""

@@ -120,3 +120,15 @@ def test_a_router_over_unknown_domains_is_refused(registry: Registry, tmp_path: 
     with pytest.raises(IncompatibleArtifact, match="routes to law"):
         registry.publish_router(file)
     assert registry.reload().router is None
+
+
+def test_a_router_is_not_rolled_back_to_domains_that_were_deleted(
+    registry: Registry, tmp_path: Path, chat: Path
+) -> None:
+    registry.publish(chat)
+    for seed in range(2):
+        registry.publish_router(write_router(tmp_path / f"router-{seed}", {"chat": "a" * 64}, seed))
+    registry.delete("chat")
+    with pytest.raises(IncompatibleArtifact, match="routes to chat"):
+        registry.activate_router(1)
+    assert registry.snapshot().routers().active == 2

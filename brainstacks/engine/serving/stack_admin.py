@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from brainstacks import fresh_thread
 from brainstacks.engine.interface import DomainStatus, RouterStatus
 from brainstacks.engine.serving.serving import Serving
-from brainstacks.errors import BrainstacksError, DomainNotFound
+from brainstacks.errors import BrainstacksError, DomainNotFound, VersionNotFound
 from brainstacks.stacks.loader import as_reply
-from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion
+from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion, Version
 from brainstacks.stacks.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,19 @@ class StackAdmin:
     async def stored(self) -> Manifest:
         return await asyncio.to_thread(self._registry.stored)
 
+    async def file(self, domain: str, version: int) -> tuple[Version, BinaryIO]:
+        return await asyncio.to_thread(self._open, self._registry.snapshot().domain(domain), version)
+
+    async def router_file(self, version: int) -> tuple[Version, BinaryIO]:
+        return await asyncio.to_thread(self._open, self._registry.snapshot().routers(), version)
+
+    def _open(self, history: History[Any], number: int) -> tuple[Version, BinaryIO]:
+        version: Version = history.version(number)
+        try:
+            return version, self._registry.blob_path(version.digest).open("rb")
+        except FileNotFoundError:  # purged since it was verified
+            raise VersionNotFound(f"version {number} has just been deleted") from None
+
     # --- changes ----------------------------------------------------------------------------------
 
     async def publish(
@@ -136,6 +149,14 @@ class StackAdmin:
         publish = partial(self._registry.publish_router, file, before=before)
         check = self._serving.candidates.receive_router
         return await self._change(partial(publish, expected_generation=expected_generation, check=check))
+
+    async def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
+        def activate() -> Published:
+            history = self._registry.snapshot().routers()
+            self._serving.candidates.router(history.version(version).digest)
+            return self._registry.activate_router(version, expected_generation=expected_generation)
+
+        return await self._change(activate)
 
     async def reload(self) -> int:
         await self._change(self._registry.reload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from brainstacks.engine.request import (
 from brainstacks.errors import (
     Conflict,
     DomainNotFound,
+    IncompatibleArtifact,
     InvalidRequest,
+    VersionNotFound,
 )
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.stacks import tensors
 from tests.engine.async_driving import Running, begin, collect, expected, long, stream
 from tests.engine.driving import fixed, prompt_of, request
-from tests.tiny import random_stack, stack_config
+from tests.tiny import random_stack, stack_config, write_router
 
 ROUTED = CompositionRequest("routed")
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_backend")]
@@ -126,6 +129,35 @@ async def test_a_file_is_read_once_between_its_publication_and_its_use(
     there = bank.resident(("law", published.version)).stack
     assert torch.equal(there._memory, PackedStack.pack(stack, bank.dtype)._memory)
     assert served.registry.blob_path(published.digest, anew=True).read_bytes() == file.read_bytes()
+
+
+async def test_a_router_is_rolled_back_unless_a_domain_of_it_was_deleted_and_files_come_back(
+    running: Running, tmp_path: Path
+) -> None:
+    stacks, registry = running.engine.stacks, running.served.registry
+    identity = running.served.base.identity
+    files = [write_router(tmp_path / f"{seed}.safetensors", registry, identity, seed) for seed in (1, 2)]
+    first, second = [await stacks.publish_router(file) for file in files]
+    back = await stacks.activate_router(first.version)
+    assert (back.digest, back.generation) == (first.digest, second.generation + 1)
+    router = stacks.router()
+    assert router is not None
+    assert router.digest == first.digest
+    for number, content in ((first.version, files[0]), (second.version, files[1])):
+        version, file = await stacks.router_file(number)
+        with file:
+            assert file.read() == content.read_bytes()
+    version, file = await stacks.file("math", 1)
+    with file:
+        assert hashlib.sha256(file.read()).hexdigest() == version.digest
+    await stacks.delete("math", purge=True)
+    with pytest.raises(DomainNotFound):
+        await stacks.file("math", 1)
+    with pytest.raises(IncompatibleArtifact, match="routes to math"):
+        await stacks.activate_router(second.version)
+    assert registry.snapshot().routers().active == first.version
+    with pytest.raises(VersionNotFound):
+        await stacks.activate_router(99)
 
 
 # --- where stacks are -----------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+"""What the commands print: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+FileArgument = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="A stack or router file (.safetensors).")
+]
+ExpectOption = Annotated[
+    int | None,
+    typer.Option("--expect", metavar="GENERATION", help="Refuse if the registry is at another generation."),
+]
+
+
+def print_json(value: Mapping[str, Any] | list[Any]) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+def print_table(table: Table) -> None:
+    # A pipe has no width, and a table cut at the usual 80 columns is of no use there.
+    Console(markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def size(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
