@@ -27,7 +27,7 @@ PAGE_HEADERS = {
 
 class RequestContext:
     """ASGI middleware that fills `request.state`: `request_id`, `begin` (seconds, `time.perf_counter`),
-    `caller` (the API key, if it is known) and `tenant` (whose it is; empty without).
+    `caller` (the API key, if it is known), `key` (its name) and `tenant` (whose it is); both empty without.
 
     A client's own `x-request-id` is kept when it is 1-128 of [A-Za-z0-9._-] and no running request of its
     tenant has it; otherwise a new one is drawn. The reply's `x-request-id` tells which. A reply that comes
@@ -46,6 +46,7 @@ class RequestContext:
             return
         state = scope.setdefault("state", {})
         caller = state["caller"] = self.keys.caller(scope)
+        state["key"] = caller.name if caller else ""
         state["tenant"] = caller.tenant if caller else ""
         claimed = self.claim(scope, caller.tenant if caller else None)
         request_id = state["request_id"] = claimed[1]

@@ -120,7 +120,9 @@ class Settings(BaseSettings):
         default=None, description="where uploads are held until published; system's default"
     )
     key_requests_per_minute: int | None = Field(
-        default=None, ge=1, description="requests for completions that a key may send a minute; no limit"
+        default=None,
+        ge=1,
+        description="requests that a key may send a minute, of all routes that take a prompt or tokens; no limit",
     )
     key_tokens_per_minute: int | None = Field(
         default=None,

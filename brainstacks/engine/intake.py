@@ -203,7 +203,8 @@ class Intake:
             try:
                 if isinstance(job.request, GenerationRequest):
                     job.composition = self._composer.compose(*asked, router=router, on_change=on_change)
-                    self._records.add(job.composition.routing)
+                    if job.request.recorded:
+                        self._records.add(job.composition.routing)
                 else:
                     routing = self._composer.route(*asked, router=router)
                     self._records.add(routing)

@@ -160,6 +160,7 @@ class GenerationRequest:
     Attributes:
         tenant: whose it is: request ids, records, conversations and reused prefixes are a tenant's own. Free
             of `/`; empty where there is but one.
+        recorded: its routing is kept for people; not of what a client did not ask to be generated.
     """
 
     request_id: str
@@ -169,6 +170,7 @@ class GenerationRequest:
     n: int = 1
     tenant: str = ""
     priority: int = 0
+    recorded: bool = True
 
     @property
     def key(self) -> str:

@@ -44,9 +44,8 @@ class Answer(ABC):
         self.usage_stats = bool(options and options.continuous_usage_stats)
         self.ignored = ctx.ignored_headers(body)
         self.completions = len(requests) * requests[0].n
-        caller = request.state.caller
         most = sum(len(one.prompt_ids) + one.n * one.sampling.max_tokens for one in requests)
-        self.ticket = ctx.limits.admit(caller.name if caller else "", self.completions, most)
+        self.ticket = ctx.limits.admit(request.state.key, self.completions, most)
 
     @abstractmethod
     async def choices(self) -> list[dict[str, Any]]:

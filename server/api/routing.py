@@ -22,6 +22,7 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Probabilities, weights after the policy, active domains, stack versions and the time it took."""
     composition = resolve(ctx.engine, body.model, body.routing)
+    ticket = ctx.limits.admit(request.state.key)
     ids, param = await prompt_ids(body, request.state.tenant, ctx)
     ctx.room(ids, param)
     work = ctx.engine.route(request.state.request_id, ids, composition, request.state.tenant)
@@ -29,7 +30,7 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     ctx.metrics.observe_routing(routing)
     return JSONResponse(
         {**routing_object(routing), "prompt_tokens": len(ids)},
-        headers={**routing_headers(routing), **ctx.ignored_headers(body)},
+        headers={**routing_headers(routing), **ctx.ignored_headers(body), **ticket.headers},
     )
 
 

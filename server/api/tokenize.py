@@ -25,6 +25,7 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
     `token_strs` are given of as many tokens as the context holds.
     """
     resolve(ctx.engine, body.model, None)
+    ticket = ctx.limits.admit(request.state.key)
     tenant, encoder = request.state.tenant, ctx.encoder
     if body.messages is not None:
         ids = await encoder.encode_chat(plain(body.messages), tenant, **body.template_options())
@@ -39,15 +40,17 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
         "token_strs": texts,
     }
     # Not the dict, of which the framework would look at every id.
-    return JSONResponse(reply, headers=ctx.ignored_headers(body))
+    return JSONResponse(reply, headers={**ctx.ignored_headers(body), **ticket.headers})
 
 
 @routes.post("/detokenize", summary="Token ids to text", response_model=None)
-async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """As many tokens as the context holds."""
     resolve(ctx.engine, body.model, None)
+    ticket = ctx.limits.admit(request.state.key)
     ctx.check_ids(body.tokens, "tokens")
-    return {"prompt": await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")}
+    text = await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")
+    return JSONResponse({"prompt": text}, headers=ticket.headers)
 
 
 @routes.get("/tokenizer_info", summary="The base's tokenizer and chat template", response_model=None)

@@ -143,7 +143,8 @@ class FakeEngine:
         finished = False
         try:
             routing = self._compose(request.request_id, request.composition, request.tenant)
-            self.records.insert(0, routing)
+            if request.recorded:
+                self.records.insert(0, routing)
             yield RoutedEvent(routing, len(request.prompt_ids), self._prompt_logprobs(request))
             for index in range(request.n):
                 async for event in self._completion(request, index):
