@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.stacks.document import printable
+from server import log
 from server.app import create_app
 from server.connections import BACKLOG, limited
 from server.drain import DrainingServer
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         print(f"brainstacks-serve: {error.message}", file=sys.stderr)
         raise SystemExit(BAD_USAGE) from None
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.configure(settings.log_format)
     try:
         check_upload_dir(settings)
         engine = open_engine(settings, config)
@@ -111,6 +111,7 @@ def make_server(engine: Engine, settings: Settings) -> DrainingServer:
         "http": limited(settings.max_connections, settings.header_timeout),
         "backlog": BACKLOG,
         "log_config": None,
+        "access_log": False,  # `RequestContext` writes it
     }
     app = create_app(engine, settings)
     config = uvicorn.Config(app, **options)

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from brainstacks.config import Backend, EngineConfig, Quantization
 from server.keys import check_secret, collect
+from server.log import Format
 
 
 class Settings(BaseSettings):
@@ -97,6 +98,10 @@ class Settings(BaseSettings):
         "repeat it, or separate by commas; * is any",
     )
 
+    log_format: Format = Field(
+        default="text", description="a line a record for people, or a JSON object a line"
+    )
+
     drain_timeout: float = Field(
         default=30.0, ge=0, description="seconds that running requests get after SIGTERM"
     )
@@ -122,7 +127,7 @@ class Settings(BaseSettings):
     key_requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="requests that a key may send a minute, of all routes that take a prompt or tokens; no limit",
+        description="requests with a prompt or with tokens that a key may send a minute; no limit",
     )
     key_tokens_per_minute: int | None = Field(
         default=None,

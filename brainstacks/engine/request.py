@@ -222,6 +222,26 @@ class RoutedEvent:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
+@dataclass
+class Timing:
+    """When what happened to a completion, in seconds of `time.perf_counter`; None while it has not.
+
+    Attributes:
+        arrived: the engine took its request in.
+        routing, routed: its route began to be made; its request was composed.
+        scheduled: it first had a part in a step, or the completion that computed its prompt had.
+        first_token: was chosen.
+        ended: no further token is.
+    """
+
+    arrived: float | None = None
+    routing: float | None = None
+    routed: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+
 @dataclass(frozen=True)
 class TextEvent:
     """A piece of completion `index`. Text is whole UTF-8 characters and never holds a part of a stop string.
@@ -233,6 +253,7 @@ class TextEvent:
         stop_reason: the stop string or token id that ended it, if one did.
         completion_tokens: tokens generated so far, those that ended it included.
         cumulative_logprob: sum of the chosen tokens' log-probabilities so far (nats).
+        timing: on a completion's last event.
     """
 
     index: int
@@ -243,6 +264,7 @@ class TextEvent:
     stop_reason: str | int | None = None
     completion_tokens: int = 0
     cumulative_logprob: float = 0.0
+    timing: Timing | None = None
 
 
 Event = RoutedEvent | TextEvent

@@ -207,6 +207,7 @@ def _published(
         published.generation,
         request.client.host if request.client else "unknown",
         request.state.request_id,
+        extra={"request_id": request.state.request_id},
     )
     body = dataclasses.asdict(published)
     body = {name: body.pop("name"), **body, **more}

@@ -36,7 +36,7 @@ class Answer(ABC):
     ) -> None:
         self.request = request
         self.ctx = ctx
-        self.reader = Reader(ctx.engine, requests, ctx.metrics, request.state.begin)
+        self.reader = Reader(ctx.engine, requests, ctx.metrics, request.state.begin, request.state.key)
         self.envelope = envelope
         self.stream = bool(body.stream)
         options = body.stream_options
@@ -92,6 +92,7 @@ class Answer(ABC):
     async def close(self) -> None:
         """Abort what still runs, and give back what it held of the key's limits."""
         self.ticket.settle(self.reader.usage["total_tokens"])
+        self.request.state.summary.generation = self.reader.told()
         await self.reader.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -121,6 +122,7 @@ class Answer(ABC):
                 yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})
         except Exception as error:
             failed = body_of(error, self.request.state.request_id)
+            self.request.state.summary.error = failed["error"]["code"]
             self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
             yield sse.event(failed)
         yield sse.DONE

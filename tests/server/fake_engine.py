@@ -21,6 +21,7 @@ from brainstacks.engine.request import (
     Routing,
     StackRef,
     TextEvent,
+    Timing,
     TokenLogprob,
 )
 from brainstacks.errors import RecordNotFound, Unavailable
@@ -81,6 +82,7 @@ class FakeEngine:
         hold: when set, generations wait for it after their first token, and so does `drain`.
         reached, draining: set once a generation waits at `hold`; once `drain` was called.
         tiers, pinned, used: where domains are, those that are pinned, those in use.
+        timing: what the last event of a completion says.
         requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
     """
 
@@ -113,6 +115,7 @@ class FakeEngine:
         self.drained: float | None = None
         self.draining = asyncio.Event()
         self.closed = False
+        self.timing: Timing | None = None
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
         """Side by side, each one event at a time."""
@@ -178,6 +181,7 @@ class FakeEngine:
                 token_ids=(token_id,),
                 logprobs=() if sampling.logprobs is None else (self.logprob(token_id, sampling.logprobs),),
                 finish_reason=reason if last else None,
+                timing=self.timing if last else None,
                 completion_tokens=count,
                 cumulative_logprob=-0.5 * count / (index + 1),
             )
@@ -269,6 +273,7 @@ class FakeStatus:
             load_seconds=[1, 2, 3] + [0] * (len(LOAD_SECONDS) - 3) + [1],
             load_seconds_sum=12.5,
             waiting=6,
+            tiers=dict(self._engine.tiers),
         )
 
     def silence(self) -> float:
