@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
@@ -20,15 +21,22 @@ routes = APIRouter(tags=["operations"])
 @routes.get("/health", summary="The process lives and its engine answers", response_model=None)
 async def health(ctx: Ctx) -> JSONResponse:
     """Waits for nothing. It needs no key, and so tells nothing of prompts and what was reused of them."""
-    alive = ctx.engine.status.silence() <= STUCK_AFTER
-    load = ctx.engine.status.gauges()
+    status, silence = ctx.engine.status, ctx.engine.status.silence()
+    problem = status.problem()
+    if problem is None and silence > STUCK_AFTER:
+        problem = (
+            f"the engine has been at one step for {silence:.0f} s" if silence < math.inf else "it has ended"
+        )
+    load = status.gauges()
     body = {
-        "status": "ok" if alive else "failing",
-        "backend": ctx.engine.status.model.backend,
+        "status": "ok" if problem is None else "failing",
+        "backend": status.model.backend,
+        "reason": status.model.backend_reason,
+        "device": {"name": status.model.device, "state": problem or "ok"},
         "running": load.running,
         "waiting": load.waiting,
     }
-    return JSONResponse(body, status_code=200 if alive else 503)
+    return JSONResponse(body, status_code=200 if problem is None else 503)
 
 
 @routes.get("/ping", summary="The same as /health", response_model=None)

@@ -82,13 +82,25 @@ class FakeEngine:
         hold: when set, generations wait for it after their first token, and so does `drain`.
         reached, draining: set once a generation waits at `hold`; once `drain` was called.
         tiers, pinned, used: where domains are, those that are pinned, those in use.
+        problem: what is wrong with its device.
+        over: set when it computes no more.
         timing: what the last event of a completion says.
         requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
     """
 
     def __init__(self, domains: Sequence[str] = ("chat", "math"), reply: str = "Hello, wörld") -> None:
         self.model = ModelInfo(
-            "tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000, "fake", "a CPU"
+            "tiny",
+            256,
+            VOCAB,
+            "f" * 64,
+            "none",
+            "float32",
+            "cpu",
+            1_700_000_000,
+            "fake",
+            "it is asked for",
+            "a CPU",
         )
         self.tokenizer = ByteTokenizer()
         self.stacks, self.status = FakeStacks(self), FakeStatus(self)
@@ -101,6 +113,8 @@ class FakeEngine:
         self.reply = reply
         self.ready = Readiness(True)
         self.silence = 0.0
+        self.problem: str | None = None
+        self.over = asyncio.Event()
         self.refuse: Exception | None = None
         self.refuse_publish: Exception | None = None
         self.fail_after: tuple[int, BaseException] | None = None
@@ -235,8 +249,12 @@ class FakeEngine:
         if self.hold is not None:
             await self.hold.wait()
 
+    async def ended(self) -> None:
+        await self.over.wait()
+
     async def close(self) -> None:
         self.closed = True
+        self.over.set()
 
 
 class FakeStatus:
@@ -275,6 +293,9 @@ class FakeStatus:
             waiting=6,
             tiers=dict(self._engine.tiers),
         )
+
+    def problem(self) -> str | None:
+        return self._engine.problem
 
     def silence(self) -> float:
         return self._engine.silence
