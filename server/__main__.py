@@ -19,7 +19,9 @@ from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.stacks.document import printable
 from server import log
+from server.api.health import server_version
 from server.app import create_app
+from server.check import check
 from server.connections import BACKLOG, limited
 from server.drain import DrainingServer
 from server.help import help_text
@@ -34,8 +36,9 @@ ENGINE_ENDED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run until SIGTERM. Exit code 0 after a drain, 1 when it cannot start, 2 for wrong options, 3 when the
-    engine can compute no more, so that a supervisor starts it anew."""
+    """Run until SIGTERM. Exit code 0 after a drain, 1 when it cannot start or `--check` finds something wrong,
+    2 for wrong options, 3 when the engine can compute no more, so that a supervisor starts it anew.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
         print(help_text())
@@ -52,12 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"brainstacks-serve: {error.message}", file=sys.stderr)
         raise SystemExit(BAD_USAGE) from None
     log.configure(settings.log_format)
+    logger.info("brainstacks %s: %s", server_version(), settings.shown())
     try:
         check_upload_dir(settings)
         engine = open_engine(settings, config)
     except BrainstacksError as error:
         print(f"brainstacks-serve: {printable(error.message)}", file=sys.stderr)
         raise SystemExit(CANNOT_START) from None
+    if settings.check:
+        raise SystemExit(0 if asyncio.run(check(engine)) else CANNOT_START)
     # What was loaded lives as long as the process, and the collector need not look at it again: not while
     # requests are served, nor at the end, where it would take seconds.
     gc.collect()

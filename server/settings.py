@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         default="text", description="a line a record for people, or a JSON object a line"
     )
 
+    check: bool = Field(
+        default=False,
+        description="load and try everything, say what would be served and what is wrong, and end: with 0, "
+        "or with 1 where something is wrong",
+    )
+
     drain_timeout: float = Field(
         default=30.0, ge=0, description="seconds that running requests get after SIGTERM"
     )
@@ -184,6 +190,20 @@ class Settings(BaseSettings):
     routing_records: int = Field(
         default=EngineConfig.routing_records, ge=1, description="how many recent routing records are kept"
     )
+
+    def shown(self) -> str:
+        """Options that are not as they are by default, as flags; secrets are `***`."""
+        shown = []
+        for name, field in type(self).model_fields.items():
+            value, flag = getattr(self, name), name.replace("_", "-")
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                shown.append(f"--{flag}" if value else f"--no-{flag}")
+                continue
+            each = value if isinstance(value, tuple) else (value,)
+            shown += [f"--{flag} {'***' if isinstance(one, SecretStr) else one}" for one in each]
+        return " ".join(shown) or "every option at its default"
 
     @field_validator("device")
     @classmethod
