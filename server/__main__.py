@@ -26,6 +26,7 @@ from server.connections import BACKLOG, limited
 from server.drain import DrainingServer
 from server.help import help_text
 from server.settings import Settings
+from server.tracing import open_tracing
 from server.uploads import check_upload_dir, remove_leftovers
 
 logger = logging.getLogger("brainstacks.server")
@@ -36,8 +37,10 @@ ENGINE_ENDED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run until SIGTERM. Exit code 0 after a drain, 1 when it cannot start or `--check` finds something wrong,
-    2 for wrong options, 3 when the engine can compute no more, so that a supervisor starts it anew.
+    """Run until SIGTERM.
+
+    Exit code 0 after a drain, 1 when it cannot start or `--check` finds something wrong, 2 for wrong options,
+    3 when the engine can compute no more, so that a supervisor starts it anew.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
@@ -145,7 +148,7 @@ def make_server(engine: Engine, settings: Settings) -> DrainingServer:
         "log_config": None,
         "access_log": False,  # `RequestContext` writes it
     }
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, open_tracing(settings.otlp_endpoint))
     config = uvicorn.Config(app, **options)
     return DrainingServer(config, engine, settings.drain_timeout, app.state.context.keys.reload)
 

@@ -15,6 +15,7 @@ from server.errors import reply
 from server.keys import Keys
 from server.metrics import Metrics
 from server.summary import Summary
+from server.tracing import HEADERS, Tracing
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -38,10 +39,11 @@ class RequestContext:
     before the whole body has been read closes the connection: nobody reads the rest.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Keys, tracing: Tracing | None) -> None:
         self.app = app
         self.metrics = metrics
         self.keys = keys
+        self.tracing = tracing
         self.running: set[tuple[str | None, str]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,6 +100,8 @@ class RequestContext:
         finally:
             self.running.discard(claimed)
             summary.end = time.perf_counter()
+            if self.tracing is not None:
+                self.tracing.write(summary, trace_headers(scope))
             log.write(summary)
 
     def claim(self, scope: Scope, tenant: str | None) -> tuple[str | None, str]:
@@ -108,6 +112,12 @@ class RequestContext:
             request_id = uuid.uuid4().hex
         self.running.add((tenant, request_id))
         return tenant, request_id
+
+
+def trace_headers(scope: Scope) -> dict[str, str]:
+    """Those of `tracing.HEADERS` that a request came with."""
+    given = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+    return {name: value for name, value in given if name in HEADERS}
 
 
 def sends_body(scope: Scope) -> bool:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from brainstacks.config import Backend, EngineConfig, Quantization
 from server.keys import check_secret, collect
 from server.log import Format
+from server.tracing import check_endpoint
 
 
 class Settings(BaseSettings):
@@ -102,6 +103,11 @@ class Settings(BaseSettings):
         default="text", description="a line a record for people, or a JSON object a line"
     )
 
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="OpenTelemetry collector that gets a trace of each request, as http://localhost:4318; "
+        "needs the extra otel; none is traced",
+    )
     check: bool = Field(
         default=False,
         description="load and try everything, say what would be served and what is wrong, and end: with 0, "
@@ -235,6 +241,13 @@ class Settings(BaseSettings):
     def _keys_differ(self) -> Settings:
         collect(self.api_key, self.api_key_file)
         return self
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None:
+            check_endpoint(endpoint)
+        return endpoint
 
     @field_validator("cors_origin")
     @classmethod
