@@ -130,14 +130,12 @@ def _context(request: Request) -> Context:
 
 
 def known_query(request: Request) -> None:
-    """Notes the route. Raises RequestRefused, naming them all, for query parameters of one that takes none.
+    """Raises RequestRefused, naming them all, for query parameters of a route that takes none.
 
     A route that takes some declares a model of them, which refuses the others itself.
     """
-    route = request.scope["route"]
-    request.state.summary.route = route.path
     names = list(dict.fromkeys(request.query_params))
-    if names and not route.dependant.query_params:
+    if names and not request.scope["route"].dependant.query_params:
         wrong = [
             Offence(name[:64], "unsupported_parameter", f"{name[:64]!r} is not supported here; leave it out")
             for name in names

@@ -11,11 +11,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from server.api.context import Ctx
+from server.json_body import JsonRoute
 
 STUCK_AFTER = 30.0
 """Seconds that the engine's thread may take over one step or command; longer than the longest sane one."""
 
-routes = APIRouter(tags=["operations"])
+routes = APIRouter(route_class=JsonRoute, tags=["operations"])
 
 
 @routes.get("/health", summary="The process lives and its engine answers", response_model=None)

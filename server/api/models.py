@@ -9,8 +9,9 @@ from fastapi import APIRouter
 from brainstacks.errors import ModelNotFound
 from server.api.context import Context, Ctx
 from server.composition import models
+from server.json_body import JsonRoute
 
-routes = APIRouter(tags=["inference"])
+routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
 @routes.get("/v1/models", summary="Every servable name", response_model=None)

@@ -142,7 +142,8 @@ class TestAccess:
     ) -> None:
         await client.head("/health/")
         await client.get("/admin/stacks/chat", headers=ADMIN)
-        assert [line["route"] for line in shown()] == ["/health", "/admin/stacks/{domain}"]
+        await client.post("/v1/completions", content=b"{", headers=KEY)
+        assert [line["route"] for line in shown()] == ["/health", "/admin/stacks/{domain}", "/v1/completions"]
 
     async def test_what_breaks_a_stream_off_is_named_though_its_status_was_200(
         self, client: httpx2.AsyncClient, engine: FakeEngine, shown: Any
