@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,19 +18,30 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.stacks.document import printable
+from server import log
+from server.api.health import server_version
 from server.app import create_app
+from server.check import check
 from server.connections import BACKLOG, limited
 from server.drain import DrainingServer
 from server.help import help_text
 from server.settings import Settings
+from server.tracing import open_tracing
 from server.uploads import check_upload_dir, remove_leftovers
+
+logger = logging.getLogger("brainstacks.server")
 
 BAD_USAGE = 2
 CANNOT_START = 1
+ENGINE_ENDED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run until SIGTERM. Exit code 0 after a drain, 1 when it cannot start, 2 for wrong options."""
+    """Run until SIGTERM.
+
+    Exit code 0 after a drain, 1 when it cannot start or `--check` finds something wrong, 2 for wrong options,
+    3 when the engine can compute no more, so that a supervisor starts it anew.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
         print(help_text())
@@ -45,14 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         print(f"brainstacks-serve: {error.message}", file=sys.stderr)
         raise SystemExit(BAD_USAGE) from None
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.configure(settings.log_format)
+    logger.info("brainstacks %s: %s", server_version(), settings.shown())
     try:
         check_upload_dir(settings)
         engine = open_engine(settings, config)
     except BrainstacksError as error:
         print(f"brainstacks-serve: {printable(error.message)}", file=sys.stderr)
         raise SystemExit(CANNOT_START) from None
-    asyncio.run(serve(engine, settings))
+    if settings.check:
+        raise SystemExit(0 if asyncio.run(check(engine)) else CANNOT_START)
+    # What was loaded lives as long as the process, and the collector need not look at it again: not while
+    # requests are served, nor at the end, where it would take seconds.
+    gc.collect()
+    gc.freeze()
+    if not asyncio.run(serve(engine, settings)):
+        raise SystemExit(ENGINE_ENDED)
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -83,16 +103,31 @@ SWITCH_SECONDS = 0.0005
 every operator; with Python's own 5 ms, an upload that the event loop takes in would hold up each of them."""
 
 
-async def serve(engine: Engine, settings: Settings) -> None:
-    """Serve `engine` until a signal, then drain and close it."""
+async def serve(engine: Engine, settings: Settings) -> bool:
+    """Serve `engine` until a signal, then drain and close it; or until it ends by itself.
+
+    Returns:
+        whether it ended as it was asked to.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
     remove_leftovers(settings)
+    server = make_server(engine, settings)
     following = asyncio.create_task(_follow(engine, settings.registry_poll))
+    watching = asyncio.create_task(_watch(engine, server))
     try:
-        await make_server(engine, settings).serve()
+        await server.serve()
+        return not watching.done()
     finally:
         following.cancel()
+        watching.cancel()
         await engine.close()
+
+
+async def _watch(engine: Engine, server: DrainingServer) -> None:
+    """Stop when the engine has ended by itself: nothing is to be drained then."""
+    await engine.ended()
+    logger.critical("the engine has ended: %s; this process ends too", engine.status.problem())
+    server.should_exit = True
 
 
 async def _follow(engine: Engine, seconds: float) -> None:
@@ -111,8 +146,9 @@ def make_server(engine: Engine, settings: Settings) -> DrainingServer:
         "http": limited(settings.max_connections, settings.header_timeout),
         "backlog": BACKLOG,
         "log_config": None,
+        "access_log": False,  # `RequestContext` writes it
     }
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, open_tracing(settings.otlp_endpoint))
     config = uvicorn.Config(app, **options)
     return DrainingServer(config, engine, settings.drain_timeout, app.state.context.keys.reload)
 

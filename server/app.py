@@ -36,12 +36,13 @@ from server.rate_limit import RateLimits
 from server.request_context import RequestContext
 from server.settings import Settings
 from server.tool_format import format_of
+from server.tracing import Tracing
 
 INSPECTOR = Path(__file__).parent / "inspector"
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """One server over `engine`, which the caller opens and closes.
+def create_app(engine: Engine, settings: Settings, tracing: Tracing | None = None) -> FastAPI:
+    """One server over `engine`, which the caller opens and closes; `tracing` None traces nothing.
 
     A request passes, in this order: its id and last-resort reply, other origins if there are any, the keys,
     the limits, the routes.
@@ -59,7 +60,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would answer before the path has one meaning
         middleware=[
-            Middleware(RequestContext, metrics=context.metrics, keys=keys),
+            Middleware(RequestContext, metrics=context.metrics, keys=keys, tracing=tracing),
             *([Middleware(Cors, settings=settings)] if settings.cors_origin else []),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, settings=settings),

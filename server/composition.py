@@ -84,6 +84,9 @@ def routing_object(routing: Routing) -> dict[str, Any]:
 
 
 def routing_headers(routing: Routing) -> Mapping[str, str]:
-    """`x-brainstacks-routing: routed;chat=0.850;math=0.900`: the mode, then each active domain's weight."""
-    parts = [routing.mode, *(f"{domain}={routing.weights[domain]:.3f}" for domain in routing.active)]
-    return {"x-brainstacks-routing": ";".join(parts)}
+    return {"x-brainstacks-routing": compact(routing)}
+
+
+def compact(routing: Routing) -> str:
+    """`routed;chat=0.850;math=0.900`: the mode, then each active domain's weight."""
+    return ";".join((routing.mode, *(f"{domain}={routing.weights[domain]:.3f}" for domain in routing.active)))

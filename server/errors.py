@@ -91,7 +91,7 @@ def body_of(error: Exception, request_id: str) -> dict[str, Any]:
     """The error object of any exception; what is not ours shows nothing of its inside."""
     if isinstance(error, errors.BrainstacksError):
         return error_body(error.message, status_of(error)[1], error.param, error.code)
-    logger.error("request %s failed", request_id, exc_info=error)
+    logger.error("request %s failed", request_id, exc_info=error, extra={"request_id": request_id})
     message = f"Internal error; the server's log has the details under request id {request_id}"
     return error_body(message, SERVER, None, "internal_error")
 

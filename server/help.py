@@ -20,6 +20,7 @@ GROUPS = {
         "host", "port", "api_key", "api_key_file", "admin_key", "allowed_host", "cors_origin", "metrics",
         "drain_timeout",
     ),
+    "What it tells": ("log_format", "otlp_endpoint", "check"),
     "Requests": (
         "max_batch_size", "max_queue", "max_context", "max_prefill_tokens", "max_router_batch",
         "kv_cache_tokens", "prefix_caching", "max_unread_events", "routing_records",

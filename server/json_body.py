@@ -77,12 +77,13 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route that reads its body through `JsonRequest`."""
+    """A route that reads its body through `JsonRequest`, and is noted for the log before anything is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            request.state.summary.route = request.scope["route"].path
             return await handler(JsonRequest(request.scope, request.receive))
 
         return strict

@@ -55,7 +55,7 @@ class Account:
 
 @dataclass
 class Ticket:
-    """A request that was let in. `settle` gives back what it held and did not use."""
+    """A request that was let in, and what it holds. `settle` gives back what it did not use."""
 
     account: Account
     sequences: int
@@ -85,15 +85,27 @@ class RateLimits:
         self._clock = clock
         self._accounts = defaultdict[str, Account](self._open)
 
-    def admit(self, key: str, sequences: int, tokens: int) -> Ticket:
+    def admit(self, key: str, sequences: int = 0, tokens: int = 0) -> Ticket:
         """Let a request in, or raise RequestRefused: 429, with Retry-After where waiting helps.
 
         Args:
             key: the name of the key; empty for none.
+            sequences: that it runs; none for one that generates nothing.
             tokens: the most that it can come to use, prompt and completions.
         """
         account = self._accounts[key]
-        asked = {"requests": 1, "tokens": tokens}
+        self._take(account, {"requests": 1, "tokens": tokens}, sequences)
+        return Ticket(account, sequences, tokens, self._headers(account))
+
+    def extend(self, ticket: Ticket, sequences: int, tokens: int) -> None:
+        """Let a request that was let in have more. Raises as `admit`; it then holds what it held."""
+        self._take(ticket.account, {"requests": 0, "tokens": tokens}, sequences)
+        ticket.sequences += sequences
+        ticket.tokens += tokens
+        ticket.headers = self._headers(ticket.account)
+
+    def _take(self, account: Account, asked: Mapping[str, int], sequences: int) -> None:
+        """All of it, or nothing."""
         now = self._clock()
         for bucket in account.buckets.values():
             bucket.refill(now)
@@ -110,7 +122,6 @@ class RateLimits:
         for what, bucket in account.buckets.items():
             bucket.taken += asked[what]
         account.sequences += sequences
-        return Ticket(account, sequences, tokens, self._headers(account))
 
     def _open(self) -> Account:
         now = self._clock()

@@ -11,7 +11,9 @@ from typing import cast
 from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import Event, GenerationRequest, RoutedEvent, TextEvent
 from brainstacks.errors import EngineFailure
+from server.composition import compact
 from server.metrics import Metrics
+from server.summary import Generation
 
 
 class Reader:
@@ -21,19 +23,27 @@ class Reader:
 
     Args:
         begin: when the HTTP request came in (`time.perf_counter`), for the metrics.
+        key: the name of the API key that it came with, for them too; empty without.
     """
 
     def __init__(
-        self, engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics, begin: float
+        self,
+        engine: Engine,
+        requests: Sequence[GenerationRequest],
+        metrics: Metrics,
+        begin: float,
+        key: str = "",
     ) -> None:
         self.requests = requests
         self.metrics = metrics
         self.begin = begin
+        self.key = key
         self.routed: list[RoutedEvent] = []
         self.completion_tokens: dict[tuple[int, int], int] = {}
         self._events = cast(AsyncGenerator[tuple[int, Event]], engine.generate(requests))
         self._early: list[tuple[int, TextEvent]] = []  # that came before every prompt was routed
         self._last_token: dict[tuple[int, int], float] = {}
+        self._last_event: dict[tuple[int, int], TextEvent] = {}
         self._finished = self._closed = False
 
     async def start(self) -> list[RoutedEvent]:
@@ -51,7 +61,7 @@ class Reader:
                 raise EngineFailure("The engine ended this request without routing it; try again")
         self.routed = [found[prompt] for prompt in range(len(found))]
         for event in self.routed:
-            self.metrics.prompt_tokens.inc(event.prompt_tokens)
+            self.metrics.prompt_tokens.labels(self.key).inc(event.prompt_tokens)
             self.metrics.observe_routing(event.routing)
         return self.routed
 
@@ -91,13 +101,30 @@ class Reader:
             "total_tokens": prompt + completion,
         }
 
+    def told(self) -> Generation | None:
+        """What came of it so far; None before its prompts were routed."""
+        if not self.routed:
+            return None
+        ended, asked = self._last_event.values(), len(self.requests) * self.requests[0].n
+        reasons = {event.finish_reason or "abort" for event in ended} | (
+            {"abort"} if len(ended) < asked else set()
+        )
+        return Generation(
+            composition=compact(self.routed[0].routing),
+            domains=tuple(dict.fromkeys(name for each in self.routed for name in each.routing.active)),
+            prompt_tokens=self.usage["prompt_tokens"],
+            completion_tokens=self.usage["completion_tokens"],
+            finish_reason="+".join(sorted(reasons)),
+            timings=tuple(event.timing for event in ended if event.timing is not None),
+        )
+
     def _observe(self, prompt: int, event: TextEvent) -> None:
         now = time.perf_counter()
         key = (prompt, event.index)
         count = event.completion_tokens - self.completion_tokens.get(key, 0)
         self.completion_tokens[key] = max(event.completion_tokens, self.completion_tokens.get(key, 0))
         if count > 0:
-            self.metrics.completion_tokens.inc(count)
+            self.metrics.completion_tokens.labels(self.key).inc(count)
             last = self._last_token.get(key)
             if last is None:
                 self.metrics.first_token.observe(now - self.begin)
@@ -105,7 +132,10 @@ class Reader:
                 self.metrics.inter_token.observe((now - last) / count)
             self._last_token[key] = now
         if event.finish_reason is not None:
+            self._last_event[key] = event
             self.metrics.end_to_end.observe(now - self.begin)
+            if event.timing is not None:
+                self.metrics.observe_timing(event.timing)
 
 
 @contextmanager

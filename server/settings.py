@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from brainstacks.config import Backend, EngineConfig, Quantization
 from server.keys import check_secret, collect
+from server.log import Format
+from server.tracing import check_endpoint
 
 
 class Settings(BaseSettings):
@@ -97,6 +99,21 @@ class Settings(BaseSettings):
         "repeat it, or separate by commas; * is any",
     )
 
+    log_format: Format = Field(
+        default="text", description="a line a record for people, or a JSON object a line"
+    )
+
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="OpenTelemetry collector that gets a trace of each request, as http://localhost:4318; "
+        "needs the extra otel; none is traced",
+    )
+    check: bool = Field(
+        default=False,
+        description="load and try everything, say what would be served and what is wrong, and end: with 0, "
+        "or with 1 where something is wrong",
+    )
+
     drain_timeout: float = Field(
         default=30.0, ge=0, description="seconds that running requests get after SIGTERM"
     )
@@ -120,7 +137,9 @@ class Settings(BaseSettings):
         default=None, description="where uploads are held until published; system's default"
     )
     key_requests_per_minute: int | None = Field(
-        default=None, ge=1, description="requests for completions that a key may send a minute; no limit"
+        default=None,
+        ge=1,
+        description="requests with a prompt or with tokens that a key may send a minute; no limit",
     )
     key_tokens_per_minute: int | None = Field(
         default=None,
@@ -178,6 +197,20 @@ class Settings(BaseSettings):
         default=EngineConfig.routing_records, ge=1, description="how many recent routing records are kept"
     )
 
+    def shown(self) -> str:
+        """Options that are not as they are by default, as flags; secrets are `***`."""
+        shown = []
+        for name, field in type(self).model_fields.items():
+            value, flag = getattr(self, name), name.replace("_", "-")
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                shown.append(f"--{flag}" if value else f"--no-{flag}")
+                continue
+            each = value if isinstance(value, tuple) else (value,)
+            shown += [f"--{flag} {'***' if isinstance(one, SecretStr) else one}" for one in each]
+        return " ".join(shown) or "every option at its default"
+
     @field_validator("device")
     @classmethod
     def _check_device(cls, device: str) -> str:
@@ -208,6 +241,13 @@ class Settings(BaseSettings):
     def _keys_differ(self) -> Settings:
         collect(self.api_key, self.api_key_file)
         return self
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None:
+            check_endpoint(endpoint)
+        return endpoint
 
     @field_validator("cors_origin")
     @classmethod

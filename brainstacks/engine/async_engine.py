@@ -57,9 +57,10 @@ class AsyncEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = EngineThread(engine)
-        engine.serving.candidates.trial = Trial(
+        trial = engine.serving.candidates.trial = Trial(
             engine.base, engine.backend, tokenizer.encode(CANARY)[: engine.max_context], self._thread.call
         )
+        self._thread.self_check = trial.base
         self.status = Status(engine, self._thread)
 
     @classmethod
@@ -175,6 +176,10 @@ class AsyncEngine:
             if not self._open:
                 self._idle.set()
 
+    async def ended(self) -> None:
+        """See `interface.Engine`."""
+        await asyncio.shield(asyncio.wrap_future(self._thread.ended))
+
     # --- the end ----------------------------------------------------------------------------------
 
     async def drain(self, timeout: float) -> None:
@@ -226,6 +231,7 @@ class Status:
             device=str(base.device),
             created=self._created,
             backend=self._engine.backend.name,
+            backend_reason=self._engine.backend.reason,
             cpu=str(cpu()),
         )
 
@@ -244,10 +250,16 @@ class Status:
     def silence(self) -> float:
         return self._thread.silence()
 
+    def problem(self) -> str | None:
+        return self._thread.problem
+
     def readiness(self) -> Readiness:
         problems = list(self._engine.serving.problems)
+        if self._thread.problem is not None:
+            problems.insert(0, self._thread.problem)
         if self.draining:
             problems.insert(0, "the server is shutting down")
         if not self._thread.alive:
             problems.insert(0, "the engine thread has stopped")
-        return Readiness(not self.draining and self._thread.alive, tuple(problems))
+        able = self._thread.alive and self._thread.problem is None
+        return Readiness(able and not self.draining, tuple(problems))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from brainstacks.engine.interface import Engine
 from brainstacks.engine.request import (
     CompositionRequest,
     GenerationRequest,
@@ -19,6 +20,9 @@ from brainstacks.engine.request import (
     TokenLogprob,
 )
 from brainstacks.errors import Conflict, EngineFailure, InvalidRequest
+
+ALWAYS = 2
+"""Compositions of every text: the base, and all of its stacks."""
 
 MOST_STACKS = 16
 """Of a composition whose stacks are taken out one by one."""
@@ -72,9 +76,19 @@ def variants(
             SamplingParams(max_tokens=0, prompt_logprobs=0),
             CompositionRequest("fixed", chosen) if chosen else CompositionRequest("base"),
             tenant=tenant,
+            recorded=False,
         )
         for number, chosen in enumerate(each)
     ]
+
+
+async def scores(engine: Engine, asked: Sequence[GenerationRequest]) -> list[RoutedEvent]:
+    """The answers to `variants`, in their order. Raises what `engine.generate` does."""
+    found: dict[int, RoutedEvent] = {}
+    async for number, event in engine.generate(asked):
+        if isinstance(event, RoutedEvent):
+            found[number] = event
+    return [found[number] for number in range(len(asked))]
 
 
 def attribution(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brainstacks.engine.detokenizer import Detokenizer
-from brainstacks.engine.request import FinishReason, GenerationRequest, TokenLogprob
+from brainstacks.engine.request import FinishReason, GenerationRequest, Timing, TokenLogprob
 from brainstacks.engine.sampling.grammar import Matcher
 
 
@@ -33,6 +33,7 @@ class Completion:
         output_ids: tokens chosen so far.
         cumulative_logprob: of `output_ids` (nats).
         reported: how many of `output_ids` an event has carried.
+        timing: when what happened to it.
     """
 
     request: GenerationRequest
@@ -58,6 +59,7 @@ class Completion:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    timing: Timing = field(default_factory=Timing)
 
     @property
     def length(self) -> int:

@@ -14,7 +14,6 @@ from itertools import count
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.cpu import cpu
 from brainstacks.engine import output
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.completion import Completion
@@ -75,9 +74,9 @@ class StepEngine:
             base, self.hooks, config, self.tokenizer, self._scheduler, self._blocks, self._sampler
         )
         self.stacks.bank.prepare_with(self.backend.prepare)
-        log.info("steps are computed by %s; the processor is %s", self.backend.name, cpu())
         router_pass = RouterPass(base, config, self._blocks, self._runner)
         self._intake = Intake(base, config, self.serving, self.composer, router_pass, self.records, self._end)
+        self.failures = 0  # of steps, or of parts of one
         self._arrivals = count()
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Event()
@@ -148,18 +147,14 @@ class StepEngine:
             raise InvalidRequest(
                 f"request id {request.request_id!r} is in use; choose another", param="request_id"
             )
-        waiting, room = self._waiting, self.config.max_queue
-        more = sequences(request)
+        waiting, more, room = self._waiting, sequences(request), self.config.max_queue
         if waiting and waiting + more > room:  # more than all the room come in when nobody waits
             raise Overloaded(
                 f"{waiting} sequences wait and {more} are asked for; the queue holds {room}; retry later"
             )
-        if (
-            grammar is None
-            and isinstance(request, GenerationRequest)
-            and request.sampling.grammar is not None
-        ):
-            grammar = self.grammars.compile(request.sampling.grammar)
+        wanted = request.sampling.grammar if isinstance(request, GenerationRequest) else None
+        if grammar is None and wanted is not None:
+            grammar = self.grammars.compile(wanted)
         job = self._jobs[request.key] = Job(request, sink, next(self._arrivals), grammar)
         self._intake.put(job)
 
@@ -176,6 +171,11 @@ class StepEngine:
         """
         if key in self._jobs:
             self._end(self._jobs[key], reason)
+
+    def abort_all(self, reason: BrainstacksError) -> None:
+        """Drop every request."""
+        for job in list(self._jobs.values()):
+            self._end(job, reason)
 
     def pause(self, key: str) -> None:
         """Give a request no further tokens until `resume`; it keeps its place in line."""
@@ -209,13 +209,10 @@ class StepEngine:
         for together in self._scheduler.forwards(rows):
             going_on = [row for row in together if row.completion.finish_reason is None]
             outcomes: list[Outcome] = []
-            with self._ending(self._job(row.completion) for row in going_on):
+            with self._ending(self._jobs[row.completion.request.key] for row in going_on):
                 outcomes = self._runner.run(going_on, self.stacks.bank) if going_on else []
             for outcome in outcomes:
                 self._advance(outcome)
-
-    def _job(self, completion: Completion) -> Job:
-        return self._jobs[completion.request.key]
 
     def _start(self, job: Job) -> None:
         """Queue what a request has to compute, now that its stacks are there."""
@@ -241,7 +238,7 @@ class StepEngine:
         completion, result = outcome.completion, outcome.result
         if completion.finish_reason is not None:
             return
-        job = self._job(completion)
+        job = self._jobs[completion.request.key]
         with self._ending([job]):
             if isinstance(result, BrainstacksError):
                 raise result
@@ -294,6 +291,7 @@ class StepEngine:
             for job in concerned:
                 self._end(job, error)
         except Exception as error:
+            self.failures += 1
             log.exception("a step failed; %d requests end with it", len(concerned))
             for job in concerned:
                 self._end(job, as_reply(error, "a step of this request"))

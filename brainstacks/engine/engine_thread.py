@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 
 import torch
 
@@ -20,16 +21,30 @@ from brainstacks.stacks.loader import as_reply
 
 log = logging.getLogger(__name__)
 
+SELF_CHECKS = (0.0, 1.0, 2.0)
+"""Seconds before each try to compute, after a step that failed; when none succeeds, the device is broken."""
+
+STOP_SECONDS = 10.0
+"""What the thread has for its last step. One that never ends, on a device that hangs, does not hold up the
+end of the process, which takes the thread with it."""
+
 
 class EngineThread:
     """Started at once.
 
     Attributes:
         outbox: where requests' sinks put what they are told.
+        self_check: computes something, and raises where the device does not; called after a step that failed.
+        problem: what is wrong with the device, since the last check failed; None when it computes.
+        ended: done when the thread is over, whatever ended it.
     """
 
     def __init__(self, engine: StepEngine) -> None:
         self.outbox = Outbox()
+        self.self_check: Callable[[], None] = _nothing
+        self.problem: str | None = None
+        self.ended: Future[None] = Future()
+        self._stopping = threading.Event()
         self._engine = engine
         self._commands: queue.SimpleQueue[tuple[Callable[[], None], Sink | None] | None] = queue.SimpleQueue()
         engine.set_on_change(lambda: self.put(_nothing))  # wakes the thread: something can run now
@@ -42,7 +57,7 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self.ended.done()
 
     def put(self, command: Callable[[], None], sink: Sink | None = None) -> None:
         """Have `command` called before the next step; `sink` gets what it raises."""
@@ -84,9 +99,12 @@ class EngineThread:
         return 0.0 if turn is None else time.monotonic() - turn
 
     async def stop(self) -> None:
-        """End it, once it has done what it was asked before."""
+        """End it, once it has done what it was asked before, or after `STOP_SECONDS`."""
+        self._stopping.set()
         self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+        if self.alive:
+            log.error("the engine's thread has not ended after %.0f s and is left behind", STOP_SECONDS)
 
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""
@@ -114,10 +132,46 @@ class EngineThread:
                             sink(error)
                     self.outbox.flush()
                 self._turn = time.monotonic()
+                failures = self._engine.failures
                 self._engine.step()
                 self.outbox.flush()
+                if self._engine.failures > failures and not self._computes():
+                    return
+        except Exception as error:
+            self.problem = f"the engine's thread failed ({type(error).__name__})"
+            log.exception("the engine's thread failed")
+        finally:
+            self._refuse_all()
+
+    def _computes(self) -> bool:
+        """Whether the device does, so that the failure of a step was that step's own."""
+        for seconds in SELF_CHECKS:
+            if self._stopping.wait(seconds):
+                return False
+            try:
+                self.self_check()
+            except Exception as error:
+                self.problem = f"the device does not compute ({type(error).__name__})"
+                log.exception("after a step that failed, the device does not compute a short prompt either")
+            else:
+                self.problem = None
+                return True
+        return False
+
+    def _refuse_all(self) -> None:
+        """At the end: requests and calls that are here, and all that come later."""
+        gone = Unavailable("the engine has stopped; retry with another server, or when this one is back")
+        try:
+            with suppress(queue.Empty):
+                while True:
+                    asked = self._commands.get_nowait()
+                    if asked is not None and asked[1] is not None:
+                        asked[1](gone)
+            self._engine.abort_all(gone)
+            self.outbox.flush()
         finally:
             self._refuse_calls()
+            self.ended.set_result(None)
 
     def _refuse_calls(self) -> None:
         """At the end: those that wait, and all that come later."""

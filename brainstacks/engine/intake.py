@@ -179,6 +179,8 @@ class Intake:
         router = self._serving.router  # another may be published while this runs
         read: dict[Job, Probabilities] = {}
         milliseconds = 0.0
+        for job in jobs:
+            job.timing.routing = perf_counter()
         reading = [job for job in jobs if router is not None and self._reads(job, router)]
         if reading and router is not None:
             rows, milliseconds = self._router_pass.run(router, [job.request for job in reading])
@@ -203,7 +205,9 @@ class Intake:
             try:
                 if isinstance(job.request, GenerationRequest):
                     job.composition = self._composer.compose(*asked, router=router, on_change=on_change)
-                    self._records.add(job.composition.routing)
+                    job.timing.routed = perf_counter()
+                    if job.request.recorded:
+                        self._records.add(job.composition.routing)
                 else:
                     routing = self._composer.route(*asked, router=router)
                     self._records.add(routing)

@@ -25,7 +25,8 @@ class ModelInfo:
         vocab_size: token ids lie in 0..vocab_size-1.
         fingerprint: the base fingerprint.
         quantization, dtype, device: as loaded, for people.
-        backend: what computes its steps; cpu: the processor and its features; for people.
+        backend, backend_reason: what computes its steps, and why that; cpu: the processor and its features;
+            for people.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelInfo:
     device: str
     created: int
     backend: str
+    backend_reason: str
     cpu: str
 
 
@@ -266,6 +268,9 @@ class Status(Protocol):
         """Seconds since the engine's thread last came round: between two steps or two commands; 0 while it
         has nothing to do, infinite when it has ended."""
 
+    def problem(self) -> str | None:
+        """What is wrong with the device, as long as it does not compute; None while it does."""
+
     def readiness(self) -> Readiness:
         """Whether requests can be served, and everything that is wrong."""
 
@@ -296,6 +301,9 @@ class Engine(Protocol):
         self, request_id: str, prompt_ids: Sequence[int], composition: CompositionRequest, tenant: str = ""
     ) -> Routing:
         """How `prompt_ids` would be composed; generates nothing."""
+
+    async def ended(self) -> None:
+        """Until the engine computes nothing any more: it was closed, or `Status.problem` says why."""
 
     async def drain(self, timeout: float) -> None:
         """Refuse new requests, wait at most `timeout` seconds for running ones, abort the rest."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.detokenizer import Detokenizer
@@ -12,6 +13,7 @@ from brainstacks.engine.request import (
     GenerationRequest,
     Request,
     RoutedEvent,
+    Timing,
     TokenLogprob,
 )
 from brainstacks.engine.sampling.grammar import CompiledGrammar
@@ -31,6 +33,7 @@ class Job:
         composition: set once it is routed; its stacks are held until the job ends.
         completions: its completions, once its stacks are on the device.
         paused: its client is to read first what it has.
+        timing: of what its completions have in common.
     """
 
     request: Request
@@ -40,6 +43,7 @@ class Job:
     composition: Composition | None = None
     completions: list[Completion] = field(default_factory=list)
     paused: bool = False
+    timing: Timing = field(default_factory=lambda: Timing(arrived=perf_counter()))
 
     def pause(self, paused: bool) -> None:
         self.paused = paused
@@ -80,6 +84,7 @@ class Job:
                     leader=self.completions[0] if index else None,
                     scores_prompt=params.prompt_logprobs is not None and index == 0,
                     paused=self.paused,
+                    timing=replace(self.timing),
                 )
             )
         return self.completions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ def accept(completion: Completion, sampled: Sampled, ends: Sequence[int]) -> Fin
         why the completion ends with this token, or None when it goes on; `finish` is still to be called.
     """
     params, token = completion.request.sampling, sampled.token
+    if not completion.output_ids:
+        completion.timing.first_token = perf_counter()
     completion.output_ids.append(token)
     completion.cumulative_logprob += sampled.logprob
     if sampled.entry is not None:
@@ -52,6 +55,7 @@ def finish(completion: Completion, reason: FinishReason) -> FinishReason:
         if stop is not None:
             reason, completion.stop_reason = "stop", stop
     completion.finish_reason = reason
+    completion.timing.ended = perf_counter()
     return reason
 
 
@@ -69,6 +73,7 @@ def text_event(completion: Completion) -> TextEvent:
         stop_reason=completion.stop_reason,
         completion_tokens=len(completion.output_ids),
         cumulative_logprob=completion.cumulative_logprob,
+        timing=completion.timing if done else None,
     )
 
 

@@ -160,6 +160,7 @@ class GenerationRequest:
     Attributes:
         tenant: whose it is: request ids, records, conversations and reused prefixes are a tenant's own. Free
             of `/`; empty where there is but one.
+        recorded: its routing is kept for people; not of what a client did not ask to be generated.
     """
 
     request_id: str
@@ -169,6 +170,7 @@ class GenerationRequest:
     n: int = 1
     tenant: str = ""
     priority: int = 0
+    recorded: bool = True
 
     @property
     def key(self) -> str:
@@ -220,6 +222,26 @@ class RoutedEvent:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
+@dataclass
+class Timing:
+    """When what happened to a completion, in seconds of `time.perf_counter`; None while it has not.
+
+    Attributes:
+        arrived: the engine took its request in.
+        routing, routed: its route began to be made; its request was composed.
+        scheduled: it first had a part in a step, or the completion that computed its prompt had.
+        first_token: was chosen.
+        ended: no further token is.
+    """
+
+    arrived: float | None = None
+    routing: float | None = None
+    routed: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+
 @dataclass(frozen=True)
 class TextEvent:
     """A piece of completion `index`. Text is whole UTF-8 characters and never holds a part of a stop string.
@@ -231,6 +253,7 @@ class TextEvent:
         stop_reason: the stop string or token id that ended it, if one did.
         completion_tokens: tokens generated so far, those that ended it included.
         cumulative_logprob: sum of the chosen tokens' log-probabilities so far (nats).
+        timing: on a completion's last event.
     """
 
     index: int
@@ -241,6 +264,7 @@ class TextEvent:
     stop_reason: str | int | None = None
     completion_tokens: int = 0
     cumulative_logprob: float = 0.0
+    timing: Timing | None = None
 
 
 Event = RoutedEvent | TextEvent

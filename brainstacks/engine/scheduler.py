@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockCopy, BlockManager
@@ -102,6 +103,7 @@ class Scheduler:
         copies: list[BlockCopy] = []
         for follower in [s for s in self.waiting if s.leader is leader]:
             follower.leader = None
+            follower.timing.scheduled = leader.timing.scheduled
             if len(self.running) < self._config.max_batch_size:
                 made = self._blocks.fork(leader, follower)
                 if made is not None:
@@ -152,6 +154,8 @@ class Scheduler:
             if not self._paused:
                 return False
             self._preempt(self._victim())
+        if completion.timing.scheduled is None:  # not where it comes back
+            completion.timing.scheduled = perf_counter()
         self.waiting.remove(completion)
         insort(self.running, completion, key=_place)
         return True

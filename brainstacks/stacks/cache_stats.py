@@ -26,6 +26,7 @@ class CacheStats:
         load_seconds: loads per bucket of `LOAD_SECONDS`, not cumulated.
         load_seconds_sum: seconds that all loads took together.
         waiting: requests that wait for room on the device.
+        tiers: served domain -> where its stack is.
     """
 
     bytes: Mapping[Tier, int] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class CacheStats:
     load_seconds: list[int] = field(default_factory=lambda: [0] * (len(LOAD_SECONDS) + 1))
     load_seconds_sum: float = 0.0
     waiting: int = 0
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
 
     def acquired(self, hits: int, misses: int) -> None:
         self.hits += hits

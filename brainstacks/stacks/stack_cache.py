@@ -121,6 +121,7 @@ class StackCache:
             if self.device_bytes is not None:
                 stats.budgets["device"] = self.device_bytes
             stats.waiting = len(self._waiting)
+            stats.tiers = {domain: self._places.of(stack).tier for domain, stack in self._serving.items()}
             return stats
 
     def wait_for_loads(self) -> None:

@@ -36,7 +36,7 @@ class Answer(ABC):
     ) -> None:
         self.request = request
         self.ctx = ctx
-        self.reader = Reader(ctx.engine, requests, ctx.metrics, request.state.begin)
+        self.reader = Reader(ctx.engine, requests, ctx.metrics, request.state.begin, request.state.key)
         self.envelope = envelope
         self.stream = bool(body.stream)
         options = body.stream_options
@@ -44,9 +44,8 @@ class Answer(ABC):
         self.usage_stats = bool(options and options.continuous_usage_stats)
         self.ignored = ctx.ignored_headers(body)
         self.completions = len(requests) * requests[0].n
-        caller = request.state.caller
         most = sum(len(one.prompt_ids) + one.n * one.sampling.max_tokens for one in requests)
-        self.ticket = ctx.limits.admit(caller.name if caller else "", self.completions, most)
+        self.ticket = ctx.limits.admit(request.state.key, self.completions, most)
 
     @abstractmethod
     async def choices(self) -> list[dict[str, Any]]:
@@ -88,6 +87,7 @@ class Answer(ABC):
     async def close(self) -> None:
         """Abort what still runs, and give back what it held of the key's limits."""
         self.ticket.settle(self.reader.usage["total_tokens"])
+        self.request.state.summary.generation = self.reader.told()
         await self.reader.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -97,6 +97,7 @@ class Answer(ABC):
                 yield event
         except Exception as error:
             failed = body_of(error, self.request.state.request_id)
+            self.request.state.summary.error = failed["error"]["code"]
             self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
             for event in self.failure(failed):
                 yield event

@@ -9,14 +9,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from brainstacks.engine.attribution import attribution, variants
+from brainstacks.engine.attribution import ALWAYS, attribution, scores, variants
 from server import replies, sse
 from server.api.context import Ctx
 from server.api.routing import prompt_ids
 from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
 from server.openapi import ASKED, LIMITED, ROUTED, answers
-from server.reader import Reader
 from server.schemas import AttributionRequest
 
 routes = APIRouter(route_class=JsonRoute, tags=["inference"])
@@ -39,19 +38,19 @@ async def attribute(body: AttributionRequest, request: Request, ctx: Ctx) -> JSO
     ctx.check_ids(completion, "completion")
     if len(completion) > ctx.room(ids, param):
         raise ctx.too_long(len(ids), len(completion), "completion")
-    name = request.state.request_id
-    routing = await sse.until_disconnect(request.receive, ctx.engine.route(name, ids, composition, tenant))
-    weights = {domain: routing.weights[domain] for domain in routing.active}
-    asked = variants(name, ids, completion, weights, tenant)
-    caller, most = request.state.caller, sum(len(one.prompt_ids) for one in asked)
-    ticket = ctx.limits.admit(caller.name if caller else "", len(asked), most)
-    reader = Reader(ctx.engine, asked, ctx.metrics, request.state.begin)
+    name, each = request.state.request_id, len(ids) + len(completion)
+    used = 0
+    ticket = ctx.limits.admit(request.state.key, ALWAYS, ALWAYS * each)
     try:
-        events = await sse.until_disconnect(request.receive, reader.start())
-        await sse.until_disconnect(request.receive, reader.finish())
+        route = ctx.engine.route(name, ids, composition, tenant)
+        routing = await sse.until_disconnect(request.receive, route)
+        weights = {domain: routing.weights[domain] for domain in routing.active}
+        asked = variants(name, ids, completion, weights, tenant)
+        ctx.limits.extend(ticket, len(asked) - ALWAYS, (len(asked) - ALWAYS) * each)
+        events = await sse.until_disconnect(request.receive, scores(ctx.engine, asked))
+        used = len(asked) * each
     finally:
-        ticket.settle(reader.usage["total_tokens"])
-        await reader.close()
+        ticket.settle(used)
     tokens = attribution(routing.stacks, len(completion), events)
     sums: dict[str, Any] = {
         "base": sum(token.base for token in tokens),

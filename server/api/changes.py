@@ -73,6 +73,7 @@ def published_reply(
         published.generation,
         request.client.host if request.client else "unknown",
         request.state.request_id,
+        extra={"request_id": request.state.request_id},
     )
     body = dataclasses.asdict(published)
     body = {name: body.pop("name"), **body, **more}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from server import replies
 from server.api.context import Ctx
+from server.json_body import JsonRoute
 from server.openapi import answers
 
 STUCK_AFTER = 30.0
@@ -18,7 +20,7 @@ STUCK_AFTER = 30.0
 
 HEALTH = {**answers(replies.Health), **answers(replies.Health, status=503)}
 
-routes = APIRouter(tags=["operations"])
+routes = APIRouter(route_class=JsonRoute, tags=["operations"])
 
 
 @routes.get(
@@ -26,15 +28,22 @@ routes = APIRouter(tags=["operations"])
 )
 async def health(ctx: Ctx) -> JSONResponse:
     """Waits for nothing. It needs no key, and so tells nothing of prompts and what was reused of them."""
-    alive = ctx.engine.status.silence() <= STUCK_AFTER
-    load = ctx.engine.status.gauges()
+    status, silence = ctx.engine.status, ctx.engine.status.silence()
+    problem = status.problem()
+    if problem is None and silence > STUCK_AFTER:
+        problem = (
+            f"the engine has been at one step for {silence:.0f} s" if silence < math.inf else "it has ended"
+        )
+    load = status.gauges()
     body = {
-        "status": "ok" if alive else "failing",
-        "backend": ctx.engine.status.model.backend,
+        "status": "ok" if problem is None else "failing",
+        "backend": status.model.backend,
+        "reason": status.model.backend_reason,
+        "device": {"name": status.model.device, "state": problem or "ok"},
         "running": load.running,
         "waiting": load.waiting,
     }
-    return JSONResponse(body, status_code=200 if alive else 503)
+    return JSONResponse(body, status_code=200 if problem is None else 503)
 
 
 @routes.get("/ping", summary="The same as /health", response_model=None, responses=HEALTH)

@@ -10,9 +10,10 @@ from brainstacks.errors import ModelNotFound
 from server import replies
 from server.api.context import Context, Ctx
 from server.composition import models
+from server.json_body import JsonRoute
 from server.openapi import answers
 
-routes = APIRouter(tags=["inference"])
+routes = APIRouter(route_class=JsonRoute, tags=["inference"])
 
 
 @routes.get(

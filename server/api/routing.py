@@ -12,7 +12,7 @@ from server import replies, sse
 from server.api.context import Context, Ctx
 from server.composition import resolve, routing_headers, routing_object
 from server.json_body import JsonRoute
-from server.openapi import ASKED, ROUTED, answers
+from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.schemas import Prompted, RouteRequest
 from server.tools import conversation
 
@@ -23,11 +23,12 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
     "/v1/route",
     summary="Route a prompt without generating",
     response_model=None,
-    responses=answers(replies.Route, *ASKED, headers=ROUTED),
+    responses=answers(replies.Route, *ASKED, headers=(*ROUTED, *LIMITED)),
 )
 async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Probabilities, weights after the policy, active domains, stack versions and the time it took."""
     composition = resolve(ctx.engine, body.model, body.routing)
+    ticket = ctx.limits.admit(request.state.key)
     ids, param = await prompt_ids(body, request.state.tenant, ctx)
     ctx.room(ids, param)
     work = ctx.engine.route(request.state.request_id, ids, composition, request.state.tenant)
@@ -35,7 +36,7 @@ async def route(body: RouteRequest, request: Request, ctx: Ctx) -> JSONResponse:
     ctx.metrics.observe_routing(routing)
     return JSONResponse(
         {**routing_object(routing), "prompt_tokens": len(ids)},
-        headers={**routing_headers(routing), **ctx.ignored_headers(body)},
+        headers={**routing_headers(routing), **ctx.ignored_headers(body), **ticket.headers},
     )
 
 

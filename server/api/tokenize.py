@@ -12,7 +12,7 @@ from server import replies
 from server.api.context import Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
-from server.openapi import answers
+from server.openapi import LIMITED, answers
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools import conversation
 
@@ -23,7 +23,7 @@ routes = APIRouter(route_class=JsonRoute, tags=["inference"])
     "/tokenize",
     summary="Text or messages to token ids",
     response_model=None,
-    responses=answers(replies.Tokens, 404, headers=("x-brainstacks-ignored",)),
+    responses=answers(replies.Tokens, 404, 429, headers=("x-brainstacks-ignored", *LIMITED)),
 )
 async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """Text of special tokens never becomes a special token.
@@ -32,6 +32,7 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
     `token_strs` are given of as many tokens as the context holds.
     """
     resolve(ctx.engine, body.model, None)
+    ticket = ctx.limits.admit(request.state.key)
     tenant, encoder = request.state.tenant, ctx.encoder
     if body.messages is not None:
         ids = await encoder.encode_chat(
@@ -48,17 +49,22 @@ async def tokenize(body: TokenizeRequest, request: Request, ctx: Ctx) -> JSONRes
         "token_strs": texts,
     }
     # Not the dict, of which the framework would look at every id.
-    return JSONResponse(reply, headers=ctx.ignored_headers(body))
+    return JSONResponse(reply, headers={**ctx.ignored_headers(body), **ticket.headers})
 
 
 @routes.post(
-    "/detokenize", summary="Token ids to text", response_model=None, responses=answers(replies.Text, 404)
+    "/detokenize",
+    summary="Token ids to text",
+    response_model=None,
+    responses=answers(replies.Text, 404, 429, headers=LIMITED),
 )
-async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, request: Request, ctx: Ctx) -> JSONResponse:
     """As many tokens as the context holds."""
     resolve(ctx.engine, body.model, None)
+    ticket = ctx.limits.admit(request.state.key)
     ctx.check_ids(body.tokens, "tokens")
-    return {"prompt": await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")}
+    text = await ctx.encoder.decode(body.tokens, request.state.tenant, "tokens")
+    return JSONResponse({"prompt": text}, headers=ticket.headers)
 
 
 @routes.get(

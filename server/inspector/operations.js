@@ -12,9 +12,9 @@ let generated = null; // [milliseconds, tokens] at the last look
 
 export async function load() {
   const lines = (await text("/metrics", "admin-key")).split("\n").filter((line) => line && !line.startsWith("#"));
-  const value = (name) => {
-    const line = lines.find((each) => each.split(/[ {]/)[0] === name);
-    return line === undefined ? null : Number(line.split(" ").pop());
+  const value = (name) => { // of all its labels together
+    const found = lines.filter((each) => each.split(/[ {]/)[0] === name);
+    return found.length ? found.reduce((sum, line) => sum + Number(line.split(" ").pop()), 0) : null;
   };
   const parts = GAUGES.map(([name, label]) => [label, value(name)]);
   const tokens = value("brainstacks_completion_tokens_total"), now = performance.now();

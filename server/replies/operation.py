@@ -7,9 +7,20 @@ from typing import Literal
 from server.replies.reply import Reply
 
 
+class Device(Reply):
+    """`state` is `ok`, or what is wrong with it."""
+
+    name: str
+    state: str
+
+
 class Health(Reply):
+    """`reason` is why the backend computes, and no other."""
+
     status: Literal["ok", "failing"]
     backend: str
+    reason: str
+    device: Device
     running: int
     waiting: int
 
@@ -31,6 +42,7 @@ class ModelFacts(Reply):
     device: str
     created: int
     backend: str
+    backend_reason: str
     cpu: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ def test_every_request_is_told_first_how_it_was_composed_and_leaves_a_record(ser
     assert served.engine.records.get("r") == routing
     with pytest.raises(RecordNotFound):
         served.engine.records.get("other")
+
+
+def test_a_request_that_no_client_asked_for_leaves_none(served: Served) -> None:
+    run(served.engine, replace(request("part", prompt_of(4)), recorded=False), request("whole", prompt_of(4)))
+    assert [record.request_id for record in served.engine.records.recent()] == ["whole"]
+
+
+def test_the_last_event_of_each_completion_says_when_what_happened_in_its_order(served: Served) -> None:
+    (answer,) = run(served.engine, request("r", prompt_of(5), fixed(math=0.9), n=2, seed=1, temperature=1.0))
+    for index in range(2):
+        *before, last = answer.pieces(index)
+        assert last.timing is not None
+        times = astuple(last.timing)
+        assert None not in times
+        assert list(times) == sorted(times)
+        assert all(piece.timing is None for piece in before)
 
 
 def test_pieces_carry_each_token_once_and_one_finish_reason(served: Served) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from brainstacks.engine import async_engine
+from brainstacks.engine import async_engine, engine_thread
 from brainstacks.engine.request import CompositionRequest
-from brainstacks.errors import Unavailable
+from brainstacks.errors import EngineFailure, Unavailable
 from tests.engine.async_driving import Running, begin, collect, long, stream
-from tests.engine.driving import prompt_of, request
+from tests.engine.driving import fixed, prompt_of, request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_backend")]
 
@@ -53,3 +55,83 @@ async def test_hostile_34_a_reader_that_has_stopped_does_not_hold_up_a_drain(
     assert await running.idle(), "its memory is free, though its client has not read"
     with pytest.raises(Unavailable):
         await collect(events)
+
+
+class Device:
+    """The backend's steps, of which the first so many fail."""
+
+    def __init__(self, running: Running, failures: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        backend = running.served.engine.backend
+        self.left, self.run = failures, backend.run
+        monkeypatch.setattr(backend, "run", self)
+        monkeypatch.setattr(engine_thread, "SELF_CHECKS", (0.0, 0.0, 0.0))
+
+    def __call__(self, *args: Any) -> Any:
+        self.left -= 1
+        if self.left >= 0:
+            raise RuntimeError("an illegal memory access was encountered")
+        return self.run(*args)
+
+
+async def test_a_device_error_that_persists_ends_the_engine_and_everything_says_so(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Device(running, math.inf, monkeypatch)
+    engine, status = running.engine, running.engine.status
+    hold = running.hold()
+    hurt = asyncio.create_task(collect(stream(engine, request("hurt", prompt_of(4), fixed(chat=1.0)))))
+    hold.set()
+    with pytest.raises(EngineFailure) as told:
+        await hurt
+    assert "illegal" not in told.value.message
+    await asyncio.wait_for(engine.ended(), 60)
+    assert status.problem() == "the device does not compute (RuntimeError)"
+    assert status.readiness().problems[0] == "the engine thread has stopped"
+    assert not status.readiness().ready
+    with pytest.raises(Unavailable):
+        await collect(stream(engine, request("late", prompt_of(4))))
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_a_device_that_computes_again_goes_on_and_so_does_a_step_that_failed_alone(
+    running: Running, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    one = request("again", prompt_of(4), fixed(chat=1.0))
+    before = await collect(stream(running.engine, one))
+    Device(running, failures, monkeypatch)
+    with pytest.raises(EngineFailure):
+        await collect(stream(running.engine, request("hurt", prompt_of(5), fixed(chat=1.0))))
+    assert await collect(stream(running.engine, one)) == before
+    assert running.engine.status.problem() is None
+    assert running.engine.status.readiness().ready
+
+
+async def test_a_thread_that_breaks_ends_the_engine_as_a_broken_device_does(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def broken() -> None:
+        running.engine._thread.put(lambda: None, told.append)
+        raise RuntimeError("no step can do this")
+
+    waiting = asyncio.create_task(collect(stream(running.engine, request("r", prompt_of(4)))))
+    monkeypatch.setattr(running.served.engine, "step", broken)
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(waiting, 60)
+    await asyncio.wait_for(running.engine.ended(), 60)
+    assert running.engine.status.problem() == "the engine's thread failed (RuntimeError)"
+    assert [type(each) for each in told] == [Unavailable], "what had not been taken in yet"
+
+
+async def test_a_step_that_never_ends_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_thread, "STOP_SECONDS", 0.01)
+    running = Running(tmp_path)
+    hold = running.hold()
+    with caplog.at_level(logging.ERROR):
+        await asyncio.wait_for(running.engine.close(), 60)
+    assert "left behind" in caplog.text
+    hold.set()
+    await asyncio.wait_for(running.engine.ended(), 60)

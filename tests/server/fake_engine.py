@@ -21,6 +21,7 @@ from brainstacks.engine.request import (
     Routing,
     StackRef,
     TextEvent,
+    Timing,
     TokenLogprob,
 )
 from brainstacks.errors import RecordNotFound, Unavailable
@@ -90,13 +91,26 @@ class FakeEngine:
         hold: when set, generations wait for it after their first token, and so does `drain`.
         reached, draining: set once a generation waits at `hold`; once `drain` was called.
         tiers, pinned, used: where domains are, those that are pinned, those in use.
+        problem: what is wrong with its device.
+        over: set when it computes no more.
+        timing: what the last event of a completion says.
         requests, aborted, uploads: what it was asked, whose iterator was closed early, the bytes it got.
         opened: the file that it gave out last.
     """
 
     def __init__(self, domains: Sequence[str] = ("chat", "math"), reply: str = "Hello, wörld") -> None:
         self.model = ModelInfo(
-            "tiny", 256, VOCAB, "f" * 64, "none", "float32", "cpu", 1_700_000_000, "fake", "a CPU"
+            "tiny",
+            256,
+            VOCAB,
+            "f" * 64,
+            "none",
+            "float32",
+            "cpu",
+            1_700_000_000,
+            "fake",
+            "it is asked for",
+            "a CPU",
         )
         self.tokenizer = ByteTokenizer()
         self.stacks: FakeStacks = FakeStacks(self)
@@ -110,6 +124,8 @@ class FakeEngine:
         self.reply = reply
         self.ready = Readiness(True)
         self.silence = 0.0
+        self.problem: str | None = None
+        self.over = asyncio.Event()
         self.refuse: Exception | None = None
         self.refuse_publish: Exception | None = None
         self.fail_after: tuple[int, BaseException] | None = None
@@ -125,6 +141,7 @@ class FakeEngine:
         self.drained: float | None = None
         self.draining = asyncio.Event()
         self.closed = False
+        self.timing: Timing | None = None
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Event]]:
         """Side by side, each one event at a time."""
@@ -155,7 +172,8 @@ class FakeEngine:
         finished = False
         try:
             routing = self._compose(request.request_id, request.composition, request.tenant)
-            self.records.insert(0, routing)
+            if request.recorded:
+                self.records.insert(0, routing)
             yield RoutedEvent(routing, len(request.prompt_ids), self._prompt_logprobs(request))
             for index in range(request.n):
                 async for event in self._completion(request, index):
@@ -189,6 +207,7 @@ class FakeEngine:
                 token_ids=(token_id,),
                 logprobs=() if sampling.logprobs is None else (self.logprob(token_id, sampling.logprobs),),
                 finish_reason=reason if last else None,
+                timing=self.timing if last else None,
                 completion_tokens=count,
                 cumulative_logprob=-0.5 * count / (index + 1),
             )
@@ -242,8 +261,12 @@ class FakeEngine:
         if self.hold is not None:
             await self.hold.wait()
 
+    async def ended(self) -> None:
+        await self.over.wait()
+
     async def close(self) -> None:
         self.closed = True
+        self.over.set()
 
 
 class FakeStatus:
@@ -280,7 +303,11 @@ class FakeStatus:
             load_seconds=[1, 2, 3] + [0] * (len(LOAD_SECONDS) - 3) + [1],
             load_seconds_sum=12.5,
             waiting=6,
+            tiers=dict(self._engine.tiers),
         )
+
+    def problem(self) -> str | None:
+        return self._engine.problem
 
     def silence(self) -> float:
         return self._engine.silence

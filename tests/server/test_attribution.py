@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
 from brainstacks.engine.request import CompositionRequest
 from tests.server.conftest import error_of
@@ -63,6 +64,17 @@ async def test_what_an_attribution_sets_without_effect_is_named(client: httpx2.A
     reply = await client.post("/v1/attribution", json={"messages": messages, "completion": "yo"})
     assert reply.status_code == 200
     assert reply.headers["x-brainstacks-ignored"] == "messages.annotations"
+
+
+async def test_what_no_client_asked_to_be_generated_is_neither_counted_nor_recorded(
+    client: httpx2.AsyncClient, engine: FakeEngine, app: FastAPI
+) -> None:
+    assert (await attribute(client, routing=FIXED)).status_code == 200
+    shown = app.state.context.metrics.render().decode()
+    for name in ("prompt_tokens", "domain_activations", "routed_requests", "aborts"):
+        lines = [line for line in shown.splitlines() if line.startswith(f"brainstacks_{name}_total")]
+        assert all(line.endswith(" 0.0") for line in lines), lines
+    assert engine.records == []
 
 
 async def test_the_base_alone_has_nothing_to_take_out(client: httpx2.AsyncClient) -> None:

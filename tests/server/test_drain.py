@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import signal
+import socket
 from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
 
+from server import __main__ as entry
+from server import log
 from server.__main__ import make_server, serve
 from server.drain import DrainingServer
 from server.settings import Settings
@@ -97,6 +102,51 @@ async def test_the_engine_is_closed_when_the_server_ends(engine: FakeEngine) -> 
     signal.raise_signal(signal.SIGTERM)
     await asyncio.wait_for(task, 10)
     assert engine.closed
+
+
+async def test_when_the_engine_ends_by_itself_so_does_the_server_and_says_so(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.problem = "the device does not compute (RuntimeError)"
+    engine.over.set()
+    assert not await asyncio.wait_for(serve(engine, Settings(port=0)), 10)
+    assert engine.closed
+    assert engine.problem in caplog.text
+
+
+def test_the_process_of_an_engine_that_ended_by_itself_exits_with_a_code_of_its_own(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.problem = "broken"
+    engine.over.set()
+    monkeypatch.setattr(entry, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(log, "configure", lambda _: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        entry.main(["--port", "0"])
+    assert ended.value.code == entry.ENGINE_ENDED
+
+
+async def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(engine: FakeEngine) -> None:
+    """However full its connection is: when the time for what is on the wire is over, it is closed."""
+    engine.reply = "x" * 200
+    server = make_server(engine, Settings(port=0))
+    server.config.timeout_graceful_shutdown = 0
+    running = Running(server)
+    body = json.dumps({"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 200, "logprobs": 5})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    async with asyncio.timeout(10):
+        await running.up.wait()
+        listening = server.servers[0].sockets[0]
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections too
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(listening.getsockname())
+            deaf.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+            while not any(each.flow.write_paused for each in server.server_state.connections):  # type: ignore[union-attr]
+                await asyncio.sleep(0)
+            signal.raise_signal(signal.SIGTERM)
+            await running.task
 
 
 async def test_hostile_21_a_megabyte_of_headers_is_refused_on_the_wire(running: Running) -> None:

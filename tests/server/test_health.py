@@ -20,12 +20,26 @@ async def test_health_is_200_while_the_engine_comes_round_and_503_when_it_is_stu
     assert reply.json() == {
         "status": "ok",
         "backend": "fake",
+        "reason": "it is asked for",
+        "device": {"name": "cpu", "state": "ok"},
         "running": 1,
         "waiting": 2,
     }, "nothing of prompts and of what was reused of them"
     for silence, status in ((29.0, 200), (31.0, 503), (math.inf, 503)):
         engine.silence = silence
-        assert (await client.get("/health")).status_code == status
+        reply = await client.get("/health")
+        assert reply.status_code == status
+        assert (reply.json()["device"]["state"] == "ok") == (status == 200)
+
+
+async def test_health_says_what_is_wrong_with_the_device(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.problem = "the device does not compute (RuntimeError)"
+    reply = await client.get("/health")
+    assert reply.status_code == 503
+    assert reply.json()["status"] == "failing"
+    assert reply.json()["device"] == {"name": "cpu", "state": engine.problem}
 
 
 async def test_ready_tells_why_not_and_what_is_degraded(

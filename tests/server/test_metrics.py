@@ -6,7 +6,9 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from brainstacks.engine.request import Timing
 from brainstacks.errors import EngineFailure
+from server import metrics
 from server.app import create_app
 from server.settings import Settings
 from tests.server.fake_engine import FakeEngine
@@ -26,8 +28,8 @@ async def test_a_request_is_counted_in_tokens_times_and_domains(
 ) -> None:
     await client.post("/v1/chat/completions", json=CHAT)
     await client.post("/v1/chat/completions", json={**CHAT, "model": "tiny:math", "n": 2, "stream": True})
-    assert value(app, "prompt_tokens_total") == 8
-    assert value(app, "completion_tokens_total") == 13 + 13 + 14
+    assert value(app, "prompt_tokens_total", key="") == 8
+    assert value(app, "completion_tokens_total", key="") == 13 + 13 + 14
     assert value(app, "time_to_first_token_seconds_count") == 3
     assert value(app, "inter_token_seconds_count") == 12 + 12 + 13
     assert value(app, "request_seconds_count") == 3
@@ -38,7 +40,7 @@ async def test_a_request_is_counted_in_tokens_times_and_domains(
     assert value(app, "router_seconds_count") == 1
     assert value(app, "router_seconds_sum") == pytest.approx(0.0015)
     assert value(app, "routed_requests_total", mode="fixed") == 1
-    assert value(app, "http_responses_total", status="200") == 2
+    assert value(app, "http_responses_total", key="", status="200") == 2
     assert value(app, "aborts_total") == 0
 
 
@@ -115,5 +117,58 @@ async def test_a_client_cannot_grow_the_number_of_series(client: httpx2.AsyncCli
 async def test_two_apps_do_not_share_their_counters(client: httpx2.AsyncClient, app: FastAPI) -> None:
     other = create_app(FakeEngine(), Settings())
     await client.post("/v1/chat/completions", json=CHAT)
-    assert value(app, "prompt_tokens_total") == 4
-    assert value(other, "prompt_tokens_total") == 0
+    assert value(app, "prompt_tokens_total", key="") == 4
+    assert value(other, "prompt_tokens_total", key="") is None
+
+
+async def test_what_is_routed_is_counted_by_composition_and_by_how_sure_the_router_is(
+    client: httpx2.AsyncClient, app: FastAPI
+) -> None:
+    for model in ("tiny", "tiny", "tiny:base", "tiny:math"):
+        await client.post("/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 1})
+    named = {"chat+math": 2, "base": 1, "math": 1}
+    assert {name: value(app, "compositions_total", composition=name) for name in named} == named
+    assert [value(app, "active_domains_bucket", le=le) for le in ("0.0", "1.0", "2.0")] == [1, 2, 4]
+    assert value(app, "router_confidence_sum") == pytest.approx(0.9 * 2)
+    assert value(app, "router_probability_sum", domain="math") == pytest.approx(0.45 * 2)
+    assert value(app, "stack_tier", domain="math", tier="device") == 1
+    assert value(app, "stack_tier", domain="math", tier="disk") == 0
+
+
+async def test_compositions_beyond_the_first_ones_are_counted_together(
+    client: httpx2.AsyncClient, app: FastAPI, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MOST_COMPOSITIONS", 2)
+    engine.names = ["a", "b", "c"]
+    engine.versions = dict.fromkeys(engine.names, 1)
+    for name in ("a", "b", "c", "base", "a"):
+        await client.post("/v1/completions", json={"model": f"tiny:{name}", "prompt": "x", "max_tokens": 1})
+    counts = {name: value(app, "compositions_total", composition=name) for name in ("a", "b", "c", "other")}
+    assert counts == {"a": 2, "b": 1, "c": None, "other": 2}
+
+
+async def test_the_times_that_the_engine_noted_are_shown(
+    client: httpx2.AsyncClient, app: FastAPI, engine: FakeEngine
+) -> None:
+    engine.timing = Timing(arrived=1.0, routing=1.1, routed=1.2, scheduled=3.0, first_token=3.5, ended=9.0)
+    await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "n": 2})
+    assert value(app, "queue_seconds_sum") == pytest.approx(4.0)
+    assert value(app, "prefill_seconds_sum") == pytest.approx(1.0)
+
+
+class TestKeys:
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"api_key": "alice=sk-a,sk-b"}
+
+    async def test_requests_and_tokens_are_counted_by_the_name_of_their_key(
+        self, client: httpx2.AsyncClient, app: FastAPI
+    ) -> None:
+        for key in ("sk-a", "sk-a", "sk-b", "sk-guess"):
+            await client.post("/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {key}"})
+        tokens = {key: value(app, "prompt_tokens_total", key=key) for key in ("alice", "key-2", "")}
+        assert tokens == {"alice": 8, "key-2": 4, "": None}
+        assert value(app, "completion_tokens_total", key="alice") == 26
+        assert value(app, "http_responses_total", key="alice", status="200") == 2
+        assert value(app, "http_responses_total", key="", status="401") == 1
+        assert b"sk-" not in app.state.context.metrics.render()

@@ -79,6 +79,53 @@ def test_a_refused_request_takes_nothing() -> None:
     assert made.admit("a", 1, 1).headers["x-ratelimit-remaining-requests"] == "0"
 
 
+def test_what_a_request_comes_to_need_is_taken_beside_what_it_holds_or_not_at_all() -> None:
+    made = limits(Clock(), key_tokens_per_minute=100, key_sequences=4, key_requests_per_minute=1)
+    ticket = made.admit("a", 2, 40)
+    made.extend(ticket, 1, 20)
+    for sequences, tokens in ((2, 1), (1, 41)):
+        with pytest.raises(RequestRefused):
+            made.extend(ticket, sequences, tokens)
+    assert ticket.headers["x-ratelimit-remaining-tokens"] == "40"
+    ticket.settle(10)
+    assert ticket.account.sequences == 0
+    assert ticket.account.buckets["tokens"].taken == 10
+
+
+@pytest.mark.anyio
+class TestRequests:
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"key_requests_per_minute": 1, "key_sequences": 1}
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/completions", {"model": "tiny", "prompt": "x"}),
+            ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}),
+            ("/v1/route", {"prompt": "x"}),
+            ("/tokenize", {"prompt": "x"}),
+            ("/detokenize", {"tokens": [1]}),
+        ],
+    )
+    async def test_every_route_that_takes_a_prompt_or_tokens_is_a_request_of_its_key(
+        self, client: httpx2.AsyncClient, path: str, body: dict[str, Any]
+    ) -> None:
+        reply = await client.post(path, json=body)
+        assert reply.status_code == 200
+        assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+        error_of(await client.post(path, json=body), 429)
+
+    async def test_an_attribution_that_its_key_has_no_room_for_is_not_even_routed(
+        self, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine
+    ) -> None:
+        routed: list[Any] = []
+        monkeypatch.setattr(engine, "route", lambda *asked: routed.append(asked))
+        body = {"prompt": "x", "completion": "y", "routing": {"mode": "base"}}
+        error_of(await client.post("/v1/attribution", json=body), 429)
+        assert not routed
+
+
 @pytest.mark.anyio
 class TestServed:
     @pytest.fixture

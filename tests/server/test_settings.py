@@ -150,3 +150,11 @@ def test_origins_are_repeated_or_separated_by_commas_and_nothing_else_is_one() -
     for wrong in ("a.example", "https://a.example/", "https://*.example", "null"):
         with pytest.raises(ValidationError):
             parse("--cors-origin", wrong)
+
+
+def test_what_is_shown_of_the_options_holds_no_secret() -> None:
+    settings = Settings.model_validate(
+        {"api_key": "alice=sk-one,sk-two", "admin_key": "sk-admin", "port": 81, "prefix_caching": False}
+    )
+    assert settings.shown() == "--port 81 --api-key *** --api-key *** --admin-key *** --no-prefix-caching"
+    assert Settings().shown() == "every option at its default"

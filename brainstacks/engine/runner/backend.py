@@ -9,6 +9,7 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.cpu import cpu
 from brainstacks.engine.runner.batch import StepBatch
 from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.engine.runner.torch_backend import TorchBackend
@@ -19,15 +20,19 @@ from brainstacks.layers.packed_stack import PackedStack
 
 log = logging.getLogger(__name__)
 
+ASKED_FOR = "the option backend names it"
+
 
 class Backend(Protocol):
     """Attributes:
     name: what it is and computes with, for people.
+    reason: why it was chosen, for people.
     fixed_shapes: a row's result depends, in its last bits, on the shapes that others decide.
     own_threads: it computes with threads of its own, not torch's.
     """
 
     name: str
+    reason: str
     own_threads: bool
     fixed_shapes: bool
 
@@ -55,28 +60,41 @@ def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: 
     Raises:
         ConfigError: it cannot compute this base.
     """
-    if config.backend == "torch" or (config.backend == "auto" and base.device.type != "cpu"):
-        return _torch(base, hooks, cache, config)
+    chosen = _choose(base, hooks, cache, config)
+    log.info("steps are computed by %s: %s; the processor is %s", chosen.name, chosen.reason, cpu())
+    return chosen
+
+
+def _choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig) -> Backend:
+    if config.backend == "torch":
+        return _torch(base, hooks, cache, config, ASKED_FOR)
     if base.device.type != "cpu":
-        raise ConfigError(
-            f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
+        if config.backend == "cpu":
+            raise ConfigError(
+                f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
+            )
+        return _torch(
+            base, hooks, cache, config, f"the base is on {base.device}, for which nothing is compiled"
         )
     from brainstacks.engine.runner.cpu_backend import CpuBackend
 
+    reason = ASKED_FOR if config.backend == "cpu" else "the compiled step knows this decoder"
     try:
-        return CpuBackend(base, cache, exact=config.exact or config.deterministic)
+        return CpuBackend(base, cache, reason, exact=config.exact or config.deterministic)
     except UnsupportedModel as error:
         if config.backend == "cpu":
             raise ConfigError(f"the backend cpu does not compute {base.name!r}: {error.message}") from error
         log.warning("%s is computed by PyTorch, which is slower on a CPU: %s", base.name, error.message)
-        return _torch(base, hooks, cache, config)
+        return _torch(base, hooks, cache, config, f"the compiled step does not compute it: {error.message}")
 
 
-def _torch(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig) -> TorchBackend:
+def _torch(
+    base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig, reason: str
+) -> TorchBackend:
     if config.deterministic and base.quantization == "int8":
         raise ConfigError(
             "--deterministic is refused with --quantization int8 where PyTorch computes: bitsandbytes picks "
             "outlier columns over the whole batch, so a request's neighbours would change it; choose nf4",
             param="quantization",
         )
-    return TorchBackend(base, hooks, cache)
+    return TorchBackend(base, hooks, cache, reason)

@@ -49,6 +49,7 @@ class CpuBackend:
     """Args:
     base: on the CPU, having computed nothing yet.
     cache: whose keys and values it reads and writes.
+    reason: why it was chosen.
     exact: compute with the very values of quantised weights; else with int8 activations, see `FlatModel`.
 
     Attributes:
@@ -61,8 +62,9 @@ class CpuBackend:
     fixed_shapes = False
     own_threads = True
 
-    def __init__(self, base: BaseModel, cache: PagedCache, *, exact: bool) -> None:
+    def __init__(self, base: BaseModel, cache: PagedCache, reason: str, *, exact: bool) -> None:
         self._base, self._cache = base, cache
+        self.reason = reason
         self.model = FlatModel(base.model, base.sites, base.blocks, base.head_blocks(), fast=not exact)
         self.name = f"cpu ({ISA.name}, {'exact' if exact else 'int8 activations'})"
         self._embed = base.model.get_input_embeddings()

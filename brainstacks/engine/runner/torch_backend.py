@@ -22,15 +22,16 @@ class TorchBackend:
     base: its attention implementation is switched to the paged cache's, which is plain SDPA elsewhere.
     hooks: attached to `base`.
     cache: whose keys and values it reads and writes.
+    reason: why it was chosen.
     """
 
     fixed_shapes = True
     own_threads = False
 
-    def __init__(self, base: BaseModel, hooks: CompositionHooks, cache: PagedCache) -> None:
+    def __init__(self, base: BaseModel, hooks: CompositionHooks, cache: PagedCache, reason: str) -> None:
         attention.register()
         base.model.set_attn_implementation(attention.IMPLEMENTATION)
-        self.name = f"torch ({base.device.type})"
+        self.name, self.reason = f"torch ({base.device.type})", reason
         self._base, self._hooks, self._cache = base, hooks, cache
         # A 4-d mask is taken as it is; paged attention makes its own.
         self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)

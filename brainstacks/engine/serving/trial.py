@@ -1,4 +1,5 @@
-"""Whether a stack or a router computes at all: a short prompt with it alone, before anybody gets it.
+"""Whether a stack or a router computes at all: a short prompt with it alone, before anybody gets it; and
+whether the device still does.
 
 The engine's own backend computes it, between two steps and on the engine's thread, so the very kernels are
 tried that requests would meet. Keys and values go to the block that is there for padding: no request's memory
@@ -20,7 +21,7 @@ from brainstacks.engine.request import GenerationRequest, SamplingParams
 from brainstacks.engine.runner.backend import Backend
 from brainstacks.engine.runner.batch import StepBatch, build
 from brainstacks.engine.scheduler import Row
-from brainstacks.errors import InvalidArtifact
+from brainstacks.errors import EngineFailure, InvalidArtifact
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.routing.router import Router, not_finite
@@ -47,6 +48,12 @@ class Trial:
         self._prompt = tuple(prompt[:BLOCK_TOKENS])
         self._between_steps = between_steps
 
+    def base(self) -> None:
+        """Compute with the base alone; on the engine's thread. Raises what a device that fails raises, and
+        EngineFailure for numbers that cannot be."""
+        if not self._sound(StackBank(self._base.device, self._base.dtype), {}):
+            raise EngineFailure("the base was tried alone on a short prompt, and its logits are not finite")
+
     def stack(self, stack: PackedStack) -> None:
         """Compute with `stack` alone at weight 1.0; it is on the device, as `StackBank.place` gives it.
 
@@ -61,15 +68,19 @@ class Trial:
         """Route with `router`. Raises InvalidArtifact: a probability is not finite."""
         self._between_steps(lambda: self._try_router(router))
 
-    @torch.inference_mode()
     def _try_stack(self, bank: StackBank) -> None:
-        logits = self._backend.run(self._batch({CANARY: 1.0}), bank)
-        # A norm whose square overflows gives zeros, so that all tokens are equally likely.
-        if not (logits.isfinite().all() and (logits.amax(-1) > logits.amin(-1)).all()):
+        if not self._sound(bank, {CANARY: 1.0}):
             raise InvalidArtifact(
                 "the stack was tried alone at weight 1.0, and numbers overflow: its weights or its alpha are "
                 "too large for this base; train it again with a smaller learning rate or alpha"
             )
+
+    @torch.inference_mode()
+    def _sound(self, bank: StackBank, weights: dict[str, float]) -> bool:
+        """Whether the logits under `weights` are finite, and not all alike."""
+        logits = self._backend.run(self._batch(weights), bank)
+        # A norm whose square overflows gives zeros, so that all tokens are equally likely.
+        return bool(logits.isfinite().all() and (logits.amax(-1) > logits.amin(-1)).all())
 
     @torch.inference_mode()
     def _try_router(self, router: Router) -> None:
