@@ -1,5 +1,5 @@
 """The console script `brainstacks`: look at, check and change a registry by hand, without a server; and, in
-`remote`, that of a running server. Needs no GPU.
+`remote` and `heat_map`, what they ask of a running server. Needs no GPU.
 
 Exit codes: 0 done; 1 refused, or a problem was found (one line on stderr says which); 2 wrong usage.
 """
@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from brainstacks import remote
+from brainstacks import heat_map, remote
 from brainstacks.console import ExpectOption, FileArgument, JsonOption, print_json, print_table, size
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackMetadata, check_base
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(remote.app)
+app.add_typer(heat_map.app)
 
 RegistryOption = Annotated[
     Path, typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory of the registry.")

@@ -1,4 +1,4 @@
-"""The admin area of a running server, over HTTP."""
+"""A running server, over HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx2 as httpx
 
@@ -29,18 +29,21 @@ class ServerError(BrainstacksError):
     default_code = "server_error"
 
 
-class AdminClient:
-    """A server as its operator sees it. Every method raises ServerError.
-
-    A stack goes by its domain's name, the router by None.
+class Client:
+    """A running server. Every method raises ServerError.
 
     Args:
         url: where the server is.
-        key: the admin key.
+        key: of the area that is asked; empty: none.
+
+    Attributes:
+        key_from: where the key can be given, for who gave a wrong one or none.
 
     Raises:
         ConfigError: the URL is none that a server can have.
     """
+
+    key_from = "BRAINSTACKS_API_KEY"
 
     def __init__(self, url: str, key: str) -> None:
         try:
@@ -52,17 +55,84 @@ class AdminClient:
         self.url = url
         self._http = httpx.Client(
             base_url=base,
-            headers={b"Authorization": f"Bearer {key}".encode()},
+            headers={b"Authorization": f"Bearer {key}".encode()} if key else {},
             timeout=httpx.Timeout(REPLY_SECONDS, connect=CONNECT_SECONDS),
         )
 
-    def __enter__(self) -> AdminClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+    def attribution(self, prompt: str, completion: str, model: str | None) -> dict[str, Any]:
+        """What `POST /v1/attribution` tells of an answer to a message. `model` chooses the composition."""
+        asked = {"model": model, "messages": [{"role": "user", "content": prompt}], "completion": completion}
+        return self._document(self._ask("POST", "/v1/attribution", json=asked))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _ask(self, method: str, path: str, *, also: int | None = None, **how: Any) -> httpx.Response:
+        """A reply that is a success, or has the status `also`."""
+        with self._answering():
+            reply = self._http.request(method, path, **how)
+        if reply.status_code != also:
+            self._check(reply)
+        return reply
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Says of a server that does not answer what to look at."""
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ServerError(
+                f"nothing answers at {self.url} ({error}); is the server running, and is that its address?"
+            ) from error
+        except httpx.TransportError as error:
+            raise ServerError(
+                f"the exchange with {self.url} broke off ({str(error) or type(error).__name__}); look at the "
+                "server's log and `brainstacks status`, then give the command again"
+            ) from error
+
+    def _check(self, reply: httpx.Response) -> None:
+        """Raises ServerError, with the server's own words, for what is no success."""
+        if reply.is_success:
+            return
+        try:
+            error = reply.json()["error"]
+            message, code = str(error["message"]), str(error["code"])
+        except (ValueError, KeyError, TypeError):
+            raise self._foreign(f"status {reply.status_code}") from None
+        if reply.status_code == 401:
+            message += f" (here: {self.key_from})"
+        raise ServerError(message, code=code)
+
+    def _document(self, reply: httpx.Response) -> dict[str, Any]:
+        try:
+            document = reply.json()
+        except ValueError:
+            raise self._foreign("what is no JSON") from None
+        if not isinstance(document, dict):
+            raise self._foreign("what is no JSON object")
+        return document
+
+    def _json(self, method: str, path: str, name: str) -> Any:
+        document = self._document(self._ask(method, path))
+        if name not in document:
+            raise self._foreign(f"no {name!r}")
+        return document[name]
+
+    def _foreign(self, what: str) -> ServerError:
+        return ServerError(f"{self.url} answered with {what}; is it a Brainstacks server?")
+
+
+class AdminClient(Client):
+    """A server as its operator sees it. A stack goes by its domain's name, the router by None."""
+
+    key_from = "BRAINSTACKS_ADMIN_KEY or --admin-key-file"
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -145,59 +215,6 @@ class AdminClient:
                         f"{version.digest}; nothing was kept: pull it again, and look at the proxies between"
                     )
 
-    # --- inside -----------------------------------------------------------------------------------
-
-    def _ask(self, method: str, path: str, *, also: int | None = None, **how: Any) -> httpx.Response:
-        """A reply that is a success, or has the status `also`."""
-        with self._answering():
-            reply = self._http.request(method, path, **how)
-        if reply.status_code != also:
-            self._check(reply)
-        return reply
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Says of a server that does not answer what to look at."""
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise ServerError(
-                f"nothing answers at {self.url} ({error}); is the server running, and is that its address?"
-            ) from error
-        except httpx.TransportError as error:
-            raise ServerError(
-                f"the exchange with {self.url} broke off ({str(error) or type(error).__name__}); look at the "
-                "server's log and `brainstacks status`, then give the command again"
-            ) from error
-
-    def _check(self, reply: httpx.Response) -> None:
-        """Raises ServerError, with the server's own words, for what is no success."""
-        if reply.is_success:
-            return
-        try:
-            error = reply.json()["error"]
-            message, code = str(error["message"]), str(error["code"])
-        except (ValueError, KeyError, TypeError):
-            raise self._foreign(f"status {reply.status_code}") from None
-        if reply.status_code == 401:
-            message += " (here: BRAINSTACKS_ADMIN_KEY or --admin-key-file)"
-        raise ServerError(message, code=code)
-
-    def _document(self, reply: httpx.Response) -> dict[str, Any]:
-        try:
-            document = reply.json()
-        except ValueError:
-            raise self._foreign("what is no JSON") from None
-        if not isinstance(document, dict):
-            raise self._foreign("what is no JSON object")
-        return document
-
-    def _json(self, method: str, path: str, name: str) -> Any:
-        document = self._document(self._ask(method, path))
-        if name not in document:
-            raise self._foreign(f"no {name!r}")
-        return document[name]
-
     def _published(self, reply: httpx.Response) -> Published:
         found = self._document(reply)
         try:
@@ -205,9 +222,6 @@ class AdminClient:
             return Published(name, found["version"], found["digest"], found["generation"], found["created"])
         except KeyError as error:
             raise self._foreign(f"no {error}") from None
-
-    def _foreign(self, what: str) -> ServerError:
-        return ServerError(f"{self.url} answered with {what}; is it a Brainstacks server?")
 
 
 def _path(domain: str | None) -> str:

@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+ServerOption = Annotated[
+    str, typer.Option("--server", metavar="URL", envvar="BRAINSTACKS_SERVER", help="Of the running server.")
+]
 FileArgument = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A stack or router file (.safetensors).")
 ]

@@ -17,7 +17,15 @@ from rich.table import Table
 
 from brainstacks import client
 from brainstacks.client import AdminClient, ServerError
-from brainstacks.console import ExpectOption, FileArgument, JsonOption, print_json, print_table, size
+from brainstacks.console import (
+    ExpectOption,
+    FileArgument,
+    JsonOption,
+    ServerOption,
+    print_json,
+    print_table,
+    size,
+)
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import StackMetadata, check_domain_name
 from brainstacks.stacks.document import printable
@@ -28,9 +36,6 @@ KEY_VARIABLE = "BRAINSTACKS_ADMIN_KEY"
 
 app = typer.Typer()
 
-ServerOption = Annotated[
-    str, typer.Option("--server", metavar="URL", envvar="BRAINSTACKS_SERVER", help="Of the running server.")
-]
 KeyOption = Annotated[
     Path | None,
     typer.Option(

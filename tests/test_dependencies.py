@@ -37,6 +37,7 @@ ORDER = {
     "routing": 4,
     "engine": 5,
     "remote": 5,
+    "heat_map": 5,
     "composed_model": 6,
     "cli": 6,
 }

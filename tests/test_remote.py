@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from pydantic import SecretStr
 
 from brainstacks.client import AdminClient, ServerError
 from brainstacks.engine.interface import Readiness
@@ -22,14 +19,9 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.manifest import Version
 from brainstacks.stacks.registry import Registry
-from server.__main__ import make_server
-from server.settings import Settings
 from tests.console_script import Script
-from tests.server.fake_engine import FakeEngine
-from tests.server.registry_stacks import RegistryStacks
+from tests.served_registry import KEY, Serving
 from tests.stacks.files import write_router, write_stack
-
-KEY = "admin-secret"
 
 
 @pytest.fixture
@@ -40,43 +32,6 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Script(monkeypatch, capsys)
-
-
-class Serving:
-    """A server on a thread.
-
-    Attributes:
-        engine: behind it; its stacks are those of `registry`.
-        url: where it listens.
-    """
-
-    def __init__(self, registry: Registry) -> None:
-        self.engine = FakeEngine()
-        self.registry = registry
-        self.stacks = RegistryStacks(self.engine, registry)
-        self.engine.stacks = self.stacks
-        self._server = make_server(
-            self.engine, Settings(port=0, admin_key=SecretStr(KEY), max_upload_bytes=1 << 16)
-        )
-        self._up = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        assert self._up.wait(60)
-        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-
-    def _run(self) -> None:
-        startup = self._server.startup
-
-        async def tell(*arguments: object, **options: object) -> None:
-            await startup(*arguments, **options)  # type: ignore[arg-type]
-            self._up.set()
-
-        self._server.startup = tell  # type: ignore[method-assign]
-        asyncio.run(self._server.serve())
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(60)
 
 
 @pytest.fixture
