@@ -41,6 +41,9 @@ class Message(Body):
     tool_call_id: CallId | None = Field(default=None, description="of the call whose result this is")
     reasoning_content: Annotated[str | None, WITHOUT_EFFECT] = None
     annotations: Annotated[list[Any] | None, WITHOUT_EFFECT] = None
+    provider_specific_fields: Annotated[dict[str, Any] | None, WITHOUT_EFFECT] = Field(
+        default=None, description="what litellm kept of another server's answer"
+    )
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.content is None and self.role != "assistant":

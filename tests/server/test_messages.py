@@ -22,7 +22,11 @@ SENT_BACK: dict[str, dict[str, Any]] = {
     "openai-js": {"role": "assistant", "content": REPLY, "refusal": None},
     "litellm": {
         "content": REPLY, "role": "assistant", "tool_calls": None, "function_call": None, "annotations": [],
-        "reasoning_content": None,
+        "provider_specific_fields": None,
+    },
+    "litellm, of a conversation begun with another server": {
+        "content": REPLY, "role": "assistant", "tool_calls": None, "function_call": None,
+        "reasoning_content": "Hm.", "provider_specific_fields": {"citations": None, "thinking_blocks": []},
     },
     "langchain": {"role": "assistant", "content": REPLY, "name": "helper", "tool_calls": []},
     "null content": {"role": "assistant", "content": None, "reasoning_content": "Hm."},
