@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Annotated, Any
 
@@ -48,7 +47,7 @@ def _table(found: dict[str, Any]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for token in found["tokens"]:
-        table.add_row(json.dumps(printable(token["text"]), ensure_ascii=False), *_figures(token, domains))
+        table.add_row(f'"{printable(token["text"])}"', *_figures(token, domains))
     table.add_section()
     table.add_row("all", *_figures(found["sums"], domains))
     weights = found["routing"]["weights"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.color import ColorType
@@ -16,14 +17,8 @@ from tests.served_registry import Serving
 from tests.stacks.files import write_stack
 
 TOKENS = [
-    {"token_id": 1, "text": "a", "base": -2.0, "composed": -0.5, "without": {"chat": -2.0, "math": -0.5}},
-    {
-        "token_id": 2,
-        "text": "\x1b[31m",
-        "base": -1.0,
-        "composed": -1.4,
-        "without": {"chat": -1.0, "math": -1.4},
-    },
+    {"text": "a", "base": -2.0, "composed": -0.5, "without": {"chat": -2.0, "math": -0.5}},
+    {"text": "\x1b[31m", "base": -1.0, "composed": -1.4, "without": {"chat": -1.0, "math": -1.4}},
 ]
 FOUND = {
     "tokens": TOKENS,
@@ -49,8 +44,8 @@ def serving(registry: Registry, tmp_path: Path) -> Iterator[Serving]:
 
 def test_a_row_per_token_has_what_each_stack_adds_coloured_by_how_much() -> None:
     table = heat_map._table(FOUND)
-    cells = {str(column.header): list(column.cells) for column in table.columns}
-    assert cells["token"] == ['"a"', '"?[31m"', "all"]
+    cells: dict[str, list[Any]] = {str(column.header): list(column.cells) for column in table.columns}
+    assert cells["token"] == ['"a"', '"\\x1b[31m"', "all"]
     assert [str(cell) for cell in cells["base"]] == ["-2.00", "-1.00", "-3.00"]
     assert [str(cell) for cell in cells["chat"]] == ["+1.50", "-0.40", "+1.10"]
     assert [str(cell) for cell in cells["math"]] == ["+0.00", "+0.00", "+0.00"]
