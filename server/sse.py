@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -25,22 +25,25 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """Sends `chunks` as they come; stops, and runs `close`, as soon as they end or the client is gone.
+    """Sends `events` as they come; stops, and runs `close`, as soon as they end or the client is gone.
 
     Args:
-        chunks: complete events.
-        close: frees what `chunks` draws from; always awaited, once.
+        events: complete ones, but for the last, `DONE`.
+        failed: the events that tell of an error in the middle of them.
+        close: frees what `events` draws from; always awaited, once.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        chunks: AsyncIterator[bytes],
+        events: AsyncIterator[bytes],
+        failed: Callable[[Exception], Iterable[bytes]],
         close: Callable[[], Awaitable[None]],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.chunks = chunks
+        self.events = events
+        self.failed = failed
         self.close = close
         self.status_code = 200
         self.background = None
@@ -57,8 +60,18 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for chunk in self.chunks:
+        told: Iterable[bytes] = ()
+        while True:
+            try:  # around what is told, and not around telling it
+                chunk = await anext(self.events)
+            except StopAsyncIteration:
+                break
+            except Exception as error:
+                told = self.failed(error)
+                break
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        for last in (*told, DONE):
+            await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

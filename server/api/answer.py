@@ -75,7 +75,7 @@ class Answer(ABC):
             routed = await sse.until_disconnect(self.request.receive, self.reader.start())
             headers = {**routing_headers(routed[0].routing), **self.ignored, **self.ticket.headers}
             if self.stream:
-                response = sse.EventStream(self.chunks(), self.close, headers)
+                response = sse.EventStream(self.events(), self.failed, self.close, headers)
                 handed_over = True
                 return response
             whole = await sse.until_disconnect(self.request.receive, self.whole())
@@ -89,19 +89,6 @@ class Answer(ABC):
         self.ticket.settle(self.reader.usage["total_tokens"])
         self.request.state.summary.generation = self.reader.told()
         await self.reader.close()
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Server-sent events; an error is an event too."""
-        try:
-            async for event in self.events():
-                yield event
-        except Exception as error:
-            failed = body_of(error, self.request.state.request_id)
-            self.request.state.summary.error = failed["error"]["code"]
-            self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
-            for event in self.failure(failed):
-                yield event
-        yield sse.DONE
 
     async def events(self) -> AsyncIterator[bytes]:
         """What is streamed; the first and the last event carry `routing`."""
@@ -127,6 +114,13 @@ class Answer(ABC):
         if self.with_usage:
             usage = self.reader.usage
             yield sse.event({**self.envelope, "choices": [], "usage": usage, **self.routing()})
+
+    def failed(self, error: Exception) -> Iterator[bytes]:
+        """`failure`, which is noted too."""
+        failed = body_of(error, self.request.state.request_id)
+        self.request.state.summary.error = failed["error"]["code"]
+        self.ctx.metrics.errors.labels(failed["error"]["code"]).inc()
+        return self.failure(failed)
 
     def failure(self, failed: dict[str, Any]) -> Iterator[bytes]:
         """The events that tell of an error in the middle of a stream."""
