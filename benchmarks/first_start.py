@@ -70,7 +70,8 @@ def start_server(registry: Path, flags: list[str], variables: Mapping[str, str])
     """Start a server, wait until it answers, and end it."""
     begin = perf_counter()
     with running(registry, flags, variables) as server:
-        return Start(perf_counter() - begin, _cpu_seconds(psutil.Process(server.pid)), server.startup)
+        log = tuple(line for line in server.startup if " --base " not in line)  # options have paths
+        return Start(perf_counter() - begin, _cpu_seconds(psutil.Process(server.pid)), log)
 
 
 def import_alone(variables: Mapping[str, str]) -> Start:
