@@ -38,7 +38,7 @@ server is: `python -m tests.conformance`, which writes this page. `make test` re
 - **errors**: an unknown model is the client's own exception for it;
 - **routing**: the composition is chosen by the field `routing`, or by the model's name.
 
-`-`: the client does not offer it.
+`-`: not tried: most of these clients do not offer it.
 """
 
 
