@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Files of tests side by side, each in one process.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+
 BASE ?= packaged:smollm2-135m-instruct
 REGISTRY ?= stacks_registry
 HOST ?= 127.0.0.1
@@ -30,8 +33,8 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PARALLEL)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL)
 	$(MAKE) test-cpus
 
 # The compiled step as CPUs compute it that have fewer instructions than this one.
@@ -42,7 +45,7 @@ test-cpus: setup
 	esac; \
 	for cpu in $$fewer; do \
 		echo "BRAINSTACKS_CPU=$$cpu"; \
-		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest $(PARALLEL) \
 			tests/kernels tests/engine/runner/test_backends.py || exit 1; \
 	done
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from brainstacks.engine.interface import DomainStatus, Engine
+from brainstacks.engine.facts import DomainStatus
+from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError
 
 

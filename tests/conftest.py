@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.stacks.registry import Registry
+from tests.packaged_server import Server, running
 from tests.tiny import save_base
 
 # One fixed sequence of examples, and no clock: a test passes or fails for what the code does.
@@ -31,6 +33,13 @@ def anyio_backend() -> str:
 def packaged_base() -> BaseModel:
     """The packaged base in NF4, open to gradients: the one load that every slow test shares."""
     return load_base("packaged:smollm2-135m-instruct", quantization="nf4", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The packaged base and the demo registry, served by a process."""
+    with running(tmp_path_factory.mktemp("registry") / "stacks") as each:
+        yield each
 
 
 @pytest.fixture(scope="session")

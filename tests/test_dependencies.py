@@ -73,6 +73,7 @@ TORCH_FREE = (
     "stacks/safetensors_file",
     "stacks/store",
     "stacks/verify",
+    "engine/facts",
     "engine/interface",
     "engine/request",
     "engine/routes",
@@ -212,6 +213,14 @@ def test_no_module_can_run_code_from_a_file_it_reads(package: str) -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert arguments.get("weights_only") == "True", path
+
+
+@pytest.mark.parametrize("package", ["brainstacks", "server", "training", "tests", "benchmarks"])
+def test_no_file_is_longer_than_300_lines(package: str) -> None:
+    lengths = {
+        module_id(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources(package)
+    }
+    assert not {path: length for path, length in lengths.items() if length > 300}
 
 
 @pytest.mark.parametrize("package", ["brainstacks", "server", "training"])

@@ -4,84 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx2 as httpx
 import openai
 import pytest
 import torch
-from pydantic import BaseModel
 
-from brainstacks.base_model import identify_base
-from brainstacks.config import StackConfig
-from brainstacks.stacks.artifact import StackMetadata, sha256_file, stack_shapes
-from brainstacks.stacks.tensors import save_stack
-from tests.documents import PAGES, commands, page_id, snippets
+from brainstacks.stacks.artifact import sha256_file
+from tests.documents import PAGES, ROOT, commands, page_id, snippets
+from tests.packaged_server import BASE, PROMPTS, Server, random_stack
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
-BASE = "smollm2-135m-instruct"
-PROMPTS = {
-    "chat": "What are some fun things to do on a rainy weekend?",
-    "code": "Write a Python function to find the maximum of two numbers.",
-    "math": "Tom has 3 boxes with 12 pencils each. He gives away 7 pencils. How many pencils are left?",
-    "medical": "What are the symptoms of Asthma ?",
-    "reasoning": "Could a penguin survive in the Sahara desert?",
-}
-
-
-@dataclass
-class Server:
-    url: str
-    process: subprocess.Popen[str]
-
-    def openai(self) -> Any:
-        """The official client; untyped, because `routing` is an extra of ours."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="inference-key", max_retries=0)
-
-    def admin(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": "Bearer admin-key"}, timeout=120)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    registry = tmp_path_factory.mktemp("registry") / "stacks"
-    shutil.copytree(ROOT / "stacks_registry", registry)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--port", "0", "--registry", str(registry)],
-        env={**os.environ, "BRAINSTACKS_API_KEY": "inference-key", "BRAINSTACKS_ADMIN_KEY": "admin-key"},
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stderr is not None
-    url = None
-    log = []
-    for line in process.stderr:
-        log.append(line)
-        found = re.search(r"running on (http://\S+:\d+)", line)
-        if found:
-            url = found[1]
-            break
-    if url is None:
-        pytest.fail("the server did not start:\n" + "".join(log))
-    drain = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop the server
-    drain.start()
-    yield Server(url, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, "SIGTERM drains and exits 0"
-    drain.join()
-    process.stderr.close()
 
 
 def test_each_domains_prompt_is_answered_with_its_own_weights(server: Server) -> None:
@@ -129,95 +67,6 @@ def test_the_official_client_lists_completes_chats_and_streams(server: Server) -
     assert text == whole.choices[0].message.content
     assert chunks[0].model_extra["routing"]["active"] == ["math"]
     assert chunks[-1].usage == whole.usage
-
-
-def test_the_official_client_responds_streams_parses_calls_and_takes_its_output_back(server: Server) -> None:
-    client = server.openai()
-    asked: dict[str, Any] = {"model": BASE, "temperature": 0, "max_output_tokens": 48}
-    question = {"role": "user", "content": PROMPTS["math"]}
-    whole = client.responses.create(input=[question], **asked)
-    assert whole.output_text
-    with client.responses.stream(input=[question], **asked) as stream:
-        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-    assert text == whole.output_text
-    turns = [question, *whole.output, {"role": "user", "content": "And how many in two boxes?"}]
-    again = client.responses.create(input=turns, **asked)
-    assert again.usage.input_tokens > whole.usage.total_tokens
-
-    class Total(BaseModel):
-        pencils: Literal[29, 36]
-        sure: bool
-
-    held = client.responses.parse(input=PROMPTS["math"], text_format=Total, **asked)
-    assert isinstance(held.output_parsed, Total)
-    parameters = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
-    weather = {"type": "function", "name": "weather", "strict": True, "parameters": parameters}
-    named = {"type": "function", "name": "weather"}
-    calling = client.responses.create(input="Weather in Oslo?", tools=[weather], tool_choice=named, **asked)
-    (call,) = calling.output
-    assert (call.type, call.name) == ("function_call", "weather")
-    assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
-    told = client.responses.create(
-        input=[{"role": "user", "content": "Weather in Oslo?"}, *calling.output, result],
-        tools=[weather],
-        **asked,
-    )
-    assert told.output
-
-
-def test_the_official_client_calls_functions_and_sends_their_results_back(server: Server) -> None:
-    client = server.openai()
-    city = {"enum": ["Paris", "Rome"]}
-    days = {"type": "integer", "minimum": 1, "maximum": 7}
-    schemas = {
-        "weather": {
-            "type": "object",
-            "properties": {"city": city, "days": days},
-            "required": ["city", "days"],
-        },
-        "clock": {"type": "object", "properties": {"city": city}, "required": ["city"]},
-    }
-    asked: dict[str, Any] = {
-        "model": BASE,
-        "tools": [
-            {
-                "type": "function",
-                "function": {"name": name, "parameters": {**schema, "additionalProperties": False}},
-            }
-            for name, schema in schemas.items()
-        ],
-        "max_tokens": 120,
-    }
-    question = [{"role": "user", "content": "What is the weather in Paris, and what time is it in Rome?"}]
-    first = client.chat.completions.create(messages=question, tool_choice="required", seed=1, n=4, **asked)
-    for choice in first.choices:
-        assert choice.finish_reason == "tool_calls"
-        for call in choice.message.tool_calls:
-            given = json.loads(call.function.arguments)
-            assert given.keys() == set(schemas[call.function.name]["required"])
-            assert given["city"] in city["enum"]
-            assert 1 <= given.get("days", 1) <= 7
-
-    stream = client.chat.completions.create(
-        messages=question,
-        tool_choice={"type": "function", "function": {"name": "clock"}},
-        parallel_tool_calls=False,
-        temperature=0,
-        stream=True,
-        **asked,
-    )
-    parts = [choice for chunk in stream for choice in chunk.choices]
-    (call,) = [call for part in parts for call in part.delta.tool_calls or ()]
-    assert (call.index, call.function.name) == (0, "clock")
-    assert parts[-1].finish_reason == "tool_calls"
-
-    made = first.choices[0].message
-    results = [{"role": "tool", "tool_call_id": one.id, "content": "21"} for one in made.tool_calls]
-    after = client.chat.completions.create(messages=[*question, made, *results], tool_choice="none", **asked)
-    assert after.choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="has a result already"):
-        client.chat.completions.create(messages=[*question, made, *results, results[0]], **asked)
 
 
 def test_extra_body_fixes_the_composition_and_the_record_can_be_looked_up(server: Server) -> None:
@@ -359,21 +208,3 @@ def test_the_command_line_pushes_pulls_and_rolls_back(server: Server, tmp_path: 
     assert answer.model_extra["routing"]["stacks"]["poetry"]["digest"] == pushed["digest"]
     with server.admin() as admin:
         assert admin.delete("/admin/stacks/poetry?purge=true").status_code == 200
-
-
-def random_stack(folder: Path, domain: str, fingerprint: str | None = None, seed: int = 0) -> Path:
-    """A small random stack for the packaged base."""
-    identity = identify_base("packaged:smollm2-135m-instruct")
-    base = identity.ref
-    if fingerprint is not None:
-        base = type(base)(base.id, fingerprint, base.architecture)
-    config = StackConfig(rank=1, experts=2, top_k=1, layers=identity.layers)
-    metadata = StackMetadata(domain=domain, rounds=1, config=config, dims=identity.dims, base=base)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: 0.01 * torch.randn(shape, generator=generator, dtype=torch.float32)
-        for name, shape in stack_shapes(metadata)
-    }
-    path = folder / f"{domain}.safetensors"
-    save_stack(path, metadata, tensors)
-    return path

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from brainstacks.client import AdminClient, ServerError
-from brainstacks.engine.interface import Readiness
+from brainstacks.engine.facts import Readiness
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.manifest import Version

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from brainstacks.base_model import BaseModel
 from brainstacks.errors import InvalidRequest
 from brainstacks.tokenizer import ChatTokenizer
-from tests.tiny import END, END_OF_TEXT, START, byte_tokenizer
+from tests.tiny import END, END_OF_TEXT, START, byte_tokenizer, sentencepiece_like
 
 TINY = ChatTokenizer(byte_tokenizer(), (END,))
 SPECIAL = "<|im_end|>"
@@ -228,22 +228,6 @@ def test_decoding_can_leave_special_tokens_out() -> None:
     ids = [START, *b"hi", END]
     assert TINY.decode(ids) == "<|im_start|>hi<|im_end|>"
     assert TINY.decode(ids, skip_special_tokens=True) == "hi"
-
-
-def sentencepiece_like() -> Any:
-    """A tokenizer whose pieces are ▁word, single characters, and <0xNN> for what it does not know."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abcdefgh", "▁a", "ab", "▁ab"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    merges = [("▁", "a"), ("a", "b"), ("▁a", "b")]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
 
 
 def test_bytes_of_sentencepiece_pieces_and_of_byte_fallback() -> None:

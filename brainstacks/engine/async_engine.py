@@ -17,7 +17,7 @@ from brainstacks.config import EngineConfig, Quantization
 from brainstacks.cpu import cpu
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.engine_thread import EngineThread
-from brainstacks.engine.interface import Gauges, ModelInfo, Readiness
+from brainstacks.engine.facts import Gauges, ModelInfo, Readiness
 from brainstacks.engine.replies import Replies
 from brainstacks.engine.request import (
     CompositionRequest,

@@ -17,8 +17,8 @@ from brainstacks.config import EngineConfig
 from brainstacks.engine import output
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.completion import Completion
+from brainstacks.engine.facts import Gauges
 from brainstacks.engine.intake import Intake, RouterPass
-from brainstacks.engine.interface import Gauges
 from brainstacks.engine.jobs import Job
 from brainstacks.engine.replies import Sink
 from brainstacks.engine.request import FinishReason, GenerationRequest, Request, sequences

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from brainstacks.engine.interface import Gauges, ModelInfo, Readiness
+from brainstacks.engine.facts import Gauges, ModelInfo, Readiness
 from brainstacks.engine.request import (
     CompositionRequest,
     Event,
@@ -26,60 +26,8 @@ from brainstacks.engine.request import (
 )
 from brainstacks.errors import RecordNotFound, Unavailable
 from brainstacks.stacks.cache_stats import LOAD_SECONDS, CacheStats, Tier
+from tests.server.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.server.fake_stacks import FLOOR, FakeStacks
-
-EOS = 256
-USER, ASSISTANT, SYSTEM = 257, 258, 259
-VOCAB = 260
-
-
-class ByteTokenizer:
-    """Ids 0..255 are bytes; 256.. are special tokens, which no text can produce."""
-
-    longest_token = 1
-    names: Mapping[int, str] = {EOS: "<eos>", USER: "<user>", ASSISTANT: "<assistant>", SYSTEM: "<system>"}
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return list(text.encode())
-
-    template_variables = frozenset({"enable_thinking"})
-
-    def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        add_special_tokens: bool = False,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        roles = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
-        ids = [i for each in messages for i in (roles[each["role"]], *each["content"].encode())]
-        ids = [EOS, *ids] if add_special_tokens else ids
-        ids += b"think" if (template_kwargs or {}).get("enable_thinking") else b""
-        return [*ids, ASSISTANT] if add_generation_prompt and not continue_final_message else ids
-
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> str:
-        return "a template that knows nothing of tools"
-
-    def added_token(self, text: str) -> int | None:
-        return None
-
-    def info(self) -> dict[str, Any]:
-        return {"tokenizer_class": "ByteTokenizer", "chat_template": None}
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        kept = [i for i in ids if not (skip_special_tokens and i >= EOS)]
-        return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
-
-    def token_text(self, token_id: int) -> str:
-        return self.token_bytes(token_id).decode(errors="replace")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.names[token_id].encode() if token_id >= EOS else bytes([token_id])
 
 
 class FakeEngine:

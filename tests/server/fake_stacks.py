@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from brainstacks.engine.interface import DomainStatus, RouterStatus
+from brainstacks.engine.facts import DomainStatus, RouterStatus
 from brainstacks.errors import Conflict, DomainNotFound, StaleGeneration, VersionNotFound
 from brainstacks.stacks.manifest import History, Manifest, Published, StackVersion, Version
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from brainstacks.engine.interface import DomainStatus, RouterStatus
+from brainstacks.engine.facts import DomainStatus, RouterStatus
 from brainstacks.stacks.manifest import History, Manifest, Published, Version
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata

@@ -9,9 +9,10 @@ import pytest
 
 from brainstacks.engine.request import TokenLogprob
 from brainstacks.errors import Unavailable
+from tests.server.byte_tokenizer import ASSISTANT, SYSTEM, USER
 from tests.server.completing import REPLY, chunks_of
 from tests.server.conftest import error_of
-from tests.server.fake_engine import ASSISTANT, SYSTEM, USER, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from brainstacks.engine.interface import Readiness
+from brainstacks.engine.facts import Readiness
 from brainstacks.errors import CorruptBlob
 from server import __main__ as entry
 from server import log

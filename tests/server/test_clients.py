@@ -8,7 +8,8 @@ import httpx2
 import pytest
 
 from tests.conformance.recorded import load
-from tests.server.fake_engine import EOS, VOCAB, ByteTokenizer, FakeEngine
+from tests.server.byte_tokenizer import EOS, VOCAB, ByteTokenizer
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,9 @@ import httpx2
 import pytest
 
 from server.encoder import LONG, Encoder, Line
+from tests.server.byte_tokenizer import ByteTokenizer
 from tests.server.conftest import error_of
-from tests.server.fake_engine import ByteTokenizer, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ import math
 import httpx2
 import pytest
 
-from brainstacks.engine.interface import Readiness
+from brainstacks.engine.facts import Readiness
 from tests.server.conftest import error_of
 from tests.server.fake_engine import FakeEngine
 

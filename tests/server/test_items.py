@@ -9,8 +9,9 @@ import httpx2
 import pytest
 
 from server.schemas.items import MAX_ITEMS
+from tests.server.byte_tokenizer import ASSISTANT, SYSTEM, USER
 from tests.server.conftest import error_of
-from tests.server.fake_engine import ASSISTANT, SYSTEM, USER, FakeEngine
+from tests.server.fake_engine import FakeEngine
 from tests.server.responding import CLOCK, WEATHER, answered, post
 
 CALL = {"type": "function_call", "call_id": "1", "name": "clock", "arguments": "{}"}

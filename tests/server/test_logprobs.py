@@ -4,7 +4,7 @@ import pytest
 
 from brainstacks.engine.request import TokenLogprob
 from server.logprobs import LOWEST, TextOffsets, chat_logprobs, completion_logprobs
-from tests.server.fake_engine import ByteTokenizer
+from tests.server.byte_tokenizer import ByteTokenizer
 
 
 def token(byte: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:

@@ -7,8 +7,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.server.byte_tokenizer import ASSISTANT, USER
 from tests.server.completing import REPLY
-from tests.server.fake_engine import ASSISTANT, USER, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

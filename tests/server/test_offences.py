@@ -8,8 +8,9 @@ import httpx2
 import pytest
 
 from server.offences import SHOWN
+from tests.server.byte_tokenizer import VOCAB
 from tests.server.conftest import ADMIN, error_of
-from tests.server.fake_engine import VOCAB, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,9 @@ import pytest
 from fastapi import FastAPI
 
 from brainstacks.errors import EngineFailure, Overloaded
+from tests.server.byte_tokenizer import ASSISTANT, USER
 from tests.server.completing import REPLY
-from tests.server.fake_engine import ASSISTANT, USER, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi import checks
 
 from brainstacks import errors
-from brainstacks.engine.interface import Readiness
+from brainstacks.engine.facts import Readiness
 from server.app import create_app
 from server.errors import STATUS
 from server.settings import Settings

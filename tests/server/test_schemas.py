@@ -9,8 +9,9 @@ import httpx2
 import pytest
 
 from server.schemas import MAX_SEED, CompletionRequest
+from tests.server.byte_tokenizer import VOCAB
 from tests.server.conftest import error_of
-from tests.server.fake_engine import VOCAB, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -5,8 +5,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.server.byte_tokenizer import ASSISTANT, USER
 from tests.server.conftest import error_of
-from tests.server.fake_engine import ASSISTANT, USER
 
 pytestmark = pytest.mark.anyio
 

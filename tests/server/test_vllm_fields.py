@@ -7,9 +7,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.server.byte_tokenizer import ASSISTANT, EOS, USER, VOCAB
 from tests.server.completing import REPLY, chunks_of
 from tests.server.conftest import error_of
-from tests.server.fake_engine import ASSISTANT, EOS, USER, VOCAB, FakeEngine
+from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
 

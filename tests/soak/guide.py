@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -30,8 +31,8 @@ def guide(directory: Path, seconds: float, say: Say) -> Outcome:
     """
     text = GUIDE.read_text(encoding="utf-8")
     outcome = Outcome()
-    for name in (".venv", "stacks_registry"):
-        (directory / name).symlink_to(ROOT / name)
+    (directory / ".venv").symlink_to(ROOT / ".venv")
+    shutil.copytree(ROOT / "stacks_registry", directory / "stacks_registry")  # a link would be published to
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +60,7 @@ def guide(directory: Path, seconds: float, say: Say) -> Outcome:
 
 def _timed(what: str, body: str) -> str:
     """One step as a shell runs it, after the time at which it begins."""
-    mark = 'echo "step at $(date +%s.%N)"\n'
+    mark = 'printf "\\nstep at %s\\n" $(date +%s.%N)\n'
     if what.startswith("save "):
         return f"{mark}cat > {what.removeprefix('save ')} <<'END OF FILE'\n{body}END OF FILE\n"
     if body.startswith("brainstacks-serve"):

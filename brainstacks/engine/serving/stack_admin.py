@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from brainstacks import fresh_thread
-from brainstacks.engine.interface import DomainStatus, RouterStatus
+from brainstacks.engine.facts import DomainStatus, RouterStatus
 from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, DomainNotFound, VersionNotFound
 from brainstacks.stacks.loader import as_reply
