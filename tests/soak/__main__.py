@@ -24,6 +24,7 @@ from benchmarks.instruments.results import RESULTS, machine, markdown_table, wri
 from benchmarks.instruments.timing import say
 from tests.soak import (
     guide,
+    heavy,
     hostile,
     killing,
     mutants,
@@ -105,6 +106,7 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
     "training": (_training, 25, 1800),
     "guide": (_guide, 1, 1800),
     "hostile": (Served(hostile.hostile, lambda _: (*STEADY_FLAGS, *hostile.FLAGS), _nothing), 500, 900),
+    "heavy": (Served(heavy.heavy, lambda _: STEADY_FLAGS, _nothing), 20, 600),
     "mutants": (Served(mutants.mutants, lambda _: STEADY_FLAGS, overload.publish), 10_000, 2400),
     "schema": (Served(schema.schema, lambda _: STEADY_FLAGS, overload.publish), 100, 600),
 }
