@@ -16,7 +16,7 @@ from brainstacks.layers.bank import StackBank
 from brainstacks.routing.router import Router
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.lease import Lease, ServedStack
-from brainstacks.stacks.manifest import Manifest, StackVersion
+from brainstacks.stacks.manifest import Manifest, StackVersion, Version
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.stack_cache import StackCache
 
@@ -42,7 +42,7 @@ class Serving:
         self.candidates = Candidates(base, registry, bank, budget)
         self.cache = StackCache(bank, self.candidates.read, budget, config.host_stack_bytes)
         self.router: Router | None = None
-        self._router_digest: str | None = None
+        self.router_version: Version | None = None  # of `router`, which is not the active one if that failed
         self._router_problem: str | None = None
         self._router_failure: tuple[Router, str] | None = None  # in a request; until another is in force
         self._changing = threading.Lock()  # one change of what is served at a time
@@ -137,22 +137,21 @@ class Serving:
                 if self.router is not None:
                     self.candidates.check_router(self.router)
             except BrainstacksError as error:
-                self.router = self._router_digest = None
+                self.router = self.router_version = None
                 self._router_problem = error.message
 
     def _sync_router(self, manifest: Manifest) -> None:
         """The same bytes stay the same router, which conversations remember."""
         if manifest.router is None:
-            self.router = self._router_digest = self._router_problem = None
+            self.router = self.router_version = self._router_problem = None
             if self.cache.serving:
                 self._router_problem = "there is no router: routed requests are answered by the base alone"
             return
         active = manifest.router.current
         try:
-            if active.digest != self._router_digest:
+            if self.router_version is None or active.digest != self.router_version.digest:
                 self.router = self.candidates.router(active.digest)
-                self._router_digest = active.digest
-            self._router_problem = None
+            self.router_version, self._router_problem = active, None
         except BrainstacksError as error:
             self._router_problem = f"router version {active.version}: {error.message}"
 

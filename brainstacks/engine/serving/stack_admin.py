@@ -75,14 +75,13 @@ class StackAdmin:
         )
 
     def router(self) -> RouterStatus | None:
-        history = self._registry.snapshot().router
-        router = self._serving.router
-        if history is None or router is None:
+        router, version = self._serving.router, self._serving.router_version
+        if router is None or version is None:
             return None
         metadata = asdict(router.metadata)
         return RouterStatus(
-            version=history.current.version,
-            digest=history.current.digest,
+            version=version.version,
+            digest=version.digest,
             domains=router.config.domains,
             config=metadata.pop("config"),
             provenance=metadata,

@@ -178,6 +178,22 @@ async def test_a_router_that_gives_what_is_no_number_is_refused_and_the_old_one_
     assert engine.status.readiness().problems == ()
 
 
+async def test_the_router_that_is_shown_is_the_one_that_routes_also_where_the_active_one_is_refused(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, served = running.engine, running.served
+    shown = engine.stacks.router()
+    assert shown is not None
+    with monkeypatch.context() as unbounded:
+        unbounded.setattr(safetensors_file, "_MAX_BITS", dict.fromkeys(("F32", "F16", "BF16"), 1 << 31))
+        huge = write_changed_router(served, running.directory, 1e30)
+        active = served.registry.publish_router(huge)  # by hand: nobody tries it
+        await engine.stacks.reload()
+    assert active.version == shown.version + 1
+    assert f"router version {active.version}: " in engine.status.readiness().problems[0]
+    assert engine.stacks.router() == shown
+
+
 async def test_a_router_that_fails_on_one_prompt_fails_that_request_alone_and_leaves_no_record(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
