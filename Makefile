@@ -60,8 +60,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.contention --rounds 1 --seconds 2 --output build/benchmarks
 
 # Load, faults, hostile clients and drawn requests and files against a real server, and a trainer that is killed:
-# about two hours; one kind:
-# `make soak KINDS=kill`.
+# about an hour and a half; one kind: `make soak KINDS=kill`.
 soak: setup
 	$(BIN)/python -m tests.soak $(KINDS)
 

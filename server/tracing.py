@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
@@ -93,6 +94,8 @@ def check_endpoint(endpoint: str) -> None:
     """Raises ValueError: it is no address, or what would send spans there is not installed."""
     if not endpoint.startswith(("http://", "https://")):
         raise ValueError(f"{endpoint!r} is no address; it is such as http://localhost:4318")
+    if "@" in urlsplit(endpoint).netloc:  # the log shows the options of a start
+        raise ValueError("it holds a name or password; give them in OTEL_EXPORTER_OTLP_HEADERS")
     try:
         there = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")
     except ModuleNotFoundError:

@@ -32,7 +32,7 @@ class Recorder:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise NotImplementedError(f"a {scope['type']} is not relayed")
+            raise ValueError(f"this relays http alone, and not {scope['type']}")
         request = Request(scope, receive)
         body = await request.body()
         query = b"?" + scope["query_string"] if scope["query_string"] else b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -80,19 +81,26 @@ async def test_a_second_signal_does_not_wait(running: Running, engine: FakeEngin
     engine.hold = asyncio.Event()  # the drain would take for ever
     signal.raise_signal(signal.SIGTERM)
     await asyncio.wait_for(engine.draining.wait(), 5)
+    assert not running.task.done()
     signal.raise_signal(signal.SIGTERM)
     await asyncio.wait_for(running.task, 10)
+    assert not engine.hold.is_set(), "nobody let the drain end"
 
 
 async def test_a_drain_that_fails_still_stops(
-    running: Running, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    running: Running,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def broken(timeout: float) -> None:
         raise RuntimeError("boom")
 
     monkeypatch.setattr(engine, "drain", broken)
-    signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(running.task, 10)
+    with caplog.at_level(logging.ERROR):
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(running.task, 10)
+    assert "boom" in caplog.text, "and says why"
 
 
 async def test_the_engine_is_closed_when_the_server_ends(engine: FakeEngine) -> None:
