@@ -133,9 +133,7 @@ def test_the_option_is_refused_with_the_way_out_where_the_extra_is_missing(
     assert Settings(otlp_endpoint="http://localhost:4318").otlp_endpoint == "http://localhost:4318"
     with pytest.raises(ValidationError, match="no address"):
         Settings(otlp_endpoint="localhost:4318")
-    with pytest.raises(
-        ValidationError, match="it holds a name or password; give them in OTEL_"
-    ):
+    with pytest.raises(ValidationError, match="it holds a name or password; give them in OTEL_"):
         Settings(otlp_endpoint="http://me:secret@localhost:4318")
     monkeypatch.setattr(tracing, "find_spec", lambda name: None)
     with pytest.raises(ValidationError, match=r"pip install 'brainstacks\[otel\]'"):
