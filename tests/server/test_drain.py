@@ -141,7 +141,9 @@ async def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(engine: FakeE
     server = make_server(engine, Settings(port=0))
     server.config.timeout_graceful_shutdown = 0
     running = Running(server)
-    body = json.dumps({"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 200, "logprobs": 5})
+    # Far more than the buffers of both sides take.
+    asked = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 200, "logprobs": 5, "n": 8}
+    body = json.dumps(asked)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     async with asyncio.timeout(10):
         await running.up.wait()
