@@ -19,6 +19,9 @@ from tests.tiny import save_base
 settings.register_profile("project", derandomize=True, deadline=None)
 settings.load_profile("project")
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported
+
 # Processes that test side by side share the cores.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, torch.get_num_threads() // workers))

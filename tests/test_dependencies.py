@@ -23,6 +23,7 @@ ORDER = {
     "base_files": 1,
     "gguf_file": 1,
     "kernels": 1,
+    "gpu_kernels": 1,
     "layers": 2,
     "fingerprint": 2,
     "gguf_blocks": 2,
