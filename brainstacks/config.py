@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from brainstacks.errors import ConfigError
 
@@ -18,7 +18,7 @@ RESERVED_DOMAINS = frozenset({"base", "ungated", "routed", "fixed"})
 Quantization = Literal["nf4", "int8", "none", "native"]
 """Of the base's linears; `native` is a GGUF file's own."""
 
-Backend = Literal["auto", "torch", "cpu"]
+Backend = Literal["auto", "torch", "cpu", "cuda"]
 
 MAX_ALPHA = 2.0**14
 """Far beyond what anybody trains with. With it, and with weights of at most
@@ -165,7 +165,9 @@ class EngineConfig:
         kv_cache_tokens: KV memory in tokens, over all sequences and the prefixes kept for reuse; None takes
             131,072, or as many as half of the memory holds that is free when everything is loaded.
         prefix_caching: keep the keys and values of finished prompts for requests of the same composition.
-        backend: what computes steps: `torch`, `cpu` (compiled), or `auto`, the faster that knows the base.
+        backend: what computes steps: `torch`, `cpu` (compiled), `cuda` (Triton), or `auto`, the fastest that
+            knows the base.
+        cuda_graphs: of the `cuda` backend, decode by CUDA graphs; else operation by operation.
         exact: compute with the very values of quantised weights; else, on a CPU, with int8 activations.
         deterministic: exact, and no request's tokens depend on its neighbours; costs speed.
         device_stack_bytes: most bytes of stacks on the device; None keeps every served stack there.
@@ -182,6 +184,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None
     prefix_caching: bool = True
     backend: Backend = "auto"
+    cuda_graphs: bool = True
     exact: bool = False
     deterministic: bool = False
     device_stack_bytes: int | None = None
@@ -200,7 +203,8 @@ class EngineConfig:
         ):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it is at least 1")
         _require(
-            self.backend in ("auto", "torch", "cpu"), f"backend is {self.backend!r}; it is auto, torch or cpu"
+            self.backend in get_args(Backend),
+            f"backend is {self.backend!r}; it is one of {', '.join(get_args(Backend))}",
         )
         for name in ("max_context", "kv_cache_tokens"):
             value = getattr(self, name)

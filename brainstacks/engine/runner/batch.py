@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,33 @@ class StepBatch:
     wanted: Integers
     wanted_counts: tuple[int, ...]
     alone: bool = False
+
+    def split(self) -> tuple[StepBatch, ...]:
+        """Its decode rows and its other rows, as batches of their own; itself where it has one kind alone."""
+        n, tokens = self.decoding, len(self.ids)
+        if n in (0, len(self.spans)):
+            return (self,)
+        decoded = int(np.searchsorted(self.wanted, n))  # a decode row is one token
+        return (
+            self._part(slice(0, n), slice(0, n), slice(0, decoded)),
+            self._part(slice(n, len(self.spans)), slice(n, tokens), slice(decoded, len(self.wanted))),
+        )
+
+    def _part(self, spans: slice, tokens: slice, wanted: slice) -> StepBatch:
+        """Of neighbouring spans and their tokens."""
+        return replace(
+            self,
+            rows=self.rows[spans],
+            spans=tuple(replace(span, first=span.first - tokens.start) for span in self.spans[spans]),
+            decoding=self.decoding if spans.start == 0 else 0,
+            ids=self.ids[tokens],
+            positions=self.positions[tokens],
+            blocks=self.blocks[spans],
+            places=self.places[tokens],
+            weights=self.weights[tokens],
+            wanted=self.wanted[wanted] - tokens.start,
+            wanted_counts=self.wanted_counts[spans],
+        )
 
 
 def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
