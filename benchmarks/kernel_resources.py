@@ -2,10 +2,10 @@
 
     python -m benchmarks.kernel_resources
 
-Every kernel, as it is launched for decoders of some sizes, is compiled for GPUs of compute capability 8.0, 9.0
-and 10.0. NVIDIA's assembler, which comes with Triton, says how many registers a thread takes and how many bytes
-it has to keep in memory for want of them (spills); Triton says how much shared memory a block takes. How fast
-they are, no compiler says.
+Every kernel, as it is launched for decoders of some sizes, is compiled for GPUs of compute capability 8.0,
+9.0 and 10.0. NVIDIA's assembler, which comes with Triton, says how many registers a thread takes and how many
+bytes it has to keep in memory for want of them (spills); Triton says how much shared memory a block takes. How
+fast they are, no compiler says.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 import typer
 from triton.backends.compiler import GPUTarget
@@ -27,7 +28,7 @@ from benchmarks.instruments.decoders import NAMES, decoder_config, projection_si
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
 from brainstacks.engine.block_manager import BLOCK_TOKENS
-from brainstacks.gpu_kernels import attention, deltas, kv_store, partials
+from brainstacks.gpu_kernels import attention, deltas
 from brainstacks.gpu_kernels.configuration import Configuration
 from brainstacks.gpu_kernels.launch import INTERPRETED
 from brainstacks.layers.projections import INPUT_GROUPS
@@ -56,20 +57,13 @@ class Resources:
 
 def configurations(decoder: str) -> Iterator[Configuration]:
     """Of all launches of a decoder in bfloat16."""
-    import torch
-
     config = decoder_config(decoder)
     sizes = projection_sizes(config)
     for names in INPUT_GROUPS:
         yield from deltas.configurations("bf16", sizes[names[0]][0], [sizes[name][1] for name in names])
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    yield kv_store.configuration("bf16", kv_heads, dim, BLOCK_TOKENS)
-    yield partials.configuration("bf16", heads, dim)
-    for window in {None, getattr(config, "sliding_window", None)}:
-        for partial in (True, False):
-            yield attention.configuration(
-                torch.bfloat16, heads, kv_heads, dim, BLOCK_TOKENS, window, partial=partial
-            )
+    window = getattr(config, "sliding_window", None)
+    yield from attention.configurations(torch.bfloat16, heads, kv_heads, dim, BLOCK_TOKENS, window)
 
 
 def compiled(decoder: str, configuration: Configuration, capability: int) -> Resources:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -81,6 +81,29 @@ class PrefillRow:
         return self.masks[window]
 
 
+class PagedAttention(Protocol):
+    """Attention of a step's tokens, as its backend computes it; see `paged_attention`."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Store the new keys and values, then attend.
+
+        Args:
+            query: [H, T, D]; key, value: [H_kv, T, D].
+            window: tokens that the layer looks back, itself included; None for all.
+
+        Returns:
+            [T, H, D].
+        """
+
+
 @dataclass(frozen=True)
 class PagedContext:
     """What one step's attention needs, the same for every layer.
@@ -95,6 +118,23 @@ class PagedContext:
     offsets: Tensor
     decode: tuple[DecodeGroup, ...]
     prefill: tuple[PrefillRow, ...]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """By PyTorch's own operations; see `PagedAttention`."""
+        self.cache.write(layer, self.blocks, self.offsets, key, value)
+        parts = [
+            _decode(query[:, g.first : g.last], g, self.cache, layer, scale, window) for g in self.decode
+        ]
+        n = self.decode[-1].last if self.decode else 0
+        for row in self.prefill:
+            new = slice(n, n + row.count)
+            parts.append(
+                _prefill(query[:, new], key[:, new], value[:, new], row, self.cache, layer, scale, window)
+            )
+            n += row.count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def paged_context(batch: StepBatch, cache: PagedCache, device: torch.device) -> PagedContext:
@@ -139,7 +179,7 @@ def paged_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    paged: PagedContext | None = None,
+    paged: PagedAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """softmax(q k^T * scaling) v of each row over its own blocks; new keys and values are stored first.
@@ -159,21 +199,8 @@ def paged_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output
-    layer = module.layer_idx
-    q, k, v = query[0], key[0], value[0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    paged.cache.write(layer, paged.blocks, paged.offsets, k, v)
-    parts = [
-        _decode(q[:, g.first : g.last], g, paged.cache, layer, scale, sliding_window) for g in paged.decode
-    ]
-    n = paged.decode[-1].last if paged.decode else 0
-    for row in paged.prefill:
-        new = slice(n, n + row.count)
-        parts.append(
-            _prefill(q[:, new], k[:, new], v[:, new], row, paged.cache, layer, scale, sliding_window)
-        )
-        n += row.count
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    out = paged.attend(module.layer_idx, query[0], key[0], value[0], scale, sliding_window)
     return out[None], None
 
 

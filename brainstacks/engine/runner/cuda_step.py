@@ -103,7 +103,7 @@ class CudaStep:
         self._decoder, self.room = decoder, room
         device = decoder.base.device
         self._tile = attention.prefill_tile(
-            decoder.heads // decoder.kv_heads, decoder.head_dim, decoder.base.dtype
+            decoder.heads, decoder.kv_heads, decoder.head_dim, decoder.base.dtype
         )
         self._items = (
             work_list.decode_capacity(room.rows, decoder.base.max_context)

@@ -36,7 +36,7 @@ class Staging:
         }
         total = sum(sizes.values())
         self._there = torch.zeros(total, dtype=torch.uint8, device=device)
-        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._host = host_memory(total, device)
         self.host: dict[str, np.ndarray[Any, Any]] = {}
         self.there: dict[str, Tensor] = {}
         start = 0
@@ -61,3 +61,8 @@ class Staging:
         self._there[:size].copy_(self._host[:size], non_blocking=True)
         if self._sent is not None:
             self._sent.record()
+
+
+def host_memory(size: int, device: torch.device) -> Tensor:
+    """Bytes on the host, from which a copy to the device needs no wait."""
+    return torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")

@@ -1,0 +1,120 @@
+"""A GPU that computes nothing: what a step would do there is seen, and nothing more.
+
+Tensors on it have shapes, dtypes and strides, and no values (PyTorch's fake tensors, on a backend of our own, since a
+build for CPUs has none for CUDA). What depends on a value, which on a GPU would have the host wait for it, raises:
+`.item()`, `.tolist()`, `if tensor`, `nonzero`, an index that is a mask. So do tensors of two devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from brainstacks.base_identity import BaseIdentity
+from brainstacks.base_model import BaseModel
+from brainstacks.engine.runner import staging
+from brainstacks.layers.projections import decoder_layers, find_sites, projection_dims
+
+
+@cache
+def device() -> torch.device:
+    """The GPU, for this process."""
+    from torch.utils import backend_registration
+
+    backend_registration._setup_privateuseone_for_python_backend("gpu")  # type: ignore[no-untyped-call]
+    return torch.device("gpu:0")
+
+
+class FakeGpu:
+    """Everything within `on` happens on it.
+
+    Attributes:
+        mode: of the fake tensors.
+    """
+
+    def __init__(self) -> None:
+        self.device = device()
+        # Arrays of the host are real; what is made of them there is not.
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def tensor(self, meta: Tensor) -> Tensor:
+        """One there of that shape."""
+        return FakeTensor(self.mode, meta.detach().to("meta"), self.device)
+
+    def base(self, config: Any, dtype: torch.dtype = torch.bfloat16) -> BaseModel:
+        """A base there, of any size."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        held[name] = self.tensor(tensor)  # type: ignore[assignment]
+        sites = find_sites(model)
+        layers = len(decoder_layers(model))
+        identity = BaseIdentity(
+            "fake", "f" * 64, config.model_type, layers, projection_dims(sites), config.hidden_size
+        )
+        return BaseModel(model, None, "fake", identity, "none", self.device, dtype, sites)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Within the block, tensors are made there."""
+
+        def host_memory(size: int, device: torch.device) -> Tensor:
+            with unset_fake_temporarily():
+                return torch.zeros(size, dtype=torch.uint8)
+
+        before, staging.host_memory = staging.host_memory, host_memory
+        try:
+            with torch.inference_mode(), self.mode:
+                yield
+        finally:
+            staging.host_memory = before
+
+
+VIEWS = frozenset({
+    "alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze",
+    "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "_unsafe_view", "chunk", "narrow", "_reshape_alias",
+})  # fmt: skip
+"""Operators that compute nothing. `empty` does not either, and is not among the launches."""
+
+ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+
+
+class Launches(TorchDispatchMode):
+    """Notes the operators that a GPU would have to run.
+
+    Attributes:
+        names: of them, in order.
+        calls: name, and of each tensor among the arguments its storage, shape and strides, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self._kept: list[Tensor] = []  # so that no storage is freed and its identity given again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name not in VIEWS | ALLOCATIONS:
+            tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
+            self.names.append(name)
+            self.calls.append((name, *(tuple(t.shape) for t in tensors)))
+        return result
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    return list(model.modules())
