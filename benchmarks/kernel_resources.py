@@ -4,8 +4,8 @@
 
 Every kernel, as it is launched for decoders of some sizes, is compiled for GPUs of compute capability 8.0,
 9.0 and 10.0. NVIDIA's assembler, which comes with Triton, says how many registers a thread takes and how many
-bytes it has to keep in memory for want of them (spills); Triton says how much shared memory a block takes. How
-fast they are, no compiler says.
+bytes it has to keep in memory for want of them (spills); Triton says how much shared memory a block takes.
+How fast they are, no compiler says.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A GPU that computes nothing: what a step would do there is seen, and nothing more.
 
-Tensors on it have shapes, dtypes and strides, and no values (PyTorch's fake tensors, on a backend of our own, since a
-build for CPUs has none for CUDA). What depends on a value, which on a GPU would have the host wait for it, raises:
-`.item()`, `.tolist()`, `if tensor`, `nonzero`, an index that is a mask. So do tensors of two devices.
+Tensors on it have shapes, dtypes and strides, and no values (PyTorch's fake tensors, on a backend of our own,
+since a build for CPUs has none for CUDA). What depends on a value, for which the host would have to wait on a
+GPU, raises: `.item()`, `.tolist()`, `if tensor`, `nonzero`, an index that is a mask. So do tensors of two devices.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from brainstacks.base_identity import BaseIdentity
@@ -28,7 +30,7 @@ def device() -> torch.device:
     """The GPU, for this process."""
     from torch.utils import backend_registration
 
-    backend_registration._setup_privateuseone_for_python_backend("gpu")  # type: ignore[no-untyped-call]
+    backend_registration._setup_privateuseone_for_python_backend("gpu")
     return torch.device("gpu:0")
 
 
@@ -58,7 +60,7 @@ class FakeGpu:
             for held in (module._parameters, module._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
-                        held[name] = self.tensor(tensor)  # type: ignore[assignment]
+                        held[name] = self.tensor(tensor)
         sites = find_sites(model)
         layers = len(decoder_layers(model))
         identity = BaseIdentity(
@@ -70,9 +72,8 @@ class FakeGpu:
     def on(self) -> Iterator[None]:
         """Within the block, tensors are made there."""
 
-        def host_memory(size: int, device: torch.device) -> Tensor:
-            with unset_fake_temporarily():
-                return torch.zeros(size, dtype=torch.uint8)
+        def host_memory(size: int, device: torch.device) -> tuple[Tensor, NDArray[np.uint8]]:
+            return torch.zeros(size, dtype=torch.uint8), np.zeros(size, np.uint8)
 
         before, staging.host_memory = staging.host_memory, host_memory
         try:
@@ -83,8 +84,9 @@ class FakeGpu:
 
 
 VIEWS = frozenset({
-    "alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze",
-    "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "_unsafe_view", "chunk", "narrow", "_reshape_alias",
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "expand", "narrow", "permute",
+    "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten",
+    "unsqueeze", "view",
 })  # fmt: skip
 """Operators that compute nothing. `empty` does not either, and is not among the launches."""
 
@@ -100,7 +102,7 @@ class Launches(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self.calls: list[tuple[Any, ...]] = []
         self._kept: list[Tensor] = []  # so that no storage is freed and its identity given again
@@ -114,7 +116,3 @@ class Launches(TorchDispatchMode):
             self.names.append(name)
             self.calls.append((name, *(tuple(t.shape) for t in tensors)))
         return result
-
-
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    return list(model.modules())

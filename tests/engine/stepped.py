@@ -16,7 +16,7 @@ from brainstacks.config import Backend, EngineConfig, Quantization
 from brainstacks.engine.block_manager import blocks_for
 from brainstacks.engine.runner import backend
 from brainstacks.engine.runner.batch import StepBatch, build
-from brainstacks.engine.runner.kv_cache import PagedCache, attention_shape
+from brainstacks.engine.runner.kv_cache import new_cache
 from brainstacks.engine.scheduler import Row
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import StackTensors
@@ -56,14 +56,13 @@ class Stepped:
         self.base = load_base(saved, quantization=quantization, device="cpu", dtype=dtype)
         hooks = CompositionHooks(self.base.sites)
         hooks.attach()
-        heads, dim = attention_shape(self.base)
-        layers = self.base.identity.layers
-        self.cache = PagedCache(layers, BLOCKS, heads, dim, torch.device("cpu"), dtype)
-        for tensor in (*self.cache.keys, *self.cache.values):
-            tensor.fill_(float("nan"))
         self.stacks = stacks_for(self.base)
         self.bank = bank_of(self.stacks, dtype)
-        self.backend = backend.choose(self.base, hooks, self.cache, EngineConfig(backend=name, exact=exact))
+        self.new_cache = new_cache(self.base, BLOCKS)
+        config = EngineConfig(backend=name, exact=exact)
+        self.backend = backend.choose(self.base, hooks, self.new_cache, config)
+        for tensor in (*self.backend.cache.keys, *self.backend.cache.values):
+            tensor.fill_(float("nan"))
         self.free = np.random.default_rng(0).permutation(np.arange(1, BLOCKS + 1)).tolist()
 
     def rows(self, prompts: Sequence[Sequence[int]], weights: Sequence[Weights]) -> list[Row]:

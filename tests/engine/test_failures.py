@@ -129,7 +129,7 @@ STAGES = {
     "schedule": "_scheduler.schedule",
     "forward": "_runner.run",
     "fork": "_scheduler.fork",
-    "copy": "_runner.cache.copy",
+    "copy": "_runner.backend.cache.copy",
     "remember": "_blocks.remember",
     "sample": "_sampler.sample",
     "route": "_intake._router_pass.run",
@@ -185,7 +185,7 @@ def test_what_a_failed_step_computed_is_not_reused(served: Served, monkeypatch: 
     with monkeypatch.context() as broken:
 
         def scribble(*args: object) -> None:
-            for tensor in engine._runner.cache.keys:
+            for tensor in engine._runner.backend.cache.keys:
                 tensor.fill_(float("nan"))
             raise RuntimeError("broken")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from brainstacks.engine.block_manager import BLOCK_TOKENS, blocks_for
 from brainstacks.engine.runner.batch import Span, StepBatch
 from brainstacks.engine.runner.kv_cache import PagedCache
+from brainstacks.errors import UnsupportedModel
 
 IMPLEMENTATION = "brainstacks_paged"
 
@@ -81,6 +82,21 @@ class PrefillRow:
         return self.masks[window]
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Of one layer.
+
+    Attributes:
+        scale: of the scores.
+        window: tokens that it looks back, itself included; None for all.
+        softcap: that scores come near and do not pass, cap * tanh(score / cap); None for none.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
 class PagedAttention(Protocol):
     """Attention of a step's tokens, as its backend computes it; see `paged_attention`."""
 
@@ -90,14 +106,12 @@ class PagedAttention(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
-        window: int | None,
+        rules: Rules,
     ) -> Tensor:
         """Store the new keys and values, then attend.
 
         Args:
             query: [H, T, D]; key, value: [H_kv, T, D].
-            window: tokens that the layer looks back, itself included; None for all.
 
         Returns:
             [T, H, D].
@@ -119,20 +133,14 @@ class PagedContext:
     decode: tuple[DecodeGroup, ...]
     prefill: tuple[PrefillRow, ...]
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
         """By PyTorch's own operations; see `PagedAttention`."""
         self.cache.write(layer, self.blocks, self.offsets, key, value)
-        parts = [
-            _decode(query[:, g.first : g.last], g, self.cache, layer, scale, window) for g in self.decode
-        ]
+        parts = [_decode(query[:, g.first : g.last], g, self.cache, layer, rules) for g in self.decode]
         n = self.decode[-1].last if self.decode else 0
         for row in self.prefill:
             new = slice(n, n + row.count)
-            parts.append(
-                _prefill(query[:, new], key[:, new], value[:, new], row, self.cache, layer, scale, window)
-            )
+            parts.append(_prefill(query[:, new], key[:, new], value[:, new], row, self.cache, layer, rules))
             n += row.count
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -179,6 +187,8 @@ def paged_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     paged: PagedAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -186,11 +196,18 @@ def paged_attention(
 
     Args:
         query: [1, H, T, D]; key, value: [1, H_kv, T, D].
-        sliding_window: tokens that a layer looks back, itself included; None for all.
+        sliding_window, softcap: see `Rules`.
+        s_aux: refused: a sink that takes some of each row's attention.
 
     Returns:
         [1, T, H, D], None.
     """
+    if s_aux is not None:
+        raise UnsupportedModel("attention with sinks is not computed here; choose a base without")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if paged is None and softcap is not None:
+        mask = _seen(query, attention_mask, sliding_window)
+        return _attended(query, key, value, mask, Rules(scale, softcap=softcap)).transpose(1, 2), None
     if paged is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -199,14 +216,11 @@ def paged_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = paged.attend(module.layer_idx, query[0], key[0], value[0], scale, sliding_window)
+    out = paged.attend(module.layer_idx, query[0], key[0], value[0], Rules(scale, sliding_window, softcap))
     return out[None], None
 
 
-def _decode(
-    query: Tensor, group: DecodeGroup, cache: PagedCache, layer: int, scale: float, window: int | None
-) -> Tensor:
+def _decode(query: Tensor, group: DecodeGroup, cache: PagedCache, layer: int, rules: Rules) -> Tensor:
     """Over as many blocks as the longest row of the group has: query [H, g, D] -> [g, H, D]."""
     ahead = (group.distance < 0)[:, None, :, None]
 
@@ -215,8 +229,7 @@ def _decode(
     heads, count, dim = query.shape
     # Query heads of one KV head go as its queries.
     grouped = query.transpose(0, 1).reshape(count, keys.shape[1], -1, dim)
-    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask(window), scale=scale)
-    return out.reshape(count, heads, dim)
+    return _attended(grouped, keys, values, group.mask(rules.window), rules).reshape(count, heads, dim)
 
 
 def _prefill(
@@ -226,25 +239,47 @@ def _prefill(
     row: PrefillRow,
     cache: PagedCache,
     layer: int,
-    scale: float,
-    window: int | None,
+    rules: Rules,
 ) -> Tensor:
     """A run of one row's tokens: query [H, t, D], key and value [H_kv, t, D] -> [t, H, D]."""
     if row.start > 0:
-        first = row.first_block(window)
+        first = row.first_block(rules.window)
         blocks, seen = row.blocks[first:], row.start + row.count - first * BLOCK_TOKENS
         key, value = (held[:, :seen] for held in cache.read(layer, blocks))
-    mask = row.mask(window)
-    out = F.scaled_dot_product_attention(
-        query[None],
-        key[None],
-        value[None],
-        attn_mask=mask,
-        is_causal=mask is None and row.count > 1,
-        scale=scale,
-        enable_gqa=True,
-    )
+    out = _attended(query[None], key[None], value[None], row.mask(rules.window), rules)
     return out[0].transpose(0, 1)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: Rules) -> Tensor:
+    """[B, H, t, D] of query [B, H, t, D] over key and value [B, H_kv, n, D].
+
+    Args:
+        mask: bool, broadcastable to [B, H, t, n], true where to look; None for plain causality.
+    """
+    if rules.softcap is None:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[-2] > 1,
+            scale=rules.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    shared = query.shape[1] // key.shape[1]
+    key, value = (held.repeat_interleave(shared, dim=1) for held in (key, value))
+    scores = query.float() @ key.float().transpose(-1, -2) * rules.scale
+    scores = torch.tanh(scores / rules.softcap) * rules.softcap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype) @ value
+
+
+def _seen(query: Tensor, mask: Tensor | None, window: int | None) -> Tensor | None:
+    """transformers' mask of a forward that is not paged, as `_attended` takes it."""
+    if mask is None and window is not None:
+        raise ValueError("a layer that looks back so far only came without its mask")
+    return mask if mask is None or mask.dtype == torch.bool else mask == 0
 
 
 def register() -> None:

@@ -11,7 +11,7 @@ from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
 from brainstacks.cpu import cpu
 from brainstacks.engine.runner.batch import StepBatch
-from brainstacks.engine.runner.kv_cache import PagedCache
+from brainstacks.engine.runner.kv_cache import NewCache, PagedCache
 from brainstacks.engine.runner.torch_backend import TorchBackend
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.bank import StackBank
@@ -29,12 +29,14 @@ class Backend(Protocol):
     reason: why it was chosen, for people.
     fixed_shapes: a row's result depends, in its last bits, on the shapes that others decide.
     own_threads: it computes with threads of its own, not torch's.
+    cache: its keys and values.
     """
 
     name: str
     reason: str
     own_threads: bool
     fixed_shapes: bool
+    cache: PagedCache
 
     def prepare(self, stack: PackedStack) -> None:
         """Make ready what steps need of a stack, so that no step has to; called on any thread."""
@@ -54,47 +56,76 @@ class Backend(Protocol):
         """
 
 
-def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig) -> Backend:
-    """The one that `config.backend` names; `auto` takes the compiled one on a CPU where it knows the decoder.
+def choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig) -> Backend:
+    """The one that `config.backend` names; `auto` takes the fastest that knows the decoder and the device.
 
     Raises:
-        ConfigError: it cannot compute this base.
+        ConfigError: it cannot compute this base, or there is no room for its keys and values.
     """
-    chosen = _choose(base, hooks, cache, config)
+    chosen = _choose(base, hooks, new_cache, config)
     log.info("steps are computed by %s: %s; the processor is %s", chosen.name, chosen.reason, cpu())
     return chosen
 
 
-def _choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig) -> Backend:
-    if config.backend == "torch":
-        return _torch(base, hooks, cache, config, ASKED_FOR)
+def _choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig) -> Backend:
+    kind = base.device.type if config.backend == "auto" else config.backend
+    reason = ASKED_FOR if config.backend != "auto" else f"the base is on {base.device}"
+    if kind == "cuda":
+        return _cuda(base, new_cache, config, reason)
+    if kind == "cpu":
+        return _cpu(base, hooks, new_cache, config, reason)
+    return _torch(base, hooks, new_cache, config, reason)
+
+
+def _cpu(
+    base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig, reason: str
+) -> Backend:
+    """The compiled step; torch's, where nobody asked for it and it does not know the decoder."""
     if base.device.type != "cpu":
-        if config.backend == "cpu":
-            raise ConfigError(
-                f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
-            )
-        return _torch(
-            base, hooks, cache, config, f"the base is on {base.device}, for which nothing is compiled"
+        raise ConfigError(
+            f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
         )
     from brainstacks.engine.runner.cpu_backend import CpuBackend
 
-    reason = ASKED_FOR if config.backend == "cpu" else "the compiled step knows this decoder"
     try:
-        return CpuBackend(base, cache, reason, exact=config.exact or config.deterministic)
+        return CpuBackend(base, new_cache, reason, exact=config.exact or config.deterministic)
     except UnsupportedModel as error:
         if config.backend == "cpu":
             raise ConfigError(f"the backend cpu does not compute {base.name!r}: {error.message}") from error
         log.warning("%s is computed by PyTorch, which is slower on a CPU: %s", base.name, error.message)
-        return _torch(base, hooks, cache, config, f"the compiled step does not compute it: {error.message}")
+        reason = f"the compiled step does not compute it: {error.message}"
+        return _torch(base, hooks, new_cache, config, reason)
 
 
 def _torch(
-    base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig, reason: str
+    base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig, reason: str
 ) -> TorchBackend:
+    _refuse_int8(base, config)
+    return TorchBackend(base, hooks, new_cache(PagedCache), reason)
+
+
+def _cuda(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: str) -> Backend:
+    try:
+        from brainstacks.engine.runner.cuda_backend import CudaBackend
+        from brainstacks.gpu_kernels.launch import INTERPRETED
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the backend cuda needs the package {error.name}, which PyTorch's CUDA build brings; "
+            "install that build, or choose --backend torch",
+            param="backend",
+        ) from error
+    if base.device.type != "cuda" and not INTERPRETED:
+        raise ConfigError(
+            f"the backend cuda computes on a GPU, and the base is on {base.device}", param="backend"
+        )
+    _refuse_int8(base, config)
+    return CudaBackend(base, new_cache(PagedCache), reason, config)
+
+
+def _refuse_int8(base: BaseModel, config: EngineConfig) -> None:
     if config.deterministic and base.quantization == "int8":
         raise ConfigError(
             "--deterministic is refused with --quantization int8 where PyTorch computes: bitsandbytes picks "
             "outlier columns over the whole batch, so a request's neighbours would change it; choose nf4",
             param="quantization",
         )
-    return TorchBackend(base, hooks, cache, reason)

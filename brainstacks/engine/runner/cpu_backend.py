@@ -12,7 +12,7 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.runner.batch import StepBatch
-from brainstacks.engine.runner.kv_cache import PagedCache
+from brainstacks.engine.runner.kv_cache import NewCache, VectorCache
 from brainstacks.kernels import step as compiled
 from brainstacks.kernels.attention import TILE_TOKENS
 from brainstacks.kernels.layout import BLOCK, PROJECTIONS, STEP, TILE
@@ -48,7 +48,7 @@ class Phase(NamedTuple):
 class CpuBackend:
     """Args:
     base: on the CPU, having computed nothing yet.
-    cache: whose keys and values it reads and writes.
+    new_cache: allocates its keys and values.
     reason: why it was chosen.
     exact: compute with the very values of quantised weights; else with int8 activations, see `FlatModel`.
 
@@ -62,8 +62,8 @@ class CpuBackend:
     fixed_shapes = False
     own_threads = True
 
-    def __init__(self, base: BaseModel, cache: PagedCache, reason: str, *, exact: bool) -> None:
-        self._base, self._cache = base, cache
+    def __init__(self, base: BaseModel, new_cache: NewCache, reason: str, *, exact: bool) -> None:
+        self._base = base
         self.reason = reason
         self.model = FlatModel(base.model, base.sites, base.blocks, base.head_blocks(), fast=not exact)
         self.name = f"cpu ({ISA.name}, {'exact' if exact else 'int8 activations'})"
@@ -72,7 +72,8 @@ class CpuBackend:
         self._scratch = _Scratch()
         model, dims = self.model, self.model.dims
         self._table = SlotTable(model.delta_blocks)
-        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+        self.cache = new_cache(VectorCache)
+        for layer, (keys, values) in enumerate(zip(self.cache.keys, self.cache.values, strict=True)):
             model.layers[layer]["keys"], model.layers[layer]["values"] = keys.data_ptr(), values.data_ptr()
         self._step = np.zeros(1, STEP)
         self._ones, self._nothing = np.ones(PANEL, np.float32), np.zeros(PANEL, np.float32)

@@ -49,6 +49,7 @@ class CudaBackend:
         self.name, self.reason = f"cuda ({base.device})", reason
         hooks = GroupHooks(base.sites)
         hooks.attach()
+        self.cache = cache
         self._decoder = Decoder.of(base, cache, hooks)
         self._config = config
         self._planner = DeltaPlanner()

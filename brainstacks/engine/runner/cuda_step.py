@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_manager import BLOCK_TOKENS, SCRATCH
-from brainstacks.engine.runner.attention import PagedAttention
+from brainstacks.engine.runner.attention import PagedAttention, Rules
 from brainstacks.engine.runner.batch import StepBatch
 from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.engine.runner.staging import Section, Staging
@@ -103,7 +103,7 @@ class CudaStep:
         self._decoder, self.room = decoder, room
         device = decoder.base.device
         self._tile = attention.prefill_tile(
-            decoder.heads, decoder.kv_heads, decoder.head_dim, decoder.base.dtype
+            decoder.heads // decoder.kv_heads, decoder.head_dim, decoder.base.dtype
         )
         self._items = (
             work_list.decode_capacity(room.rows, decoder.base.max_context)
@@ -243,17 +243,15 @@ class _Attention(PagedAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        rules: Rules,
     ) -> Tensor:
         there, cache = self.there, self.decoder.cache
         q, k, v = (states.transpose(0, 1) for states in (query, key, value))
         kv_store.store(k, v, there["places"], there["offsets"], cache.keys[layer], cache.values[layer])
-        at = self.decoder.windows.index(window)
+        at = self.decoder.windows.index(rules.window)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         shared = (q, cache.keys[layer], cache.values[layer], there["tables"], there[f"items {at}"])
-        options = {"scale": scale, "window": window, "softcap": softcap}
+        options = asdict(rules)
         if self.partials is None:
             attention.prefill(*shared, there[f"ends {at}"], out, **options)
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +44,22 @@ def attention_shape(base: BaseModel) -> tuple[int, int]:
     return int(config.num_key_value_heads), int(dim)
 
 
+NewCache = Callable[[type["PagedCache"]], "PagedCache"]
+"""Allocates the KV memory in a layout."""
+
+
+def new_cache(base: BaseModel, blocks: int) -> NewCache:
+    """For `base` and so many blocks of the pool."""
+    kv_heads, head_dim = attention_shape(base)
+    return lambda layout: layout(
+        base.identity.layers, blocks, kv_heads, head_dim, device=base.device, dtype=base.dtype
+    )
+
+
 class PagedCache:
-    """Allocated once and never cleared: on a CPU, pages that were never written take no memory. What a block
-    holds beyond the tokens written to it is undefined, and must not be read: it may be NaN.
+    """Keys and values, a token's dimensions side by side. Allocated once and never cleared: on a CPU, pages
+    that were never written take no memory. What a block holds beyond the tokens written to it is undefined,
+    and must not be read: it may be NaN.
 
     Args:
         layers: decoder layers.
@@ -54,10 +68,7 @@ class PagedCache:
         device, dtype: of keys and values.
 
     Attributes:
-        keys: per layer [blocks, kv_heads, depth, BLOCK_TOKENS], depth being head_dim filled up to whole
-            vectors: a dimension of a block's keys is one vector.
-        values: per layer [blocks, kv_heads, depth / LANES, BLOCK_TOKENS, LANES], a token's dimensions
-        likewise.
+        keys, values: per layer [blocks, kv_heads, BLOCK_TOKENS, head_dim].
 
     Raises:
         ConfigError: the device has no room for it.
@@ -72,36 +83,61 @@ class PagedCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (layers, blocks + 1, kv_heads)
-        self._dim = head_dim
-        vectors = _vectors(head_dim)
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        shapes = [(layers, blocks + 1, kv_heads, *cell) for cell in self._cells()]
         try:
-            keys = torch.empty(*shape, vectors * LANES, BLOCK_TOKENS, device=device, dtype=dtype)
-            values = torch.empty(*shape, vectors, BLOCK_TOKENS, LANES, device=device, dtype=dtype)
+            self._stored = [torch.empty(shape, device=device, dtype=dtype) for shape in shapes]
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            tokens = blocks * BLOCK_TOKENS
-            gigabytes = 2 * layers * tokens * kv_heads * vectors * LANES * dtype.itemsize / 1e9
+            gigabytes = sum(map(math.prod, shapes)) * dtype.itemsize / 1e9
             raise ConfigError(
-                f"kv_cache_tokens is {tokens}, which takes {gigabytes:.1f} GB on {device}, "
+                f"kv_cache_tokens is {blocks * BLOCK_TOKENS}, which takes {gigabytes:.1f} GB on {device}, "
                 "more than there is; ask for fewer"
             ) from error
-        self._stored = (keys, values)
         self.keys, self.values = (list(stored.unbind()) for stored in self._stored)
+
+    def _cells(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of a block's keys and values of one head."""
+        return (BLOCK_TOKENS, self.head_dim), (BLOCK_TOKENS, self.head_dim)
 
     def write(self, layer: int, blocks: Tensor, places: Tensor, key: Tensor, value: Tensor) -> None:
         """Store keys and values [kv_heads, T, head_dim] of tokens, each at its place [T] of its block [T]."""
-        self.keys[layer][blocks, :, : self._dim, places] = key.transpose(0, 1)
-        filled = F.pad(value.transpose(0, 1), (0, -self._dim % LANES))
-        self.values[layer][blocks, :, :, places] = filled.unflatten(-1, (-1, LANES))
+        self.keys[layer][blocks, :, places] = key.transpose(0, 1)
+        self.values[layer][blocks, :, places] = value.transpose(0, 1)
 
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of blocks [..., m]: [..., kv_heads, m * BLOCK_TOKENS, head_dim] each."""
-        keys = self.keys[layer][blocks].movedim(-4, -3).transpose(-1, -2).flatten(-3, -2)
-        values = self.values[layer][blocks].movedim(-5, -4).transpose(-3, -2).flatten(-2).flatten(-3, -2)
-        return keys[..., : self._dim], values[..., : self._dim]
+        keys, values = (
+            stored[layer][blocks].movedim(-4, -3).flatten(-3, -2) for stored in (self.keys, self.values)
+        )
+        return keys, values
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy whole blocks, in every layer."""
         for source, target in copies:
             for stored in self._stored:
                 stored[:, target] = stored[:, source]
+
+
+class VectorCache(PagedCache):
+    """Keys and values as the compiled step reads them.
+
+    Attributes:
+        keys: per layer [blocks, kv_heads, depth, BLOCK_TOKENS], depth being head_dim filled up to whole
+            vectors: a dimension of a block's keys is one vector.
+        values: per layer [blocks, kv_heads, depth / LANES, BLOCK_TOKENS, LANES], a token's dimensions
+            likewise.
+    """
+
+    def _cells(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        vectors = _vectors(self.head_dim)
+        return (vectors * LANES, BLOCK_TOKENS), (vectors, BLOCK_TOKENS, LANES)
+
+    def write(self, layer: int, blocks: Tensor, places: Tensor, key: Tensor, value: Tensor) -> None:
+        self.keys[layer][blocks, :, : self.head_dim, places] = key.transpose(0, 1)
+        filled = F.pad(value.transpose(0, 1), (0, -self.head_dim % LANES))
+        self.values[layer][blocks, :, :, places] = filled.unflatten(-1, (-1, LANES))
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        keys = self.keys[layer][blocks].movedim(-4, -3).transpose(-1, -2).flatten(-3, -2)
+        values = self.values[layer][blocks].movedim(-5, -4).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        return keys[..., : self.head_dim], values[..., : self.head_dim]

@@ -16,7 +16,7 @@ from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.runner import backend
 from brainstacks.engine.runner.batch import build
-from brainstacks.engine.runner.kv_cache import PagedCache, attention_shape
+from brainstacks.engine.runner.kv_cache import new_cache
 from brainstacks.engine.sampling.sampler import Sampled, Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.errors import BrainstacksError, EngineFailure
@@ -60,16 +60,7 @@ class ModelRunner:
         blocks: BlockManager,
         sampler: Sampler,
     ) -> None:
-        kv_heads, head_dim = attention_shape(base)
-        self.cache = PagedCache(
-            layers=base.identity.layers,
-            blocks=blocks.pool.size,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            device=base.device,
-            dtype=base.dtype,
-        )
-        self.backend = backend.choose(base, hooks, self.cache, config)
+        self.backend = backend.choose(base, hooks, new_cache(base, blocks.pool.size), config)
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._blocks = blocks
@@ -146,5 +137,5 @@ class ModelRunner:
         if leader.output_ids or leader.request.n == 1:
             return []
         joined, copies = self._scheduler.fork(leader)
-        self.cache.copy(copies)
+        self.backend.cache.copy(copies)
         return joined

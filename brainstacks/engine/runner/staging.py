@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 LINE = 16
 """Bytes that a section begins with a multiple of, as kernels read vectors."""
 
+_NUMPY: dict[torch.dtype, Any] = {
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.float32: np.float32,
+}
+
 Section = tuple[torch.dtype, tuple[int, ...]]
-"""dtype and shape."""
+"""dtype, one of these, and shape."""
 
 
 class Staging:
@@ -36,13 +43,13 @@ class Staging:
         }
         total = sum(sizes.values())
         self._there = torch.zeros(total, dtype=torch.uint8, device=device)
-        self._host = host_memory(total, device)
+        self._host, array = host_memory(total, device)
         self.host: dict[str, np.ndarray[Any, Any]] = {}
         self.there: dict[str, Tensor] = {}
         start = 0
         for name, (dtype, shape) in sections.items():
             bytes_ = slice(start, start + math.prod(shape) * dtype.itemsize)
-            self.host[name] = self._host[bytes_].view(dtype).view(shape).numpy()
+            self.host[name] = array[bytes_].view(_NUMPY[dtype]).reshape(shape)
             self.there[name] = self._there[bytes_].view(dtype).view(shape)
             self._last = start, dtype.itemsize
             start += sizes[name]
@@ -63,6 +70,7 @@ class Staging:
             self._sent.record()
 
 
-def host_memory(size: int, device: torch.device) -> Tensor:
-    """Bytes on the host, from which a copy to the device needs no wait."""
-    return torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+def host_memory(size: int, device: torch.device) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Bytes on the host, from which a copy to the device needs no wait, and the same as an array."""
+    memory = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return memory, memory.numpy()

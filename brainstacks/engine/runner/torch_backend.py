@@ -32,7 +32,7 @@ class TorchBackend:
         attention.register()
         base.model.set_attn_implementation(attention.IMPLEMENTATION)
         self.name, self.reason = f"torch ({base.device.type})", reason
-        self._base, self._hooks, self._cache = base, hooks, cache
+        self._base, self._hooks, self.cache = base, hooks, cache
         # A 4-d mask is taken as it is; paged attention makes its own.
         self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)
 
@@ -57,5 +57,5 @@ class TorchBackend:
             "input_ids": torch.from_numpy(batch.ids).to(device, non_blocking=True)[None],
             "position_ids": torch.from_numpy(batch.positions).to(device, non_blocking=True)[None],
             "attention_mask": self._no_mask,
-            "paged": attention.paged_context(batch, self._cache, device),
+            "paged": attention.paged_context(batch, self.cache, device),
         }

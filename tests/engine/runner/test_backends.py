@@ -201,7 +201,7 @@ def test_auto_takes_the_compiled_step_where_it_knows_the_decoder(tmp_path: Path)
     assert not stepped.backend.fixed_shapes
     deterministic = EngineConfig(deterministic=True)
     hooks = CompositionHooks(stepped.base.sites)
-    exact = backend.choose(stepped.base, hooks, stepped.cache, deterministic)
+    exact = backend.choose(stepped.base, hooks, stepped.new_cache, deterministic)
     assert exact.name.endswith(", exact)")
 
 
@@ -210,7 +210,7 @@ def test_the_compiled_step_is_for_the_cpu_alone(tmp_path: Path) -> None:
     elsewhere = replace(stepped.base, device=torch.device("meta"))
     hooks = CompositionHooks(stepped.base.sites)
     with pytest.raises(ConfigError, match="the base is on meta"):
-        backend.choose(elsewhere, hooks, stepped.cache, EngineConfig(backend="cpu"))
+        backend.choose(elsewhere, hooks, stepped.new_cache, EngineConfig(backend="cpu"))
 
 
 @pytest.mark.parametrize(("name", "refused"), [("torch", True), ("cpu", False)])
@@ -222,7 +222,7 @@ def test_int8_is_deterministic_only_where_bitsandbytes_does_not_compute(
     config = EngineConfig(backend=name, deterministic=True)
     hooks = CompositionHooks(stepped.base.sites)
     if not refused:
-        assert backend.choose(base, hooks, stepped.cache, config).name.endswith(", exact)")
+        assert backend.choose(base, hooks, stepped.new_cache, config).name.endswith(", exact)")
         return
     with pytest.raises(ConfigError, match="--deterministic is refused with --quantization int8"):
-        backend.choose(base, hooks, stepped.cache, config)
+        backend.choose(base, hooks, stepped.new_cache, config)

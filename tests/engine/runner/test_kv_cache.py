@@ -13,14 +13,17 @@ from brainstacks.engine.runner.kv_cache import (
     LANES,
     MOST_TOKENS,
     PagedCache,
+    VectorCache,
     affordable_tokens,
     attention_shape,
 )
 from brainstacks.errors import ConfigError
 
+LAYOUTS = (PagedCache, VectorCache)
 
-def cache(blocks: int = 5, head_dim: int = 20) -> PagedCache:
-    return PagedCache(
+
+def cache(layout: type[PagedCache], blocks: int = 5, head_dim: int = 20) -> PagedCache:
+    return layout(
         layers=3,
         blocks=blocks,
         kv_heads=2,
@@ -30,17 +33,29 @@ def cache(blocks: int = 5, head_dim: int = 20) -> PagedCache:
     )
 
 
-def test_there_is_a_block_of_keys_and_values_per_layer_and_one_for_padding() -> None:
-    made = cache()
+@pytest.mark.parametrize(
+    ("layout", "keys", "values"),
+    [
+        (PagedCache, (BLOCK_TOKENS, 20), (BLOCK_TOKENS, 20)),
+        (VectorCache, (2 * LANES, BLOCK_TOKENS), (2, BLOCK_TOKENS, LANES)),
+    ],
+)
+def test_there_is_a_block_of_keys_and_values_per_layer_and_one_for_padding(
+    layout: type[PagedCache], keys: tuple[int, ...], values: tuple[int, ...]
+) -> None:
+    made = cache(layout)
     assert len(made.keys) == len(made.values) == 3
-    assert all(t.shape == (6, 2, 2 * LANES, BLOCK_TOKENS) for t in made.keys)
-    assert all(t.shape == (6, 2, 2, BLOCK_TOKENS, LANES) for t in made.values)
+    assert all(t.shape == (6, 2, *keys) for t in made.keys)
+    assert all(t.shape == (6, 2, *values) for t in made.values)
     assert all(t.is_contiguous() for t in (*made.keys, *made.values))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("head_dim", [3, 16, 20, 64])
-def test_what_is_written_to_some_places_is_read_there_and_nothing_else_changes(head_dim: int) -> None:
-    made = cache(head_dim=head_dim)
+def test_what_is_written_to_some_places_is_read_there_and_nothing_else_changes(
+    layout: type[PagedCache], head_dim: int
+) -> None:
+    made = cache(layout, head_dim=head_dim)
     for tensor in (*made.keys, *made.values):
         tensor.fill_(7.0)
     key, value = torch.randn(2, 2, 4, head_dim)
@@ -57,8 +72,11 @@ def test_what_is_written_to_some_places_is_read_there_and_nothing_else_changes(h
         assert bool((made.values[layer] == 7.0).all())
 
 
-def test_a_copy_takes_keys_and_values_of_every_layer_and_touches_no_other_block() -> None:
-    made = cache()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_copy_takes_keys_and_values_of_every_layer_and_touches_no_other_block(
+    layout: type[PagedCache],
+) -> None:
+    made = cache(layout)
     for i, tensor in enumerate((*made.keys, *made.values)):
         tensor.copy_((torch.arange(6.0) + 10 * i).view(6, *[1] * (tensor.dim() - 1)).expand_as(tensor))
     made.copy([(2, 4), (1, 5)])
@@ -73,7 +91,7 @@ def test_a_cache_that_does_not_fit_names_its_size_and_the_way_out(monkeypatch: p
 
     monkeypatch.setattr(torch, "empty", no_room)
     with pytest.raises(ConfigError, match=r"kv_cache_tokens is 80, which takes 0\.0 GB.*fewer"):
-        cache()
+        cache(PagedCache)
 
 
 def test_without_a_size_half_of_what_is_free_is_taken_and_no_more_than_is_of_use(
