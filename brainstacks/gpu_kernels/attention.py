@@ -55,7 +55,7 @@ def decode(
         ValueError: no kernel computes heads of this size, dtype or layout.
     """
     _check(query, keys)
-    total = ends[-1:]
+    total = ends.narrow(0, -1, 1)
     attend(query, keys, values, tables, items, total, partials.outputs, partials.sums, scale, window, softcap)
     combine(partials.outputs, partials.sums, ends, out)
 

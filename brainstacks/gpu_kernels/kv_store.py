@@ -11,9 +11,11 @@ from brainstacks.gpu_kernels.configuration import TYPES, Configuration
 from brainstacks.gpu_kernels.launch import operator
 
 WARPS = 4
+ROWS = 16
+"""Heads of tokens that a program stores."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens",))
 def store_kernel(
     key,
     value,
@@ -21,6 +23,7 @@ def store_kernel(
     offsets,
     keys,
     values,
+    tokens,
     key_token,
     key_head,
     value_token,
@@ -28,19 +31,21 @@ def store_kernel(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
-    HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
     DIMS: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS)[:, None]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = (row // KV_HEADS).to(tl.int64)
+    head = row % KV_HEADS
     lane = tl.arange(0, DIMS)[None, :]
-    real = (head < KV_HEADS) & (lane < HEAD_DIM)
-    block = tl.load(blocks + token).to(tl.int64)
-    place = tl.load(offsets + token)
-    at = ((block * KV_HEADS + head) * BLOCK + place) * HEAD_DIM + lane
-    k = tl.load(key + token * key_token + head * key_head + lane, mask=real)
-    v = tl.load(value + token * value_token + head * value_head + lane, mask=real)
+    known = token < tokens
+    block = tl.load(blocks + token, mask=known, other=0).to(tl.int64)
+    place = tl.load(offsets + token, mask=known, other=0)
+    at = (((block * KV_HEADS + head) * BLOCK + place) * HEAD_DIM)[:, None] + lane
+    real = known[:, None] & (lane < HEAD_DIM)
+    k = tl.load(key + (token * key_token + head * key_head)[:, None] + lane, mask=real)
     tl.store(keys + at, k, mask=real)
+    v = tl.load(value + (token * value_token + head * value_head)[:, None] + lane, mask=real)
     tl.store(values + at, v, mask=real)
 
 
@@ -66,8 +71,8 @@ def store(key: Tensor, value: Tensor, blocks: Tensor, offsets: Tensor, keys: Ten
 
 def _store(key: Tensor, value: Tensor, blocks: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
     kv_heads, block, head_dim = keys.shape[1:]
-    store_kernel[(len(key),)](
-        key, value, blocks, offsets, keys, values, *key.stride()[:2], *value.stride()[:2],
+    store_kernel[(triton.cdiv(len(key) * kv_heads, ROWS),)](
+        key, value, blocks, offsets, keys, values, len(key), *key.stride()[:2], *value.stride()[:2],
         **_constants(kv_heads, block, head_dim), num_warps=WARPS,
     )  # fmt: skip
 
@@ -84,7 +89,7 @@ def _constants(kv_heads: int, block: int, head_dim: int) -> dict[str, int]:
         "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
         "BLOCK": block,
-        "HEADS": triton.next_power_of_2(kv_heads),
+        "ROWS": ROWS,
         "DIMS": triton.next_power_of_2(head_dim),
     }
 
@@ -93,6 +98,7 @@ def configuration(dtype: torch.dtype, kv_heads: int, head_dim: int, block: int) 
     """As `store` launches it for int64 blocks."""
     pointers = dict.fromkeys(("key", "value", "keys", "values"), f"*{TYPES[dtype]}")
     strides = dict.fromkeys(("key_token", "key_head", "value_token", "value_head"), "i32")
+    strides["tokens"] = "i32"
     return Configuration(
         f"store, {TYPES[dtype]}, head_dim {head_dim}",
         store_kernel,
@@ -100,4 +106,5 @@ def configuration(dtype: torch.dtype, kv_heads: int, head_dim: int, block: int) 
         _constants(kv_heads, block, head_dim),
         WARPS,
         stages=3,
+        unaligned=("tokens",),
     )
