@@ -20,6 +20,9 @@ Quantization = Literal["nf4", "int8", "none", "native"]
 
 Backend = Literal["auto", "torch", "cpu"]
 
+DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
+"""A pattern of what a device is called."""
+
 MAX_ALPHA = 2.0**14
 """Far beyond what anybody trains with. With it, and with weights of at most
 `safetensors_file.MAX_MAGNITUDE`, the products of one delta stay far within float32."""

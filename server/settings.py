@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brainstacks.config import Backend, EngineConfig, Quantization
+from brainstacks.config import DEVICE_NAMES, Backend, EngineConfig, Quantization
 from server.keys import check_secret, collect
 from server.log import Format
 from server.tracing import check_endpoint
@@ -214,7 +214,7 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _check_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        if not re.fullmatch(DEVICE_NAMES, device):
             raise ValueError(
                 f"{device!r} is no device; it is auto, cpu, cuda, or one of several, such as cuda:1"
             )
