@@ -266,7 +266,7 @@ class StackCache:
         error: BrainstacksError | None = None
         try:
             read = host or self._read(place.stack)
-            packed = read if isinstance(read, PackedStack) else PackedStack.pack(read, self.bank.dtype)
+            packed = read if isinstance(read, PackedStack) else self.bank.pack(read)
             there = self.bank.place(packed)
         except Exception as raised:
             error = load_failed(raised, *place.stack.key)
