@@ -1,4 +1,4 @@
-"""GPUs that are not there: `torch.cuda` as far as the project asks it, with a log of what it was asked for."""
+"""GPUs that are not there: `torch.cuda` as far as the project asks it, with a log of what was asked."""
 
 from __future__ import annotations
 

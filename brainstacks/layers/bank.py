@@ -93,8 +93,10 @@ class StackBank:
         """Bytes allocated on the device."""
         return sum(resident.stack.nbytes for resident in self._residents.values())
 
-    def pack(self, stack: StackTensors) -> PackedStack:
-        """`stack` in host memory, as it is placed with the least work."""
+    def pack(self, stack: StackTensors | PackedStack) -> PackedStack:
+        """`stack` in host memory, as it is placed with the least work; a packed one is itself."""
+        if isinstance(stack, PackedStack):
+            return stack
         return PackedStack.pack(stack, self.dtype, self._transfer.host_memory)
 
     def place(self, stack: StackTensors | PackedStack) -> PackedStack:
@@ -103,7 +105,7 @@ class StackBank:
         Raises:
             torch.OutOfMemoryError: no room.
         """
-        packed = self.pack(stack) if isinstance(stack, StackTensors) else stack
+        packed = self.pack(stack)
         try:
             return self._copied(packed)
         except torch.OutOfMemoryError:

@@ -11,7 +11,7 @@ from torch import Tensor
 from brainstacks.config import StackConfig
 from brainstacks.layers.delta import pack_down
 from brainstacks.layers.projections import INPUT_GROUPS
-from brainstacks.layers.transfer import Arrival, Transfer
+from brainstacks.layers.transfer import Arrival, ordinary_memory
 
 HostMemory = Callable[[int, torch.dtype], Tensor]
 """[size] of a dtype, undefined, in host memory."""
@@ -125,7 +125,7 @@ class PackedStack:
 
     @staticmethod
     def pack(
-        stack: StackTensors, dtype: torch.dtype, host_memory: HostMemory = Transfer().host_memory
+        stack: StackTensors, dtype: torch.dtype, host_memory: HostMemory = ordinary_memory
     ) -> PackedStack:
         """`stack`, packed in host memory."""
         config, shape = stack.config, Shape.of(stack.config, stack.dims)

@@ -14,6 +14,11 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
+def ordinary_memory(size: int, dtype: torch.dtype) -> Tensor:
+    """[size], undefined, in host memory."""
+    return torch.empty(size, dtype=dtype)
+
+
 class Arrival:
     """Of a copy that is in the memory that steps read, as soon as it is made."""
 
@@ -31,12 +36,12 @@ class Transfer:
         return CudaTransfer(device, page_locked) if device.type == "cuda" else Transfer()
 
     def host_memory(self, size: int, dtype: torch.dtype) -> Tensor:
-        """[size], undefined, in host memory that stacks are packed in."""
-        return torch.empty(size, dtype=dtype)
+        """[size], undefined, in the host memory that stacks are to be packed in."""
+        return ordinary_memory(size, dtype)
 
     @contextmanager
     def copying(self) -> Iterator[Arrival]:
-        """What is copied and computed within comes with the arrival, and is there when the block has ended."""
+        """What is copied and computed within comes with the arrival, and is there when the block ends."""
         yield Arrival()
 
 
@@ -67,7 +72,7 @@ class CudaTransfer(Transfer):
                 else:
                     self._locked.add(memory)
                     return memory
-        return super().host_memory(size, dtype)
+        return ordinary_memory(size, dtype)
 
     @contextmanager
     def copying(self) -> Iterator[Arrival]:
