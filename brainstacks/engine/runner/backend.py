@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.cpu import cpu
+from brainstacks.device import processor
 from brainstacks.engine.runner.batch import StepBatch
 from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.engine.runner.torch_backend import TorchBackend
@@ -61,7 +61,8 @@ def choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: 
         ConfigError: it cannot compute this base.
     """
     chosen = _choose(base, hooks, cache, config)
-    log.info("steps are computed by %s: %s; the processor is %s", chosen.name, chosen.reason, cpu())
+    where = processor(base.device)
+    log.info("steps are computed by %s: %s; the processor is %s", chosen.name, chosen.reason, where)
     return chosen
 
 
@@ -91,10 +92,11 @@ def _choose(base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config:
 def _torch(
     base: BaseModel, hooks: CompositionHooks, cache: PagedCache, config: EngineConfig, reason: str
 ) -> TorchBackend:
-    if config.deterministic and base.quantization == "int8":
+    if config.deterministic and base.quantization == "int8" and base.device.type == "cpu":
         raise ConfigError(
-            "--deterministic is refused with --quantization int8 where PyTorch computes: bitsandbytes picks "
-            "outlier columns over the whole batch, so a request's neighbours would change it; choose nf4",
+            "--deterministic is refused with --quantization int8 where PyTorch computes on a CPU: there "
+            "bitsandbytes picks outlier columns over the whole batch, so a request's neighbours would change "
+            "it; choose nf4",
             param="quantization",
         )
     return TorchBackend(base, hooks, cache, reason)

@@ -22,9 +22,13 @@ MOST_TOKENS = 131072
 
 def affordable_tokens(base: BaseModel) -> int:
     """Tokens whose keys and values fill half of the memory that is free now, and `MOST_TOKENS` at most."""
+    return max(BLOCK_TOKENS, min(MOST_TOKENS, free_bytes(base.device) // 2 // token_bytes(base)))
+
+
+def token_bytes(base: BaseModel) -> int:
+    """Of a token's keys and values in all layers."""
     heads, dim = attention_shape(base)
-    token = 2 * base.identity.layers * heads * _vectors(dim) * LANES * base.dtype.itemsize
-    return max(BLOCK_TOKENS, min(MOST_TOKENS, free_bytes(base.device) // 2 // token))
+    return 2 * base.identity.layers * heads * _vectors(dim) * LANES * base.dtype.itemsize
 
 
 def _vectors(dim: int) -> int:
