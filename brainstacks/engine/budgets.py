@@ -42,14 +42,13 @@ def divide(base: BaseModel, config: EngineConfig) -> EngineConfig:
     stacks, tokens = config.device_stack_bytes, config.kv_cache_tokens
     if stacks is None:
         stacks = int(max(0, min(STACKS * rest, rest - token * (tokens or 0))))
-    if tokens is None:  # more than twice a full batch could only be prefixes that nobody asks for again
-        most = (
-            2 * config.max_batch_size * (config.max_context or base.max_context)
-        )  # a full batch, and prefixes
+    if tokens is None:
+        # Beyond two full batches there could only be ever older prefixes.
+        most = 2 * config.max_batch_size * (config.max_context or base.max_context)
         tokens = min(most, int(KEYS_AND_VALUES * (rest - stacks)) // token)
     if tokens < BLOCK_TOKENS or stacks + tokens * token > free:
         raise ConfigError(
-            f"{base.device} has {_giga(free)} free beside the base, too little for {_giga(stacks)} of stacks, "
+            f"{base.device} has {_giga(free)} free beside the base, too few for {_giga(stacks)} of stacks, "
             f"{_giga(max(0, tokens) * token)} of keys and values, and what steps compute in; give less to "
             "--device-stack-bytes, --kv-cache-tokens or --max-prefill-tokens, or take a smaller base"
         )

@@ -8,8 +8,8 @@ from server.replies.reply import Reply
 
 
 class Device(Reply):
-    """`gpu` is what it is, null for a CPU. `state` is `ok`, or what is wrong with it. `stack_bytes` is the
-    most that stacks may take there, null for no limit; `kv_cache_tokens` what keys and values have room for."""
+    """`gpu` is what it is, null for a CPU. `state` is `ok`, or what is wrong with it. Stacks may take
+    `stack_bytes` there, null for no limit, and keys and values of `kv_cache_tokens` have room."""
 
     name: str
     gpu: str | None
