@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         default=EngineConfig.kv_cache_tokens,
         ge=1,
-        description="KV memory in tokens; 131072, or what half of the free memory holds",
+        description="KV memory in tokens; 131072, or what half of the free memory holds; a share of a GPU's",
     )
     prefix_caching: bool = Field(
         default=EngineConfig.prefix_caching,
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     device_stack_bytes: int | None = Field(
         default=EngineConfig.device_stack_bytes,
         ge=0,
-        description="most bytes of stacks on the device; every stack when left out",
+        description="most bytes of stacks on the device; every stack when left out, on a GPU a share of it",
     )
     host_stack_bytes: int = Field(
         default=EngineConfig.host_stack_bytes,
