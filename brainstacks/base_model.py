@@ -18,13 +18,14 @@ from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformer
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, plain_checkpoint
 from brainstacks.config import Quantization
+from brainstacks.device import gpu, half, resolve_device, use
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.fingerprint import fingerprint
 from brainstacks.gguf_checkpoint import GgufCheckpoint
+from brainstacks.layers.bitsandbytes_linears import quantization_config, settle
 from brainstacks.layers.blocks import Blocks, int8_blocks, nf4_blocks
 from brainstacks.layers.dequantized import dequantize
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
-from brainstacks.layers.quantize4bit import speed_up_quantize_4bit
 from brainstacks.tokenizer import ChatTokenizer
 
 _log = logging.getLogger(__name__)
@@ -112,10 +113,11 @@ def load_base(
         base: local directory, hub id, `.gguf` file, or a name in `PACKAGED`.
         quantization: `nf4` (with double quantisation), `int8`, `none`, or `native`, which computes with the
             values that a GGUF file's own blocks stand for.
-        device: `auto` takes CUDA when there is one.
+        device: `auto` takes CUDA when there is one. A GPU becomes the calling thread's own.
         dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base, the
             checkpoint's own dtype for an unquantised one, and float32 for a native one, whose values are
-            products of a float16 and a code: bfloat16 would round each of them a second time.
+            products of a float16 and a code: bfloat16 would round each of them a second time. A GPU without
+            bfloat16 gets float16 in its place.
 
     Raises:
         ConfigError: an unknown quantization or device, or `native` for a base that is no GGUF file.
@@ -127,6 +129,7 @@ def load_base(
             param="quantization",
         )
     torch_device = resolve_device(device)
+    use(torch_device)
     started = time.perf_counter()
     checkpoint = _checkpoint(base, quantization, torch_device, dtype)
     with quiet_transformers():
@@ -135,11 +138,7 @@ def load_base(
     if checkpoint.gguf is not None:
         checkpoint.gguf.fill(model)
     model.eval().requires_grad_(False)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Some CPUs would repack 4-bit weights at the first inference forward, after which no gradient
-            # passes them, silently, and scales are rounded: one form of the weights on all machines.
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 -- not on nn.Module
+    settle(model, torch_device)
     sites = find_sites(model)
     identity = _identity(base_name(base), checkpoint, model, sites)
     _log.info("loaded %s (%s) in %.1f s", identity.id, quantization, time.perf_counter() - started)
@@ -199,16 +198,6 @@ def load_chat_tokenizer(base: str | os.PathLike[str]) -> ChatTokenizer:
     return ChatTokenizer(tokenizer, ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
-def resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; it is auto, cpu or cuda", param="device")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, and no CUDA device is available; use --device cpu", param="device")
-    return torch.device(device)
-
-
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """`float32`, `bfloat16` or `float16`; None for `auto` or nothing. Raises ConfigError."""
     if name is None or name == "auto":
@@ -251,28 +240,33 @@ def _load_model(
     dtype: torch.dtype | None,
     quantized_files: bool = False,
 ) -> nn.Module:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    own: dict[str, torch.dtype | str] = {"none": "auto", "native": torch.float32}
-    chosen = dtype or own.get(quantization, torch.bfloat16)
+    chosen = dtype or _dtype(directory, quantization, device)
     options: dict[str, Any] = {"device_map": {"": device}, "attn_implementation": "sdpa"}
-    if quantization == "nf4" and not quantized_files:
-        speed_up_quantize_4bit()
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=chosen,
-        )
-    elif quantization == "int8":
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        # It says at every layer of every forward that activations are cast, which is what int8 means.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if not quantized_files and quantization in ("nf4", "int8"):
+        options["quantization_config"] = quantization_config(quantization, device, chosen)
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=chosen, **options)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
     return model
+
+
+def _dtype(directory: Path, quantization: Quantization, device: torch.device) -> torch.dtype | str:
+    """Of a base whose dtype nobody chose; `auto` is the checkpoint's own."""
+    from transformers import AutoConfig
+
+    own: torch.dtype | str = torch.bfloat16
+    if quantization in ("none", "native"):
+        own = torch.float32 if quantization == "native" else "auto"
+    if half(device) == torch.bfloat16:
+        return own
+    named = AutoConfig.from_pretrained(directory).get_text_config().dtype if own == "auto" else own
+    if named != torch.bfloat16:
+        return own
+    _log.warning("%s has no bfloat16 of its own: float16 takes its place; --dtype chooses", gpu(device))
+    return torch.float16
 
 
 def _load_tokenizer(directory: Path) -> Any:

@@ -20,6 +20,9 @@ Quantization = Literal["nf4", "int8", "none", "native"]
 
 Backend = Literal["auto", "torch", "cpu", "cuda"]
 
+DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
+"""A pattern of what a device is called."""
+
 MAX_ALPHA = 2.0**14
 """Far beyond what anybody trains with. With it, and with weights of at most
 `safetensors_file.MAX_MAGNITUDE`, the products of one delta stay far within float32."""
@@ -163,15 +166,18 @@ class EngineConfig:
         max_prefill_tokens: most prompt tokens that one step computes.
         max_router_batch: most waiting prompts that one router pass reads.
         kv_cache_tokens: KV memory in tokens, over all sequences and the prefixes kept for reuse; None takes
-            131,072, or as many as half of the memory holds that is free when everything is loaded.
+            131,072, or as many as half of the memory holds that is free when everything is loaded; on a GPU
+            see `engine.budgets`.
         prefix_caching: keep the keys and values of finished prompts for requests of the same composition.
         backend: what computes steps: `torch`, `cpu` (compiled), `cuda` (Triton), or `auto`, the fastest that
             knows the base.
         cuda_graphs: of the `cuda` backend, decode by CUDA graphs; else operation by operation.
         exact: compute with the very values of quantised weights; else, on a CPU, with int8 activations.
         deterministic: exact, and no request's tokens depend on its neighbours; costs speed.
-        device_stack_bytes: most bytes of stacks on the device; None keeps every served stack there.
-        host_stack_bytes: most bytes of packed stacks in host memory, of those that had to leave the device.
+        device_stack_bytes: most bytes of stacks on the device; None keeps every served stack in a CPU's
+            memory, and takes a share of a GPU's.
+        host_stack_bytes: most bytes of packed stacks in host memory, of those that had to leave the device;
+            beside a GPU of all, page-locked.
         max_unread_events: a stream whose client has left this many events unread pauses until they are read.
         routing_records: how many recent routing records are kept.
     """

@@ -6,9 +6,10 @@ import asyncio
 import dataclasses
 import gc
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from pydantic import ValidationError
@@ -72,7 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.collect()
     gc.freeze()
     if not asyncio.run(serve(engine, settings)):
-        raise SystemExit(ENGINE_ENDED)
+        _leave(engine.status.model.device)
+
+
+def _leave(device: str) -> NoReturn:
+    """End with `ENGINE_ENDED`. To free what was on a GPU that is lost fails, and what fails there aborts the
+    process with another code, so nothing is freed."""
+    if device != "cpu":
+        logging.shutdown()
+        os._exit(ENGINE_ENDED)
+    raise SystemExit(ENGINE_ENDED)
 
 
 def engine_config(settings: Settings) -> EngineConfig:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from brainstacks.config import Backend, EngineConfig, Quantization
+from brainstacks.config import DEVICE_NAMES, Backend, EngineConfig, Quantization
 from server.keys import check_secret, collect
 from server.log import Format
 from server.tracing import check_endpoint
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         default=EngineConfig.kv_cache_tokens,
         ge=1,
-        description="KV memory in tokens; 131072, or what half of the free memory holds",
+        description="KV memory in tokens; 131072, or what half of the free memory holds; a share of a GPU's",
     )
     prefix_caching: bool = Field(
         default=EngineConfig.prefix_caching,
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     device_stack_bytes: int | None = Field(
         default=EngineConfig.device_stack_bytes,
         ge=0,
-        description="most bytes of stacks on the device; every stack when left out",
+        description="most bytes of stacks on the device; every stack when left out, on a GPU a share of it",
     )
     host_stack_bytes: int = Field(
         default=EngineConfig.host_stack_bytes,
@@ -214,7 +214,7 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _check_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        if not re.fullmatch(DEVICE_NAMES, device):
             raise ValueError(
                 f"{device!r} is no device; it is auto, cpu, cuda, or one of several, such as cuda:1"
             )

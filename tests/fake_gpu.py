@@ -2,7 +2,8 @@
 
 Tensors on it have shapes, dtypes and strides, and no values (PyTorch's fake tensors, on a backend of our own,
 since a build for CPUs has none for CUDA). What depends on a value, for which the host would have to wait on a
-GPU, raises: `.item()`, `.tolist()`, `if tensor`, `nonzero`, an index that is a mask. So do tensors of two devices.
+GPU, raises: `.item()`, `.tolist()`, `if tensor`, `nonzero`, an index that is a mask. So do tensors of two
+devices.
 """
 
 from __future__ import annotations

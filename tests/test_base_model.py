@@ -17,7 +17,6 @@ from brainstacks.base_model import (
     identify_base,
     load_base,
     parse_dtype,
-    resolve_device,
 )
 from brainstacks.config import PROJECTIONS
 from brainstacks.errors import ConfigError, UnsupportedModel
@@ -238,13 +237,6 @@ def test_an_unknown_quantization_device_or_dtype_is_named(tmp_path: Path) -> Non
         parse_dtype("float8")
     assert parse_dtype("auto") is None
     assert parse_dtype("bfloat16") is torch.bfloat16
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device_is_refused_and_auto_takes_the_cpu() -> None:
-    with pytest.raises(ConfigError, match="no CUDA device"):
-        resolve_device("cuda")
-    assert resolve_device("auto") == torch.device("cpu")
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ ORDER = {
     "base_identity": 0,
     "cpu": 0,
     "config": 0,
+    "device": 0,
     "fresh_thread": 0,
     "durable": 0,
     "cache": 1,

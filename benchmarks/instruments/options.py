@@ -24,7 +24,7 @@ PromptTokens = Annotated[int, typer.Option(min=1, help="Length of the random pro
 RunTokens = Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")]
 Base = Annotated[str, typer.Option(help="Base model, named as for the server.")]
 Quantize = Annotated[str, typer.Option("--quantization", help="nf4, int8, none or native.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or one of several, such as cuda:1.")]
 Trained = Annotated[
     Path, typer.Option("--registry", help="Trained registry; its cases are left out if it does not fit.")
 ]

@@ -19,6 +19,7 @@ import torch
 from benchmarks.instruments.checkout import ROOT
 from benchmarks.instruments.timing import Report, say
 from brainstacks.cpu import cpu
+from brainstacks.device import gpu
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -91,15 +92,15 @@ def machine() -> dict[str, Any]:
 
     `kind` is the GPU's name, or `cpu-<cores>-<best vector extension>`.
     """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = gpu()
     return {
-        "kind": _slug(gpu) if gpu else f"cpu-{os.cpu_count()}-{vector_extension(cpu().features)}",
+        "kind": _slug(found.name) if found else f"cpu-{os.cpu_count()}-{vector_extension(cpu().features)}",
         "cpu": cpu().model,
         "cpu_features": list(cpu().features),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "load_1min": round(os.getloadavg()[0], 2),
-        "gpu": gpu,
+        "gpu": None if found is None else str(found),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {"python": platform.python_version(), **dict(_versions())},
     }

@@ -15,6 +15,7 @@ from brainstacks import fresh_thread
 from brainstacks.base_model import load_base, parse_dtype
 from brainstacks.config import EngineConfig, Quantization
 from brainstacks.cpu import cpu
+from brainstacks.device import gpu
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.engine_thread import EngineThread
 from brainstacks.engine.facts import Gauges, ModelInfo, Readiness
@@ -217,6 +218,7 @@ class Status:
         self._engine = engine
         self._thread = thread
         self._created = int(time.time())
+        self._gpu = gpu(engine.base.device)
 
     @property
     def model(self) -> ModelInfo:
@@ -233,6 +235,9 @@ class Status:
             backend=self._engine.backend.name,
             backend_reason=self._engine.backend.reason,
             cpu=str(cpu()),
+            gpu=None if self._gpu is None else str(self._gpu),
+            device_stack_bytes=self._engine.config.device_stack_bytes,
+            kv_cache_tokens=self._engine.gauges.kv_tokens_total,
         )
 
     def gauges(self) -> Gauges:

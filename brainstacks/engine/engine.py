@@ -14,8 +14,10 @@ from itertools import count
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.device import reclaim
 from brainstacks.engine import output
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
+from brainstacks.engine.budgets import divide
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.facts import Gauges
 from brainstacks.engine.intake import Intake, RouterPass
@@ -47,7 +49,7 @@ class StepEngine:
     config: limits.
 
     Raises:
-        ConfigError: there is no room for the KV cache.
+        ConfigError: the device has no room for what was asked for.
     """
 
     def __init__(self, base: BaseModel, registry: Registry | None, config: EngineConfig) -> None:
@@ -56,17 +58,15 @@ class StepEngine:
         self.tokenizer: ChatTokenizer | None = base.chat_tokenizer() if base.tokenizer is not None else None
         self.hooks = CompositionHooks(base.sites)
         self.hooks.attach()
+        config = divide(base, config)
         self.serving = Serving(base, registry, config)
         kv_tokens = config.kv_cache_tokens or affordable_tokens(base)  # when the stacks are there
         self.config = config = replace(config, kv_cache_tokens=kv_tokens)
         self.stacks = self.serving.cache
         self.composer = Composer(self.serving)
         self.records = RoutingRecords(config.routing_records)
-        self._blocks = BlockManager(
-            kv_tokens,
-            prefix_caching=config.prefix_caching and not config.deterministic,
-            reserve=config.deterministic,
-        )
+        caching = config.prefix_caching and not config.deterministic
+        self._blocks = BlockManager(kv_tokens, prefix_caching=caching, reserve=config.deterministic)
         self._scheduler = Scheduler(config, self._blocks)
         self.grammars = Grammars(base.tokenizer, base.vocab_size, base.eos_token_ids)
         self._sampler = Sampler(self.tokenizer, base.eos_token_ids)
@@ -293,6 +293,7 @@ class StepEngine:
         except Exception as error:
             self.failures += 1
             log.exception("a step failed; %d requests end with it", len(concerned))
+            reclaim(error)
             for job in concerned:
                 self._end(job, as_reply(error, "a step of this request"))
             self._blocks.forget()  # what the failed step computed may be wrong: nobody is to reuse it

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import torch
 
+from brainstacks.device import is_lost, reclaim, use
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.replies import Outbox, Sink
 from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
@@ -22,7 +23,8 @@ from brainstacks.stacks.loader import as_reply
 log = logging.getLogger(__name__)
 
 SELF_CHECKS = (0.0, 1.0, 2.0)
-"""Seconds before each try to compute, after a step that failed; when none succeeds, the device is broken."""
+"""Seconds before each try to compute, after a failure; when none succeeds, the device is broken. One that is
+lost (see `device.is_lost`) is not tried again."""
 
 STOP_SECONDS = 10.0
 """What the thread has for its last step. One that never ends, on a device that hangs, does not hold up the
@@ -34,7 +36,7 @@ class EngineThread:
 
     Attributes:
         outbox: where requests' sinks put what they are told.
-        self_check: computes something, and raises where the device does not; called after a step that failed.
+        self_check: computes something, and raises where the device does not; called after what failed.
         problem: what is wrong with the device, since the last check failed; None when it computes.
         ended: done when the thread is over, whatever ended it.
     """
@@ -46,6 +48,8 @@ class EngineThread:
         self.ended: Future[None] = Future()
         self._stopping = threading.Event()
         self._engine = engine
+        self._device = engine.base.device
+        self._in_doubt = False  # something failed on the device, and no check has succeeded since
         self._commands: queue.SimpleQueue[tuple[Callable[[], None], Sink | None] | None] = queue.SimpleQueue()
         engine.set_on_change(lambda: self.put(_nothing))  # wakes the thread: something can run now
         self._ending = threading.Lock()  # guards the two that follow
@@ -77,6 +81,8 @@ class EngineThread:
             except Exception as error:
                 if not isinstance(error, BrainstacksError):
                     log.exception("the engine could not do what it was asked")
+                    self._in_doubt = True
+                    reclaim(error)
                 done.set_exception(as_reply(error, "what was asked of the engine"))
             else:
                 done.set_result(None)
@@ -108,6 +114,7 @@ class EngineThread:
 
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""
+        use(self._device)
         if self._engine.backend.own_threads:
             # Of this thread alone: a team of torch's that spins between two small operators, such as the
             # sampler's, takes the cores from the step's own; and where others want them too, waiting for each
@@ -131,11 +138,14 @@ class EngineThread:
                         if sink is not None:
                             sink(error)
                     self.outbox.flush()
+                    if self._in_doubt and not self._computes():
+                        return
                 self._turn = time.monotonic()
                 failures = self._engine.failures
                 self._engine.step()
                 self.outbox.flush()
-                if self._engine.failures > failures and not self._computes():
+                self._in_doubt = self._engine.failures > failures
+                if self._in_doubt and not self._computes():
                     return
         except Exception as error:
             self.problem = f"the engine's thread failed ({type(error).__name__})"
@@ -144,7 +154,7 @@ class EngineThread:
             self._refuse_all()
 
     def _computes(self) -> bool:
-        """Whether the device does, so that the failure of a step was that step's own."""
+        """Whether the device does, so that what failed had its own reason."""
         for seconds in SELF_CHECKS:
             if self._stopping.wait(seconds):
                 return False
@@ -152,9 +162,13 @@ class EngineThread:
                 self.self_check()
             except Exception as error:
                 self.problem = f"the device does not compute ({type(error).__name__})"
-                log.exception("after a step that failed, the device does not compute a short prompt either")
+                log.exception("after something failed, the device does not compute a short prompt either")
+                reclaim(error)
+                if is_lost(self._device):
+                    self.problem = f"{self._device} is lost to this process ({type(error).__name__})"
+                    return False
             else:
-                self.problem = None
+                self.problem, self._in_doubt = None, False
                 return True
         return False
 

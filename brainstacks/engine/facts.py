@@ -20,7 +20,9 @@ class ModelInfo:
         fingerprint: the base fingerprint.
         quantization, dtype, device: as loaded, for people.
         backend, backend_reason: what computes its steps, and why that; cpu: the processor and its features;
-            for people.
+            gpu: what `device` is, None for a CPU; for people.
+        device_stack_bytes: most bytes of stacks on the device; None for no limit.
+        kv_cache_tokens: tokens whose keys and values there is room for.
     """
 
     name: str
@@ -34,6 +36,9 @@ class ModelInfo:
     backend: str
     backend_reason: str
     cpu: str
+    gpu: str | None
+    device_stack_bytes: int | None
+    kv_cache_tokens: int
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from brainstacks.layers.delta import gated_hidden
 from brainstacks.layers.hooks import Correction, LowRank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
+from brainstacks.layers.transfer import Transfer
 
 Key = Hashable
 """Identity of one stack version, e.g. `("math", 3)`. Weights are bound to it, never to a position."""
@@ -60,21 +61,28 @@ class StackBank:
 
     Args:
         device, dtype: where the deltas are computed, and in what; those of the base's activations.
+        page_locked: most bytes of host memory that a GPU copies from by itself; see `transfer`.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, page_locked: int = 0) -> None:
         self.device = device
         self.dtype = dtype
+        self._transfer = Transfer.to(device, page_locked)
         self._residents: Mapping[Key, Resident] = {}
         self._free: list[int] = []  # slots below `_fresh`, a heap
         self._fresh = 0
         self._prepare: Callable[[PackedStack], object] = lambda stack: None
+        self._make_room: Callable[[], bool] = lambda: False
 
     def prepare_with(self, prepare: Callable[[PackedStack], object]) -> None:
         """Call `prepare` with every stack that is resident, and with each further one before it is."""
         self._prepare = prepare
         for resident in self._residents.values():
             prepare(resident.stack)
+
+    def make_room_with(self, make_room: Callable[[], bool]) -> None:
+        """Call `make_room` where the device has none for a stack; it says whether it has given some up."""
+        self._make_room = make_room
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -85,15 +93,30 @@ class StackBank:
         """Bytes allocated on the device."""
         return sum(resident.stack.nbytes for resident in self._residents.values())
 
+    def pack(self, stack: StackTensors | PackedStack) -> PackedStack:
+        """`stack` in host memory, as it is placed with the least work; a packed one is itself."""
+        if isinstance(stack, PackedStack):
+            return stack
+        return PackedStack.pack(stack, self.dtype, self._transfer.host_memory)
+
     def place(self, stack: StackTensors | PackedStack) -> PackedStack:
         """`stack` on the device, ready to be computed with; a packed one that is there already is itself.
 
         Raises:
             torch.OutOfMemoryError: no room.
         """
-        packed = PackedStack.pack(stack, self.dtype) if isinstance(stack, StackTensors) else stack
-        there = packed.to(self.device, self.dtype)
-        self._prepare(there)
+        packed = self.pack(stack)
+        try:
+            return self._copied(packed)
+        except torch.OutOfMemoryError:
+            if not self._make_room():
+                raise
+        return self._copied(packed)
+
+    def _copied(self, packed: PackedStack) -> PackedStack:
+        with self._transfer.copying() as arrival:
+            there = packed.to(self.device, self.dtype, arrival)
+            self._prepare(there)
         return there
 
     def put(self, key: Key, placed: PackedStack) -> None:
@@ -126,6 +149,7 @@ class StackBank:
 
     def slot_weights(self, weights: Sequence[Mapping[Any, float]]) -> SlotWeights:
         """For a batch whose row i is composed by `weights[i]` (key -> weight); rows often share a mapping.
+        What the current stream is given from now on may read these stacks.
 
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
@@ -134,6 +158,8 @@ class StackBank:
         used = {key for row in distinct.values() for key, weight in row.items() if weight != 0.0}
         # Sums are added in one order, whatever else is in the batch.
         residents = {key: self.resident(key) for key in sorted(used, key=str)}
+        for resident in residents.values():
+            resident.stack.use()
         columns = [(key, r.stack.scaling) for key, r in residents.items() for _ in r.slots]
         lines = {
             name: [row.get(key, 0.0) * scaling for key, scaling in columns] for name, row in distinct.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor
 from brainstacks.config import StackConfig
 from brainstacks.layers.delta import pack_down
 from brainstacks.layers.projections import INPUT_GROUPS
+from brainstacks.layers.transfer import Arrival, ordinary_memory
+
+HostMemory = Callable[[int, torch.dtype], Tensor]
+"""[size] of a dtype, undefined, in host memory."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,13 @@ class Shape:
                 found[layer, projection] = (self.columns, d_out)
         return found
 
+    def size(self, rounds: int) -> int:
+        """Numbers in so many rounds, packed."""
+        return rounds * sum(rows * width for rows, width in self.parts.values())
+
     def nbytes(self, rounds: int, dtype: torch.dtype) -> int:
         """That so many rounds take, packed."""
-        return rounds * dtype.itemsize * sum(rows * width for rows, width in self.parts.values())
+        return dtype.itemsize * self.size(rounds)
 
 
 class PackedStack:
@@ -87,6 +95,8 @@ class PackedStack:
 
     Args:
         scaling: s = alpha / sqrt(r).
+        memory: [shape.size(rounds)], all of it.
+        arrival: of what is in it.
 
     Attributes:
         down: (layer, group) -> [rounds, P * N * (r + 1), d_in], see `delta.pack_down`.
@@ -94,14 +104,15 @@ class PackedStack:
     """
 
     def __init__(
-        self, shape: Shape, rounds: int, scaling: float, device: torch.device, dtype: torch.dtype
+        self, shape: Shape, rounds: int, scaling: float, memory: Tensor, arrival: Arrival | None = None
     ) -> None:
         self.shape = shape
         self.rounds = rounds
         self.scaling = scaling
+        self._memory = memory
+        self._arrival = arrival or Arrival()
         parts = shape.parts
         sizes = [rounds * rows * width for rows, width in parts.values()]
-        self._memory = torch.empty(sum(sizes), device=device, dtype=dtype)
         self.down: dict[tuple[int, int], Tensor] = {}
         self.up: dict[tuple[int, str], Tensor] = {}
         pieces = self._memory.split(sizes)
@@ -113,12 +124,13 @@ class PackedStack:
                 self.up[layer, part] = view
 
     @staticmethod
-    def pack(stack: StackTensors, dtype: torch.dtype) -> PackedStack:
+    def pack(
+        stack: StackTensors, dtype: torch.dtype, host_memory: HostMemory = ordinary_memory
+    ) -> PackedStack:
         """`stack`, packed in host memory."""
-        config = stack.config
-        packed = PackedStack(
-            Shape.of(config, stack.dims), stack.rounds, config.scaling, torch.device("cpu"), dtype
-        )
+        config, shape = stack.config, Shape.of(stack.config, stack.dims)
+        memory = host_memory(shape.size(stack.rounds), dtype)
+        packed = PackedStack(shape, stack.rounds, config.scaling, memory)
         for n in range(stack.rounds):
             for layer in range(config.layers):
                 where = f"rounds.{n}.layers.{layer}"
@@ -144,10 +156,18 @@ class PackedStack:
     def dtype(self) -> torch.dtype:
         return self._memory.dtype
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> PackedStack:
-        """This stack there: itself, where it is there already."""
+    def to(self, device: torch.device, dtype: torch.dtype, arrival: Arrival | None = None) -> PackedStack:
+        """This stack there: itself, where it is there already.
+
+        Args:
+            arrival: of the copy; the stack may be read before only by the stream that copies.
+        """
         if self.device.type == device.type == "cpu" and self.dtype == dtype:
             return self
-        moved = PackedStack(self.shape, self.rounds, self.scaling, device, dtype)
-        moved._memory.copy_(self._memory)
-        return moved
+        memory = torch.empty(self._memory.shape, device=device, dtype=dtype)
+        memory.copy_(self._memory, non_blocking=True)
+        return PackedStack(self.shape, self.rounds, self.scaling, memory, arrival)
+
+    def use(self) -> None:
+        """Let the current stream read it from now on: as late as it is there, and as long as it likes."""
+        self._arrival.use(self._memory)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from brainstacks import fresh_thread
+from brainstacks.device import is_out_of_memory
 from brainstacks.errors import BrainstacksError, EngineFailure, Unavailable
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def as_reply(error: Exception, what: str) -> BrainstacksError:
     """What a client is told of an error in `what`; nothing internal."""
     if isinstance(error, BrainstacksError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return Unavailable(f"{what} found no room in the device's memory; retry later, or ask for less")
     return EngineFailure(f"{what} failed; the server's log says why, and it goes on with others; retry")
 
@@ -70,6 +71,6 @@ def as_reply(error: Exception, what: str) -> BrainstacksError:
 def load_failed(error: Exception, domain: str, version: int) -> BrainstacksError:
     """`as_reply` of a load."""
     reply = as_reply(error, f"the load of {domain} version {version}")
-    if isinstance(reply, EngineFailure):
+    if reply is not error:
         log.error("%s", reply.message, exc_info=error)
     return reply

@@ -12,8 +12,10 @@ is room, and on a CPU it is the very memory that steps read.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +24,8 @@ from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.stacks.cache_stats import CacheStats, Tier
 from brainstacks.stacks.lease import ServedStack, StackKey
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -92,6 +96,20 @@ class Places:
         self._leave(place)
         self._trim()
 
+    def evict_idle(self, kept: Iterable[ServedStack]) -> bool:
+        """Take the room of all back that nothing holds, but for `kept`; whether there were any."""
+        keys = {stack.key for stack in kept}
+        idle = [
+            place
+            for key, place in self._places.items()
+            if place.state == "resident" and not place.holds and key not in keys
+        ]
+        for place in idle:
+            self.evict(place)
+        if idle:
+            log.warning("the device is full: %d stacks that nobody uses leave it", len(idle))
+        return bool(idle)
+
     def forget_all_but(self, keys: Collection[StackKey]) -> list[Place]:
         """The places that are no more."""
         forgotten = [self._places.pop(key) for key in self._places.keys() - keys]
@@ -115,7 +133,7 @@ class Places:
             param="routing",
         )
 
-    def victims(self, stacks: Iterable[ServedStack], kept: Collection[StackKey]) -> list[Place] | None:
+    def victims(self, stacks: Iterable[ServedStack], kept: Iterable[ServedStack]) -> list[Place] | None:
         """Who has to leave the device so that these fit, least recently used first.
 
         Args:
@@ -127,6 +145,7 @@ class Places:
         if self.device_bytes is None:
             return []
         wanted = {stack.key: stack.nbytes for stack in stacks}
+        staying = {*wanted, *(stack.key for stack in kept)}
         there = {key: place for key, place in self._places.items() if place.has_room}
         excess = sum(place.stack.nbytes for place in there.values()) - self.device_bytes
         excess += sum(nbytes for key, nbytes in wanted.items() if key not in there)
@@ -134,13 +153,24 @@ class Places:
         for key, place in there.items():
             if excess <= 0:
                 break
-            if not place.holds and key not in kept and key not in wanted:
+            if not place.holds and key not in staying:
                 found.append(place)
                 excess -= place.stack.nbytes
         return found if excess <= 0 else None
 
-    def bytes(self, disk: int) -> dict[Tier, int]:
-        return {"device": self.bank.nbytes, "host": self._host_bytes(), "disk": disk}
+    def failures(self, stacks: Iterable[ServedStack]) -> dict[StackKey, str]:
+        """Those of `stacks` whose last load failed, and why."""
+        places = map(self.of, stacks)
+        return {place.stack.key: place.problem for place in places if place.state == "failed"}
+
+    def stats(self, disk_bytes: int) -> CacheStats:
+        """Counts so far, bytes and budgets now."""
+        stats = deepcopy(self.counts)
+        stats.bytes = {"device": self.bank.nbytes, "host": self._host_bytes(), "disk": disk_bytes}
+        stats.budgets = {"host": self.host_bytes}
+        if self.device_bytes is not None:
+            stats.budgets["device"] = self.device_bytes
+        return stats
 
     def _leave(self, place: Place) -> None:
         if place.state == "resident":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from time import perf_counter
 
@@ -45,11 +44,13 @@ class StackCache:
         host_bytes: int = 0,
     ) -> None:
         self.bank = bank
+        bank.make_room_with(self._make_room)
         self._read = read
         self._loader = Loader()
         self._lock = threading.Lock()  # guards what follows; held for bookkeeping only
         self._serving: Mapping[str, ServedStack] = {}
         self._pinned: frozenset[str] = frozenset()
+        self._kept: Sequence[ServedStack] = ()  # of `_serving`, what is pinned
         self._places = Places(bank, device_bytes, host_bytes)
         self._leases: dict[Lease, None] = {}  # all that are not released, in the order of arrival
         self._waiting: deque[Lease] = deque()  # those of them that wait for room
@@ -83,6 +84,7 @@ class StackCache:
         """Keep copies of these, and of what leases name; all others go."""
         with self._lock:
             self._serving, self._pinned = dict(serving), frozenset(pinned)
+            self._kept = [serving[domain] for domain in pinned]
             for stack in serving.values():
                 self._places.of(stack)
             self._sweep()
@@ -102,8 +104,7 @@ class StackCache:
     def failures(self) -> dict[StackKey, str]:
         """Served versions whose last load failed, and why."""
         with self._lock:
-            places = map(self._places.of, self._serving.values())
-            return {place.stack.key: place.problem for place in places if place.state == "failed"}
+            return self._places.failures(self._serving.values())
 
     def when_gone(self, key: StackKey, job: Callable[[], object]) -> None:
         """Call `job` when nobody serves or names that version any more, which may be at once."""
@@ -115,11 +116,7 @@ class StackCache:
 
     def stats(self, disk_bytes: int) -> CacheStats:
         with self._lock:
-            stats = deepcopy(self._places.counts)
-            stats.bytes = self._places.bytes(disk_bytes)
-            stats.budgets = {"host": self._places.host_bytes}
-            if self.device_bytes is not None:
-                stats.budgets["device"] = self.device_bytes
+            stats = self._places.stats(disk_bytes)
             stats.waiting = len(self._waiting)
             stats.tiers = {domain: self._places.of(stack).tier for domain, stack in self._serving.items()}
             return stats
@@ -137,10 +134,9 @@ class StackCache:
             on_change: called once, on any thread, when the lease becomes ready or fails; not when it is ready
                 already on return.
 
-        Raises:
+        Raises, and holds nothing:
             DomainNotFound: a domain is not served.
             InvalidRequest: they cannot be on the device together.
-            In either case nothing is held.
         """
         with self._lock:
             lease = Lease({domain: self.served(domain) for domain in domains}, on_change)
@@ -209,10 +205,10 @@ class StackCache:
                 self._loader.submit(place.gone)
 
     def _misfit(self, lease: Lease) -> InvalidRequest | None:
-        return self._places.misfit(lease.stacks, [self._serving[domain] for domain in self._pinned])
+        return self._places.misfit(lease.stacks, self._kept)
 
     def _victims(self, lease: Lease) -> list[Place] | None:
-        return self._places.victims(lease.stacks.values(), [self._serving[d].key for d in self._pinned])
+        return self._places.victims(lease.stacks.values(), self._kept)
 
     def _grant_waiting(self) -> list[Lease]:
         """Grant what has room, in order; the leases that became ready or failed."""
@@ -265,8 +261,7 @@ class StackCache:
         there: PackedStack | None = None
         error: BrainstacksError | None = None
         try:
-            read = host or self._read(place.stack)
-            packed = read if isinstance(read, PackedStack) else PackedStack.pack(read, self.bank.dtype)
+            packed = self.bank.pack(host or self._read(place.stack))
             there = self.bank.place(packed)
         except Exception as raised:
             error = load_failed(raised, *place.stack.key)
@@ -280,6 +275,11 @@ class StackCache:
                 place.state, place.host, place.problem = "failed", None, error.message
             changed = self._arrived(place, error) + self._grant_waiting()
         _notify(changed)
+
+    def _make_room(self) -> bool:
+        """The device has less room than its budget says: all idle stacks leave it. Whether there were any."""
+        with self._lock:
+            return self._places.evict_idle(self._kept)
 
     def _arrived(self, place: Place, error: BrainstacksError | None) -> list[Lease]:
         """The granted leases that became ready with this, or failed."""

@@ -34,12 +34,18 @@ async def health(ctx: Ctx) -> JSONResponse:
         problem = (
             f"the engine has been at one step for {silence:.0f} s" if silence < math.inf else "it has ended"
         )
-    load = status.gauges()
+    load, model = status.gauges(), status.model
     body = {
         "status": "ok" if problem is None else "failing",
-        "backend": status.model.backend,
-        "reason": status.model.backend_reason,
-        "device": {"name": status.model.device, "state": problem or "ok"},
+        "backend": model.backend,
+        "reason": model.backend_reason,
+        "device": {
+            "name": model.device,
+            "gpu": model.gpu,
+            "state": problem or "ok",
+            "stack_bytes": model.device_stack_bytes,
+            "kv_cache_tokens": model.kv_cache_tokens,
+        },
         "running": load.running,
         "waiting": load.waiting,
     }

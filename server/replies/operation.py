@@ -8,10 +8,14 @@ from server.replies.reply import Reply
 
 
 class Device(Reply):
-    """`state` is `ok`, or what is wrong with it."""
+    """`gpu` is what it is, null for a CPU. `state` is `ok`, or what is wrong with it. Stacks may take
+    `stack_bytes` there, null for no limit, and keys and values of `kv_cache_tokens` have room."""
 
     name: str
+    gpu: str | None
     state: str
+    stack_bytes: int | None
+    kv_cache_tokens: int
 
 
 class Health(Reply):
@@ -44,6 +48,9 @@ class ModelFacts(Reply):
     backend: str
     backend_reason: str
     cpu: str
+    gpu: str | None
+    device_stack_bytes: int | None
+    kv_cache_tokens: int
 
 
 class ServerVersion(Reply):

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brainstacks.base_model import load_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import CompositionRequest, GenerationRequest
+from brainstacks.engine.runner.model_runner import Outcome
+from brainstacks.engine.scheduler import Row
+from brainstacks.layers.bank import StackBank
 from brainstacks.stacks.registry import Registry
 from tests.engine import driving
 from tests.engine.driving import Answer, finish, fixed, prompt_of, request, run, serve, start
+from tests.tiny import save_base
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -77,6 +85,66 @@ def assert_independent(engine: StepEngine, seeds: range, crowds: int) -> None:
 def test_float32_answers_are_the_same_bits_alone_and_in_a_crowd(tmp_path: Path, family: str) -> None:
     served = serve(tmp_path, family, router=True, deterministic=True, max_prefill_tokens=32)
     assert_independent(served.engine, range(5), 2)
+
+
+class Products(TorchDispatchMode):
+    """Shapes of every product that the last forward had: of NF4 linears, of others and of stacks."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shapes: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith(("bitsandbytes.gemm_4bit", "aten.mm", "aten.addmm")):
+            tensors = [value for value in args if isinstance(value, torch.Tensor)]
+            self.shapes.append((name, *(tuple(tensor.shape) for tensor in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def products_of(engine: StepEngine, *requests: GenerationRequest) -> list[tuple[list[Row], list[Any]]]:
+    """The rows of every forward until `requests` are done, and the shapes of its products."""
+    forwards: list[tuple[list[Row], list[Any]]] = []
+    run_rows = engine._runner.run
+
+    def recorded(rows: Sequence[Row], bank: StackBank) -> list[Outcome]:
+        with Products() as seen:
+            outcomes = run_rows(rows, bank)
+        forwards.append((list(rows), seen.shapes))
+        return outcomes
+
+    engine._runner.run = recorded  # type: ignore[method-assign]
+    try:
+        run(engine, *requests)
+    finally:
+        engine._runner.run = run_rows  # type: ignore[method-assign]
+    return forwards
+
+
+def test_every_product_of_a_step_has_the_shape_that_it_has_whatever_the_load(tmp_path: Path) -> None:
+    """bitsandbytes and cuBLAS choose their kernels by it, and round by their choice."""
+    if driving.backend != "torch":
+        pytest.skip("the compiled step's products do not depend on their shape")
+    saved = save_base(tmp_path / "base", hidden_size=64, intermediate_size=128, head_dim=16)
+    base = load_base(saved, quantization="nf4", device="cpu")
+    config = EngineConfig(backend="torch", deterministic=True, max_prefill_tokens=16, max_batch_size=6)
+    engine = StepEngine(base, None, config)
+    prompts = [prompt_of(length, seed=length) for length in (40, 7, 16, 33)]
+    base_only = CompositionRequest("base")
+    requests = [request(f"r{i}", prompt, base_only, max_tokens=5 + i) for i, prompt in enumerate(prompts)]
+    together = products_of(engine, *requests)
+    by_part: dict[tuple[int, int], list[Any]] = {}
+    decoding: list[list[Any]] = []
+    for rows, shapes in [*together, *(each for one in requests for each in products_of(engine, one))]:
+        if all(row.start >= len(row.completion.request.prompt_ids) for row in rows):
+            decoding.append(shapes)
+        else:
+            (row,) = rows
+            assert by_part.setdefault((row.start, row.count), shapes) == shapes, "of the prompt's own part"
+    assert decoding[0]
+    assert all(shapes == decoding[0] for shapes in decoding), "however many rows decode"
+    assert {shape[1][-2] for shape in decoding[0] if "gemm_4bit" in shape[0]} == {config.max_batch_size}
+    assert {count for _, count in by_part} == {16, 8, 7, 1}
 
 
 @pytest.fixture(scope="module")

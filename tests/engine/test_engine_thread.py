@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from brainstacks.engine import async_engine, engine_thread
 from brainstacks.engine.request import CompositionRequest
 from brainstacks.errors import EngineFailure, Unavailable
 from tests.engine.async_driving import Running, begin, collect, long, stream
 from tests.engine.driving import fixed, prompt_of, request
+from tests.tiny import random_stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_backend")]
 
@@ -60,16 +65,24 @@ async def test_hostile_34_a_reader_that_has_stopped_does_not_hold_up_a_drain(
 class Device:
     """The backend's steps, of which the first so many fail."""
 
-    def __init__(self, running: Running, failures: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        running: Running,
+        failures: float,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception | None = None,
+    ) -> None:
         backend = running.served.engine.backend
-        self.left, self.run = failures, backend.run
+        self.left, self.run, self.calls = failures, backend.run, 0
+        self.error = error or RuntimeError("an illegal memory access was encountered")
         monkeypatch.setattr(backend, "run", self)
         monkeypatch.setattr(engine_thread, "SELF_CHECKS", (0.0, 0.0, 0.0))
 
     def __call__(self, *args: Any) -> Any:
         self.left -= 1
+        self.calls += 1
         if self.left >= 0:
-            raise RuntimeError("an illegal memory access was encountered")
+            raise self.error
         return self.run(*args)
 
 
@@ -104,6 +117,65 @@ async def test_a_device_that_computes_again_goes_on_and_so_does_a_step_that_fail
     assert await collect(stream(running.engine, one)) == before
     assert running.engine.status.problem() is None
     assert running.engine.status.readiness().ready
+
+
+async def test_a_device_that_is_lost_is_not_tried_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(running, math.inf, monkeypatch)
+    monkeypatch.setattr(engine_thread, "SELF_CHECKS", (0.0, math.inf))
+    monkeypatch.setattr(engine_thread, "is_lost", lambda device: True)
+    with pytest.raises(EngineFailure):
+        await collect(stream(running.engine, request("hurt", prompt_of(4), fixed(chat=1.0))))
+    await asyncio.wait_for(running.engine.ended(), 60)
+    assert running.engine.status.problem() == "cpu is lost to this process (RuntimeError)"
+    assert device.calls == 2, "the step, and one check"
+
+
+async def test_a_device_that_is_lost_in_a_trial_ends_the_engine_too(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Device(running, math.inf, monkeypatch)
+    monkeypatch.setattr(engine_thread, "is_lost", lambda device: True)
+    stack = random_stack(running.served.base.identity.dims, 9)
+    with pytest.raises(EngineFailure):
+        await running.engine.stacks.publish("new", running.write("new", stack))
+    await asyncio.wait_for(running.engine.ended(), 60)
+    assert running.engine.status.problem() == "cpu is lost to this process (RuntimeError)"
+
+
+@pytest.mark.parametrize("where", ["step", "trial"])
+async def test_memory_that_ran_out_is_given_back_before_anything_is_computed_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    one = request("again", prompt_of(4), fixed(chat=1.0))
+    before = await collect(stream(running.engine, one))
+    device = Device(running, 1, monkeypatch, torch.OutOfMemoryError("no memory"))
+    kept: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: kept.append(device.calls))
+    new = running.write("new", random_stack(running.served.base.identity.dims, 9))
+    hurt: dict[str, Callable[[], Awaitable[object]]] = {
+        "step": partial(collect, stream(running.engine, request("hurt", prompt_of(5), fixed(chat=1.0)))),
+        "trial": partial(running.engine.stacks.publish, "new", new),
+    }
+    with pytest.raises(Unavailable, match="found no room in the device's memory"):
+        await hurt[where]()
+    assert await collect(stream(running.engine, one)) == before
+    assert kept == [1], "after what failed, and before the check"
+    assert running.engine.status.readiness().ready
+    assert running.engine.stacks.names() == ["chat", "code", "math"]
+
+
+async def test_a_gpu_is_the_engines_threads_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[tuple[str, torch.device]] = []
+
+    def use(device: torch.device) -> None:
+        threads.append((threading.current_thread().name, device))
+
+    monkeypatch.setattr(engine_thread, "use", use)
+    running = Running(tmp_path)
+    await running.engine.close()
+    assert threads == [("engine", running.served.base.device)]
 
 
 async def test_a_thread_that_breaks_ends_the_engine_as_a_broken_device_does(

@@ -59,6 +59,9 @@ class FakeEngine:
             "fake",
             "it is asked for",
             "a CPU",
+            None,
+            None,
+            4096,
         )
         self.tokenizer = ByteTokenizer()
         self.stacks: FakeStacks = FakeStacks(self)

@@ -6,9 +6,11 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -133,6 +135,29 @@ def test_the_process_of_an_engine_that_ended_by_itself_exits_with_a_code_of_its_
     with pytest.raises(SystemExit) as ended:
         entry.main(["--port", "0"])
     assert ended.value.code == entry.ENGINE_ENDED
+
+
+def test_a_process_whose_gpu_is_lost_frees_nothing_on_its_way_out(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails in freeing it would abort the process, with another code."""
+    engine.problem = "cuda:0 is lost to this process (AcceleratorError)"
+    engine.model = replace(engine.model, device="cuda:0")
+    engine.over.set()
+    codes: list[int] = []
+
+    def at_once(code: int) -> None:
+        codes.append(code)
+        raise SystemExit("not reached by a process that has ended")
+
+    monkeypatch.setattr(entry, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(log, "configure", lambda _: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr(logging, "shutdown", lambda: codes.append(-1))
+    monkeypatch.setattr(os, "_exit", at_once)
+    with pytest.raises(SystemExit, match="not reached"):
+        entry.main(["--port", "0"])
+    assert codes == [-1, entry.ENGINE_ENDED], "the log is complete"
 
 
 async def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(engine: FakeEngine) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -21,7 +22,7 @@ async def test_health_is_200_while_the_engine_comes_round_and_503_when_it_is_stu
         "status": "ok",
         "backend": "fake",
         "reason": "it is asked for",
-        "device": {"name": "cpu", "state": "ok"},
+        "device": {"name": "cpu", "gpu": None, "state": "ok", "stack_bytes": None, "kv_cache_tokens": 4096},
         "running": 1,
         "waiting": 2,
     }, "nothing of prompts and of what was reused of them"
@@ -39,7 +40,23 @@ async def test_health_says_what_is_wrong_with_the_device(
     reply = await client.get("/health")
     assert reply.status_code == 503
     assert reply.json()["status"] == "failing"
-    assert reply.json()["device"] == {"name": "cpu", "state": engine.problem}
+    assert reply.json()["device"]["state"] == engine.problem
+
+
+async def test_health_and_version_name_a_gpu_and_what_of_its_memory_is_whose(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    name = "NVIDIA Fake (compute capability 9.0, 24 GiB)"
+    engine.model = replace(engine.model, device="cuda:1", gpu=name, device_stack_bytes=1 << 30)
+    assert (await client.get("/health")).json()["device"] == {
+        "name": "cuda:1",
+        "gpu": name,
+        "state": "ok",
+        "stack_bytes": 1 << 30,
+        "kv_cache_tokens": 4096,
+    }
+    model = (await client.get("/version")).json()["model"]
+    assert (model["gpu"], model["device_stack_bytes"], model["kv_cache_tokens"]) == (name, 1 << 30, 4096)
 
 
 async def test_ready_tells_why_not_and_what_is_degraded(

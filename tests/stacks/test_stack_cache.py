@@ -229,3 +229,43 @@ def test_under_random_traffic_no_budget_is_exceeded_no_lease_is_lost_and_nothing
     serve()
     assert device.resident == set()
     assert device.cache.stats(0).bytes == {"device": 0, "host": 0, "disk": 0}
+
+
+# --- a device that has less room than it was believed to have -------------------------------------
+
+
+def test_a_load_that_finds_no_room_makes_idle_stacks_leave_and_comes_then() -> None:
+    device = Device(None)
+    device.serve(A, B, C, D, pinned=[A])
+    device.use(A)
+    device.use(B)
+    held = device.acquire(C)
+    held.wait()
+    device.bank.room = 3 * UNIT
+    device.use(D)
+    assert device.resident == {A.key, C.key, D.key}, "the pinned, the used, and what was asked for"
+    assert device.cache.failures() == {}
+    assert device.cache.stats(0).evictions["device"] == 1
+    device.cache.release(held)
+    device.use(B)
+    assert device.resident == {A.key, B.key}
+
+
+def test_where_nothing_is_idle_the_load_fails_alone_says_why_and_comes_when_it_can() -> None:
+    device = Device(None)
+    device.serve(A, B, C, pinned=[A])
+    device.use(A)
+    held = device.acquire(B)
+    held.wait()
+    device.bank.room = 2 * UNIT
+    lost = device.acquire(C)
+    with pytest.raises(Unavailable, match="the load of c version 1 found no room in the device's memory"):
+        lost.wait()
+    device.cache.release(lost)
+    assert device.resident == {A.key, B.key}
+    assert held.ready
+    assert list(device.cache.failures()) == [C.key]
+    device.cache.release(held)
+    device.use(C)
+    assert device.resident == {A.key, C.key}
+    assert device.cache.failures() == {}

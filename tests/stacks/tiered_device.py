@@ -30,11 +30,17 @@ BIG = version("big", rounds=2)
 
 
 class WatchedBank(StackBank):
-    """A bank that a test can hold or break, and that remembers the most it ever took."""
+    """A bank that a test can hold or break, and that remembers the most it ever took.
+
+    Attributes:
+        room: bytes that the device has for stacks, whatever the cache believes; None for any number.
+    """
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"), torch.float32)
         self.most = 0
+        self.room: int | None = None
+        self.prepare_with(self._fit)
         self.loads: list[Key] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -43,6 +49,10 @@ class WatchedBank(StackBank):
         if not self.gate.wait(300):
             raise AssertionError("the test never opened the gate")
         return super().place(stack)
+
+    def _fit(self, stack: PackedStack) -> None:
+        if self.room is not None and self.nbytes + stack.nbytes > self.room:
+            raise torch.OutOfMemoryError("no memory")
 
     def put(self, key: Key, placed: PackedStack) -> None:
         super().put(key, placed)

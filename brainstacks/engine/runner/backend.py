@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.cpu import cpu
+from brainstacks.device import processor
 from brainstacks.engine.runner.batch import StepBatch
 from brainstacks.engine.runner.kv_cache import NewCache, PagedCache
 from brainstacks.engine.runner.torch_backend import TorchBackend
@@ -63,7 +63,8 @@ def choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config
         ConfigError: it cannot compute this base, or there is no room for its keys and values.
     """
     chosen = _choose(base, hooks, new_cache, config)
-    log.info("steps are computed by %s: %s; the processor is %s", chosen.name, chosen.reason, cpu())
+    where = processor(base.device)
+    log.info("steps are computed by %s: %s; the processor is %s", chosen.name, chosen.reason, where)
     return chosen
 
 
@@ -123,9 +124,10 @@ def _cuda(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: st
 
 
 def _refuse_int8(base: BaseModel, config: EngineConfig) -> None:
-    if config.deterministic and base.quantization == "int8":
+    if config.deterministic and base.quantization == "int8" and base.device.type == "cpu":
         raise ConfigError(
-            "--deterministic is refused with --quantization int8 where PyTorch computes: bitsandbytes picks "
-            "outlier columns over the whole batch, so a request's neighbours would change it; choose nf4",
+            "--deterministic is refused with --quantization int8 where PyTorch computes on a CPU: there "
+            "bitsandbytes picks outlier columns over the whole batch, so a request's neighbours would change "
+            "it; choose nf4",
             param="quantization",
         )

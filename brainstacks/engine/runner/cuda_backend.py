@@ -169,7 +169,8 @@ def _captured(compute: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
             compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads go on loading stacks meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = compute()
 
     def replay() -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
+from brainstacks.device import free_bytes
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockCopy
 from brainstacks.errors import ConfigError
 
@@ -23,13 +23,13 @@ MOST_TOKENS = 131072
 
 def affordable_tokens(base: BaseModel) -> int:
     """Tokens whose keys and values fill half of the memory that is free now, and `MOST_TOKENS` at most."""
+    return max(BLOCK_TOKENS, min(MOST_TOKENS, free_bytes(base.device) // 2 // token_bytes(base)))
+
+
+def token_bytes(base: BaseModel) -> int:
+    """Of a token's keys and values in all layers."""
     heads, dim = attention_shape(base)
-    token = 2 * base.identity.layers * heads * _vectors(dim) * LANES * base.dtype.itemsize
-    if base.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(base.device)
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(BLOCK_TOKENS, min(MOST_TOKENS, free // 2 // token))
+    return 2 * base.identity.layers * heads * _vectors(dim) * LANES * base.dtype.itemsize
 
 
 def _vectors(dim: int) -> int:

@@ -127,7 +127,7 @@ class Candidates:
         placed: list[PackedStack] = []
 
         def place() -> None:
-            packed = PackedStack.pack(stack, self._bank.dtype)
+            packed = self._bank.pack(stack)
             placed.extend((packed, self._bank.place(packed)))
 
         self._loader.submit(place).result()
