@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast
+from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.hooks import CompositionHooks
@@ -40,22 +41,25 @@ class Workshop:
     log: Log
     stop: StopRequest
 
-    def summed(self, value: float) -> float:
-        """The sum of `value` over all processes."""
-        return float(self.accelerator.reduce(self._tensor(value)))
+    def summed(self, *values: Tensor | float) -> list[float]:
+        """Of each value (a scalar, float64 where it is a tensor) the sum over all processes, read at once.
+
+        All of them ask for it together, and end up with the same.
+        """
+        found: list[float] = self.accelerator.reduce(torch.stack([*map(self._tensor, values)])).tolist()
+        return found
 
     def of_first(self, value: float) -> float:
         """The first process's `value`."""
         return float(broadcast(self._tensor(value)))
 
-    def asked_to_stop(self) -> bool:
-        """Whether any process was: a signal reaches one before the other, and they stop together."""
-        return self.summed(float(self.stop.requested)) > 0
-
     def stop_here_if_asked(self, where: str) -> None:
-        """Raises Interrupted: a stop was asked for, and `where` is a place to go on from."""
-        if self.asked_to_stop():
+        """Raises Interrupted: a stop was asked for, of any process, and `where` is a place to go on from."""
+        if self.summed(self.stop.requested)[0] > 0:
             raise Interrupted(f"stopped {where}")
 
-    def _tensor(self, value: float) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+    def _tensor(self, value: Tensor | float) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        # Filled there: a copy from the host would be waited for.
+        return torch.full((), float(value), dtype=torch.float64, device=self.accelerator.device)
