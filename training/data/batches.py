@@ -56,7 +56,7 @@ class Batch:
     examples: int
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`; a copy to CUDA leaves from pinned memory, and the host does not wait for it."""
+        """The same on `device`; copies to CUDA leave from pinned memory, and are not waited for."""
 
         def there(tensor: Tensor) -> Tensor:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

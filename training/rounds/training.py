@@ -25,7 +25,7 @@ from training.data.encoding import Example
 from training.rounds.active_stack import ActiveStack
 from training.rounds.allocator import return_freed_memory
 from training.rounds.objective import mean_nll, response_nll
-from training.rounds.optimizer import make_optimizer, make_schedule
+from training.rounds.optimizer import make_optimizer, make_schedule, restore
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.workshop import Workshop
 from training.runs import checkpoint
@@ -114,7 +114,7 @@ class RoundTraining:
             parts[part][rest] = tensor
         self.active.load_state_dict(parts["active"])
         self.snapshot = parts["snapshot"]
-        self.optimizer.load_state_dict(unflatten(parts["optimizer"], found.state["optimizer"]))
+        restore(self.optimizer, unflatten(parts["optimizer"], found.state["optimizer"]))
         self.schedule.load_state_dict(unflatten(parts["schedule"], found.state["schedule"]))
         self.workshop.log.rewind(self.state.log_position)
 

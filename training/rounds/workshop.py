@@ -10,17 +10,33 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
+from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks
+from training.rounds.device import take_device
 from training.runs.log import Log
 from training.runs.signals import Interrupted, StopRequest
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(device: str = "auto") -> Accelerator:
     """An accelerator for this process; what a launcher's environment asks of precision or accumulation is
-    not its to decide: the recipe does."""
+    not its to decide: the recipe does.
+
+    Args:
+        device: auto, cpu, cuda, or, of a process that is alone, cuda:N.
+
+    Raises:
+        ConfigError: as `take_device`; or several processes would share one GPU.
+    """
+    taken = take_device(device)
     once = GradientAccumulationPlugin(num_steps=1)
-    cpu = not torch.cuda.is_available()
-    return Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=once)
+    cpu = taken.type == "cpu"
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=once)
+    if taken.index is not None and accelerator.num_processes > 1:
+        raise ConfigError(
+            f"device is {device}, and each of the {accelerator.num_processes} processes takes a GPU of its "
+            "own; leave --device out"
+        )
+    return accelerator
 
 
 @dataclass(frozen=True)
