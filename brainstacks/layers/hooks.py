@@ -103,8 +103,8 @@ class _Group:
             self._input = x
         corrections = self._corrections
         if projection == self.last:
-            # No activation lives on beyond its use. Gradient checkpointing may stop a recomputation within the
-            # last correction, by an exception: what was kept here then would keep all that the layer recomputed.
+            # No activation lives on beyond its use. Gradient checkpointing ends a recomputation in the last
+            # correction, by an exception: an input kept here would keep all that the layer has recomputed.
             self.clear()
         for found in corrections:
             for correction in found.get(projection, ()):
