@@ -45,6 +45,9 @@ RunOption = Annotated[Path, typer.Option(help="Working directory of this run; gi
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Only print what the run would take: memory, steps, sizes.")
 ]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or cuda:N for the GPU number N.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Most validation records per domain.")]
 
 
@@ -71,6 +74,7 @@ def curriculum(
     data: DataOption = None,
     recipe: RecipeOption = "demo",
     run: RunOption = Path("runs/demo"),
+    device: DeviceOption = "auto",
     dry_run: DryRunOption = False,
 ) -> None:
     """Train and publish every domain of the recipe, in order.
@@ -81,11 +85,11 @@ def curriculum(
     if dry_run:
         from training.curriculum.dry_run import dry_run as estimate
 
-        estimate(plan, _console())
+        estimate(plan, _console(), device)
         return
     from training.curriculum.outer_loop import run_curriculum
 
-    _finish(run_curriculum(plan, Registry(registry, create=True), run, data))
+    _finish(run_curriculum(plan, Registry(registry, create=True), run, data, device=device))
 
 
 @app.command()
@@ -95,11 +99,13 @@ def stack(
     data: DataOption = None,
     recipe: RecipeOption = "demo",
     run: RunOption = Path("runs/stack"),
+    device: DeviceOption = "auto",
 ) -> None:
     """Train one domain on top of what the registry serves, and publish it: add a skill."""
     from training.curriculum.outer_loop import run_stack
 
-    _finish(run_stack(load_recipe(recipe), domain, Registry(registry, create=True), run, data))
+    plan, served = load_recipe(recipe), Registry(registry, create=True)
+    _finish(run_stack(plan, domain, served, run, data, device=device))
 
 
 @app.command()
@@ -108,6 +114,7 @@ def router(
     data: DataOption = None,
     recipe: RecipeOption = "demo",
     run: RunOption = Path("runs/demo"),
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure outcomes over all combinations of the registry's stacks; train and publish the router.
 
@@ -117,7 +124,7 @@ def router(
     from training.router.training import train_router
 
     plan = load_recipe(recipe)
-    train_router(plan, prepare(plan, data), Registry(registry), run)
+    train_router(plan, prepare(plan, data), Registry(registry), run, device=device)
 
 
 @app.command()
@@ -141,6 +148,7 @@ def evaluate(
             "on, or leave them plain.",
         ),
     ] = True,
+    device: DeviceOption = "auto",
 ) -> None:
     """Answer NLL per domain: base, ungated, routed, only the own stack, oracle; and what the router chose.
 
@@ -150,7 +158,7 @@ def evaluate(
     from training.evaluation.run import evaluate_run
 
     plan = load_recipe(recipe)
-    evaluate_run(plan, data, registry, run, _console(), limit, oracle_limit, lm_eval or (), chat)
+    evaluate_run(plan, data, registry, run, _console(), limit, oracle_limit, lm_eval or (), chat, device)
 
 
 @app.command()

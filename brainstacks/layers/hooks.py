@@ -101,11 +101,14 @@ class _Group:
         if self._input is not x:
             self._corrections = [source.corrections(self.layer, self.group, x) for source in sources]
             self._input = x
-        for found in self._corrections:
+        corrections = self._corrections
+        if projection == self.last:
+            # No activation lives on beyond its use. Gradient checkpointing ends a recomputation in the last
+            # correction, by an exception: an input kept here would keep all that the layer has recomputed.
+            self.clear()
+        for found in corrections:
             for correction in found.get(projection, ()):
                 output = correction(output)
-        if projection == self.last:
-            self.clear()  # keep no activation alive beyond its use
         return output
 
     def clear(self) -> None:

@@ -26,7 +26,7 @@ CONFIG = stack_config(rank=2, experts=2, top_k=1)
 def workshop_of(base: BaseModel, log: Log | None = None) -> Workshop:
     hooks = CompositionHooks(base.sites)
     hooks.attach()
-    return Workshop(make_accelerator(), base, hooks, log or NoLog(), StopRequest())
+    return Workshop(make_accelerator("cpu"), base, hooks, log or NoLog(), StopRequest())
 
 
 def round_config(**options: Any) -> RoundConfig:

@@ -19,16 +19,17 @@ from brainstacks.errors import ConfigError
 from training.curriculum.estimate import MemoryEstimate, RunSize, estimate, own_dtype, run_size
 from training.recipe.recipe import Recipe
 from training.rounds.compute import candidates, memory_of
+from training.rounds.device import take_device
 
 
-def dry_run(recipe: Recipe, console: Console) -> None:
-    """Print the size of a run of `recipe`, and its memory against what this machine's device has.
+def dry_run(recipe: Recipe, console: Console, name: str = "auto") -> None:
+    """Print the size of a run of `recipe`, and its memory against what the device `name` has.
 
     Raises:
-        ConfigError: the base's configuration cannot be had.
+        ConfigError: the base's configuration cannot be had; there is no such device.
         UnsupportedModel: the base cannot carry stacks.
     """
-    device = resolve_device("auto")
+    device = take_device(name)
     model = empty_model(base_config(recipe.base))
     memory = {
         str(dtype).removeprefix("torch."): estimate(recipe, model, device, dtype)
@@ -77,7 +78,7 @@ def show(
     Args:
         memory: the name of a dtype that the run may compute in -> what it takes then.
     """
-    table = Table(title=f"memory of {device.type}")
+    table = Table(title=f"memory of {device}")
     table.add_column("computing in")
     for name in memory:
         table.add_column(name, justify="right")

@@ -15,7 +15,7 @@ from brainstacks.layers.projections import INPUT_GROUPS, decoder_layers, find_si
 from training.data.batches import LABEL_COST, TOKENS
 from training.recipe.recipe import Recipe
 from training.rounds.active_stack import ActiveStack
-from training.rounds.optimizer import optimizer_kind
+from training.rounds.optimizer import state_bytes
 
 NF4_BLOCK, NF4_GROUP = 64, 256
 """Weights that share an absmax, and absmaxes that share a constant of their own (double quantisation)."""
@@ -53,7 +53,7 @@ class MemoryEstimate:
         base: its weights as loaded, all of them dequantised in float32; see `base_bytes`.
         frozen: all stacks but the one in training, in the dtype of the computation.
         active: the round in training: float32 weights and gradients, and the optimiser's states, which are
-            8 bytes a parameter for AdamW and 2 for its 8-bit form.
+            8 bytes a parameter for AdamW and about 2 for its 8-bit form; see `optimizer.state_bytes`.
         null_space: its directions, float32.
         activations: what one micro-batch keeps for its backward pass; see `activation_bytes`.
         logits: of all positions of a micro-batch and their gradients, or of a forward of an evaluation; only
@@ -81,9 +81,7 @@ def run_size(recipe: Recipe, model: nn.Module) -> RunSize:
     Raises:
         UnsupportedModel: the base lacks a projection.
     """
-    config = recipe.stack.config(len(decoder_layers(model)))
-    with torch.device("meta"):
-        active = ActiveStack(config, projection_dims(find_sites(model)), noise=recipe.round.gate_noise)
+    active = _active(recipe, model)
     stored = sum(tensor.numel() for tensor in active.export().values())
     rounds = [recipe.rounds_of(domain) for domain in recipe.domains]
     steps = sum(n * recipe.round_of(d, 0).steps for n, d in zip(rounds, recipe.domains, strict=True))
@@ -95,6 +93,13 @@ def run_size(recipe: Recipe, model: nn.Module) -> RunSize:
         steps=steps,
         tokens=steps * recipe.round.accumulation * _micro_batch(recipe),
     )
+
+
+def _active(recipe: Recipe, model: nn.Module) -> ActiveStack:
+    """A round in training, without its weights."""
+    config = recipe.stack.config(len(decoder_layers(model)))
+    with torch.device("meta"):
+        return ActiveStack(config, projection_dims(find_sites(model)), noise=recipe.round.gate_noise)
 
 
 def own_dtype(recipe: Recipe, model: nn.Module) -> torch.dtype:
@@ -112,14 +117,13 @@ def estimate(recipe: Recipe, model: nn.Module, device: torch.device, dtype: torc
     """
     size = run_size(recipe, model)
     quantization = "none" if dtype == torch.float32 else recipe.quantization
-    eight_bit = optimizer_kind(recipe.round, device) == "paged_adamw_8bit"
     hidden = projection_dims(find_sites(model))["q_proj"][0]
-    router = recipe.router
+    router, elements = recipe.router, [p.numel() for p in _active(recipe, model).parameters()]
     prompts = len(recipe.domains) * (router.prompts + router.unmeasured + router.held_out)
     return MemoryEstimate(
         base=base_bytes(model, quantization, dtype),
         frozen=(size.rounds - 1) * size.stored * dtype.itemsize,
-        active=size.trained * (4 + 4 + (2 if eight_bit else 8)),
+        active=size.trained * (4 + 4) + state_bytes(elements, recipe.round, device),
         null_space=_null_space_bytes(recipe, model),
         activations=activation_bytes(recipe, model, dtype),
         logits=_logit_bytes(recipe, model, dtype),

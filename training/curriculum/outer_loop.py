@@ -28,6 +28,7 @@ from training.data.domains import DomainData, check_data, prepare
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.rounds.compute import Compute, choose
 from training.rounds.frozen_stacks import FrozenStacks
+from training.rounds.optimizer import settled
 from training.rounds.workshop import Workshop, make_accelerator
 from training.runs.directory import RunDirectory
 from training.runs.log import NoLog, RunLog
@@ -45,23 +46,30 @@ class PrefixChanged(BrainstacksError):
 
 
 def run_curriculum(
-    recipe: Recipe, registry: Registry, path: Path, data: Path | None = None, report: Report = print
+    recipe: Recipe,
+    registry: Registry,
+    path: Path,
+    data: Path | None = None,
+    report: Report = print,
+    device: str = "auto",
 ) -> tuple[str, ...]:
     """Train and publish every domain of `recipe`, in order.
 
     Args:
         path: the run's directory.
         data: directory with `<domain>/{train,validation}.jsonl`, in place of the recipe's sources.
+        device: see `training.rounds.device.take_device`.
 
     Returns:
         the domains that learned nothing, and were not published.
 
     Raises:
-        ConfigError: the run in `path` was started with another recipe, base or data, or is going on.
+        ConfigError: the run in `path` was started with another recipe, base or data, or is going on; the
+            device is not there.
         Interrupted: a stop was asked for; start again to go on.
         StorageFull: no room; make some, and start again.
     """
-    with _open(recipe, path, data, "curriculum", report) as curriculum:
+    with _open(recipe, path, data, "curriculum", report, device) as curriculum:
         return tuple(d.name for d in recipe.domains if not curriculum.take_in(d, registry))
 
 
@@ -72,6 +80,7 @@ def run_stack(
     path: Path,
     data: Path | None = None,
     report: Report = print,
+    device: str = "auto",
 ) -> tuple[str, ...]:
     """Train one domain of `recipe` on top of what `registry` serves, and publish it: add a skill.
 
@@ -80,7 +89,8 @@ def run_stack(
     new = recipe.domain(domain)
     served = registry.snapshot().domains
     earlier = {other: history.current.digest for other, history in served.items() if other != domain}
-    with _open(recipe, path, data, {"stack": domain, "on top of": earlier}, report) as curriculum:
+    command = {"stack": domain, "on top of": earlier}
+    with _open(recipe, path, data, command, report, device) as curriculum:
         for digest in earlier.values():
             curriculum.hold(registry.blob_path(digest))
         return () if curriculum.take_in(new, registry) else (domain,)
@@ -88,10 +98,10 @@ def run_stack(
 
 @contextmanager
 def _open(
-    recipe: Recipe, path: Path, data: Path | None, command: Any, report: Report
+    recipe: Recipe, path: Path, data: Path | None, command: Any, report: Report, device: str
 ) -> Iterator[_Curriculum]:
     """Hold the run's directory, and load the base and the data, while the `with` lasts."""
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(device)
     main = accelerator.is_main_process
     run = RunDirectory(path)
     for domain in recipe.domains:
@@ -101,8 +111,8 @@ def _open(
         if main:
             resources.enter_context(run)  # before anything large is loaded a second time
         records = prepare(recipe, data)
-        device = str(accelerator.device)
-        base = load_base(recipe.base, quantization=recipe.quantization, device=device)
+        base = load_base(recipe.base, quantization=recipe.quantization, device=str(accelerator.device))
+        recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))
         check_data(recipe, records, base.chat_tokenizer())
         compute = _compute(recipe, base, run, accelerator)
         if main:
@@ -220,12 +230,14 @@ class _Curriculum:
             )
         if self._workshop.accelerator.is_main_process:
             stacks = {p.domain: p.digest for p in self._frozen.predecessors}
-            document = {"environment": environment(), "stacks": stacks, **self._forgetting.to_dict()}
+            here = environment(base.device)
+            document = {"environment": here, "stacks": stacks, **self._forgetting.to_dict()}
             atomic_write(self._run.forgetting, json.dumps(document, indent=2) + "\n")
 
     def _known_forgetting(self) -> ForgettingMatrix:
         """What an earlier start measured; nothing where it computed in another way, and so other bits."""
+        here = environment(self._workshop.base.device)
         document = read_json(self._run.forgetting)
-        if document is None or document.pop("environment", None) != environment():
+        if document is None or document.pop("environment", None) != here:
             return ForgettingMatrix()
         return ForgettingMatrix.from_dict(document)

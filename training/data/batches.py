@@ -39,6 +39,8 @@ class Batch:
         input_ids: [B, T] int64.
         attention_mask: [B, T] bool, true where a token is no padding.
         labels: [B, T] int64; the id that position t must predict (the token at t+1), or `IGNORE`.
+        labelled: [M] int64; the positions, in the flattened batch, of the labels that are none of `IGNORE`,
+            in order. The host knows them: to find them a device would have to be waited for.
         position_ids: [B, T] int64, restarting at 0 with each example, from which transformers builds the
             mask that keeps the examples of a row apart; None where no row holds more than one.
         segments: [B, T] int64; number in 0..E-1 of the example that a token belongs to, -1 at padding.
@@ -48,17 +50,24 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    labelled: Tensor
     position_ids: Tensor | None
     segments: Tensor
     examples: int
 
     def to(self, device: torch.device) -> Batch:
+        """The same on `device`; copies to CUDA leave from pinned memory, and are not waited for."""
+
+        def there(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
         return Batch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.labels.to(device),
-            None if self.position_ids is None else self.position_ids.to(device),
-            self.segments.to(device),
+            there(self.input_ids),
+            there(self.attention_mask),
+            there(self.labels),
+            there(self.labelled),
+            None if self.position_ids is None else there(self.position_ids),
+            there(self.segments),
             self.examples,
         )
 
@@ -72,7 +81,7 @@ def collate(rows: Sequence[Example] | Sequence[Sequence[Example]]) -> Batch:
     # Positions of padding stay 0: each is then a sequence of its own, that no example attends to.
     positions = torch.zeros(shape, dtype=torch.long)
     segments = torch.full(shape, -1, dtype=torch.long)
-    count = 0
+    count, labelled = 0, list[int]()
     for i, row in enumerate(packed):
         start = 0
         for example in row:
@@ -80,11 +89,20 @@ def collate(rows: Sequence[Example] | Sequence[Sequence[Example]]) -> Batch:
             ids = torch.tensor([*example.prompt, *example.response])
             input_ids[i, start:end] = ids
             labels[i, response - 1 : end - 1] = ids[len(example.prompt) :]
+            labelled += range(i * shape[1] + response - 1, i * shape[1] + end - 1)
             positions[i, start:end] = torch.arange(len(ids))
             segments[i, start:end] = count
             start, count = end, count + 1
     shared = any(len(row) > 1 for row in packed)
-    return Batch(input_ids, segments >= 0, labels, positions if shared else None, segments, count)
+    return Batch(
+        input_ids,
+        segments >= 0,
+        labels,
+        torch.tensor(labelled, dtype=torch.long),
+        positions if shared else None,
+        segments,
+        count,
+    )
 
 
 def by_length(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:

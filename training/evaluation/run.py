@@ -38,6 +38,7 @@ def evaluate_run(
     oracle_limit: int = 16,
     tasks: Sequence[str] = (),
     chat: bool = True,
+    device: str = "auto",
 ) -> Evaluation:
     """Measure, show, and write evaluation.json and expert_use.json to the run's directory `path`.
 
@@ -49,6 +50,7 @@ def evaluate_run(
         oracle_limit: records per domain on which the oracle is measured.
         tasks: lm-eval tasks to run as well, in modes base, ungated and routed.
         chat: put their prompts into the base's chat template.
+        device: see `training.rounds.device.take_device`.
 
     Raises:
         ConfigError: the registry has no stacks or no router, or a domain no validation records; the
@@ -63,7 +65,7 @@ def evaluate_run(
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, records)
         served = Registry(registry)
-        base = load_to_measure(recipe, run.compute(), console.print)
+        base = load_to_measure(recipe, run.compute(), console.print, device)
         found, document = _measured(recipe, base, served, records, run, console, limit, oracle_limit)
         if tasks:  # these take long, and may fail: what is measured is written
             document["lm_eval"] = _harness(base, served, tasks, limit, chat)

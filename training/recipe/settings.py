@@ -110,7 +110,8 @@ class RoundConfig:
         learning_rate: peak, after a linear warm-up and before a cosine to a tenth.
         warmup_steps: steps of the warm-up.
         weight_decay, clip, betas: AdamW's decoupled decay, gradient-norm cap, moment decays.
-        optimizer: `adamw`; `paged_adamw_8bit` (CUDA only); `auto` takes the latter on CUDA.
+        optimizer: `adamw`; `adamw_8bit`, with 8-bit states; `paged_adamw_8bit`, whose states host memory
+            takes where the device has no room (CUDA only); `auto` takes that on CUDA, else `adamw`.
         gate_noise: add the learnt noise to the expert gates in training (paper, eq. 3).
         balance_coefficient: weight of the balance loss; 0 turns it off.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -129,7 +130,7 @@ class RoundConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
-    optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = "auto"
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = "auto"
     gate_noise: bool = True
     balance_coefficient: float = 0.01
     gradient_checkpointing: bool = False

@@ -82,7 +82,8 @@ class ActiveStack(nn.Module):
             segments: [B, T] int64, the example that each token belongs to, 0..E-1; -1 at padding.
             examples: E.
         """
-        members = F.one_hot(segments.flatten() + 1, examples + 1)[:, 1:].T.float()
+        numbers = torch.arange(examples, device=segments.device)
+        members = (segments.flatten() == numbers[:, None]).float()
         self._tokens = members.sum(1)
         self._examples = members / self._tokens[:, None]
         self._balance = {}

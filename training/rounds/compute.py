@@ -1,4 +1,8 @@
-"""Whether a run computes in the base's own dtype, as it is served, or in float32: what is faster here."""
+"""Whether a run computes in the base's own dtype, as it is served, or in float32: what is faster here.
+
+On a GPU it is the base's own: the parameters of the stack in training are float32, and are cast to the
+activations' dtype where they are multiplied, so that no autocast is needed.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.layers.dequantized import dequantized, float32_bytes
 from training.recipe.recipe import Recipe
 from training.recipe.settings import ComputeMode
+from training.rounds.device import take_device
 
 FLOAT32 = "float32"
 SHARE = 0.5
@@ -72,28 +77,40 @@ def choose(
         ConfigError: the base cannot compute in what is asked for, or has no room for it.
     """
     if asked == "auto" and begun is None:
-        return _faster(base, backward, measure or seconds)
-    own, chosen = base.dtype_name, begun if asked == "auto" else asked
-    reason = "as the run was started" if asked == "auto" else "as the recipe says"
+        found = _faster(base, backward, measure or seconds)
+    else:
+        chosen = begun if begun is not None and asked == "auto" else asked
+        found = Compute(chosen, "as the run was started" if asked == "auto" else "as the recipe says")
+    _check(found.dtype, base, backward)
+    return found
+
+
+def _check(chosen: str, base: BaseModel, backward: bool) -> None:
+    """Raises ConfigError: the base cannot compute in `chosen` on its device, or has no room for it."""
+    own = base.dtype_name
     if chosen not in (FLOAT32, own):
         raise ConfigError(
             f"compute is {chosen}, and this base's own dtype is {own}; compute is {own}, {FLOAT32} or auto"
         )
+    unfit = _unfit(base.dtype, base.device, backward)
+    if chosen == own != FLOAT32 and unfit:
+        raise ConfigError(f"compute is {chosen}, and {unfit}; take compute: {FLOAT32}")
     needed, there = float32_bytes(base.model), memory_of(base.device)
     if chosen == FLOAT32 != own and needed > there:
         raise ConfigError(
             f"compute is float32, whose weights take {_giga(needed)}, and the device has {_giga(there)}; "
-            f"take compute: {own}"
+            + (f"{unfit}: take a smaller base, or another device" if unfit else f"take compute: {own}")
         )
-    return Compute(chosen, reason)
 
 
-def load_to_measure(recipe: Recipe, begun: str | None, report: Callable[[str], None]) -> BaseModel:
+def load_to_measure(
+    recipe: Recipe, begun: str | None, report: Callable[[str], None], device: str = "auto"
+) -> BaseModel:
     """The base of `recipe` as it is served, or its values in float32, for forwards alone.
 
-    Errors are those of `load_base` and `choose`.
+    Errors are those of `take_device`, `load_base` and `choose`.
     """
-    base = load_base(recipe.base, quantization=recipe.quantization)
+    base = load_base(recipe.base, quantization=recipe.quantization, device=str(take_device(device)))
     compute = choose(base, recipe.compute, begun, backward=False)
     report(str(compute))
     return compute.of(base)
@@ -102,27 +119,45 @@ def load_to_measure(recipe: Recipe, begun: str | None, report: Callable[[str], N
 def candidates(
     model: nn.Module, own: torch.dtype, asked: ComputeMode, device: torch.device
 ) -> tuple[torch.dtype, ...]:
-    """What a new run may compute in on a base that looks like `model`: one dtype, or two to be measured."""
+    """What a new run may train in on a base that looks like `model`: one dtype, or two to be measured."""
     if asked != "auto":
         return (getattr(torch, asked),)
-    return (own,) if _unmeasured(model, own, device) else (own, torch.float32)
+    settled = _unmeasured(model, own, device, backward=True)
+    return (own, torch.float32) if settled is None else (getattr(torch, settled.dtype),)
 
 
-def _unmeasured(model: nn.Module, own: torch.dtype, device: torch.device) -> str:
-    """Why `auto` takes the base's own dtype at once; empty where it does not."""
+def _unmeasured(model: nn.Module, own: torch.dtype, device: torch.device, backward: bool) -> Compute | None:
+    """What `auto` takes without a measurement; None where it takes one."""
+    name = str(own).removeprefix("torch.")
+    unfit = _unfit(own, device, backward)
+    if unfit:
+        return Compute(FLOAT32, unfit)
     if own == torch.float32 or device.type != "cpu":
-        return f"the base's own dtype, on {device.type}"
+        return Compute(name, f"the base's own dtype, on {device.type}")
     needed, there = float32_bytes(model), memory_of(device)
     if needed > SHARE * there:
-        return f"weights in float32 would take {_giga(needed)} of the machine's {_giga(there)}"
+        return Compute(name, f"weights in float32 would take {_giga(needed)} of the machine's {_giga(there)}")
+    return None
+
+
+def _unfit(own: torch.dtype, device: torch.device, backward: bool) -> str:
+    """Why a GPU cannot compute in the base's own dtype; empty where it can."""
+    if device.type != "cuda":
+        return ""
+    if own == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return (
+            f"{torch.cuda.get_device_name(device)} has no bfloat16 of its own (NVIDIA's have from Ampere on)"
+        )
+    if own == torch.float16 and backward:
+        return "gradients in float16 vanish without a loss scale, which training here has none of"
     return ""
 
 
 def _faster(base: BaseModel, backward: bool, measure: Measure) -> Compute:
     own = base.dtype_name
-    settled = _unmeasured(base.model, base.dtype, base.device)
-    if settled:
-        return Compute(own, settled)
+    settled = _unmeasured(base.model, base.dtype, base.device, backward)
+    if settled is not None:
+        return settled
     as_it_is, widened = measure(base.sites[0, "k_proj"].module, base.dtype, backward)
     figures = f"{1000 * widened:.1f} ms in float32, {1000 * as_it_is:.1f} ms in {own}"
     passes = "forward and backward" if backward else "forward"

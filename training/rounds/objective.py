@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
-from training.data.batches import IGNORE, TOKENS, Batch, collate, loss_batches
+from training.data.batches import TOKENS, Batch, collate, loss_batches
 from training.data.encoding import Example
 
 SourcesOf = Callable[[Sequence[Example]], Sequence[DeltaSource]]
@@ -31,23 +31,24 @@ def response_nll(model: Any, batch: Batch) -> Tensor:
     hidden = model.get_decoder()(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
     ).last_hidden_state
-    chosen = batch.labels != IGNORE
-    logits = model.get_output_embeddings()(hidden[chosen])
+    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[batch.labelled])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return F.cross_entropy(logits, batch.labels[chosen], reduction="none")
+    return F.cross_entropy(logits, batch.labels.flatten()[batch.labelled], reduction="none")
 
 
-def row_sums(nll: Tensor, labels: Tensor) -> Tensor:
-    """Sum of `nll` [M] per row of `labels` [B, T].
+def row_sums(nll: Tensor, batch: Batch) -> Tensor:
+    """Sum of `nll` [M] per row of `batch`, which is still on the CPU.
 
     Returns:
-        [B] nats, in the dtype of `nll`.
+        [B] nats on the CPU, in the dtype of `nll`: there every sum is added in one order. CUDA's `index_add_`
+        adds in any, and an outcome would not be the same twice.
     """
-    rows = (labels != IGNORE).nonzero()[:, 0]
-    return nll.new_zeros(labels.shape[0]).index_add_(0, rows, nll)
+    rows, width = batch.labels.shape
+    found = nll.cpu()
+    return found.new_zeros(rows).index_add_(0, batch.labelled // width, found)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from training.data.encoding import Example
 from training.rounds.active_stack import ActiveStack
 from training.rounds.allocator import return_freed_memory
 from training.rounds.objective import mean_nll, response_nll
-from training.rounds.optimizer import make_optimizer, make_schedule
+from training.rounds.optimizer import make_optimizer, make_schedule, restore
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.workshop import Workshop
 from training.runs import checkpoint
@@ -114,7 +114,7 @@ class RoundTraining:
             parts[part][rest] = tensor
         self.active.load_state_dict(parts["active"])
         self.snapshot = parts["snapshot"]
-        self.optimizer.load_state_dict(unflatten(parts["optimizer"], found.state["optimizer"]))
+        restore(self.optimizer, unflatten(parts["optimizer"], found.state["optimizer"]))
         self.schedule.load_state_dict(unflatten(parts["schedule"], found.state["schedule"]))
         self.workshop.log.rewind(self.state.log_position)
 
@@ -158,7 +158,7 @@ class RoundTraining:
                 "step; start fewer, or give it more records"
             )
         mine = range(rank, len(parts), processes)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=device)
         self.active.train()
         for i in mine:
             torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
@@ -169,14 +169,15 @@ class RoundTraining:
                     loss = loss + self.task.penalty(self.active) / len(parts)
                 # Processes average their gradients; a step's loss is a sum over all of them.
                 self.accelerator.backward(loss * processes)
-            total += float(nll.detach())
+            total += nll.detach()
         self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
         self.learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.stop_asked = self.workshop.asked_to_stop()
-        loss_of_step = self.workshop.summed(total) / responses
+        # The one place of a step where the host waits for the device.
+        nats, asked = self.workshop.summed(total, self.workshop.stop.requested)
+        self.stop_asked, loss_of_step = asked > 0, nats / responses
         self.state.step += 1
         self.state.window.append(loss_of_step)
         if not math.isfinite(loss_of_step):

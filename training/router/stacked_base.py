@@ -73,10 +73,10 @@ class StackedBase:
         Returns:
             [B] float32, on the CPU.
         """
-        batch = collate(examples).to(self.base.device)
+        batch = collate(examples)
         bound = self.bank.bind(weights)
         with self.hooks.composed(*([bound] if bound else [])):
-            return row_sums(response_nll(self.base.model, batch), batch.labels).cpu()
+            return row_sums(response_nll(self.base.model, batch.to(self.base.device)), batch)
 
     def losses(
         self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS

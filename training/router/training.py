@@ -42,12 +42,18 @@ Report = Callable[[str], None]
 
 
 def train_router(
-    recipe: Recipe, data: Mapping[str, DomainData], registry: Registry, path: Path, report: Report = print
+    recipe: Recipe,
+    data: Mapping[str, DomainData],
+    registry: Registry,
+    path: Path,
+    report: Report = print,
+    device: str = "auto",
 ) -> None:
     """Measure outcomes, train, and publish the router.
 
     Args:
         path: the run's directory; outcomes that it holds are not measured again.
+        device: to measure on, see `training.rounds.device.take_device`; the router trains on the CPU.
 
     Raises:
         ConfigError: the registry has no stacks, or one of a domain without data; a domain has too few
@@ -59,7 +65,7 @@ def train_router(
     with RunDirectory(path) as run:
         run.check_splits(recipe.data, data)
         begun = measured_in(run.outcomes) or run.compute()
-        stacked = StackedBase.load(load_to_measure(recipe, begun, report), registry)
+        stacked = StackedBase.load(load_to_measure(recipe, begun, report, device), registry)
         prompts = _prompts(recipe, data, stacked, report)
         train, held_out = _measured(recipe, stacked, prompts, run, report)
         metadata = _metadata(recipe, stacked, data)

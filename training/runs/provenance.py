@@ -41,8 +41,8 @@ def _questions(records: Sequence[Record]) -> str:
     return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
 
 
-def environment() -> dict[str, Any]:
-    """What rounds a sum, beside its terms."""
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability()
-    return {**tool_versions(), "device": device, "threads": torch.get_num_threads()}
+def environment(device: torch.device) -> dict[str, Any]:
+    """What rounds a sum on `device`, beside its terms."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    return {**tool_versions(), "device": name, "threads": torch.get_num_threads()}

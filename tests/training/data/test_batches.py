@@ -44,6 +44,7 @@ def test_a_packed_row_restarts_its_positions_and_labels_nothing_across_examples(
     batch = collate([[example([1, 2], [3]), example([4], [5, 6])], [example([7], [8])]])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 0, 0, 0, 0]]
     assert batch.labels.tolist() == [[I, 3, I, 5, 6, I], [8, I, I, I, I, I]]
+    assert batch.labelled.tolist() == (batch.labels != I).flatten().nonzero()[:, 0].tolist() == [1, 3, 4, 6]
     assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1], [2, 2, -1, -1, -1, -1]]
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 0, 0, 0, 0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,56 @@ def test_a_base_of_float32_is_neither_measured_nor_narrowed(directory: Path) -> 
         choose(base, "bfloat16", backward=True)
 
 
-def test_a_gpu_computes_in_the_bases_own_dtype_unless_asked(base: BaseModel) -> None:
-    cuda = torch.device("cuda")
+def test_a_gpu_computes_in_the_bases_own_dtype_unless_asked(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = on_cuda(base, monkeypatch, ampere=True).device
     assert candidates(base.model, torch.bfloat16, "auto", cuda) == (torch.bfloat16,)
     assert candidates(base.model, torch.bfloat16, "auto", CPU) == (torch.bfloat16, torch.float32)
     assert candidates(base.model, torch.bfloat16, "float32", cuda) == (torch.float32,)
+
+
+def on_cuda(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, *, ampere: bool, memory: int = 1 << 40
+) -> BaseModel:
+    """`base` as if it lay on a GPU; nothing is computed with it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: ampere)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    monkeypatch.setattr(compute, "memory_of", lambda device: memory)
+    return dataclasses.replace(base, device=torch.device("cuda"))
+
+
+def test_a_gpu_with_bfloat16_computes_in_it_unmeasured(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = on_cuda(base, monkeypatch, ampere=True)
+    found = choose(there, "auto", backward=True, measure=never)
+    assert str(found) == "computes in bfloat16: the base's own dtype, on cuda"
+    assert choose(there, "float32", backward=True).dtype == "float32"
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32_or_says_why_not(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = on_cuda(base, monkeypatch, ampere=False)
+    found = choose(older, "auto", backward=True, measure=never)
+    assert str(found).startswith("computes in float32: Tesla T4 has no bfloat16 of its own")
+    assert candidates(base.model, torch.bfloat16, "auto", older.device) == (torch.float32,)
+    for asked, begun in (("bfloat16", None), ("auto", "bfloat16")):
+        with pytest.raises(ConfigError, match=r"compute is bfloat16, and Tesla T4 .*; take compute: float32"):
+            choose(older, asked, begun, backward=True)  # type: ignore[arg-type]
+    crowded = on_cuda(base, monkeypatch, ampere=False, memory=float32_bytes(base.model) - 1)
+    with pytest.raises(ConfigError, match=r"whose weights take .*Tesla T4 .*: take a smaller base"):
+        choose(crowded, "auto", backward=True)
+
+
+def test_a_base_of_float16_trains_in_float32_on_a_gpu(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = dataclasses.replace(on_cuda(base, monkeypatch, ampere=True), dtype=torch.float16)
+    assert choose(half, "auto", backward=True).dtype == "float32"
+    assert "gradients in float16 vanish" in choose(half, "auto", backward=True).reason
+    assert choose(half, "auto", backward=False).dtype == "float16"
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])

@@ -11,7 +11,7 @@ import torch
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from brainstacks.layers.projections import find_sites
 from tests.tiny import FAMILIES, tiny_model
-from tests.training.examples import random_examples
+from tests.training.examples import example, random_examples
 from training.data.batches import IGNORE, LABEL_COST, collate
 from training.data.encoding import Example
 from training.rounds.objective import mean_nll, response_nll, row_sums
@@ -35,7 +35,7 @@ def test_the_nll_does_not_depend_on_padding_or_on_what_else_is_in_the_batch() ->
     model = tiny_model()
     examples = random_examples(6)
     batch = collate(examples)
-    together = row_sums(response_nll(model, batch), batch.labels)
+    together = row_sums(response_nll(model, batch), batch)
     for one, total in zip(examples, together, strict=True):
         alone = response_nll(model, collate([one])).sum()
         assert float(total) == pytest.approx(float(alone), abs=1e-4)
@@ -98,5 +98,5 @@ def test_the_prompt_has_no_loss() -> None:
 
 
 def test_row_sums_add_up_per_row_rows_without_labels_being_zero() -> None:
-    labels = torch.tensor([[IGNORE, 3, 4], [IGNORE, IGNORE, IGNORE], [5, IGNORE, 6]])
-    assert row_sums(torch.tensor([1.0, 2.0, 4.0, 8.0]), labels).tolist() == [3.0, 0.0, 12.0]
+    batch = collate([example([1], [3, 4]), example([1, 2], []), example([1], [5, 6])])
+    assert row_sums(torch.tensor([1.0, 2.0, 4.0, 8.0]), batch).tolist() == [3.0, 0.0, 12.0]
