@@ -243,7 +243,7 @@ def _load_model(
     from transformers import AutoModelForCausalLM
 
     chosen = dtype or _dtype(directory, quantization, device)
-    options: dict[str, Any] = {"device_map": {"": device}, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"device_map": {"": device}, "attn_implementation": _attention(directory)}
     if not quantized_files and quantization in ("nf4", "int8"):
         options["quantization_config"] = quantization_config(quantization, device, chosen)
     try:
@@ -251,6 +251,14 @@ def _load_model(
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
     return model
+
+
+def _attention(directory: Path) -> str:
+    """PyTorch's own; it knows no soft caps."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory).get_text_config()
+    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
 
 
 def _dtype(directory: Path, quantization: Quantization, device: torch.device) -> torch.dtype | str:

@@ -14,7 +14,6 @@ from torch import nn
 
 from brainstacks.base_files import locate
 from brainstacks.checkpoint import plain_checkpoint
-from brainstacks.device import resolve_device
 from brainstacks.errors import ConfigError
 from training.curriculum.estimate import MemoryEstimate, RunSize, estimate, own_dtype, run_size
 from training.recipe.recipe import Recipe

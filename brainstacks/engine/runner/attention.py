@@ -206,8 +206,8 @@ def paged_attention(
         raise UnsupportedModel("attention with sinks is not computed here; choose a base without")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if paged is None and softcap is not None:
-        mask = _seen(query, attention_mask, sliding_window)
-        return _attended(query, key, value, mask, Rules(scale, softcap=softcap)).transpose(1, 2), None
+        rules = Rules(scale, softcap=softcap)
+        return _attended(query, key, value, attention_mask, rules).transpose(1, 2), None
     if paged is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -273,13 +273,6 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ru
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype) @ value
-
-
-def _seen(query: Tensor, mask: Tensor | None, window: int | None) -> Tensor | None:
-    """transformers' mask of a forward that is not paged, as `_attended` takes it."""
-    if mask is None and window is not None:
-        raise ValueError("a layer that looks back so far only came without its mask")
-    return mask if mask is None or mask.dtype == torch.bool else mask == 0
 
 
 def register() -> None:
