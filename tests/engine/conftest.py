@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -18,8 +17,11 @@ from tests.engine.driving import Served, serve
 from tests.engine.serving_domains import Publish
 from tests.tiny import publish_stack, random_stack
 
+ON_A_CPU: list[Backend] = ["torch", "cpu"]
+"""`cuda` computes there too, interpreted, a thousand times slower: `test_cuda_properties.py`."""
 
-@pytest.fixture(scope="module", params=[name for name in get_args(Backend) if name != "auto"])
+
+@pytest.fixture(scope="module", params=ON_A_CPU)
 def each_backend(request: pytest.FixtureRequest) -> Iterator[None]:
     """Once with every backend that computes on a CPU, for the engines of `driving.serve`."""
     with pytest.MonkeyPatch.context() as patch:

@@ -29,7 +29,7 @@ LIMITS: list[dict[str, Any]] = [
 ]
 
 
-def draw(rng: random.Random, name: str) -> GenerationRequest:
+def draw(rng: random.Random, name: str, longest: int) -> GenerationRequest:
     """A prompt that often begins as another does, with few compositions, so that prefixes meet."""
     prompt = prompt_of(40, seed=rng.randrange(3))[: rng.randint(1, 40)]
     prompt += prompt_of(8, seed=rng.randrange(100))[: rng.randint(0, 8)]
@@ -38,7 +38,7 @@ def draw(rng: random.Random, name: str) -> GenerationRequest:
         prompt,
         rng.choice(COMPOSITIONS),
         n=rng.choice([1, 1, 1, 2, 3]),
-        max_tokens=rng.randint(1, 48),
+        max_tokens=rng.randint(1, longest),
         prompt_logprobs=rng.choice([None, None, None, 0]),
     )
 
@@ -65,6 +65,11 @@ def assert_plain(served: Served, family: str, one: GenerationRequest, answer: An
 @pytest.mark.parametrize("limits", range(len(LIMITS)))
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
 def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, limits: int) -> None:
+    traffic(tmp_path, family, limits, steps=50, longest=48)
+
+
+def traffic(tmp_path: Path, family: str, limits: int, steps: int, longest: int) -> None:
+    """Random requests, aborts and pauses for so many steps, of `longest` tokens and fewer, until all is over."""
     rng = random.Random(f"{family} {limits}")
     served = serve(tmp_path, family, **LIMITS[limits])
     engine = served.engine
@@ -72,9 +77,9 @@ def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, lim
     answers: dict[str, Answer] = {}
     aborted: set[str] = set()
     paused: set[str] = set()
-    for step in range(50):
+    for step in range(steps):
         if rng.random() < 0.35:
-            one = draw(rng, f"r{step}")
+            one = draw(rng, f"r{step}", longest)
             requests[one.request_id] = one
             (answers[one.request_id],) = start(engine, one)
         open_now = [name for name in requests if not answers[name].over and name not in aborted]
