@@ -184,14 +184,14 @@ def test_a_prefix_is_not_reused_after_its_stack_was_replaced(tmp_path: Path) -> 
 def test_the_prompt_of_n_completions_is_computed_once(tmp_path: Path, prompt_logprobs: int | None) -> None:
     served = serve(tmp_path, prefix_caching=False)
     computed = 0
-    plain_run = served.engine._runner.run
+    plain_launch = served.engine._runner.launch
 
     def counted(rows, bank):  # type: ignore[no-untyped-def]
         nonlocal computed
         computed += sum(row.count for row in rows if not row.completion.decodes)
-        return plain_run(rows, bank)
+        return plain_launch(rows, bank)
 
-    served.engine._runner.run = counted  # type: ignore[method-assign]
+    served.engine._runner.launch = counted  # type: ignore[method-assign]
     (answer,) = run(
         served.engine, request("r", prompt_of(40), fixed(code=1.0), n=4, prompt_logprobs=prompt_logprobs)
     )

@@ -61,6 +61,7 @@ class CpuBackend:
 
     fixed_shapes = False
     own_threads = True
+    asynchronous = False
 
     def __init__(self, base: BaseModel, cache: PagedCache, reason: str, *, exact: bool) -> None:
         self._base, self._cache = base, cache
