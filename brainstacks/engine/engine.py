@@ -5,29 +5,27 @@ One thread calls it. Each request has a sink that its events, or the error that 
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
-from brainstacks.device import reclaim
-from brainstacks.engine import output
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockManager
 from brainstacks.engine.budgets import divide
-from brainstacks.engine.completion import Completion
+from brainstacks.engine.delivery import Delivery
 from brainstacks.engine.facts import Gauges
 from brainstacks.engine.intake import Intake, RouterPass
 from brainstacks.engine.jobs import Job
+from brainstacks.engine.live_jobs import LiveJobs
 from brainstacks.engine.replies import Sink
-from brainstacks.engine.request import FinishReason, GenerationRequest, Request, sequences
+from brainstacks.engine.request import GenerationRequest, Request, sequences
 from brainstacks.engine.routes import RoutingRecords
 from brainstacks.engine.runner.backend import Backend
+from brainstacks.engine.runner.flight import Flight, Outcome
 from brainstacks.engine.runner.kv_cache import affordable_tokens
-from brainstacks.engine.runner.model_runner import ModelRunner, Outcome
+from brainstacks.engine.runner.model_runner import ModelRunner
 from brainstacks.engine.sampling.grammar import CompiledGrammar, Grammars
 from brainstacks.engine.sampling.sampler import Sampler
 from brainstacks.engine.scheduler import Row, Scheduler
@@ -35,11 +33,9 @@ from brainstacks.engine.serving.composer import Composer
 from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, InvalidRequest, Overloaded
 from brainstacks.layers.hooks import CompositionHooks
-from brainstacks.stacks.loader import as_reply
+from brainstacks.stacks.lease import Lease
 from brainstacks.stacks.registry import Registry
 from brainstacks.tokenizer import ChatTokenizer
-
-log = logging.getLogger(__name__)
 
 
 class StepEngine:
@@ -75,10 +71,13 @@ class StepEngine:
         )
         self.stacks.bank.prepare_with(self.backend.prepare)
         router_pass = RouterPass(base, config, self._blocks, self._runner)
-        self._intake = Intake(base, config, self.serving, self.composer, router_pass, self.records, self._end)
-        self.failures = 0  # of steps, or of parts of one
+        self._jobs = LiveJobs(self._free, self._blocks)
+        self._delivery = Delivery(self._jobs, self._scheduler, base.eos_token_ids)
+        end = self._jobs.end
+        self._intake = Intake(base, config, self.serving, self.composer, router_pass, self.records, end)
+        self._flight: Flight | None = None  # the step in the air
+        self._leases: list[Lease] = []  # of jobs that have ended, to be released
         self._arrivals = count()
-        self._jobs: dict[str, Job] = {}
         self._changed = threading.Event()
         self._on_change: Callable[[], None] = self._changed.set
 
@@ -110,12 +109,17 @@ class StepEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._jobs)
+        return len(self._jobs) > 0 or self._flight is not None
+
+    @property
+    def failures(self) -> int:
+        """Of steps, or of parts of one."""
+        return self._jobs.failures
 
     @property
     def can_step(self) -> bool:
         """A step would do something: not all there is waits for stacks to load or for its client to read."""
-        return self._intake.can_step or self._scheduler.can_run
+        return self._flight is not None or self._intake.can_step or self._scheduler.can_run
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until stacks have been loaded, or could not be, or `timeout` seconds have passed."""
@@ -155,7 +159,8 @@ class StepEngine:
         wanted = request.sampling.grammar if isinstance(request, GenerationRequest) else None
         if grammar is None and wanted is not None:
             grammar = self.grammars.compile(wanted)
-        job = self._jobs[request.key] = Job(request, sink, next(self._arrivals), grammar)
+        job = Job(request, sink, next(self._arrivals), grammar)
+        self._jobs.add(job)
         self._intake.put(job)
 
     def check(self, request: Request) -> None:
@@ -170,12 +175,12 @@ class StepEngine:
             reason: told to the request's sink; None when nobody listens any more.
         """
         if key in self._jobs:
-            self._end(self._jobs[key], reason)
+            self._jobs.end(self._jobs[key], reason)
 
     def abort_all(self, reason: BrainstacksError) -> None:
         """Drop every request."""
-        for job in list(self._jobs.values()):
-            self._end(job, reason)
+        for job in self._jobs:
+            self._jobs.end(job, reason)
 
     def pause(self, key: str) -> None:
         """Give a request no further tokens until `resume`; it keeps its place in line."""
@@ -194,106 +199,88 @@ class StepEngine:
     # --- a step -----------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Route some waiting requests, then advance everything that runs by one step.
+        """Take requests in, and advance everything that runs by one step.
 
-        Never raises: what fails ends the requests that it concerns, and only those.
+        On an asynchronous backend that step is in the air when this returns: readers are told of the one
+        before, and requests are taken in, while the device computes. Never raises: what fails ends the
+        requests that it concerns, and only those.
         """
+        self._take_in()
+        self._land()
+        self._launch()
+        if not self.backend.asynchronous:
+            self._land()
+        self._delivery.tell()
+
+    def _take_in(self) -> None:
+        """Route some of those that wait, and queue those whose stacks are there."""
         jobs = self._intake.take()
-        with self._ending(jobs):
+        with self._jobs.ending(jobs):
             self._intake.route(jobs, self._on_change)
         for job in self._intake.ready():
             self._start(job)
-        rows: list[Row] = []
-        with self._ending(self._jobs.values()):
-            rows = self._scheduler.schedule()
-        for together in self._scheduler.forwards(rows):
-            going_on = [row for row in together if row.completion.finish_reason is None]
-            outcomes: list[Outcome] = []
-            with self._ending(self._jobs[row.completion.request.key] for row in going_on):
-                outcomes = self._runner.run(going_on, self.stacks.bank) if going_on else []
-            for outcome in outcomes:
-                self._advance(outcome)
 
     def _start(self, job: Job) -> None:
         """Queue what a request has to compute, now that its stacks are there."""
-        with self._ending([job]):
+        with self._jobs.ending([job]):
             if job.composition is None or not isinstance(job.request, GenerationRequest):
                 raise ValueError("only a composed request can start")
             if job.composition.lease.error is not None:
-                self._end(job, job.composition.lease.error)
+                self._jobs.end(job, job.composition.lease.error)
                 return
             params = job.request.sampling
             completions = job.open(self._sampler, self.tokenizer)
             if params.prompt_logprobs is None:
                 job.announce(None)
                 if params.max_tokens == 0:
-                    self._finish_all(job, "length")
+                    self._delivery.finish_all(job, "length")
                     return
             # With nothing to generate, only the first has something to do: the prompt's log-probabilities.
             for completion in completions if params.max_tokens > 0 else completions[:1]:
                 self._scheduler.add(completion)
 
-    def _advance(self, outcome: Outcome) -> None:
-        """Give a request what a forward gave one of its completions, unless it has ended meanwhile."""
-        completion, result = outcome.completion, outcome.result
-        if completion.finish_reason is not None:
+    def _launch(self) -> None:
+        """Have the device compute what runs next."""
+        rows: list[Row] = []
+        with self._jobs.ending(self._jobs):
+            rows = self._scheduler.schedule()
+        for together in self._scheduler.forwards(rows):
+            self._land()
+            alive = [row for row in together if row.completion.finish_reason is None]
+            with self._jobs.ending(self._jobs_of(alive)):
+                self._flight = self._runner.launch(alive, self.stacks.bank) if alive else None
+
+    def _land(self) -> None:
+        """Take from the device what the step in the air gave, if one is: all that the next one depends on."""
+        if self._flight is None:
             return
-        job = self._jobs[completion.request.key]
-        with self._ending([job]):
-            if isinstance(result, BrainstacksError):
-                raise result
-            if outcome.scored:
-                job.announce(completion.prompt_logprobs)
-            if result is None:
-                self._finish_all(job, "length")
-                return
-            reason = output.accept(completion, result, self.base.eos_token_ids)
-            if reason is None:
-                job.sink(output.text_event(completion))
-            else:
-                self._finish(job, completion, reason)
+        self._delivery.tell()  # of a completion's last token, before it gets the next
+        flight, self._flight = self._flight, None
+        outcomes: list[Outcome] = []
+        with self._jobs.ending(self._jobs_of(flight.rows)):
+            outcomes = flight.land()
+        for outcome in outcomes:
+            self._delivery.accept(outcome)
+        self._release()
 
-    # --- the end of a request ---------------------------------------------------------------------
+    def _jobs_of(self, rows: Sequence[Row]) -> list[Job]:
+        """Those that have not ended."""
+        return [
+            self._jobs[c.request.key] for c in (row.completion for row in rows) if c.finish_reason is None
+        ]
 
-    def _finish_all(self, job: Job, reason: FinishReason) -> None:
-        for completion in list(job.completions):
-            self._finish(job, completion, reason)
-
-    def _finish(self, job: Job, completion: Completion, reason: FinishReason) -> None:
-        output.finish(completion, reason)
-        self._scheduler.finish(completion)
-        if job.over:
-            self._end(job)  # before the last word is said: its reader may count on it
-        job.sink(output.text_event(completion))
-
-    def _end(self, job: Job, reason: BrainstacksError | None = None) -> None:
-        """Free all that a job holds; does nothing when that has been done."""
-        if self._jobs.pop(job.request.key, None) is None:
-            return
-        if reason is not None:
-            job.sink(reason)
+    def _free(self, job: Job) -> None:
+        """Give back all that a job holds; its stacks when no step in the air computes with them."""
         self._intake.drop(job)
         for completion in job.completions:
             if completion.finish_reason is None:
                 completion.finish_reason = "abort"
                 self._scheduler.finish(completion)
         if job.composition is not None:
-            self.stacks.release(job.composition.lease)
+            self._leases.append(job.composition.lease)
             job.composition = None
+        self._release()
 
-    @contextmanager
-    def _ending(self, jobs: Iterable[Job]) -> Iterator[None]:
-        """What is raised within the block ends `jobs`; everything else goes on."""
-        concerned = list(jobs)
-        try:
-            yield
-        except InvalidRequest as error:  # what was asked cannot be done; nothing failed
-            for job in concerned:
-                self._end(job, error)
-        except Exception as error:
-            self.failures += 1
-            log.exception("a step failed; %d requests end with it", len(concerned))
-            reclaim(error)
-            for job in concerned:
-                self._end(job, as_reply(error, "a step of this request"))
-            self._blocks.forget()  # what the failed step computed may be wrong: nobody is to reuse it
+    def _release(self) -> None:
+        while self._leases and self._flight is None:
+            self.stacks.release(self._leases.pop())

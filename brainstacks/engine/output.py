@@ -15,37 +15,50 @@ from brainstacks.engine.sampling.sampler import Sampled
 
 
 def accept(completion: Completion, sampled: Sampled, ends: Sequence[int]) -> FinishReason | None:
-    """Append a token to the completion.
+    """Append a token to the completion: all that the next step has to know of it. `spell` is still to come.
 
     Args:
         ends: the base's end-of-sequence tokens; without effect under `ignore_eos`, unless a grammar leaves
             nothing else.
 
     Returns:
-        why the completion ends with this token, or None when it goes on; `finish` is still to be called.
+        why the completion ends with this token, or None when it goes on, as far as its text lets it.
     """
     params, token = completion.request.sampling, sampled.token
     if not completion.output_ids:
         completion.timing.first_token = perf_counter()
     completion.output_ids.append(token)
     completion.cumulative_logprob += sampled.logprob
-    if sampled.entry is not None:
-        completion.logprobs.append(sampled.entry)
     if token in params.stop_token_ids:
         completion.stop_reason = token
+    if _ends(completion, token, ends):
         return "stop"
-    matcher = completion.matcher
-    if token in ends and (not params.ignore_eos or matcher is not None):
-        return "stop"
-    complete = matcher is not None and matcher.advance(token)
-    if completion.detokenizer is not None:
-        stop = completion.detokenizer.push(token, check_stop=_may_stop(completion))
-        if stop is not None:
-            completion.stop_reason = stop
-            return "stop"
-    if complete:
+    if completion.matcher is not None and completion.matcher.advance(token):
         return "stop"
     return "length" if len(completion.output_ids) >= params.max_tokens else None
+
+
+def spell(
+    completion: Completion, sampled: Sampled, ends: Sequence[int], reason: FinishReason | None
+) -> FinishReason | None:
+    """Turn the token that was accepted last into what readers get.
+
+    Args:
+        ends, reason: given to `accept`, and by it.
+
+    Returns:
+        why the completion ends with this token: "stop" if it completes a stop string, else `reason`; `finish`
+        is still to be called.
+    """
+    if sampled.entry is not None:
+        completion.logprobs.append(sampled.entry)
+    if completion.detokenizer is None or _ends(completion, sampled.token, ends):
+        return reason
+    stop = completion.detokenizer.push(sampled.token, check_stop=_may_stop(completion))
+    if stop is None:
+        return reason
+    completion.stop_reason = stop
+    return "stop"
 
 
 def finish(completion: Completion, reason: FinishReason) -> FinishReason:
@@ -98,6 +111,13 @@ def prompt_logprobs(
     targets = prompt_ids[start + 1 : start + 1 + len(logits)]
     found = token_logprobs(tokenizer, logits[: len(targets)], targets, [top] * len(targets))
     return [*([None] if start == 0 else []), *found]
+
+
+def _ends(completion: Completion, token: int, ends: Sequence[int]) -> bool:
+    """Whether the token itself ends the text, of which it is then no part."""
+    params = completion.request.sampling
+    heeded = not params.ignore_eos or completion.matcher is not None
+    return token in params.stop_token_ids or (token in ends and heeded)
 
 
 def _may_stop(completion: Completion) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from torch import Tensor
@@ -31,9 +32,36 @@ def tokens(results: Sequence[Sampled | BrainstacksError]) -> list[int]:
     return [r.token for r in results if isinstance(r, Sampled)]
 
 
+def sample(
+    logits: Tensor, rows: Sequence[Completion], *, wait: bool = True
+) -> list[Sampled | BrainstacksError]:
+    return SAMPLER.start(logits, rows, wait=wait).finish()
+
+
 def next_token(logits: Tensor, one: Completion) -> int:
-    (token,) = tokens(SAMPLER.sample(logits[None], [one]))
+    (token,) = tokens(sample(logits[None], [one]))
     return token
+
+
+class Given(Random):
+    """Gives `number` for ever."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(0)
+        self._number = number
+
+    def random(self) -> float:
+        return self._number
+
+
+def draw(
+    logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float], *, wait: bool = True
+) -> list[int]:
+    """The tokens of rows whose generators give `uniforms`."""
+    rows = [completion(p) for p in params]
+    for row, uniform in zip(rows, uniforms, strict=True):
+        row.sampling_state.random = Given(uniform)
+    return tokens(sample(logits, rows, wait=wait))
 
 
 def random_logits(rows: int, vocab: int, seed: int, *, scale: float = 1.0, ties: bool = False) -> Tensor:

@@ -224,7 +224,7 @@ async def test_the_engine_survives_a_step_that_fails(
     from brainstacks.errors import EngineFailure
 
     with monkeypatch.context() as broken:
-        broken.setattr(running.served.engine._runner, "run", lambda *_: 1 / 0)
+        broken.setattr(running.served.engine._runner, "launch", lambda *_: 1 / 0)
         with pytest.raises(EngineFailure):
             await collect(stream(running.engine, request("r", prompt_of(4))))
     await running.came_round()

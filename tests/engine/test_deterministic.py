@@ -16,7 +16,7 @@ from brainstacks.base_model import load_base
 from brainstacks.config import EngineConfig
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import CompositionRequest, GenerationRequest
-from brainstacks.engine.runner.model_runner import Outcome
+from brainstacks.engine.runner.flight import Flight
 from brainstacks.engine.scheduler import Row
 from brainstacks.layers.bank import StackBank
 from brainstacks.stacks.registry import Registry
@@ -105,19 +105,19 @@ class Products(TorchDispatchMode):
 def products_of(engine: StepEngine, *requests: GenerationRequest) -> list[tuple[list[Row], list[Any]]]:
     """The rows of every forward until `requests` are done, and the shapes of its products."""
     forwards: list[tuple[list[Row], list[Any]]] = []
-    run_rows = engine._runner.run
+    launch = engine._runner.launch
 
-    def recorded(rows: Sequence[Row], bank: StackBank) -> list[Outcome]:
+    def recorded(rows: Sequence[Row], bank: StackBank) -> Flight:
         with Products() as seen:
-            outcomes = run_rows(rows, bank)
+            flight = launch(rows, bank)
         forwards.append((list(rows), seen.shapes))
-        return outcomes
+        return flight
 
-    engine._runner.run = recorded  # type: ignore[method-assign]
+    engine._runner.launch = recorded  # type: ignore[method-assign]
     try:
         run(engine, *requests)
     finally:
-        engine._runner.run = run_rows  # type: ignore[method-assign]
+        engine._runner.launch = launch  # type: ignore[method-assign]
     return forwards
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from brainstacks.engine.request import CompositionRequest
+from brainstacks.engine.runner.flight import Flight
 from brainstacks.errors import EngineFailure, Unavailable
 from tests.engine.driving import Served, finish, fixed, idle, prompt_of, request, run, serve, start
 from tests.tiny import plain_greedy, tiny_model
@@ -61,7 +62,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(
         def fail(*args: object) -> None:
             raise error
 
-        broken.setattr(engine._runner, "run", fail)
+        broken.setattr(engine._runner, "launch", fail)
         engine.step()
     for answer in hurt:
         assert [type(e) for e in answer.errors] == [reply]
@@ -78,7 +79,7 @@ def test_a_failing_step_leaves_requests_alone_that_were_not_in_it(
     prompt = prompt_of(5)
     hurt, waiting = start(served.engine, request("a", prompt_of(3)), request("b", prompt, fixed(math=1.0)))
     with monkeypatch.context() as broken:
-        broken.setattr(served.engine._runner, "run", lambda *_: 1 / 0)
+        broken.setattr(served.engine._runner, "launch", lambda *_: 1 / 0)
         served.engine.step()
     assert hurt.errors
     finish(served.engine)
@@ -127,11 +128,13 @@ def test_logits_that_are_not_finite_end_their_own_request_alone(
 
 STAGES = {
     "schedule": "_scheduler.schedule",
-    "forward": "_runner.run",
+    "forward": "_runner.launch",
     "fork": "_scheduler.fork",
     "copy": "_runner.backend.cache.copy",
     "remember": "_blocks.remember",
-    "sample": "_sampler.sample",
+    "sample": "_sampler.start",
+    "land": "land",
+    "tell": "_delivery._tell",
     "route": "_intake._router_pass.run",
     "compose": "composer.compose",
     "start": "_sampler.new_state",
@@ -149,7 +152,7 @@ def test_a_failure_at_any_stage_frees_everything_and_the_engine_goes_on(
     composition = CompositionRequest("routed") if stage == "route" else fixed(chat=1.0)
     (canary,) = run(engine, request("canary", prompt, composition))
     *path, name = STAGES[stage].split(".")
-    owner: Any = engine
+    owner: Any = Flight if stage == "land" else engine
     for step in path:
         owner = getattr(owner, step)
     plain, calls = getattr(owner, name), 0
@@ -189,7 +192,7 @@ def test_what_a_failed_step_computed_is_not_reused(served: Served, monkeypatch: 
                 tensor.fill_(float("nan"))
             raise RuntimeError("broken")
 
-        broken.setattr(engine._runner, "run", scribble)
+        broken.setattr(engine._runner, "launch", scribble)
         engine.step()
     (after,) = run(engine, request("after", prompt))
     assert after.ids() == plain_greedy(tiny_model(), prompt, 8)

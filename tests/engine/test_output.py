@@ -28,11 +28,15 @@ def completion(*, text: bool = True, **options: Any) -> Completion:
     return Completion(request, 2, state, Detokenizer(TOKENIZER, params.stop) if text else None)
 
 
+def take(one: Completion, sampled: Sampled) -> FinishReason | None:
+    return output.spell(one, sampled, ENDS, output.accept(one, sampled, ENDS))
+
+
 def feed(one: Completion, tokens: Sequence[int]) -> tuple[FinishReason | None, str]:
     """Accept `tokens` until one of them ends the completion; the reason, and all text of its events."""
     pieces = []
     for token in tokens:
-        reason = output.accept(one, Sampled(token, -0.5), ENDS)
+        reason = take(one, Sampled(token, -0.5))
         if reason is not None:
             reason = output.finish(one, reason)
         pieces.append(output.text_event(one).text)
@@ -71,6 +75,17 @@ def test_a_stop_string_is_the_stop_reason_and_never_shows() -> None:
     one = completion(stop=("END", "zzz"))
     assert feed(one, b"ab END cd") == ("stop", "ab ")
     assert one.stop_reason == "END"
+
+
+def test_what_the_next_step_depends_on_is_known_before_the_text() -> None:
+    one = completion(stop=("b",), max_tokens=3)
+    assert output.accept(one, Sampled(ord("a"), -0.5), ENDS) is None
+    assert output.spell(one, Sampled(ord("a"), -0.5), ENDS, None) is None
+    assert output.accept(one, Sampled(ord("b"), -0.25), ENDS) is None
+    assert (one.output_ids, one.cumulative_logprob) == ([*b"ab"], -0.75)
+    assert output.spell(one, Sampled(ord("b"), -0.25), ENDS, None) == "stop", "only its text ends it"
+    assert output.accept(completion(max_tokens=1), Sampled(ord("a"), -0.5), ENDS) == "length"
+    assert output.accept(completion(), Sampled(END, -0.5), ENDS) == "stop"
 
 
 def test_a_stop_string_does_not_count_before_min_tokens() -> None:
@@ -115,7 +130,7 @@ def test_events_carry_each_token_and_logprob_once_and_the_end_on_the_last() -> N
     entries = [TokenLogprob(token, -0.25, chr(token), bytes([token])) for token in b"abcd"]
 
     def accept(entry: TokenLogprob) -> FinishReason | None:
-        return output.accept(one, Sampled(entry.token_id, entry.logprob, entry), ENDS)
+        return take(one, Sampled(entry.token_id, entry.logprob, entry))
 
     assert [accept(entry) for entry in entries[:2]] == [None, None]
     first = output.text_event(one)

@@ -69,7 +69,7 @@ def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, lim
 
 
 def traffic(tmp_path: Path, family: str, limits: int, steps: int, longest: int) -> None:
-    """Random requests, aborts and pauses for so many steps, of `longest` tokens and fewer, until all is over."""
+    """Random requests, aborts and pauses for so many steps, then none until all is over."""
     rng = random.Random(f"{family} {limits}")
     served = serve(tmp_path, family, **LIMITS[limits])
     engine = served.engine
@@ -189,14 +189,14 @@ def test_a_prefix_is_not_reused_after_its_stack_was_replaced(tmp_path: Path) -> 
 def test_the_prompt_of_n_completions_is_computed_once(tmp_path: Path, prompt_logprobs: int | None) -> None:
     served = serve(tmp_path, prefix_caching=False)
     computed = 0
-    plain_run = served.engine._runner.run
+    plain_launch = served.engine._runner.launch
 
     def counted(rows, bank):  # type: ignore[no-untyped-def]
         nonlocal computed
         computed += sum(row.count for row in rows if not row.completion.decodes)
-        return plain_run(rows, bank)
+        return plain_launch(rows, bank)
 
-    served.engine._runner.run = counted  # type: ignore[method-assign]
+    served.engine._runner.launch = counted  # type: ignore[method-assign]
     (answer,) = run(
         served.engine, request("r", prompt_of(40), fixed(code=1.0), n=4, prompt_logprobs=prompt_logprobs)
     )

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from brainstacks.base_model import resolve_device
+from brainstacks.device import resolve_device
 from brainstacks.errors import ConfigError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

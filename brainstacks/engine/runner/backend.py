@@ -30,6 +30,7 @@ class Backend(Protocol):
     fixed_shapes: a row's result depends, in its last bits, on the shapes that others decide.
     own_threads: it computes with threads of its own, not torch's.
     cache: its keys and values.
+    asynchronous: it returns before its results are there; what is asked of it is computed in order.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Backend(Protocol):
     own_threads: bool
     fixed_shapes: bool
     cache: PagedCache
+    asynchronous: bool
 
     def prepare(self, stack: PackedStack) -> None:
         """Make ready what steps need of a stack, so that no step has to; called on any thread."""
@@ -45,7 +47,7 @@ class Backend(Protocol):
         """Compute a step and store its keys and values.
 
         Returns:
-            logits [L, V] float32 of `batch.wanted`, before any soft cap.
+            logits [L, V] float32 of `batch.wanted`, before any soft cap; nothing later changes them.
         """
 
     def hidden_states(self, batch: StepBatch) -> tuple[Tensor, Tensor]:

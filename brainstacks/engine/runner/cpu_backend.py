@@ -61,6 +61,7 @@ class CpuBackend:
 
     fixed_shapes = False
     own_threads = True
+    asynchronous = False
 
     def __init__(self, base: BaseModel, new_cache: NewCache, reason: str, *, exact: bool) -> None:
         self._base = base

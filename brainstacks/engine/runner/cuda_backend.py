@@ -40,6 +40,7 @@ class CudaBackend:
         graphs: capture; else each step enqueues the operations anew.
     """
 
+    asynchronous = True
     fixed_shapes = True
     own_threads = False
 

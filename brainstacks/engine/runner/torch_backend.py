@@ -32,6 +32,7 @@ class TorchBackend:
         attention.register()
         base.model.set_attn_implementation(attention.IMPLEMENTATION)
         self.name, self.reason = f"torch ({base.device.type})", reason
+        self.asynchronous = base.device.type != "cpu"
         self._base, self._hooks, self.cache = base, hooks, cache
         # A 4-d mask is taken as it is; paged attention makes its own.
         self._no_mask = torch.empty(1, 1, 0, 0, device=base.device)

@@ -5,18 +5,30 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from brainstacks.engine.request import SamplingParams
-from brainstacks.engine.sampling.draw import draw
 from brainstacks.engine.sampling.sampler import Sampled
 from brainstacks.errors import EngineFailure
-from tests.engine.sampled import GREEDY, LOGITS, SAMPLER, completion, next_token, random_logits, tokens
+from tests.engine.sampled import (
+    GREEDY,
+    LOGITS,
+    SAMPLER,
+    completion,
+    draw,
+    next_token,
+    random_logits,
+    sample,
+    tokens,
+)
+from tests.fake_tensors import DEVICE, fake_cuda, watched
 
 
 def slow_distribution(logits: Sequence[float], params: SamplingParams) -> dict[int, float]:
@@ -82,7 +94,7 @@ def test_draws_follow_the_slow_distribution(options: dict[str, Any]) -> None:
     expected = slow_distribution(LOGITS.tolist(), params)
     random, draws = Random(7), 3000
     uniforms = [random.random() for _ in range(draws)]
-    found = Counter(draw(LOGITS.repeat(draws, 1), [params] * draws, uniforms).tolist())
+    found = Counter(draw(LOGITS.repeat(draws, 1), [params] * draws, uniforms))
     assert set(found) <= set(expected)
     for token, probability in expected.items():
         deviation = math.sqrt(draws * probability * (1 - probability))
@@ -98,8 +110,9 @@ def test_every_draw_is_the_slow_one_however_many_candidates_it_takes(scale: floa
     for seed in range(3):
         random = Random(seed)
         uniforms = [random.random() for _ in MIXES]
-        found = draw(logits, params, uniforms).tolist()
-        assert found == [slow_draw(*row) for row in zip(logits.tolist(), params, uniforms, strict=True)]
+        expected = [slow_draw(*row) for row in zip(logits.tolist(), params, uniforms, strict=True)]
+        assert draw(logits, params, uniforms) == expected
+        assert draw(logits, params, uniforms, wait=False) == expected, "the first look leaves the others open"
 
 
 @pytest.mark.parametrize("options", MIXES)
@@ -108,7 +121,7 @@ def test_the_ends_of_the_unit_interval_draw_what_is_kept(options: dict[str, Any]
     # Probabilities that underflow to zero, and a forbidden token, stand in the last places.
     logits = torch.cat([LOGITS, torch.tensor([-4000.0, -math.inf])])[None]
     kept = list(slow_distribution(logits[0].tolist(), params))
-    first, last = (int(draw(logits, [params], [uniform])) for uniform in (0.0, math.nextafter(1.0, 0.0)))
+    first, last = (draw(logits, [params], [uniform])[0] for uniform in (0.0, math.nextafter(1.0, 0.0)))
     assert first == kept[0]
     assert last in kept
     assert logits[0, last] > -4000.0
@@ -167,10 +180,8 @@ def test_a_row_is_the_same_bit_for_bit_alone_and_among_any_others(vocab: int) ->
     crowd = [completion(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
     alone = [completion(p, prompt=range(i), output=range(3), seed=i) for i, p in enumerate(params)]
     for _ in range(2):
-        together = SAMPLER.sample(logits, crowd)
-        assert together == [
-            SAMPLER.sample(row[None], [one])[0] for row, one in zip(logits, alone, strict=True)
-        ]
+        together = sample(logits, crowd)
+        assert together == [sample(row[None], [one])[0] for row, one in zip(logits, alone, strict=True)]
         order = random.sample(range(len(params)), len(params))
         crowd, alone = [crowd[i] for i in order], [alone[i] for i in order]
         logits = logits[order].flip(-1)
@@ -181,12 +192,12 @@ def test_a_row_is_the_same_bit_for_bit_alone_and_among_any_others(vocab: int) ->
 def test_a_row_that_is_not_finite_fails_alone(options: dict[str, Any], value: float) -> None:
     params = SamplingParams(**options, logprobs=2)
     logits = random_logits(3, 600, 2)
-    expected = SAMPLER.sample(logits, [completion(params, seed=i) for i in range(3)])
+    expected = sample(logits, [completion(params, seed=i) for i in range(3)])
     if value == -math.inf:
         logits[1] = value
     else:
         logits[1, 17] = value
-    found = SAMPLER.sample(logits, [completion(params, seed=i) for i in range(3)])
+    found = sample(logits, [completion(params, seed=i) for i in range(3)])
     assert isinstance(found[1], EngineFailure)
     assert (found[0], found[2]) == (expected[0], expected[2])
 
@@ -197,12 +208,69 @@ def test_a_vocabulary_with_dead_entries_is_sampled_from_the_others() -> None:
         assert next_token(logits, completion(SamplingParams(**options))) in (0, 2, 4)
 
 
+# --- the device is not waited for ------------------------------------------------------------------
+
+COMMON: dict[str, list[dict[str, Any]]] = {
+    "greedy": [{"temperature": 0.0}],
+    "temperature": [{"temperature": 0.7}],
+    "top-k": [{"top_k": 40}],
+    "a wide top-k": [{"top_k": 5000}],
+    "top-p": [{"top_p": 0.9}],
+    "min-p": [{"min_p": 0.05}],
+    "mixed": [{"temperature": 0.0}, {}, *MIXES],
+}
+
+
+@pytest.mark.static_cuda
+@pytest.mark.parametrize("name", COMMON)
+def test_the_start_waits_for_nothing_whatever_the_logits_are(name: str) -> None:
+    """On the CPU, where operators have values to depend on; flat logits leave most rows open."""
+    rows = [completion(SamplingParams(**options)) for options in COMMON[name]]
+    logits = random_logits(len(rows), 20_000, 3, scale=0.01)
+    with watched() as operators:
+        started = SAMPLER.start(logits, rows, wait=False)
+    assert operators.waiting == []
+    again = [completion(SamplingParams(**options)) for options in COMMON[name]]
+    assert tokens(started.finish()) == tokens(sample(logits, again))
+
+
+@pytest.mark.static_cuda
+@pytest.mark.parametrize("name", COMMON)
+def test_on_cuda_a_start_is_one_copy_there_and_one_back(name: str) -> None:
+    rows = [completion(SamplingParams(**options)) for options in COMMON[name]]
+    with fake_cuda() as operators:
+        SAMPLER.start(torch.empty(len(rows), 20_000, device=DEVICE), rows, wait=False)
+    assert operators.waiting == []
+    assert (operators.to_device, operators.to_host) == (int(name != "greedy"), 1)
+    assert operators.pinned == operators.to_device
+
+
+@pytest.mark.static_cuda
+@pytest.mark.parametrize("watch", [watched, fake_cuda])
+def test_a_wait_would_be_noticed(watch: Any) -> None:
+    rows = [completion(SamplingParams(top_p=0.9))]
+    with watch() as operators, suppress(DataDependentOutputException):
+        device = DEVICE if watch is fake_cuda else None
+        SAMPLER.start(torch.zeros(1, 20_000, device=device), rows, wait=True)
+    assert operators.waiting
+
+
+@pytest.mark.static_cuda
+def test_a_row_that_is_not_settled_is_known_by_the_one_copy_and_costs_a_second_look() -> None:
+    rows = [completion(SamplingParams(top_p=0.9)), completion(SamplingParams(top_p=0.9))]
+    logits = torch.stack([random_logits(1, 5000, 4, scale=0.01)[0], 50.0 * random_logits(1, 5000, 4)[0]])
+    started = SAMPLER.start(logits, rows, wait=False)
+    with watched() as operators:
+        started.finish()
+    assert len([name for name in operators.names if name.startswith("aten.log_softmax")]) == 1
+
+
 # --- log-probabilities ---------------------------------------------------------------------------
 
 
 def test_logprobs_are_those_of_the_logits_before_everything_else() -> None:
     params = SamplingParams(temperature=0.3, top_k=2, logit_bias={5: 100.0}, logprobs=3)
-    (found,) = SAMPLER.sample(LOGITS[None], [completion(params)])
+    (found,) = sample(LOGITS[None], [completion(params)])
     assert isinstance(found, Sampled)
     expected = LOGITS.log_softmax(-1)
     assert found.token == 5
@@ -215,7 +283,7 @@ def test_logprobs_are_those_of_the_logits_before_everything_else() -> None:
 
 def test_only_rows_that_ask_get_an_entry() -> None:
     rows = [completion(GREEDY), completion(replace(GREEDY, logprobs=0)), completion(GREEDY)]
-    found = SAMPLER.sample(LOGITS.repeat(3, 1), rows)
+    found = sample(LOGITS.repeat(3, 1), rows)
     entries = [one.entry for one in found if isinstance(one, Sampled)]
     assert [entry is not None for entry in entries] == [False, True, False]
     assert tokens(found) == [2, 2, 2]

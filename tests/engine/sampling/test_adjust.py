@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brainstacks.engine.request import SamplingParams
-from brainstacks.engine.sampling.sampler import adjust
+from brainstacks.engine.sampling.adjust import adjust
 from tests.engine.sampled import END, GREEDY, LOGITS, completion, next_token, random_logits
 
 

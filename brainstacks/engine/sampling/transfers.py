@@ -1,0 +1,42 @@
+"""Values between host and device: one copy each way, and nobody waits for it before they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_device(columns: Sequence[Sequence[float]], device: torch.device) -> tuple[Tensor, ...]:
+    """Each of `columns` [n] as float64 on `device`, in one copy; integers are exact up to 2**53."""
+    staged = torch.tensor([value for column in columns for value in column], dtype=torch.float64)
+    if device.type == "cuda":
+        staged = staged.pin_memory()  # from other memory, the host waits for the device
+    there = staged.to(device, non_blocking=True)
+    return torch.split(there, [len(column) for column in columns])
+
+
+def select(rows: Tensor, indices: Sequence[int]) -> Tensor:
+    """`rows[indices]`; without a copy where that is all of them, each once and in order."""
+    if list(indices) == list(range(len(rows))):
+        return rows
+    (places,) = to_device([indices], rows.device)
+    return rows.index_select(0, places.long())
+
+
+class HostCopy:
+    """The values of `tensor` on their way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        on_cuda = tensor.device.type == "cuda"
+        self._values = tensor.to("cpu", non_blocking=on_cuda)
+        self._arrived = torch.cuda.Event() if on_cuda else None
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> Tensor:
+        """They have arrived. Raises what went wrong on the device until then."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values
