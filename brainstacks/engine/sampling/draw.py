@@ -29,7 +29,7 @@ def choose(
     Args:
         scores: [R, V] float32, adjusted.
         uniforms: [R] in [0, 1), of which only a draw uses its own.
-        wait: look at the device's results, and at more candidates of the rows that are not settled.
+        wait: look at the device's results, and at more candidates of the rows that these do not settle.
             Otherwise no shape and no branch depends on what is computed.
 
     Returns:
@@ -43,22 +43,20 @@ def choose(
         return _choose(scores, params, uniforms, wait)
     blocks = [slice(start, start + count) for start in range(0, len(scores), count)]
     found = [_choose(scores[rows], params[rows], uniforms[rows], wait) for rows in blocks]
-    tokens, settled = zip(*found, strict=True)
-    return torch.cat(tokens), torch.cat(settled)
+    tokens = [tokens for tokens, _ in found]
+    settled = [settled for _, settled in found if settled is not None]
+    return torch.cat(tokens), None if wait else torch.cat(settled)
 
 
 def _choose(
     scores: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float], wait: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     device, vocab = scores.device, scores.shape[-1]
     drawn = [row for row, p in enumerate(params) if p.temperature > 0.0]
     if not drawn:
-        return _argmax(scores), _sure(scores)
+        return _argmax(scores), None if wait else _sure(scores)
     own = [params[row] for row in drawn]
-    looks: dict[int, list[int]] = {width: [] for width in _widths(device, vocab)}
-    for place, p in enumerate(own):
-        if p.top_k > 0 or p.top_p < 1.0:
-            looks[next(width for width in looks if p.top_k <= width or width == vocab)].append(place)
+    looks = _looks(own, _widths(device, vocab))
     temperature, min_p, top_k, top_p, uniform, rows, *firsts = to_device(
         [
             [p.temperature for p in own],
@@ -81,7 +79,8 @@ def _choose(
         mass *= mass >= min_p[:, None] * mass.amax(-1, keepdim=True)
     upto = mass.cumsum(-1)
     total = upto[:, -1]
-    tokens, settled = _invert(upto, total, uniform), _sure(scores[: len(drawn)])
+    tokens = _invert(upto, total, uniform)
+    settled = None if wait else _sure(tokens)
     again: list[int] = []  # rows that a look has not settled
     for (width, first), places in zip(looks.items(), firsts, strict=True):
         looking = sorted([*first, *again])
@@ -90,11 +89,14 @@ def _choose(
         if looking:
             some = (_pick(values, places) for values in (candidates, mass, total, top_k, top_p, uniform))
             found, sure = _draw_ranked(*some, width=width)
-            tokens, settled = _put(tokens, places, found), _put(settled, places, sure)
-            if wait:
+            tokens = _put(tokens, places, found)
+            if settled is not None:
+                settled = _put(settled, places, sure)
+            else:
                 again = [place for place, done in zip(looking, sure.tolist(), strict=True) if not done]
     if len(drawn) < len(params):
-        tokens, settled = _put(_argmax(scores), rows, tokens), _put(_sure(scores), rows, settled)
+        tokens = _put(_argmax(scores), rows, tokens)
+        settled = None if settled is None else _put(_sure(scores), rows, settled)
     return tokens, settled
 
 
@@ -106,6 +108,15 @@ def _widths(device: torch.device, vocab: int) -> list[int]:
     """
     few = (256, 4096) if device.type == "cpu" else (1024, 16_384)
     return [*(width for width in few if width < vocab), vocab]
+
+
+def _looks(params: Sequence[SamplingParams], widths: Sequence[int]) -> dict[int, list[int]]:
+    """Width -> the rows with top-k or top-p that look at so many candidates first; the narrowest first."""
+    looks: dict[int, list[int]] = {width: [] for width in widths}
+    for row, p in enumerate(params):
+        if p.top_k > 0 or p.top_p < 1.0:
+            looks[next((width for width in widths if p.top_k <= width), widths[-1])].append(row)
+    return looks
 
 
 def _draw_ranked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 
 def to_device(columns: Sequence[Sequence[float]], device: torch.device) -> tuple[Tensor, ...]:
     """Each of `columns` [n] as float64 on `device`, in one copy; integers are exact up to 2**53."""
-    staged = torch.tensor([value for column in columns for value in column], dtype=torch.float64)
+    staged = torch.tensor([*chain.from_iterable(columns)], dtype=torch.float64)
     if device.type == "cuda":
         staged = staged.pin_memory()  # from other memory, the host waits for the device
     there = staged.to(device, non_blocking=True)
