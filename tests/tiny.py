@@ -62,7 +62,9 @@ def tiny_config(family: str = "llama", **changes: Any) -> Any:
     }
     if family == "mistral":
         values["sliding_window"] = WINDOW
-    if family == "gemma3_text":
+    if family == "gemma2":
+        values |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": None}
+    if family.startswith("gemma"):
         values |= {
             "sliding_window": WINDOW,
             "layer_types": ["sliding_attention", "full_attention"],

@@ -210,7 +210,7 @@ def tiling(group: int, head_dim: int, dtype: torch.dtype, *, partial: bool) -> T
     elif partial:
         made = Tiling(16, min(128, 8192 // dims), 4)
     else:
-        made = Tiling(128, 64, 8) if dims <= 128 else Tiling(64, 32, 8)
+        made = Tiling(128 if dims <= 128 else 64, 64 if dims <= 64 else 32, 8)
     return made._replace(rows=max(made.rows, triton.next_power_of_2(group)))
 
 

@@ -126,18 +126,15 @@ class Step:
         query = torch.cat([sequences.query[row][start : start + n] for row, start, n in runs])
         self.query[:, : len(query)] = query.transpose(0, 1)
         n = len(decode)
-        items, ends, tiles, total = (
-            held.cpu().numpy() for held in (self.items, self.ends, self.tiles, self.total)
-        )
         window = self.layer.window
+        lists = [held.cpu().numpy() for held in (self.items, self.ends, self.tiles, self.total)]
+        items, ends, tiles, total = lists
         work_list.write_decode_items(first[:n], starts[:n], items, ends, window)
         work_list.write_prefill_items(
             first[n:], tokens[n:], counts[n:], starts[n:], self.tile, tiles, total, window
         )
-        for static, array in (
-            (self.items, items), (self.ends, ends), (self.tiles, tiles), (self.total, total),
-        ):  # fmt: skip
-            static.copy_(torch.from_numpy(array))
+        for static, written in zip((self.items, self.ends, self.tiles, self.total), lists, strict=True):
+            static.copy_(torch.from_numpy(written))
 
     def compute(self, sequences: Sequences) -> None:
         shared = self.query.transpose(0, 1), sequences.keys, sequences.values, self.tables
@@ -251,21 +248,15 @@ def test_a_step_of_other_lengths_is_the_same_program_over_the_same_tensors() -> 
     for decode, prefill in (
         ([(0, 299, 1), (1, 19, 1)], [(2, 0, 40)]),
         ([(3, 3, 1)], [(0, 100, 30), (1, 2, 18), (2, 5, 6)]),
-        ([], []),
+        ([], [(1, 0, 20)]),
     ):
-        if decode:
-            step.fill(sequences, decode, prefill)
-        else:
-            step.ends.zero_()
-            step.total.zero_()
-            step.out.fill_(float("nan"))
+        step.fill(sequences, decode, prefill)
         with Recorder() as recorder:
             step.compute(sequences)
         recorded.append(recorder.calls)
         runs = [*decode, *prefill]
         count = sum(run[2] for run in runs)
-        if runs:
-            assert_plain(step.out[:count], sequences, runs)
+        assert_plain(step.out[:count], sequences, runs)
         assert step.out[count:].isnan().all()
     assert recorded[0] == recorded[1] == recorded[2]
     assert recorder.launches == [f"brainstacks.{name}.default" for name in ("attend", "combine", "attend")]

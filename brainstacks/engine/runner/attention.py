@@ -25,6 +25,9 @@ from brainstacks.errors import UnsupportedModel
 
 IMPLEMENTATION = "brainstacks_paged"
 
+NO_EFFECT = frozenset({"dropout", "position_ids", "use_cache"})
+"""What transformers passes on that changes nothing in a paged step."""
+
 
 @dataclass(eq=False)
 class DecodeGroup:
@@ -198,15 +201,19 @@ def paged_attention(
         query: [1, H, T, D]; key, value: [1, H_kv, T, D].
         sliding_window, softcap: see `Rules`.
         s_aux: refused: a sink that takes some of each row's attention.
+        kwargs: of a paged step, refused but for `NO_EFFECT`.
 
     Returns:
         [1, T, H, D], None.
+
+    Raises:
+        UnsupportedModel: the family's attention has more to it than is computed here.
     """
     if s_aux is not None:
         raise UnsupportedModel("attention with sinks is not computed here; choose a base without")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if paged is None and softcap is not None:
-        rules = Rules(scale, softcap=softcap)
+        rules = Rules(scale, softcap=softcap)  # the window is in the mask
         return _attended(query, key, value, attention_mask, rules).transpose(1, 2), None
     if paged is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -216,6 +223,11 @@ def paged_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output
+    unknown = {name for name, given in kwargs.items() if given is not None} - NO_EFFECT
+    if unknown:
+        raise UnsupportedModel(
+            f"attention with {', '.join(sorted(unknown))} is not computed here; choose a base without"
+        )
     out = paged.attend(module.layer_idx, query[0], key[0], value[0], Rules(scale, sliding_window, softcap))
     return out[None], None
 
@@ -271,7 +283,8 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ru
     scores = query.float() @ key.float().transpose(-1, -2) * rules.scale
     scores = torch.tanh(scores / rules.softcap) * rules.softcap
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        new, seen = scores.shape[-2:]
+        mask = torch.ones(new, seen, dtype=torch.bool, device=scores.device).tril(seen - new)
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype) @ value
 
 

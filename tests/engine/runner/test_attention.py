@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from brainstacks.engine.block_manager import BLOCK_TOKENS, blocks_for
 from brainstacks.engine.runner.attention import PagedContext, paged_attention, paged_context
 from brainstacks.engine.runner.batch import Span, StepBatch
 from brainstacks.engine.runner.kv_cache import PagedCache
+from brainstacks.errors import UnsupportedModel
 from tests.engine.driving import prompt_of, serve
-from tests.tiny import FAMILIES, tiny_model
+from tests.engine.stepped import MIX, Stepped, assert_close, cut, expected
+from tests.tiny import FAMILIES, WINDOW, tiny_model
 
 HEADS, KV_HEADS, DIM = 4, 2, 3
 SCALE = 0.7
@@ -30,6 +33,47 @@ def test_without_pages_the_served_model_is_bit_for_bit_its_own(tmp_path: Path, f
     with torch.no_grad():
         found = served.base.model(ids, use_cache=False).logits
         assert torch.equal(found, tiny_model(family)(ids, use_cache=False).logits)
+
+
+def test_soft_caps_of_scores_are_computed_as_transformers_eager_attention_does(tmp_path: Path) -> None:
+    """Of a family whose attention transformers computes in no other way."""
+    stepped = Stepped(tmp_path, "torch", "gemma2")
+    prompts, weights = [prompt_of(length) for length in (40, 5, 33)], [MIX[3], MIX[0], MIX[1]]
+    wanted = [
+        expected("gemma2", prompt, stepped.stacks, row) for prompt, row in zip(prompts, weights, strict=True)
+    ]
+    first, *others = stepped.rows(prompts, weights)
+    start, *parts = cut(first, 16, 7, 1, 13, 3)
+    found = stepped.run([start, *others])
+    for one, logits in zip(found[1:], wanted[1:], strict=True):
+        assert_close(one, logits, 1e-4)
+    whole = torch.cat([found[0], *(stepped.run([part])[0] for part in parts)])
+    assert_close(whole, wanted[0], 1e-4)
+
+    model = tiny_model("gemma2")
+    assert model.config._attn_implementation == "eager"
+    with torch.no_grad():
+        for length in (WINDOW - 1, 40):  # without a mask, and with one
+            ids = torch.tensor([prompt_of(length)])
+            plain = stepped.base.model(ids, use_cache=False).logits
+            assert_close(plain, model(ids, use_cache=False).logits, 1e-4)
+        seen = stepped.base.model(ids[:, :20]).past_key_values
+        for part in (ids[:, 20:21], ids[:, 21:]):  # goes on with the cache of transformers
+            at = seen.get_seq_length()
+            one = stepped.base.model(part, past_key_values=seen).logits
+            assert_close(one, plain[:, at : at + part.shape[1]], 1e-4)
+    uncapped = expected("gemma2", prompts[0], stepped.stacks, weights[0], attn_logit_softcapping=None)
+    assert (uncapped - wanted[0]).abs().max() > 0.1 * wanted[0].std()
+
+
+@pytest.mark.parametrize(("more", "said"), [("s_aux", "sinks"), ("position_bias", "position_bias")])
+def test_attention_that_has_more_to_it_is_refused_by_name(more: str, said: str) -> None:
+    pages = Pages([9])
+    context = context_of(pages, [(0, 0, 9)])
+    query, key = pages.new(HEADS, 9)[None], pages.new(KV_HEADS, 9)[None]
+    options: dict[str, Any] = {"paged": context, more: query}
+    with pytest.raises(UnsupportedModel, match=f"attention with {said}"):
+        paged_attention(SimpleNamespace(layer_idx=0), query, key, key, None, SCALE, **options)
 
 
 class Pages:
