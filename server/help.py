@@ -14,7 +14,9 @@ from pydantic.fields import FieldInfo
 from server.settings import Settings
 
 GROUPS = {
-    "The model": ("base", "quantization", "device", "dtype", "backend", "exact", "deterministic"),
+    "The model": (
+        "base", "quantization", "device", "dtype", "backend", "cuda_graphs", "exact", "deterministic",
+    ),
     "Stacks": ("registry", "registry_poll", "device_stack_bytes", "host_stack_bytes"),
     "Where it listens, and to whom": (
         "host", "port", "api_key", "api_key_file", "admin_key", "allowed_host", "cors_origin", "metrics",

@@ -63,7 +63,11 @@ class Settings(BaseSettings):
     )
     backend: Backend = Field(
         default=EngineConfig.backend,
-        description="what computes steps: cpu is compiled, torch runs anywhere; auto takes the faster",
+        description="what computes steps: cpu and cuda are compiled, torch runs anywhere; auto takes the fastest",
+    )
+    cuda_graphs: bool = Field(
+        default=EngineConfig.cuda_graphs,
+        description="decode on a GPU by CUDA graphs, which are captured at the start; else launch by launch",
     )
     exact: bool = Field(
         default=EngineConfig.exact,
