@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     )
     backend: Backend = Field(
         default=EngineConfig.backend,
-        description="what computes steps: cpu and cuda are compiled, torch runs anywhere; auto takes the fastest",
+        description="what computes steps: cpu and cuda are compiled, torch runs anywhere; auto takes the "
+        "fastest",
     )
     cuda_graphs: bool = Field(
         default=EngineConfig.cuda_graphs,

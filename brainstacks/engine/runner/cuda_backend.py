@@ -16,6 +16,7 @@ from brainstacks.engine.runner import attention
 from brainstacks.engine.runner.batch import StepBatch
 from brainstacks.engine.runner.cuda_step import CudaStep, Decoder, Room
 from brainstacks.engine.runner.kv_cache import PagedCache
+from brainstacks.engine.sampling.transfers import select
 from brainstacks.gpu_kernels.deltas import DECODE, PREFILL
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.delta_plan import GATES, DeltaPlan, DeltaPlanner
@@ -37,7 +38,7 @@ class CudaBackend:
         base: its attention implementation is switched to the paged cache's.
         cache: whose keys and values it reads and writes.
         reason: why it was chosen.
-        graphs: capture; else each step enqueues the operations anew.
+        config: `cuda_graphs` captures; else each step enqueues the operations anew.
     """
 
     asynchronous = True
@@ -51,7 +52,7 @@ class CudaBackend:
         hooks = GroupHooks(base.sites)
         hooks.attach()
         self.cache = cache
-        self._decoder = Decoder.of(base, cache, hooks)
+        self._decoder = Decoder.of(base, cache, hooks, max(config.max_batch_size, config.max_router_batch))
         self._config = config
         self._planner = DeltaPlanner()
         self._on_device = base.device.type == "cuda"
@@ -60,7 +61,8 @@ class CudaBackend:
         self._programs: dict[tuple[int, int], _Program] = {}
         self._pool: Any = torch.cuda.graph_pool_handle() if self._capture else None
         if self._capture:
-            self._capture_all()
+            with torch.inference_mode(), torch.cuda.device(base.device):
+                self._capture_all()
 
     def prepare(self, stack: PackedStack) -> None:
         self._planner.records(stack)
@@ -95,10 +97,7 @@ class CudaBackend:
             logits = program.run()
         if not decode:
             return logits
-        kept = torch.from_numpy(batch.wanted)
-        n = len(batch.wanted)
-        every = n == len(batch.spans)
-        return logits[:n] if every else logits[kept.to(logits.device, non_blocking=True)]
+        return select(logits[: len(batch.spans)], batch.wanted.tolist())
 
     # --- rooms and programs -----------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Decoder:
 
     Attributes:
         heads, kv_heads, head_dim: of the attention.
+        partials: for the longest rows that a step may decode; steps use them one after the other.
         windows: tokens that some layers look back; None for those that look at all.
         widths: inputs of each input group.
         hooks: attached.
@@ -46,22 +47,26 @@ class Decoder:
     heads: int
     kv_heads: int
     head_dim: int
+    partials: Partials
     windows: tuple[int | None, ...]
     widths: tuple[int, ...]
     no_mask: Tensor
 
     @staticmethod
-    def of(base: BaseModel, cache: PagedCache, hooks: GroupHooks) -> Decoder:
+    def of(base: BaseModel, cache: PagedCache, hooks: GroupHooks, rows: int) -> Decoder:
+        """For steps that decode so many rows at most."""
         config = base.model.config.get_text_config()
-        kv_heads, head_dim = cache.kv_heads, cache.head_dim
+        heads = int(config.num_attention_heads)
         window = getattr(config, "sliding_window", None)
+        items = work_list.decode_capacity(rows, base.max_context)
         return Decoder(
             base,
             cache,
             hooks,
-            int(config.num_attention_heads),
-            kv_heads,
-            head_dim,
+            heads,
+            cache.kv_heads,
+            cache.head_dim,
+            Partials.empty(items, heads, cache.head_dim, base.device),
             (None,) if window is None else (None, int(window)),
             tuple(base.sites[0, names[0]].d_in for names in INPUT_GROUPS),
             torch.empty(1, 1, 0, 0, device=base.device),
@@ -111,11 +116,7 @@ class CudaStep:
             else work_list.prefill_capacity(room.rows, room.tokens, self._tile)
         )
         self._staging = Staging(device, self._sections())
-        there = self._staging.there
-        self._partials = (
-            Partials.empty(self._items, decoder.heads, decoder.head_dim, device) if room.decode else None
-        )
-        self._deltas = self._staged(there, beside) if room.pairs else None
+        self._deltas = self._staged(beside) if room.pairs else None
 
     def _sections(self) -> dict[str, Section]:
         room, int32 = self.room, torch.int32
@@ -140,8 +141,8 @@ class CudaStep:
             }
         return sections | {"tables": (int32, (room.table,))}
 
-    def _staged(self, there: Mapping[str, Tensor], beside: Beside) -> StagedDeltas:
-        device = self._decoder.base.device
+    def _staged(self, beside: Beside) -> StagedDeltas:
+        device, there = self._decoder.base.device, self._staging.there
         most = max(len(names) for names in INPUT_GROUPS)
         splits = self.room.tile.splits if self.room.fixed else 1
         hidden, chosen = room(
@@ -225,7 +226,7 @@ class CudaStep:
             "input_ids": there["ids"][None],
             "position_ids": there["positions"][None],
             "attention_mask": self._decoder.no_mask,
-            "paged": _Attention(self._decoder, there, self._partials),
+            "paged": _Attention(self._decoder, there, self.room.decode),
         }
 
 
@@ -235,7 +236,7 @@ class _Attention(PagedAttention):
 
     decoder: Decoder
     there: Mapping[str, Tensor]
-    partials: Partials | None
+    decode: bool
 
     def attend(
         self,
@@ -252,8 +253,8 @@ class _Attention(PagedAttention):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         shared = (q, cache.keys[layer], cache.values[layer], there["tables"], there[f"items {at}"])
         options = asdict(rules)
-        if self.partials is None:
-            attention.prefill(*shared, there[f"ends {at}"], out, **options)
+        if self.decode:
+            attention.decode(*shared, there[f"ends {at}"], self.decoder.partials, out, **options)
         else:
-            attention.decode(*shared, there[f"ends {at}"], self.partials, out, **options)
+            attention.prefill(*shared, there[f"ends {at}"], out, **options)
         return out
