@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel
@@ -85,13 +86,16 @@ class FakeGpu:
 
 
 VIEWS = frozenset({
-    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "expand", "narrow", "permute",
-    "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten",
-    "unsqueeze", "view",
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "device", "expand",
+    "lift_fresh", "narrow", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
+    "transpose", "unbind", "unflatten", "unsqueeze", "view",
 })  # fmt: skip
-"""Operators that compute nothing. `empty` does not either, and is not among the launches."""
+"""Operators that compute nothing."""
 
 ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+
+COPIES = frozenset({"_to_copy", "clone", "contiguous", "reshape", "to"})
+"""Operators that compute where their result is not their input."""
 
 
 class Launches(TorchDispatchMode):
@@ -99,21 +103,35 @@ class Launches(TorchDispatchMode):
 
     Attributes:
         names: of them, in order.
-        calls: name, and of each tensor among the arguments its storage, shape and strides, in order.
+        calls: of each its name, then of each tensor among its arguments its storage, offset, shape and
+            strides. Storages are numbered in the order in which they are first seen.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self.calls: list[tuple[Any, ...]] = []
-        self._kept: list[Tensor] = []  # so that no storage is freed and its identity given again
+        self._numbers: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # so that no storage's identity is given again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if name not in VIEWS | ALLOCATIONS:
-            tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        nothing = name in VIEWS | ALLOCATIONS
+        if name in COPIES and isinstance(result, Tensor):
+            nothing = any(_storage(result) == _storage(one) for one in tensors)
+        if not nothing:
             self.names.append(name)
-            self.calls.append((name, *(tuple(t.shape) for t in tensors)))
+            self.calls.append((name, *(self._seen(tensor) for tensor in tensors)))
         return result
+
+    def _seen(self, tensor: Tensor) -> tuple[Any, ...]:
+        self._kept.append(tensor)
+        number = self._numbers.setdefault(_storage(tensor), len(self._numbers))
+        return number, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
