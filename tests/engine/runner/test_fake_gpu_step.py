@@ -48,7 +48,8 @@ class Stepping:
 
     def step(self, *rows: tuple[int, int, Mapping[str, float]]) -> Launches:
         """Of rows (start, count, weights)."""
-        with self.gpu.on(), Launches() as seen:
+        seen = Launches()
+        with self.gpu.on(), seen:
             self.backend.run(packed(rows), self.bank)
         return seen
 
@@ -104,7 +105,7 @@ def test_deltas_are_two_launches_a_group_and_attention_three_a_layer(stepping: S
 
 
 def test_deltas_are_all_that_a_composition_adds_to_the_base(stepping: Stepping) -> None:
-    base_only = [(start, count, {}) for start, count, _ in MIXED]
+    base_only: Rows = tuple((start, count, {}) for start, count, _ in MIXED)
     stepping.step(*base_only)  # makes the tensors of its program
     composed, alone = Counter(stepping.step(*MIXED).names), Counter(stepping.step(*base_only).names)
     assert composed - alone == Counter(delta_down=4 * LAYERS, delta_up=4 * LAYERS)
