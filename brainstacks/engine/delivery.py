@@ -45,23 +45,21 @@ class Delivery:
         """Tell readers of all that was accepted since the last call."""
         accepted, self._accepted = self._accepted, []
         for outcome, reason in accepted:
-            if outcome.completion.finish_reason is None:
-                job = self._jobs[outcome.completion.request.key]
-                with self._jobs.ending([job]):
-                    self._tell(job, outcome, reason)
-
-    def _tell(self, job: Job, outcome: Outcome, reason: FinishReason | None) -> None:
-        completion, result = outcome.completion, outcome.result
-        if outcome.scored:
-            job.announce(completion.prompt_logprobs)
-        if isinstance(result, Sampled):
-            reason = output.spell(completion, result, self._ends, reason)
-        if reason is None:
-            job.sink(output.text_event(completion))
-        elif result is None:
-            self.finish_all(job, reason)
-        else:
-            self._finish(job, completion, reason)
+            completion, result = outcome.completion, outcome.result
+            if completion.finish_reason is not None:
+                continue
+            job = self._jobs[completion.request.key]
+            with self._jobs.ending([job]):
+                if outcome.scored:
+                    job.announce(completion.prompt_logprobs)
+                if isinstance(result, Sampled):
+                    reason = output.spell(completion, result, self._ends, reason)
+                if reason is None:
+                    job.sink(output.text_event(completion))
+                elif result is None:
+                    self.finish_all(job, reason)
+                else:
+                    self._finish(job, completion, reason)
 
     def finish_all(self, job: Job, reason: FinishReason) -> None:
         """End all completions of a job, and with them the job."""

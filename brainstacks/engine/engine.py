@@ -205,20 +205,23 @@ class StepEngine:
         before, and requests are taken in, while the device computes. Never raises: what fails ends the
         requests that it concerns, and only those.
         """
-        self._take_in()
-        self._land()
-        self._launch()
-        if not self.backend.asynchronous:
-            self._land()
-        self._delivery.tell()
-
-    def _take_in(self) -> None:
-        """Route some of those that wait, and queue those whose stacks are there."""
         jobs = self._intake.take()
         with self._jobs.ending(jobs):
             self._intake.route(jobs, self._on_change)
         for job in self._intake.ready():
             self._start(job)
+        self._land()
+        rows: list[Row] = []
+        with self._jobs.ending(self._jobs):
+            rows = self._scheduler.schedule()
+        for together in self._scheduler.forwards(rows):
+            self._land()
+            alive = [row for row in together if row.completion.finish_reason is None]
+            with self._jobs.ending(self._jobs_of(alive)):
+                self._flight = self._runner.launch(alive, self.stacks.bank) if alive else None
+        if not self.backend.asynchronous:
+            self._land()
+        self._delivery.tell()
 
     def _start(self, job: Job) -> None:
         """Queue what a request has to compute, now that its stacks are there."""
@@ -238,17 +241,6 @@ class StepEngine:
             # With nothing to generate, only the first has something to do: the prompt's log-probabilities.
             for completion in completions if params.max_tokens > 0 else completions[:1]:
                 self._scheduler.add(completion)
-
-    def _launch(self) -> None:
-        """Have the device compute what runs next."""
-        rows: list[Row] = []
-        with self._jobs.ending(self._jobs):
-            rows = self._scheduler.schedule()
-        for together in self._scheduler.forwards(rows):
-            self._land()
-            alive = [row for row in together if row.completion.finish_reason is None]
-            with self._jobs.ending(self._jobs_of(alive)):
-                self._flight = self._runner.launch(alive, self.stacks.bank) if alive else None
 
     def _land(self) -> None:
         """Take from the device what the step in the air gave, if one is: all that the next one depends on."""

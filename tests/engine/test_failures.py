@@ -134,7 +134,7 @@ STAGES = {
     "remember": "_blocks.remember",
     "sample": "_sampler.start",
     "land": "land",
-    "tell": "_delivery._tell",
+    "tell": "_delivery._finish",
     "route": "_intake._router_pass.run",
     "compose": "composer.compose",
     "start": "_sampler.new_state",

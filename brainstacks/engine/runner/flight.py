@@ -12,6 +12,7 @@ from brainstacks.engine import output
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.sampling.sampler import Sampled, Started
+from brainstacks.engine.sampling.transfers import Mark
 from brainstacks.engine.scheduler import Row
 from brainstacks.errors import BrainstacksError, EngineFailure
 
@@ -40,6 +41,7 @@ class Flight:
         done: completions whose prompt is computed now, and that generate nothing.
         chosen: completions that get a token, a request's first in front of those that share its prompt.
         started: their tokens.
+        computed: the end of the step, where nobody gets a token too.
     """
 
     def __init__(
@@ -50,15 +52,18 @@ class Flight:
         done: Sequence[Completion],
         chosen: Sequence[Completion],
         started: Started | None,
+        computed: Mark,
     ) -> None:
         self.rows = rows
         self._tokenizer = tokenizer
         self._scoring, self._done = scoring, done
         self._chosen, self._started = chosen, started
+        self._computed = computed
 
     @torch.inference_mode()
     def land(self) -> list[Outcome]:
         """Wait for the device; what its completions get, a request's first in front of the others."""
+        self._computed.wait()
         failed: list[Outcome] = []
         scored: set[Completion] = set()
         for row, logits in self._scoring:

@@ -17,7 +17,7 @@ from brainstacks.engine.runner.batch import build
 from brainstacks.engine.runner.flight import Flight
 from brainstacks.engine.runner.kv_cache import new_cache
 from brainstacks.engine.sampling.sampler import Sampler
-from brainstacks.engine.sampling.transfers import select
+from brainstacks.engine.sampling.transfers import Mark, select
 from brainstacks.engine.scheduler import Row, Scheduler
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
@@ -84,7 +84,7 @@ class ModelRunner:
             if chosen
             else None
         )
-        return Flight(self._tokenizer, batch.rows, scoring, done, chosen, started)
+        return Flight(self._tokenizer, batch.rows, scoring, done, chosen, started, Mark(logits.device))
 
     @torch.inference_mode()
     def features(self, rows: Sequence[Row], mid_weight: float, last_weight: float) -> list[Tensor]:

@@ -26,18 +26,28 @@ def select(rows: Tensor, indices: Sequence[int]) -> Tensor:
     return rows.index_select(0, places.long())
 
 
+class Mark:
+    """A place in what `device` has been given to do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._reached = torch.cuda.Event() if device.type == "cuda" else None
+        if self._reached is not None:
+            self._reached.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Until the device has come so far. Raises what went wrong there meanwhile."""
+        if self._reached is not None:
+            self._reached.synchronize()
+
+
 class HostCopy:
     """The values of `tensor` on their way to the host."""
 
     def __init__(self, tensor: Tensor) -> None:
-        on_cuda = tensor.device.type == "cuda"
-        self._values = tensor.to("cpu", non_blocking=on_cuda)
-        self._arrived = torch.cuda.Event() if on_cuda else None
-        if self._arrived is not None:
-            self._arrived.record(torch.cuda.current_stream(tensor.device))
+        self._values = tensor.to("cpu", non_blocking=tensor.device.type == "cuda")
+        self._arrived = Mark(tensor.device)
 
     def wait(self) -> Tensor:
         """They have arrived. Raises what went wrong on the device until then."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        self._arrived.wait()
         return self._values
