@@ -105,12 +105,14 @@ class Launches(TorchDispatchMode):
         names: of them, in order.
         calls: of each its name, then of each tensor among its arguments its storage, offset, shape and
             strides. Storages are numbered in the order in which they are first seen.
+        nbytes: of each the bytes of the tensors among its arguments and results.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self.calls: list[tuple[Any, ...]] = []
+        self.nbytes: list[int] = []
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []  # so that no storage's identity is given again
 
@@ -125,6 +127,8 @@ class Launches(TorchDispatchMode):
         if not nothing:
             self.names.append(name)
             self.calls.append((name, *(self._seen(tensor) for tensor in tensors)))
+            made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+            self.nbytes.append(sum(one.numel() * one.element_size() for one in [*tensors, *made]))
         return result
 
     def _seen(self, tensor: Tensor) -> tuple[Any, ...]:
