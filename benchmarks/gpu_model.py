@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_model
 
-The cuda backend's step runs on a GPU that computes nothing, for decoders of real sizes; each operator that
-would be a launch is noted with the bytes that it moves. A launch then takes as long as its bytes at a share of
-the memory's bandwidth, and a floor at the least. Nothing here has been measured on a GPU; the constants of
+The cuda backend's step runs on a GPU that computes nothing, for decoders of real sizes; each operator that is
+a launch is noted with the bytes that it moves. A launch then takes as long as its bytes at a share of the
+memory's bandwidth, and a floor at the least. Nothing here has been measured on a GPU; the constants of
 `instruments/decode_model.py` say what is taken from data sheets and what is assumed.
 """
 

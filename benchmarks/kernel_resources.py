@@ -28,7 +28,7 @@ from benchmarks.instruments.decoders import NAMES, decoder_config, projection_si
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
 from brainstacks.engine.block_manager import BLOCK_TOKENS
-from brainstacks.gpu_kernels import attention, deltas
+from brainstacks.gpu_kernels import attention, deltas, norm
 from brainstacks.gpu_kernels.configuration import Configuration
 from brainstacks.gpu_kernels.launch import INTERPRETED
 from brainstacks.layers.projections import INPUT_GROUPS
@@ -63,6 +63,7 @@ def configurations(decoder: str) -> Iterator[Configuration]:
         yield from deltas.configurations("bf16", sizes[names[0]][0], [sizes[name][1] for name in names])
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     window = getattr(config, "sliding_window", None)
+    yield norm.configuration(torch.bfloat16, config.hidden_size)
     yield from attention.configurations(torch.bfloat16, heads, kv_heads, dim, BLOCK_TOKENS, window)
 
 

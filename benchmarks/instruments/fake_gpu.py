@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.runner import staging
+from brainstacks.layers.fused_norms import fuse
 from brainstacks.layers.projections import decoder_layers, find_sites, projection_dims
 
 
@@ -63,6 +64,7 @@ class FakeGpu:
                 for name, tensor in held.items():
                     if tensor is not None:
                         held[name] = self.tensor(tensor)
+        fuse(model)
         sites = find_sites(model)
         layers = len(decoder_layers(model))
         identity = BaseIdentity(

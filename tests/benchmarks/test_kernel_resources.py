@@ -45,7 +45,14 @@ def test_every_kernel_fits_the_shared_memory_of_a_gpu_for_24_gb(kernels: list[di
 
 def test_each_is_compiled_for_each_kind_of_gpu(kernels: list[dict[str, Any]]) -> None:
     names = {one["kernel"] for one in kernels}
-    assert {name.split()[0].strip(",") for name in names} == {"down", "up", "store", "attend", "combine"}
+    assert {name.split()[0].strip(",") for name in names} == {
+        "down",
+        "up",
+        "store",
+        "attend",
+        "combine",
+        "norm",
+    }
     assert {(one["kernel"], one["capability"]) for one in kernels} == {
         (name, capability) for name in names for capability in CAPABILITIES
     }

@@ -111,6 +111,7 @@ def _cuda(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: st
     try:
         from brainstacks.engine.runner.cuda_backend import CudaBackend
         from brainstacks.gpu_kernels.launch import INTERPRETED
+        from brainstacks.layers.fused_norms import fuse
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the backend cuda needs the package {error.name}, which PyTorch's CUDA build brings; "
@@ -122,6 +123,7 @@ def _cuda(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: st
             f"the backend cuda computes on a GPU, and the base is on {base.device}", param="backend"
         )
     _refuse_int8(base, config)
+    fuse(base.model)
     return CudaBackend(base, new_cache(PagedCache), reason, config)
 
 
