@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 import typer
 
 from benchmarks.instruments import options
@@ -110,5 +109,4 @@ def main(
 app = options.application(main)
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     app()
