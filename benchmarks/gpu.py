@@ -3,9 +3,8 @@
     python -m benchmarks.gpu
 
 Each part is a command of its own, in a process of its own, with a limit: one that fails, hangs or breaks the
-device takes no other with it. What each said, and whether it passed, is written after each
-(`gpu-<GPU>.json`); figures are the parts' own results. Parts that no longer fit into `--minutes` are left out,
-and said to be.
+device takes no other with it. What each said, and whether it passed, is written after each; figures are the
+parts' own results. Parts that do not fit into `--minutes` are left out, and said to be.
 """
 
 from __future__ import annotations
