@@ -117,6 +117,7 @@ def up_kernel(
             tile -= tiles0
         n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
         sums = tl.zeros((TOKENS, OUTPUTS), tl.float32)
+        token = tl.load(tokens + block * TOKENS + m)
         first, last = tl.load(block_first + block), tl.load(block_first + block + 1)
         for pair in tl.range(first, last, num_stages=STAGES):
             record = records + pair * 32
@@ -129,7 +130,7 @@ def up_kernel(
             of = hidden + (s.to(tl.int64) * pairs * PROJECTIONS + at)[:, None, None] * TOKENS * WIDTH
             h = tl.load(
                 of + (m[:, None] * WIDTH + w[None, :])[None, :, :],
-                (s < splits)[:, None, None] & needed[None, None, :],
+                (carries & (s < splits))[:, None, None] & (token >= 0)[None, :, None],
                 0.0,
             )
             b = tl.load(B + column[:, None] * d_out + n[None, :], needed[:, None] & (n < d_out)[None, :], 0.0)
@@ -137,7 +138,6 @@ def up_kernel(
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
             sums = tl.dot(a, b, sums, input_precision="ieee")
-        token = tl.load(tokens + block * TOKENS + m)
         where = out + token.to(tl.int64)[:, None] * d_out + n[None, :]
         valid = (token >= 0)[:, None] & (n < d_out)[None, :]
         tl.store(where, tl.load(where, valid, 0.0).to(tl.float32) + sums, valid)

@@ -17,6 +17,10 @@ HostMemory = Callable[[int, torch.dtype], Tensor]
 """[size] of a dtype, undefined, in host memory."""
 
 
+ALIGNED = 8
+"""Numbers that each round of each part begins with a multiple of: kernels read 16 bytes at once."""
+
+
 @dataclass(frozen=True)
 class StackTensors:
     """One domain stack as in its file.
@@ -83,11 +87,16 @@ class Shape:
 
     def size(self, rounds: int) -> int:
         """Numbers in so many rounds, packed."""
-        return rounds * sum(rows * width for rows, width in self.parts.values())
+        return rounds * sum(_filled(rows * width) for rows, width in self.parts.values())
 
     def nbytes(self, rounds: int, dtype: torch.dtype) -> int:
         """That so many rounds take, packed."""
         return dtype.itemsize * self.size(rounds)
+
+
+def _filled(count: int) -> int:
+    """Up to a whole number of `ALIGNED`."""
+    return -(-count // ALIGNED) * ALIGNED
 
 
 class PackedStack:
@@ -112,12 +121,12 @@ class PackedStack:
         self._memory = memory
         self._arrival = arrival or Arrival()
         parts = shape.parts
-        sizes = [rounds * rows * width for rows, width in parts.values()]
+        sizes = [rounds * _filled(rows * width) for rows, width in parts.values()]
         self.down: dict[tuple[int, int], Tensor] = {}
         self.up: dict[tuple[int, str], Tensor] = {}
         pieces = self._memory.split(sizes)
         for ((layer, part), (rows, width)), piece in zip(parts.items(), pieces, strict=True):
-            view = piece.view(rounds, rows, width)
+            view = piece.view(rounds, -1)[:, : rows * width].unflatten(1, (rows, width))
             if isinstance(part, int):
                 self.down[layer, part] = view
             else:

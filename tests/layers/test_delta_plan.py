@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+import torch
 
-from brainstacks.gpu_kernels.delta_kernels import COLUMNS, FIRST, RANK
+from brainstacks.gpu_kernels.delta_kernels import COLUMNS, DOWN, FIRST, RANK, STRIDE, UP
 from brainstacks.gpu_kernels.deltas import DECODE, PREFILL
 from brainstacks.layers.delta_plan import GATES, DeltaPlan, DeltaPlanner, pieces
 from tests.tiny import bank_of, random_stack, stack_config
@@ -95,3 +96,13 @@ def test_records_are_made_once_for_a_stack() -> None:
     stacks, planner = bank(a=(4, 2, 1)), DeltaPlanner()
     stack = stacks.resident("a").stack
     assert planner.records(stack) is planner.records(stack)
+
+
+def test_factors_begin_where_a_kernel_may_read_sixteen_bytes_at_once() -> None:
+    odd = {"q_proj": (7, 5), "k_proj": (7, 3), "v_proj": (7, 3), "down_proj": (9, 7)}
+    config = stack_config(rank=3, experts=1, top_k=1, projections=tuple(odd))
+    halves = bank_of({"a": random_stack(odd, 0, rounds=3, config=config)}, torch.bfloat16)
+    records = DeltaPlanner().records(halves.resident("a").stack)
+    assert records[:, DOWN : DOWN + 4].any()
+    assert not (records[:, DOWN : UP + 7] % 16).any()
+    assert not (records[:, STRIDE] % 16).any()
