@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.instruments.gpu_time import FAST, H200, Assumed, Launch, seconds
 
-ASSUMED = Assumed(floor=1e-6, trip=1e-6)
+ASSUMED = Assumed(floor=1e-6, trip=1e-6, processor=5e10)
 SECOND = H200.bandwidth * ASSUMED.share
 """Bytes that take one."""
 
