@@ -69,14 +69,14 @@ def test_an_impossible_router_is_refused_by_its_value(change: dict[str, Any], na
         MetaRouterConfig(**{**ROUTER, **change})
 
 
-SWITCHES = {"prefix_caching", "deterministic", "exact"}
+SWITCHES = {"cuda_graphs", "prefix_caching", "deterministic", "exact"}
 CHOICES = {"backend"}
 BUDGETS = {"device_stack_bytes", "host_stack_bytes"}
 LIMITS = {f.name for f in dataclasses.fields(EngineConfig)} - SWITCHES - CHOICES - BUDGETS
 
 
 def test_a_backend_that_there_is_not_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="backend is 'tpu'; it is auto, torch or cpu"):
+    with pytest.raises(ConfigError, match="backend is 'tpu'; it is one of auto, torch, cpu, cuda"):
         engine_config(backend="tpu")
 
 

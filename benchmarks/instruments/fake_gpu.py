@@ -33,7 +33,12 @@ def device() -> torch.device:
     """The GPU, for this process."""
     from torch.utils import backend_registration
 
-    backend_registration._setup_privateuseone_for_python_backend("gpu")
+    class Backend(backend_registration._DummyBackendModule):
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            """What autocast asks every device of the process for."""
+            return [torch.bfloat16]
+
+    backend_registration._setup_privateuseone_for_python_backend("gpu", Backend())
     return torch.device("gpu:0")
 
 

@@ -25,7 +25,7 @@ from brainstacks.layers.bank import SlotWeights
 from brainstacks.layers.delta_plan import DeltaPlan, pieces
 from brainstacks.layers.projections import INPUT_GROUPS
 
-SHARED = {"delta_down": 65536, "delta_up": 43560, "attend": 42112}
+SHARED = {"delta_down": 65536, "delta_up": 43320, "attend": 42112}
 """Bytes of shared memory of a program: the table of `kernel_resources`."""
 BFLOAT16, FLOAT32 = 2, 4
 
