@@ -33,7 +33,7 @@ STACKS, APPLIED = 10, 4
 """In the bank, and in a composition."""
 LAYERS = 2
 """That are run, of all: they differ in how far back they look, and in nothing else."""
-UP_TABLES = 6
+UP_TABLES = 7
 """Tensors of a `delta_up` beside its outputs, which come first."""
 OWN, SAME, BASE = "own", "same", "base"
 """What rows are composed of: each of its own four stacks, all of the same four, or the base alone."""

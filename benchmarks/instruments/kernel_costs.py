@@ -25,7 +25,7 @@ from brainstacks.layers.bank import SlotWeights
 from brainstacks.layers.delta_plan import DeltaPlan, pieces
 from brainstacks.layers.projections import INPUT_GROUPS
 
-SHARED = {"delta_down": 65536, "delta_up": 43320, "attend": 42112}
+SHARED = {"delta_down": 65536, "delta_up": 43384, "attend": 42112}
 """Bytes of shared memory of a program: the table of `kernel_resources`."""
 BFLOAT16, FLOAT32 = 2, 4
 
@@ -74,11 +74,12 @@ class DeltaCosts:
         )  # fmt: skip
 
     def up(self, d_in: int, outputs: Sequence[int]) -> Launch:
-        """B. Every tile of outputs reads all pieces of its projection's hidden."""
+        """B. Every tile of outputs reads all pieces of its projection's hidden, of rows that use the pair."""
         pairs, blocks, wide = self.plan.pairs, self.plan.blocks, len(outputs)
         cut = self._cut(d_in, wide)
-        columns = COLUMNS * self._chosen((self.plan.pair_weight != 0).sum(1))
-        of_pair = columns.mean() * (cut * DECODE.tokens * FLOAT32 + DECODE.outputs * BFLOAT16)
+        users = (self.plan.pair_weight != 0).sum(1)
+        hidden = COLUMNS * cut * users.mean() * FLOAT32
+        of_pair = hidden + COLUMNS * self._chosen(users).mean() * DECODE.outputs * BFLOAT16
         deep = pairs / blocks
         items = blocks * sum(ceil(d_out / DECODE.outputs) for d_out in outputs)
         moved = (self._columns() + 2 * self.rows) * sum(outputs) * BFLOAT16  # the outputs come and go
@@ -92,7 +93,7 @@ class DeltaCosts:
     def _cut(self, d_in: int, projections: int) -> int:
         """Pieces of the inputs of a group of so many projections."""
         shared = PER_PROCESSOR * self.gpu.processors // self.plan.pairs
-        of_groups = pieces([d_in] * len(INPUT_GROUPS), DECODE, shared)
+        of_groups = pieces([d_in] * len(INPUT_GROUPS), DECODE, shared, self.plan.blocks)
         return dict(zip(map(len, INPUT_GROUPS), of_groups, strict=True))[projections]
 
     def _chosen(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -97,7 +97,8 @@ def down_kernel(
 
 @triton.jit(do_not_specialize=["layer", "group", "first_projection"])
 def up_kernel(
-    out0, out1, out2, records, tokens, block_first, counts, hidden, chosen, layer, group, first_projection,
+    out0, out1, out2, records, tokens, block_first, pair_weight, counts, hidden, chosen,
+    layer, group, first_projection,
     D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, PROJECTIONS: tl.constexpr,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, MOST: tl.constexpr,
     STAGES: tl.constexpr, UPCAST: tl.constexpr,
@@ -117,7 +118,6 @@ def up_kernel(
             tile -= tiles0
         n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
         sums = tl.zeros((TOKENS, OUTPUTS), tl.float32)
-        token = tl.load(tokens + block * TOKENS + m)
         first, last = tl.load(block_first + block), tl.load(block_first + block + 1)
         for pair in tl.range(first, last, num_stages=STAGES):
             record = records + pair * 32
@@ -126,11 +126,12 @@ def up_kernel(
             B = tl.multiple_of(address.to(tl.pointer_type(out0.dtype.element_ty)), 16)
             column = tl.load(record + FIRST) + w
             at = pair * PROJECTIONS + projection
+            used = tl.load(pair_weight + pair * TOKENS + m) != 0.0
             needed = tl.load(chosen + at * WIDTH + w, carries & (w >= 0), 0) > 0
             of = hidden + (s.to(tl.int64) * pairs * PROJECTIONS + at)[:, None, None] * TOKENS * WIDTH
             h = tl.load(
                 of + (m[:, None] * WIDTH + w[None, :])[None, :, :],
-                (carries & (s < splits))[:, None, None] & (token >= 0)[None, :, None],
+                (carries & (s < splits))[:, None, None] & used[None, :, None],
                 0.0,
             )
             b = tl.load(B + column[:, None] * d_out + n[None, :], needed[:, None] & (n < d_out)[None, :], 0.0)
@@ -138,6 +139,7 @@ def up_kernel(
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
             sums = tl.dot(a, b, sums, input_precision="ieee")
+        token = tl.load(tokens + block * TOKENS + m)
         where = out + token.to(tl.int64)[:, None] * d_out + n[None, :]
         valid = (token >= 0)[:, None] & (n < d_out)[None, :]
         tl.store(where, tl.load(where, valid, 0.0).to(tl.float32) + sums, valid)

@@ -109,6 +109,7 @@ def _up(
     records: Tensor,
     tokens: Tensor,
     block_first: Tensor,
+    pair_weight: Tensor,
     counts: Tensor,
     hidden: Tensor,
     chosen: Tensor,
@@ -120,7 +121,7 @@ def _up(
     outs = [out for out in (out0, out1, out2) if out is not None]
     up_kernel[(programs(out0.device),)](
         *outs, *[out0] * (3 - len(outs)),
-        records, tokens, block_first, counts, hidden, chosen, layer, group, first_projection,
+        records, tokens, block_first, pair_weight, counts, hidden, chosen, layer, group, first_projection,
         **_up_constants(tile, [out.shape[-1] for out in outs]), num_warps=tile.warps,
     )  # fmt: skip
 
@@ -133,8 +134,8 @@ delta_down = operator(
 )
 delta_up = operator(
     "delta_up(Tensor(a!) out0, Tensor(b!)? out1, Tensor(c!)? out2, Tensor records, Tensor tokens, "
-    "Tensor block_first, Tensor counts, Tensor hidden, Tensor chosen, int layer, int group, "
-    "int first_projection) -> ()",
+    "Tensor block_first, Tensor pair_weight, Tensor counts, Tensor hidden, Tensor chosen, int layer, "
+    "int group, int first_projection) -> ()",
     _up,
 )
 
@@ -146,22 +147,18 @@ def configurations(dtype: str, d_in: int, widths: Sequence[int]) -> list[Configu
         dtype: of activations and factors, in Triton's spelling.
         widths: outputs of the group's projections.
     """
-    pointers = {"records": "*i64", "tokens": "*i32", "counts": "*i32", "hidden": "*fp32", "chosen": "*i32"}
+    pointers = dict.fromkeys(("tokens", "block_first", "pair_block", "counts", "chosen"), "*i32")
+    pointers |= {"records": "*i64", "hidden": "*fp32", "pair_weight": "*fp32"}
+    pointers |= dict.fromkeys(("x", "out0", "out1", "out2"), f"*{dtype}")
     numbers = dict.fromkeys(("layer", "group", "first_projection"), "i32")
     found = []
     for tile in TILES.values():
         of = f"{'decode' if tile is DECODE else 'prefill'} {dtype} {d_in} -> {' '.join(map(str, widths))}"
-        down = pointers | {"x": f"*{dtype}", "pair_block": "*i32", "pair_weight": "*fp32"} | numbers
-        up = (
-            pointers
-            | dict.fromkeys(("out0", "out1", "out2"), f"*{dtype}")
-            | {"block_first": "*i32"}
-            | numbers
-        )
-        for name, kernel, types, constants in (
-            ("down", down_kernel, down, _down_constants(tile, d_in, len(widths), gates=16)),
-            ("up", up_kernel, up, _up_constants(tile, widths)),
+        for name, kernel, constants in (
+            ("down", down_kernel, _down_constants(tile, d_in, len(widths), gates=16)),
+            ("up", up_kernel, _up_constants(tile, widths)),
         ):
+            types = {arg: (pointers | numbers)[arg] for arg in kernel.arg_names if arg not in constants}
             found.append(
                 Configuration(
                     f"{name} {of}", kernel, types, constants, tile.warps, tile.stages, tuple(numbers)

@@ -128,17 +128,17 @@ def _addresses(part: object) -> NDArray[np.int64]:
     return np.array([[part[n].data_ptr()] for n in range(len(part))])  # type: ignore
 
 
-def pieces(widths: Sequence[int], tile: Tile, shared: int | None) -> list[int]:
+def pieces(widths: Sequence[int], tile: Tile, shared: int | None, blocks: int = 1) -> list[int]:
     """Into how many pieces the inputs of each group are cut, so that all programs have something to do.
 
     Args:
         widths: inputs of each group.
         shared: programs for each pair; None cuts as far as it goes.
+        blocks: of the plan; the more, the fewer pieces: `delta_up` reads all of each block's again and again.
     """
+    most = max(1, tile.splits // max(1, blocks))
     return [
-        max(
-            1, min(tile.splits, width // tile.inputs, tile.splits if shared is None else shared // len(names))
-        )
+        max(1, min(most, width // tile.inputs, most if shared is None else shared // len(names)))
         for width, names in zip(widths, INPUT_GROUPS, strict=True)
     ]
 

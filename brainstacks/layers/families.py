@@ -15,16 +15,22 @@ ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 def check(config: Any, model: Any) -> None:
-    """Raises UnsupportedModel."""
+    """Raises UnsupportedModel: the compiled step does not compute this decoder."""
     if config.model_type not in FAMILIES:
         raise UnsupportedModel(f"the compiled step knows {', '.join(FAMILIES)}, not {config.model_type}")
     if activation(config) not in ACTIVATIONS:
         raise UnsupportedModel(f"the activation {activation(config)!r}")
+    check_attention(config)
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedModel("attention scores with a soft cap")
+
+
+def check_attention(config: Any) -> None:
+    """Raises UnsupportedModel: angles depend on a text's length, or tokens look ahead; neither the compiled
+    step has that, nor one that is captured once."""
     for rope in _ropes(config):
         if rope not in ROTARY:
             raise UnsupportedModel(f"the rotary embedding {rope!r}")
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise UnsupportedModel("attention scores with a soft cap")
     if getattr(config, "use_bidirectional_attention", False):
         raise UnsupportedModel("attention in both directions")
 

@@ -103,6 +103,7 @@ class StagedDeltas:
             self.records,
             self.tokens,
             self.block_first,
+            self.pair_weight,
             self.counts,
             self.hidden,
             self.chosen,

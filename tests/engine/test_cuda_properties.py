@@ -10,7 +10,7 @@ import torch
 from brainstacks.engine.runner.cuda_backend import CudaBackend
 from tests.engine import driving
 from tests.engine.driving import serve
-from tests.engine.test_properties import traffic
+from tests.engine.test_properties import assert_traffic_is_plain
 
 pytestmark = [
     pytest.mark.static_cuda,
@@ -26,7 +26,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("family", "limits"), [("llama", 0), ("gemma3_text", 1), ("mistral", 3)])
 def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, limits: int) -> None:
-    traffic(tmp_path, family, limits, steps=10, longest=5)
+    assert_traffic_is_plain(tmp_path, family, limits, steps=10, longest=5)
 
 
 def test_it_is_the_cuda_backend_that_serves(tmp_path: Path) -> None:

@@ -65,10 +65,10 @@ def assert_plain(served: Served, family: str, one: GenerationRequest, answer: An
 @pytest.mark.parametrize("limits", range(len(LIMITS)))
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
 def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, limits: int) -> None:
-    traffic(tmp_path, family, limits, steps=50, longest=48)
+    assert_traffic_is_plain(tmp_path, family, limits, steps=50, longest=48)
 
 
-def traffic(tmp_path: Path, family: str, limits: int, steps: int, longest: int) -> None:
+def assert_traffic_is_plain(tmp_path: Path, family: str, limits: int, steps: int, longest: int) -> None:
     """Random requests, aborts and pauses for so many steps, then none until all is over."""
     rng = random.Random(f"{family} {limits}")
     served = serve(tmp_path, family, **LIMITS[limits])

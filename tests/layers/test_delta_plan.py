@@ -88,6 +88,8 @@ def test_inputs_are_cut_until_every_program_has_something_to_do() -> None:
     assert pieces(widths, DECODE, shared=6) == [2, 6, 3, 6]
     assert pieces(widths, DECODE, shared=0) == [1, 1, 1, 1]
     assert pieces(widths, DECODE, shared=None) == [DECODE.splits] * 4
+    assert pieces(widths, DECODE, shared=100, blocks=4) == [2] * 4
+    assert pieces(widths, DECODE, shared=100, blocks=20) == [1] * 4
     assert pieces((64, 64, 64, 300), DECODE, shared=100) == [1, 1, 1, 2]
     assert pieces(widths, PREFILL, shared=100) == [1, 1, 1, 1]
 

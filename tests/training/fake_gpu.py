@@ -1,7 +1,7 @@
 """Train a step, and measure outcomes, on a device that is not there, and print what a GPU would have to do.
 
 torch's fake tensors have shapes and a device, and no values: operands on two devices raise, and so does a
-result whose shape depends on values. A process registers a device for good, so that this one is its own.
+result whose shape depends on values. A process of its own, for what it records is of all that happens in it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+from benchmarks.instruments.fake_gpu import device
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.bank import StackBank
@@ -35,16 +35,7 @@ from training.rounds.inner_loop import layers_recomputed
 from training.rounds.training import RoundTraining
 from training.router.stacked_base import StackedBase
 
-
-class Backend(_DummyBackendModule):
-    """What torch asks of a device's module when a layer is recomputed."""
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16]
-
-
-_setup_privateuseone_for_python_backend("fake", Backend())
-GPU = torch.device("fake:0")
+GPU = device()
 Found = dict[str, list[str]]
 OURS = ("/training/", "/brainstacks/")
 

@@ -103,14 +103,7 @@ class Rules:
 class PagedAttention(Protocol):
     """Attention of a step's tokens, as its backend computes it; see `paged_attention`."""
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rules: Rules,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
         """Store the new keys and values, then attend.
 
         Args:

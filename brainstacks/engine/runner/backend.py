@@ -15,6 +15,7 @@ from brainstacks.engine.runner.kv_cache import NewCache, PagedCache
 from brainstacks.engine.runner.torch_backend import TorchBackend
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.layers.bank import StackBank
+from brainstacks.layers.families import check_attention
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.layers.packed_stack import PackedStack
 
@@ -47,7 +48,7 @@ class Backend(Protocol):
         """Compute a step and store its keys and values.
 
         Returns:
-            logits [L, V] float32 of `batch.wanted`, before any soft cap; nothing later changes them.
+            logits [L, V] float32 of `batch.wanted`, before any soft cap; the next step may overwrite them.
         """
 
     def hidden_states(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
@@ -73,41 +74,33 @@ def choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config
 def _choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig) -> Backend:
     kind = base.device.type if config.backend == "auto" else config.backend
     reason = ASKED_FOR if config.backend != "auto" else f"the base is on {base.device}"
-    if kind == "cuda":
-        return _cuda(base, new_cache, config, reason)
-    if kind == "cpu":
-        return _cpu(base, hooks, new_cache, config, reason)
-    return _torch(base, hooks, new_cache, config, reason)
+    if kind in COMPILED:
+        try:
+            return COMPILED[kind](base, new_cache, config, reason)
+        except UnsupportedModel as error:
+            problem = error.message
+        if config.backend == kind:
+            raise ConfigError(f"the backend {kind} does not compute {base.name!r}: {problem}")
+        where = "a CPU" if kind == "cpu" else "a GPU"
+        log.warning("%s is computed by PyTorch, which is slower on %s: %s", base.name, where, problem)
+        reason = f"the backend {kind} does not compute it: {problem}"
+    _refuse_int8(base, config)
+    return TorchBackend(base, hooks, new_cache(PagedCache), reason)
 
 
-def _cpu(
-    base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig, reason: str
-) -> Backend:
-    """The compiled step; torch's, where nobody asked for it and it does not know the decoder."""
+def _cpu(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: str) -> Backend:
+    """Raises UnsupportedModel: it does not know the decoder."""
     if base.device.type != "cpu":
         raise ConfigError(
             f"the backend cpu computes on the CPU, and the base is on {base.device}", param="backend"
         )
     from brainstacks.engine.runner.cpu_backend import CpuBackend
 
-    try:
-        return CpuBackend(base, new_cache, reason, exact=config.exact or config.deterministic)
-    except UnsupportedModel as error:
-        if config.backend == "cpu":
-            raise ConfigError(f"the backend cpu does not compute {base.name!r}: {error.message}") from error
-        log.warning("%s is computed by PyTorch, which is slower on a CPU: %s", base.name, error.message)
-        reason = f"the compiled step does not compute it: {error.message}"
-        return _torch(base, hooks, new_cache, config, reason)
-
-
-def _torch(
-    base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig, reason: str
-) -> TorchBackend:
-    _refuse_int8(base, config)
-    return TorchBackend(base, hooks, new_cache(PagedCache), reason)
+    return CpuBackend(base, new_cache, reason, exact=config.exact or config.deterministic)
 
 
 def _cuda(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: str) -> Backend:
+    """Raises UnsupportedModel: it does not know the decoder."""
     try:
         from brainstacks.engine.runner.cuda_backend import CudaBackend
         from brainstacks.gpu_kernels.launch import INTERPRETED
@@ -122,9 +115,14 @@ def _cuda(base: BaseModel, new_cache: NewCache, config: EngineConfig, reason: st
         raise ConfigError(
             f"the backend cuda computes on a GPU, and the base is on {base.device}", param="backend"
         )
+    check_attention(base.model.config.get_text_config())
     _refuse_int8(base, config)
     fuse(base.model)
     return CudaBackend(base, new_cache(PagedCache), reason, config)
+
+
+COMPILED = {"cpu": _cpu, "cuda": _cuda}
+"""What is faster than PyTorch where it knows the decoder, by the kind of device."""
 
 
 def _refuse_int8(base: BaseModel, config: EngineConfig) -> None:

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.device import is_out_of_memory
+from brainstacks.engine.block_manager import blocks_for
 from brainstacks.engine.runner import attention
 from brainstacks.engine.runner.batch import StepBatch
 from brainstacks.engine.runner.cuda_step import CudaStep, Decoder, Room
 from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.engine.sampling.transfers import select
+from brainstacks.errors import ConfigError
 from brainstacks.gpu_kernels.deltas import DECODE, PREFILL
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.delta_plan import GATES, DeltaPlan, DeltaPlanner
@@ -54,17 +57,16 @@ class CudaBackend:
         hooks = GroupHooks(base.sites)
         hooks.attach()
         self.cache = cache
-        self._decoder = Decoder.of(base, cache, hooks, max(config.max_batch_size, config.max_router_batch))
+        rows, context = max(config.max_batch_size, config.max_router_batch), config.max_context
+        self._decoder = Decoder.of(base, cache, hooks, rows, context or base.max_context)
         self._config = config
         self._planner = DeltaPlanner()
-        self._planned = _Planned()
-        self._on_device = base.device.type == "cuda"
-        self._capture = self._on_device and config.cuda_graphs
-        self._beside: Beside = SideStream(base.device) if self._capture else InLine()
-        self._programs: dict[tuple[int, int], _Program] = {}
-        self._pool: Any = torch.cuda.graph_pool_handle() if self._capture else None
-        if self._capture:
+        self._planned: dict[int, _Planned] = {}  # what was planned last, by the tokens of a block
+        self._programs: dict[tuple[int, bool], _Program] = {}  # by rows, and whether there are deltas
+        self._graphs: _Graphs | None = None
+        if base.device.type == "cuda" and config.cuda_graphs:
             with torch.inference_mode(), torch.cuda.device(base.device):
+                self._graphs = _Graphs(base, config.max_batch_size)
                 self._capture_all()
 
     def prepare(self, stack: PackedStack) -> None:
@@ -102,14 +104,13 @@ class CudaBackend:
 
     def _plan(self, batch: StepBatch, bank: StackBank, block: int) -> DeltaPlan | None:
         """Of the step's deltas; None for the base alone."""
-        last = self._planned
+        last = self._planned.get(block)
         # A composition keeps its mapping, and its stacks, for as long as it lives.
-        same = last.of is bank and last.block == block and len(last.weights) == len(batch.weights)
-        if same and all(map(is_, last.weights, batch.weights)):
+        if last is not None and last.is_of(bank, batch.weights):
             return last.plan
         found = bank.slot_weights(batch.weights)
         plan = self._planner.plan(found, block) if found.residents else None
-        self._planned = _Planned(bank, block, batch.weights, plan)
+        self._planned[block] = _Planned(bank, batch.weights, plan)
         return plan
 
     # --- rooms and programs -----------------------------------------------------------------------
@@ -133,74 +134,110 @@ class CudaBackend:
     def _program(self, rows: int, plan: DeltaPlan | None) -> _Program | None:
         """The program for so many rows and these deltas; None where no program has room for them."""
         bucket = next(size for size in buckets(self._config) if size >= rows)
-        if plan is not None and plan.pairs > PAIRS_PER_BLOCK * _blocks(bucket):
+        if plan is not None and (plan.pairs > PAIRS_PER_BLOCK * _blocks(bucket) or plan.gates > GATES):
             return None
-        key = bucket, plan.gates if plan else 0
+        key = bucket, plan is not None
         if key not in self._programs:
             self._programs[key] = self._new_program(*key)
         return self._programs[key]
 
-    def _new_program(self, rows: int, gates: int) -> _Program:
-        blocks = _blocks(rows) if gates else 0
-        context = self._config.max_context or self._decoder.base.max_context
+    def _new_program(self, rows: int, composed: bool) -> _Program:
+        blocks = _blocks(rows) if composed else 0
         room = Room(
             decode=True,
             rows=rows,
             tokens=rows,
             wanted=rows,
-            table=rows * -(-context // 16) + 1,
+            table=rows * blocks_for(self._decoder.context) + 1,
             tile=DECODE,
             blocks=blocks,
             pairs=PAIRS_PER_BLOCK * blocks,
-            gates=gates,
+            gates=GATES if composed else 0,
             fixed=self._config.deterministic,
         )
-        return _Program(CudaStep(self._decoder, room, self._beside), self._pool)
+        if self._graphs is None:
+            step = CudaStep(self._decoder, room, InLine())
+            return _Program(step, step.compute)
+        step = CudaStep(self._decoder, room, self._graphs.beside)
+        return _Program(step, self._graphs.captured(step.compute, rows))
 
     def _capture_all(self) -> None:
+        """Raises ConfigError: the device has no room for it."""
         started = time.perf_counter()
-        for rows in sorted(buckets(self._config), reverse=True):  # the largest first: others use its memory
-            for gates in (0, GATES):
-                self._programs[rows, gates] = self._new_program(rows, gates)
+        most = self._config.max_batch_size
+        try:
+            for rows in reversed(buckets(self._config)):  # the largest first: others use its memory
+                for composed in (False, True):
+                    self._programs[rows, composed] = self._new_program(rows, composed)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"{self._decoder.base.device} has no room for CUDA graphs of {most} rows; give less to "
+                "--max-batch-size, --kv-cache-tokens or --device-stack-bytes, or start with --no-cuda-graphs"
+            ) from error
         log.info("%d CUDA graphs captured in %.1f s", len(self._programs), time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """What was planned last, and for which rows of which bank."""
+    """A plan, and the rows and the bank that it is for."""
 
-    of: StackBank | None = None
-    block: int = 0
-    weights: Sequence[Mapping[Any, float]] = ()
-    plan: DeltaPlan | None = None
+    bank: StackBank
+    weights: Sequence[Mapping[Any, float]]
+    plan: DeltaPlan | None
+
+    def is_of(self, bank: StackBank, weights: Sequence[Mapping[Any, float]]) -> bool:
+        """Whether it is the plan of these very mappings."""
+        same = self.bank is bank and len(self.weights) == len(weights)
+        return same and all(map(is_, self.weights, weights))
 
 
+@dataclass(frozen=True)
 class _Program:
-    """A step, captured where there is a pool for graphs."""
+    """Attributes:
+    step: whose tensors are filled in before `run`.
+    run: gives its logits, which lie where they are until the next run of any program.
+    """
 
-    def __init__(self, step: CudaStep, pool: Any) -> None:
-        self.step = step
-        self.run: Callable[[], Tensor] = step.compute if pool is None else _captured(step.compute, pool)
+    step: CudaStep
+    run: Callable[[], Tensor]
 
 
-def _captured(compute: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
-    """`compute`, recorded once and played again; its result lies where it lay before."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is compiled, allocated or chosen at a first run
-        for _ in range(2):
-            compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads go on loading stacks meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = compute()
+class _Graphs:
+    """What captured programs have in common: each runs alone.
 
-    def replay() -> Tensor:
-        graph.replay()
-        return result
+    Attributes:
+        beside: where the first launches of deltas run.
+    """
 
-    return replay
+    def __init__(self, base: BaseModel, rows: int) -> None:
+        self.beside: Beside = SideStream(base.device)
+        # One for all: PyTorch keeps a workspace of cuBLAS's for every stream that products ran on.
+        self._stream = torch.cuda.Stream(base.device)
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        vocab = base.model.get_output_embeddings().out_features
+        self._logits = torch.empty(rows, vocab, device=base.device)
+
+    def captured(self, compute: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
+        """`compute` of so many rows, recorded once and played again."""
+        logits = self._logits[:rows]
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):  # what is compiled, allocated or chosen at a first run
+            for _ in range(2):
+                compute()
+        current.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on loading stacks meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            logits.copy_(compute())
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
 
 
 def buckets(config: EngineConfig) -> list[int]:

@@ -33,7 +33,8 @@ class Decoder:
     """What all steps have in common.
 
     Attributes:
-        heads, kv_heads, head_dim: of the attention.
+        heads: of the attention's queries.
+        context: tokens of the longest row.
         partials: for the longest rows that a step may decode; steps use them one after the other.
         windows: tokens that some layers look back; None for those that look at all.
         widths: inputs of each input group.
@@ -45,27 +46,25 @@ class Decoder:
     cache: PagedCache
     hooks: GroupHooks
     heads: int
-    kv_heads: int
-    head_dim: int
+    context: int
     partials: Partials
     windows: tuple[int | None, ...]
     widths: tuple[int, ...]
     no_mask: Tensor
 
     @staticmethod
-    def of(base: BaseModel, cache: PagedCache, hooks: GroupHooks, rows: int) -> Decoder:
-        """For steps that decode so many rows at most."""
+    def of(base: BaseModel, cache: PagedCache, hooks: GroupHooks, rows: int, context: int) -> Decoder:
+        """For steps that decode so many rows of so many tokens at most."""
         config = base.model.config.get_text_config()
         heads = int(config.num_attention_heads)
         window = getattr(config, "sliding_window", None)
-        items = work_list.decode_capacity(rows, base.max_context)
+        items = work_list.decode_capacity(rows, context)
         return Decoder(
             base,
             cache,
             hooks,
             heads,
-            cache.kv_heads,
-            cache.head_dim,
+            context,
             Partials.empty(items, heads, cache.head_dim, base.device),
             (None,) if window is None else (None, int(window)),
             tuple(base.sites[0, names[0]].d_in for names in INPUT_GROUPS),
@@ -107,11 +106,12 @@ class CudaStep:
     def __init__(self, decoder: Decoder, room: Room, beside: Beside) -> None:
         self._decoder, self.room = decoder, room
         device = decoder.base.device
+        cache = decoder.cache
         self._tile = attention.prefill_tile(
-            decoder.heads // decoder.kv_heads, decoder.head_dim, decoder.base.dtype
+            decoder.heads // cache.kv_heads, cache.head_dim, decoder.base.dtype
         )
         self._items = (
-            work_list.decode_capacity(room.rows, decoder.base.max_context)
+            work_list.decode_capacity(room.rows, decoder.context)
             if room.decode
             else work_list.prefill_capacity(room.rows, room.tokens, self._tile)
         )
@@ -199,8 +199,11 @@ class CudaStep:
 
     def _fill_deltas(self, host: Mapping[str, np.ndarray[Any, Any]], plan: DeltaPlan) -> None:
         tile, device = self.room.tile, self._decoder.base.device
-        shared = None if self.room.fixed else programs(device) // max(1, plan.pairs)
-        cut = pieces(self._decoder.widths, tile, shared)
+        widths = self._decoder.widths
+        if self.room.fixed:
+            cut = pieces(widths, tile, None)
+        else:
+            cut = pieces(widths, tile, programs(device) // max(1, plan.pairs), plan.blocks)
         host["counts"][:] = [plan.pairs, plan.blocks, *cut]
         for name in ("tokens", "block_first", "pair_block", "pair_weight", "records"):
             values = getattr(plan, name)
@@ -238,14 +241,7 @@ class _Attention(PagedAttention):
     there: Mapping[str, Tensor]
     decode: bool
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rules: Rules,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
         there, cache = self.there, self.decoder.cache
         q, k, v = (states.transpose(0, 1) for states in (query, key, value))
         kv_store.store(k, v, there["places"], there["offsets"], cache.keys[layer], cache.values[layer])

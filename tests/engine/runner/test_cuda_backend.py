@@ -18,7 +18,7 @@ from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.routing.features import decoder_states
 from tests.engine.driving import prompt_of
 from tests.engine.stepped import MIX, Stepped, Weights, assert_close, cut, expected
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, random_stack, stack_config, tiny_model
 
 pytestmark = [
     pytest.mark.static_cuda,
@@ -77,6 +77,49 @@ def test_more_slots_than_a_captured_step_has_room_for_are_computed_all_the_same(
     head, token = cut(row, 5, 1)
     stepped.run([head])
     assert_close(stepped.run([token])[0], expected("llama", prompt_of(6), stepped.stacks, MIX[3])[-1:], 1e-4)
+
+
+def test_a_stack_of_more_experts_than_a_captured_step_has_room_for_is_computed_all_the_same(
+    tmp_path: Path,
+) -> None:
+    stepped = Stepped(tmp_path, "cuda")
+    assert isinstance(stepped.backend, CudaBackend)
+    config = stack_config(rank=1, experts=20, top_k=2)
+    stepped.stacks["crowd"] = random_stack(stepped.base.identity.dims, 7, config=config)
+    stepped.bank.add("crowd", stepped.stacks["crowd"])
+    (row,) = stepped.rows([prompt_of(6)], [{"crowd": 0.5}])
+    head, token = cut(row, 5, 1)
+    stepped.run([head])
+    wanted = expected("llama", prompt_of(6), stepped.stacks, {"crowd": 0.5})
+    assert_close(stepped.run([token])[0], wanted[-1:], 1e-4)
+    assert stepped.backend._programs == {}
+
+
+def test_no_room_for_graphs_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Stepped(tmp_path, "cuda").backend
+    assert isinstance(made, CudaBackend)
+
+    def no_room(rows: int, composed: bool) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(made, "_new_program", no_room)
+    with pytest.raises(ConfigError, match=r"no room for CUDA graphs of 16 rows.*--no-cuda-graphs"):
+        made._capture_all()
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_angles_that_depend_on_the_length_are_refused_by_name(tmp_path: Path, rope: str) -> None:
+    parameters: dict[str, Any] = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
+    if rope == "longrope":
+        parameters |= {
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 64,
+        }
+    with pytest.raises(ConfigError, match=f"the backend cuda does not compute 'base': .*{rope}"):
+        Stepped(tmp_path, "cuda", rope_parameters=parameters)
 
 
 def test_hidden_states_are_those_of_the_base_alone(tmp_path: Path) -> None:
