@@ -182,7 +182,7 @@ async def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(engine: FakeE
                 await asyncio.sleep(0)
             signal.raise_signal(signal.SIGTERM)
             await running.task
-            assert not server.server_state.connections
+            assert not server.servers[0].is_serving()
 
 
 async def test_hostile_21_a_megabyte_of_headers_is_refused_on_the_wire(running: Running) -> None:

@@ -27,6 +27,7 @@ from training.curriculum.forgetting import ForgettingMatrix, measure_row
 from training.data.domains import DomainData, check_data, prepare
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.rounds.compute import Compute, choose
+from training.rounds.device import named
 from training.rounds.frozen_stacks import FrozenStacks
 from training.rounds.optimizer import settled
 from training.rounds.workshop import Workshop, make_accelerator
@@ -111,7 +112,7 @@ def _open(
         if main:
             resources.enter_context(run)  # before anything large is loaded a second time
         records = prepare(recipe, data)
-        base = load_base(recipe.base, quantization=recipe.quantization, device=str(accelerator.device))
+        base = load_base(recipe.base, quantization=recipe.quantization, device=named(accelerator.device))
         recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))
         check_data(recipe, records, base.chat_tokenizer())
         compute = _compute(recipe, base, run, accelerator)

@@ -28,6 +28,11 @@ def take_device(name: str) -> torch.device:
     return device
 
 
+def named(device: torch.device) -> str:
+    """As options name it: of several processes, accelerate numbers CPUs too."""
+    return "cpu" if device.type == "cpu" else str(device)
+
+
 def compute_repeatably() -> None:
     """Let operations on CUDA add in one order, at some cost in time; one that cannot raises RuntimeError.
 

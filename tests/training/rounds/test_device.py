@@ -10,7 +10,7 @@ import torch
 
 from brainstacks.errors import ConfigError
 from training.rounds import device
-from training.rounds.device import FIXED, WORKSPACE, compute_repeatably, take_device
+from training.rounds.device import FIXED, WORKSPACE, compute_repeatably, named, take_device
 from training.rounds.workshop import make_accelerator
 
 
@@ -60,3 +60,8 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="cuda"):
             make_accelerator("cuda:0")
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), ("cpu:0", "cpu"), ("cuda:1", "cuda:1")])
+def test_a_device_of_several_processes_has_a_name_that_options_take(device: str, name: str) -> None:
+    assert named(torch.device(device)) == name
