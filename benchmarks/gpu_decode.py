@@ -10,6 +10,7 @@ TRITON_INTERPRET=1 rehearses it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -97,6 +98,8 @@ def load(engine: StepEngine) -> dict[str, Any]:
 
 def kernels(engine: StepEngine, domains: Sequence[str], batch: int, tokens: int) -> list[dict[str, Any]]:
     """The kernels that a decode step spends most time in, four stacks for all rows."""
+    # CUPTI, taken down beside captured graphs, ends the process: PyTorch sets these for its own.
+    os.environ.update(DISABLE_CUPTI_LAZY_REINIT="1", TEARDOWN_CUPTI="0")
     from torch.profiler import ProfilerActivity, profile
 
     prompts = traffic.random_prompts(engine.base.vocab_size, 16, batch, seed=0)
