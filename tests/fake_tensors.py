@@ -1,7 +1,8 @@
 """A CUDA device where there is none: tensors without values, and a record of what would wait for it.
 
 Its tensors say `cuda`, so that code which asks for that takes its way; few operators compute with them on a
-build for CPUs. `benchmarks.instruments.fake_gpu` has a device of its own, which runs whole steps and is no `cuda`.
+build for CPUs. `benchmarks.instruments.fake_gpu` has a device of its own, which runs whole steps and is not
+`cuda`.
 """
 
 from __future__ import annotations
