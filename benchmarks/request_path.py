@@ -97,7 +97,7 @@ def ways(
             return logits
 
         def stepped() -> None:
-            if back.on:
+            if steps in (TOKEN - 1, TOKEN):  # what was said before a step is read before it
                 asyncio.run_coroutine_threadsafe(_turns(), loop).result()
                 back.on = False
             step()
