@@ -47,7 +47,7 @@ def family_requests(setting: Setting, found: Findings) -> None:
 
 
 def _check(setting: Setting, found: Findings, base: BaseModel, registry: Registry) -> None:
-    tokens = 2 if setting.rehearse else 32
+    tokens = 2 if setting.rehearse else 24
     questions = _questions(base, registry, setting)
 
     def served(device: str, **limits: Any) -> StepEngine:

@@ -23,7 +23,7 @@ from brainstacks.engine.engine import StepEngine
 
 GOAL = 0.8
 """Of the base's speed, that four stacks are to keep."""
-BASE, ONE, FOUR, TEN, MIXED = "base", "one stack", "four of ten", "ten", "four of ten, others in each row"
+BASE, ONE, FOUR, TEN, MIXED = "base", "one stack", "four of ten", "all ten", "four of ten, others in each row"
 NEEDED = {LLAMA_3_8B: 14e9, GEMMA_3_12B: 22e9}
 """Bytes that must be free on the device."""
 

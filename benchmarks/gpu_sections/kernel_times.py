@@ -17,7 +17,7 @@ from brainstacks.engine.engine import StepEngine
 
 MOST = 15
 """Kernels that are told, those that take longest."""
-BEFORE = 3
+BEFORE = 2
 """Steps that pass before the first that is looked at: the prefill, and what follows a change of rows."""
 OF_DELTAS = ("down_kernel", "up_kernel")
 
@@ -36,7 +36,7 @@ def profile_decode(
         stacked: bytes of the stacks that such a step reads.
     """
     prompts = traffic.random_prompts(served.base.vocab_size, setting.prompt, len(rows), setting.seed)
-    steps = 2 if setting.rehearse else 16
+    steps = 1 if setting.rehearse else 16
     events = _events(served, prompts, rows, steps)
     total = sum(microseconds for _, microseconds in events.values())
     deltas = sum(events[key][1] for key in events if key.startswith(OF_DELTAS))

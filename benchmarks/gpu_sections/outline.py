@@ -20,7 +20,7 @@ from benchmarks.gpu_sections.findings import Findings, OutOfTime
 from benchmarks.gpu_sections.setting import Setting
 
 GRACE = 10.0
-"""Seconds that a section may take beyond its time, before its process is ended."""
+"""Seconds that a section may take to end, once its time is over and it was noted where it is."""
 LOOK = 0.2
 """Seconds between two looks at processes that run."""
 
@@ -127,7 +127,7 @@ def work_section(section: Section, setting: Setting, path: Path, seconds: float)
     os.setpgid(0, 0)
     with path.with_suffix(".stuck").open("w") as stuck:
         faulthandler.enable(stuck)
-        faulthandler.dump_traceback_later(seconds + GRACE / 2, file=stuck)
+        faulthandler.dump_traceback_later(seconds, file=stuck)
         measure(section, setting, Findings(path, section.name, seconds))
         faulthandler.cancel_dump_traceback_later()
         faulthandler.disable()

@@ -48,7 +48,7 @@ class Setting:
     @property
     def tokens(self) -> int:
         """That a row decodes in one run."""
-        return 3 if self.rehearse else 48
+        return 2 if self.rehearse else 48
 
     @property
     def rounds(self) -> int:

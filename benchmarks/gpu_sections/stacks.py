@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import Any
+
 from benchmarks.gpu_sections import bases
 from benchmarks.gpu_sections.findings import Findings
 from benchmarks.gpu_sections.setting import Setting
@@ -11,22 +14,24 @@ from brainstacks.base_identity import BaseIdentity
 from brainstacks.stacks.registry import Registry
 
 COUNT = 10
+REHEARSED = 4
 
 STRONG = 0.05
 """Deviation of B with which a stack decides what a random base says."""
 
 
-def registry(setting: Setting, base: BaseIdentity, *, count: int = COUNT, **shape: float) -> Registry:
-    """Of `count` random stacks for `base`; made by whoever asks first.
+def registry(setting: Setting, base: BaseIdentity, *, count: int = COUNT, **shape: Any) -> Registry:
+    """Of `count` random stacks for `base`, fewer and smaller in a rehearsal; made by whoever asks first.
 
     Args:
         shape: as for `save_random_stack`.
     """
-    directory = setting.scratch / "-".join(
-        ["stacks", base.id.replace(":", "-"), str(base.layers), str(count), *map(str, shape.values())]
-    )
+    if setting.rehearse:
+        count, shape = min(count, REHEARSED), {"rank": 2, "projections": ("k_proj", "down_proj"), **shape}
+    directory = setting.scratch / "-".join(map(str, ["stacks", base.id, base.layers, count, *shape.values()]))
     if not directory.is_dir():
         making = directory.with_name(f".{directory.name}")
+        shutil.rmtree(making, ignore_errors=True)  # of one whose time was over
         publish_random_stacks(Registry(making, create=True), base, count, seed=setting.seed, **shape)
         making.rename(directory)
     return Registry(directory)

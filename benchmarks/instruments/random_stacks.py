@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from brainstacks.base_identity import BaseIdentity
-from brainstacks.config import StackConfig
+from brainstacks.config import PROJECTIONS, StackConfig
 from brainstacks.stacks.artifact import StackMetadata, stack_shapes
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import save_stack
@@ -27,6 +27,7 @@ def save_random_stack(
     experts: int = 4,
     top_k: int = 2,
     rounds: int = 1,
+    projections: tuple[str, ...] = PROJECTIONS,
     dtype: torch.dtype = torch.bfloat16,
     b_std: float = B_STD,
     seed: int = 0,
@@ -40,8 +41,10 @@ def save_random_stack(
     metadata = StackMetadata(
         domain=domain,
         rounds=rounds,
-        config=StackConfig(rank=rank, experts=experts, top_k=top_k, layers=base.layers),
-        dims=dict(base.dims),
+        config=StackConfig(
+            rank=rank, experts=experts, top_k=top_k, projections=projections, layers=base.layers
+        ),
+        dims={projection: base.dims[projection] for projection in projections},
         base=base.ref,
         seed=seed,
         description="random weights, for benchmarks",
