@@ -9,6 +9,8 @@ run leaves what it had. See benchmarks/README.md.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +87,7 @@ def main(
     if rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # for the sections' processes
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes end with it
     facts = machine()
     groups = [
         Group(group.weight, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ def engine(base: BaseModel, registry: Registry, **limits: Any) -> StepEngine:
             **limits,
         }
     )
+    gc.collect()  # engines that are gone: no graph of theirs is to be given back while another is captured
     made = StepEngine(base, registry, config)
     if made.serving.stack_problems:
         raise BrainstacksError("a stack cannot be served: " + "; ".join(made.serving.stack_problems))
