@@ -1,133 +1,117 @@
-"""Everything that only a GPU can tell, in one command: first whether it is right, then how fast it is.
+"""All that only a GPU can tell, in one command: what is computed, then how fast.
 
-    python -m benchmarks.gpu
+    python -m benchmarks.gpu --minutes 8
 
-Each part is a command of its own, in a process of its own, with a limit: one that fails, hangs or breaks the
-device takes no other with it. What each said, and whether it passed, is written after each; figures are the
-parts' own results. Parts that do not fit into `--minutes` are left out, and said to be.
+Correctness comes first, then figures; results are written anew whenever something was found, so that a killed
+run leaves what it had. See benchmarks/README.md.
 """
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
+from benchmarks.gpu_sections import outline, report
+from benchmarks.gpu_sections.correctness import family_requests, packaged_requests
+from benchmarks.gpu_sections.environment import environment
+from benchmarks.gpu_sections.figures import gemma_figures, llama_figures, packaged_figures
+from benchmarks.gpu_sections.hot_load import hot_load
+from benchmarks.gpu_sections.kernel_tests import kernel_tests
+from benchmarks.gpu_sections.outline import Document, Group, Section
+from benchmarks.gpu_sections.peers import peers
+from benchmarks.gpu_sections.setting import Setting
+from benchmarks.gpu_sections.sizes import sizes
+from benchmarks.gpu_sections.stacks import prepare
+from benchmarks.gpu_sections.training_step import training_step
 from benchmarks.instruments import options
-from benchmarks.instruments.checkout import ROOT
-from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
+from benchmarks.instruments.results import RESULTS, machine, write_results
 from benchmarks.instruments.timing import say
 
 NAME = "gpu"
-LAST_LINES = 40
-"""Of what a part said, which are kept."""
-LEAST_SECONDS = 20.0
-"""That a part is begun with."""
 
+GROUPS = (
+    Group(5, (Section("machine", "The machine", environment),)),
+    Group(
+        33,
+        (
+            Section("tests", "Tests that need a GPU, and every kernel", kernel_tests),
+            Section("requests", "Requests of the packaged base, float32", packaged_requests),
+            Section("families", "Requests of tiny bases of several families, float32", family_requests),
+            Section("sizes", "Decoders of real sizes, two layers, bfloat16", sizes),
+            Section("stacks", "Stacks for the figures, written meanwhile", prepare),
+        ),
+    ),
+    Group(16, (Section("packaged", "Figures: the packaged base, NF4", packaged_figures),)),
+    Group(22, (Section("llama", "Figures: Llama-3-8B, NF4, random weights", llama_figures),)),
+    Group(6, (Section("hot-load", "A stack loaded under load", hot_load),)),
+    Group(10, (Section("training", "A training step", training_step),)),
+    Group(8, (Section("peers", "Peers", peers),)),
+    Group(14, (Section("gemma", "Figures: Gemma-3-12B, NF4, random weights", gemma_figures),)),
+)
+"""In their order; those of a group run side by side."""
 
-@dataclass(frozen=True)
-class Part:
-    """Attributes:
-    command: arguments of this interpreter.
-    seconds: that it may take.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Attributes:
-    status: `passed`, `failed (exit status)`, `stopped` at its limit, or `left out` for want of time.
-    """
-
-    part: str
-    status: str
-    seconds: float
-    said: tuple[str, ...] = ()
-
-
-def parts(output: Path) -> list[Part]:
-    """All of them: right first, then fast."""
-    there = ("--output", str(output))
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
-    decode = ("-m", "benchmarks.gpu_decode", *there, "--rounds", "2")
-    on_gpu = ("--device", "cuda", *there, "--rounds")
-    return [
-        Part("kernels", (*tests, "tests/gpu_kernels", "tests/layers/test_fused_norms.py"), 120),
-        Part("whole requests", ("-m", "benchmarks.gpu_check", *there), 120),
-        Part("tests for a GPU", (*tests, "-m", "gpu"), 90),
-        Part("decode, 8B", decode, 180),
-        Part("a training step", ("-m", "benchmarks.train_step", *on_gpu, "3"), 90),
-        Part("loads while others decode", ("-m", "benchmarks.hot_load", *on_gpu, "1"), 90),
-        Part("peers", ("-m", "benchmarks.decode", *on_gpu, "2", "--batch-sizes", "1,16",
-                       "--peers", "transformers,PEFT"), 120),
-        Part("decode, 12B", (*decode, "--decoder", "Gemma-3-12B", "--batches", "1,32"), 180),
-    ]  # fmt: skip
-
-
-def run(part: Part, seconds: float) -> Outcome:
-    """One part, for at most so long."""
-    started = time.perf_counter()
-    status = "passed"
-    with subprocess.Popen(
-        [sys.executable, *part.command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-            status = "stopped"
-    if status == "passed" and process.returncode:
-        status = f"failed ({process.returncode})"
-    taken = round(time.perf_counter() - started, 1)
-    return Outcome(part.name, status, taken, tuple(said.splitlines()[-LAST_LINES:]))
-
-
-def run_all(every: Sequence[Part], minutes: float, output: Path) -> list[Outcome]:
-    """Each part that still fits; results are written after each."""
-    ends = time.perf_counter() + 60 * minutes
-    facts, done = machine(), []
-    for part in every:
-        left = ends - time.perf_counter()
-        if left < min(LEAST_SECONDS, part.seconds):
-            done.append(Outcome(part.name, "left out", 0.0))
-        else:
-            say(f"{part.name}: at most {min(left, part.seconds):.0f} s; {left:.0f} s are left")
-            done.append(run(part, min(left, part.seconds)))
-            say("\n".join(done[-1].said[-3:]))
-        document: dict[str, Any] = {"machine": facts, "minutes": minutes, "parts": [asdict(o) for o in done]}
-        table = markdown_table(("part", "status", "seconds"), [(o.part, o.status, o.seconds) for o in done])
-        write_results(NAME, document, table, output)
-    return done
+NAMES = tuple(section.name for group in GROUPS for section in group.sections)
+REHEARSAL = "**A rehearsal on the CPU, with interpreted kernels: no figure here means anything.**"
+NOTE = "Median (min..max) of the rounds; ratios are taken round by round. Large bases have random weights."
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.1, help="For all parts.")] = 8.0,
-    only: Annotated[str, typer.Option(help="Parts, separated by semicolons; all without.")] = "",
+    sections: Annotated[str, typer.Option(help="Separated by commas, in any order.")] = ",".join(NAMES),
+    minutes: Annotated[float, typer.Option(min=0.1, help="For all of them together.")] = 8,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="On the CPU, at the smallest sizes, with interpreted kernels.")
+    ] = False,
+    seed: options.Seed = 0,
     output: options.Output = RESULTS,
 ) -> None:
-    """The checks and figures that need a GPU."""
-    every = parts(output)
-    names = [name for name in only.split(";") if name]
-    unknown = set(names) - {part.name for part in every}
-    if unknown:
-        known = "; ".join(part.name for part in every)
-        raise typer.BadParameter(f"{', '.join(unknown)}; parts are {known}")
-    if not torch.cuda.is_available():
-        raise typer.BadParameter("no CUDA device is there; what can be checked without is in `make test`")
-    done = run_all([part for part in every if not names or part.name in names], minutes, output)
-    if any(outcome.status.startswith("failed") for outcome in done):
+    """What is computed on a GPU, and how fast: checks, decode and prefill, loads, training, peers.
+
+    Exits with 1 where something failed; what was found by then is in the results all the same.
+
+    A quick look without a GPU: python -m benchmarks.gpu --rehearse --sections machine,families --output /tmp
+    """
+    chosen = options.some_of(sections, NAMES)
+    if not rehearse and not torch.cuda.is_available():
+        raise typer.BadParameter(
+            "no CUDA device is available; this needs one of 16 GB or more and PyTorch's CUDA build "
+            "(--rehearse runs the benchmark's own code on the CPU)"
+        )
+    if rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # for the sections' processes
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes end with it
+    facts = machine()
+    groups = [
+        Group(group.weight, kept)
+        for group in GROUPS
+        if (kept := tuple(section for section in group.sections if section.name in chosen))
+    ]
+    ordered = [section for group in groups for section in group.sections]
+
+    def write(found: Mapping[str, Document], tell: bool = False) -> None:
+        document = {
+            "machine": facts,
+            "settings": {"minutes": minutes, "rehearsal": rehearse, "seed": seed},
+            "sections": found,
+        }
+        text = report.text(ordered, found, REHEARSAL if rehearse else NOTE)
+        name = f"{NAME}-rehearsal" if rehearse else NAME
+        write_results(name, document, text, output, report=say if tell else lambda line: None)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = outline.run(groups, Setting(Path(scratch), rehearse, seed), minutes, write)
+    write(found, tell=True)
+    failed = [name for name, document in found.items() if not outline.passed(document)]
+    if failed:
+        say(f"FAILED: {', '.join(failed)}")
         raise typer.Exit(1)
 
 

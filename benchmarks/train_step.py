@@ -9,34 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from time import perf_counter
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.experiments.parameters import lora_of, parameters
 from benchmarks.instruments import options
-from benchmarks.instruments.random_stacks import B_STD
+from benchmarks.instruments.optimizer_step import OptimizerSteps, Step
 from benchmarks.instruments.results import RESULTS, machine, write_results
 from benchmarks.instruments.step_times import AUTOCAST, FROZEN, PEFT, StepTimes, ours_with
 from benchmarks.instruments.timing import Progress
 from benchmarks.peers.peft_loras import with_loras
 from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import BaseModel
-from brainstacks.config import StackConfig
-from brainstacks.layers.bank import StackBank
-from brainstacks.layers.hooks import CompositionHooks
-from brainstacks.layers.packed_stack import StackTensors
-from training.data.batches import Batch, collate
-from training.data.encoding import Example
-from training.recipe.settings import ComputeMode, RoundConfig, StackRecipe
-from training.rounds.active_stack import ActiveStack
+from training.recipe.settings import ComputeMode, StackRecipe
 from training.rounds.allocator import keep_freed_memory
 from training.rounds.compute import choose
 from training.rounds.objective import response_nll
-from training.rounds.optimizer import make_optimizer
 
 NAME = "train_step"
 
@@ -45,8 +36,6 @@ SHAPES = (
     StackRecipe(rank=16, experts=4, top_k=2, dtype="float32"),
 )
 """The demo's and the paper's."""
-
-Step = Callable[[], None]
 
 
 class Bench:
@@ -58,18 +47,9 @@ class Bench:
 
     def __init__(self, load: Callable[[], BaseModel], batch_size: int, tokens: int, seed: int) -> None:
         self._load = load
-        self._seed = seed
         self._base = load()
-        self._hooks = CompositionHooks(self._base.sites)
-        self._hooks.attach()
-        self._batch = self._random_batch(batch_size, tokens)
-
-    def _random_batch(self, rows: int, tokens: int) -> Batch:
-        """Rows of one length, the second half of each the response."""
-        half = tokens // 2
-        prompts = random_prompts(self._base.vocab_size, tokens, rows, self._seed)
-        examples = [Example(str(i), tuple(p[:half]), tuple(p[half:])) for i, p in enumerate(prompts)]
-        return collate(examples).to(self._base.device)
+        rows = random_prompts(self._base.vocab_size, tokens, batch_size, seed)
+        self._steps = OptimizerSteps(self._base, rows, seed)
 
     def compare(self, stack: StackRecipe, rounds: int) -> StepTimes:
         """Everything with one shape, interleaved; each contestant steps once before, uncounted."""
@@ -77,47 +57,16 @@ class Bench:
         count = parameters(stack, identity.dims, identity.layers).total
         lora = lora_of(count, stack.alpha, identity.dims, identity.layers)
         peers, peer_count = self._peers(lora)
-        steps = {**peers, **{ours_with(k): self._ours(stack, k) for k in FROZEN}}
+        steps = {**peers, **{ours_with(k): self._steps.on_frozen(stack, k) for k in FROZEN}}
         for step in steps.values():
             step()
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         progress = Progress(rounds * len(steps))
         for number in range(rounds):
             for name, step in steps.items():
-                seconds[name].append(self._timed(step))
+                seconds[name].append(self._steps.timed(step))
                 progress.done(f"round {number + 1}, {name}: {seconds[name][-1]:.3f} s")
         return StepTimes(stack, seconds, {n: peer_count if n in peers else count for n in steps})
-
-    def _timed(self, step: Step) -> float:
-        self._settle()
-        start = perf_counter()
-        step()
-        self._settle()
-        return perf_counter() - start
-
-    def _settle(self) -> None:
-        if self._base.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _ours(self, stack: StackRecipe, frozen: int) -> Step:
-        """A step as in `training.rounds.inner_loop`, on top of random frozen stacks."""
-        base, config = self._base, stack.config(self._base.identity.layers)
-        torch.manual_seed(self._seed)
-        bank = StackBank(base.device, base.dtype)
-        for number in range(frozen):
-            bank.add(number, _random_stack(config, base))
-        sources = [bank.bind([dict.fromkeys(range(frozen), 1.0)])] if frozen else []
-        active = ActiveStack(config, base.identity.dims).to(base.device).train()
-        batch, settings = self._batch, RoundConfig()
-
-        def loss() -> Tensor:
-            active.begin(batch.segments, batch.examples)
-            with self._hooks.composed(*sources, active):
-                nll = response_nll(base.model, batch).mean()
-            tokens = batch.attention_mask.sum()
-            return nll + settings.balance_coefficient * active.balance_sum() / tokens
-
-        return _step(active, settings, base.device, loss)
 
     def _peers(self, lora: StackRecipe) -> tuple[dict[str, Step], int]:
         """PEFT's rsLoRA as it comes, its adapters in float32, and computed in the base's dtype (autocast)."""
@@ -128,37 +77,14 @@ class Bench:
         def step(context: Callable[[], AbstractContextManager[Any]]) -> Step:
             def loss() -> Tensor:
                 with context():
-                    return response_nll(base.model, self._batch).mean()
+                    return response_nll(base.model, self._steps.batch).mean()
 
-            return _step(adapter, RoundConfig(), base.device, loss)
+            return self._steps.of(adapter, loss)
 
         def autocast() -> AbstractContextManager[Any]:
             return torch.autocast(base.device.type, torch.bfloat16)
 
         return {PEFT: step(nullcontext), AUTOCAST: step(autocast)}, count
-
-
-def _step(
-    adapter: nn.Module, settings: RoundConfig, device: torch.device, loss: Callable[[], Tensor]
-) -> Step:
-    trainable = [p for p in adapter.parameters() if p.requires_grad]
-    optimizer = make_optimizer(trainable, settings, device)
-
-    def step() -> None:
-        loss().backward()
-        nn.utils.clip_grad_norm_(trainable, settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def _random_stack(config: StackConfig, base: BaseModel) -> StackTensors:
-    active = ActiveStack(config, base.identity.dims, noise=False)
-    with torch.no_grad():
-        for up in active.up.values():
-            up.normal_(std=B_STD)
-    return StackTensors(config, 1, {f"rounds.0.{name}": t for name, t in active.export().items()})
 
 
 def main(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from brainstacks.base_identity import BaseIdentity
-from brainstacks.config import StackConfig
+from brainstacks.config import PROJECTIONS, StackConfig
 from brainstacks.stacks.artifact import StackMetadata, stack_shapes
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import save_stack
@@ -27,25 +27,31 @@ def save_random_stack(
     experts: int = 4,
     top_k: int = 2,
     rounds: int = 1,
+    projections: tuple[str, ...] = PROJECTIONS,
     dtype: torch.dtype = torch.bfloat16,
+    b_std: float = B_STD,
     seed: int = 0,
 ) -> None:
     """Write a stack with random weights; equal arguments give equal bytes.
 
     A is uniform in +-1/sqrt(d_in), as an untrained one, the gate normal with deviation 0.02. B, which is
-    zero before training, is normal with deviation `B_STD`, so that every stack changes the output.
+    zero before training, is normal with deviation `b_std`, so that every stack changes the output.
     """
     generator = torch.Generator().manual_seed(seed)
     metadata = StackMetadata(
         domain=domain,
         rounds=rounds,
-        config=StackConfig(rank=rank, experts=experts, top_k=top_k, layers=base.layers),
-        dims=dict(base.dims),
+        config=StackConfig(
+            rank=rank, experts=experts, top_k=top_k, projections=projections, layers=base.layers
+        ),
+        dims={projection: base.dims[projection] for projection in projections},
         base=base.ref,
         seed=seed,
         description="random weights, for benchmarks",
     )
-    tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in stack_shapes(metadata)}
+    tensors = {
+        name: _random(name, shape, b_std, generator).to(dtype) for name, shape in stack_shapes(metadata)
+    }
     save_stack(path, metadata, tensors)
 
 
@@ -70,9 +76,9 @@ def publish_random_stacks(
     return names
 
 
-def _random(name: str, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+def _random(name: str, shape: tuple[int, int], b_std: float, generator: torch.Generator) -> torch.Tensor:
     if name.endswith(".A"):
         bound = float(shape[1] ** -0.5)
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    deviation = B_STD if name.endswith(".B") else 0.02
+    deviation = b_std if name.endswith(".B") else 0.02
     return torch.randn(shape, generator=generator) * deviation

@@ -20,6 +20,7 @@ from benchmarks.instruments.checkout import ROOT
 from benchmarks.instruments.timing import Report, say
 from brainstacks.cpu import cpu
 from brainstacks.device import gpu
+from brainstacks.durable import atomic_write
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -130,16 +131,22 @@ def write_results(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}-{document['machine']['kind']}.json"
     document = {"benchmark": name, **document}
-    path.write_text(json.dumps(document, indent=1, default=_spread) + "\n")
+    atomic_write(path, as_json(document))
     facts = document["machine"]
     where = facts["gpu"] or f"{facts['cpu']} ({' '.join(facts['cpu_features'])}), {facts['cores']} cores"
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     computed_by = f"computed by {facts['backend']}\n" if "backend" in facts else ""
-    path.with_suffix(".md").write_text(
-        f"# {name}\n\n{where}, {facts['date']}\n{computed_by}{versions}\n\n{text}\n"
+    atomic_write(
+        path.with_suffix(".md"),
+        f"# {name}\n\n{where}, {facts['date']}\n{computed_by}{versions}\n\n{text}\n",
     )
     report(f"\n{text}\n\nwritten: {path.name}")
     return path
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """Of JSON values and `Spread`s."""
+    return json.dumps(document, indent=1, default=_spread) + "\n"
 
 
 def _spread(value: object) -> dict[str, Any]:

@@ -51,11 +51,17 @@ class Served:
 
 
 def serve(
-    directory: Path, family: str = "llama", *, tokenizer: bool = True, router: bool = False, **limits: Any
+    directory: Path,
+    family: str = "llama",
+    *,
+    tokenizer: bool = True,
+    router: bool = False,
+    device: str = "cpu",
+    **limits: Any,
 ) -> Served:
     """A tiny base of `family` with three random stacks under `directory`."""
     saved = save_base(directory / "base", family, tokenizer=tokenizer)
-    base = load_base(saved, quantization="none", device="cpu", dtype=torch.float32)
+    base = load_base(saved, quantization="none", device=device, dtype=torch.float32)
     registry = Registry(directory / "registry", create=True)
     stacks = {
         "chat": random_stack(base.identity.dims, 1, rounds=2),

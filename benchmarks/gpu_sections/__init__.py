@@ -1,0 +1,1 @@
+"""What `benchmarks.gpu` finds out on a GPU, section by section."""
