@@ -53,7 +53,7 @@ GROUPS = (
     Group(22, (Section("llama", "Figures: Llama-3-8B, NF4, random weights", llama_figures),)),
     Group(6, (Section("hot-load", "A stack loaded under load", hot_load),)),
     Group(10, (Section("training", "A training step", training_step),)),
-    Group(8, (Section("peers", "Peers", peers),)),
+    Group(16, (Section("peers", "Peers", peers),)),
     Group(14, (Section("gemma", "Figures: Gemma-3-12B, NF4, random weights", gemma_figures),)),
 )
 """In their order; those of a group run side by side."""
@@ -65,7 +65,7 @@ NOTE = "Median (min..max) of the rounds; ratios are taken round by round. Large 
 
 def main(
     sections: Annotated[str, typer.Option(help="Separated by commas, in any order.")] = ",".join(NAMES),
-    minutes: Annotated[float, typer.Option(min=0.1, help="For all of them together.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.5, help="For all of them together.")] = 8,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="On the CPU, at the smallest sizes, with interpreted kernels.")
     ] = False,

@@ -24,7 +24,7 @@ import typer
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.instruments import options
-from benchmarks.instruments.decoders import NAMES, SERVED, decoder_config, projection_sizes
+from benchmarks.instruments.decoders import NAMES, decoder_config, projection_sizes
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
 from brainstacks.engine.block_manager import BLOCK_TOKENS
@@ -92,7 +92,7 @@ def compiled(decoder: str, configuration: Configuration, capability: int) -> Res
 
 
 def main(
-    decoders: str = typer.Option(",".join(SERVED), help="Sizes, separated by commas."),
+    decoders: str = typer.Option(",".join(NAMES), help="Sizes, separated by commas."),
     output: options.Output = RESULTS,
 ) -> None:
     """Registers, spills and shared memory of every Triton kernel."""

@@ -32,11 +32,12 @@ GAIN = 1.5
 """Of a weight's deviation, in 1/sqrt(d_in): greedy text is then varied."""
 
 
-def tiny_config(family: str) -> Any:
+def tiny_config(setting: Setting, family: str) -> Any:
     """transformers' configuration of a decoder of that family that computes in no time."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(family, **TINY | (GEMMA if family.startswith("gemma") else {}))
+    sizes = REHEARSED if setting.rehearse else TINY
+    return AutoConfig.for_model(family, **sizes | (GEMMA if family.startswith("gemma") else {}))
 
 
 def sized_config(setting: Setting, decoder: str, **changes: Any) -> Any:
@@ -48,9 +49,8 @@ def sized(setting: Setting, decoder: str, **changes: Any) -> BaseModel:
     """A decoder that people serve, in NF4 and bfloat16, with random weights, on the device; in a rehearsal a
     tiny one of its family, in float32: bfloat16 is slow in the interpreter, and shows nothing of a GPU's."""
     config = sized_config(setting, decoder, **changes)
-    if setting.rehearse:
-        return random_base(decoder, config, setting.device, torch.float32, "none", setting.seed)
-    return random_base(decoder, config, setting.device, torch.bfloat16, "nf4", setting.seed)
+    dtype = torch.float32 if setting.rehearse else torch.bfloat16
+    return random_base(decoder, config, setting.device, dtype, "nf4", setting.seed)
 
 
 def packaged(

@@ -56,11 +56,11 @@ def _figures(setting: Setting, found: Findings, base: BaseModel) -> None:
     served = engine(
         base,
         registry,
-        backend="cuda",
+        backend=setting.backend,
         max_batch_size=max(setting.batches),
         max_context=setting.context,
         max_prefill_tokens=max(setting.prefills),
-        kv_cache_tokens=max(setting.batches) * 4 * (setting.prompt + setting.tokens) + setting.context,
+        kv_cache_tokens=max(setting.batches) * 2 * (setting.prompt + setting.tokens) + setting.context,
     )
     domains = tuple(registry.snapshot().domains)
     file = registry.blob_path(registry.snapshot().domain(domains[0]).current.digest)
@@ -73,15 +73,15 @@ def _figures(setting: Setting, found: Findings, base: BaseModel) -> None:
     for batch in setting.batches:
         with found.attempt(f"decode, {batch} rows"):
             _decode(setting, found, served, domains, batch)
-        if batch in setting.profiled:
-            rows = compositions(domains, batch, setting.seed)
-            for name in (BASE, FOUR):
-                with found.attempt(f"kernels of a decode step, {batch} rows, {name}"):
-                    stacked = step_bytes(0, rows[name], read).chosen_experts
-                    kernel_times.profile_decode(setting, found, served, name, rows[name], stacked)
     for length in setting.prefills:
         with found.attempt(f"prefill, {length} tokens"):
             _prefill(setting, found, served, domains, length)
+    for batch in setting.profiled:
+        rows = compositions(domains, batch, setting.seed)
+        for name in (BASE, FOUR):
+            with found.attempt(f"kernels of a decode step, {batch} rows, {name}"):
+                stacked = step_bytes(0, rows[name], read).chosen_experts
+                kernel_times.profile_decode(setting, found, served, name, rows[name], stacked)
 
 
 def compositions(domains: Sequence[str], batch: int, seed: int) -> dict[str, list[Composition]]:

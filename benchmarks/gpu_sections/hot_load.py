@@ -46,7 +46,7 @@ def hot_load(setting: Setting, found: Findings) -> None:
     served = engine(
         base,
         registry,
-        backend="cuda",
+        backend=setting.backend,
         max_batch_size=rows,
         max_context=setting.context,
         kv_cache_tokens=rows * setting.context,

@@ -14,20 +14,29 @@ from benchmarks.gpu_sections.setting import Setting
 from benchmarks.instruments.checkout import ROOT
 
 MOST_PROCESSES = 8
+KERNELS = ("tests/gpu_kernels", "tests/layers/test_fused_norms.py")
 LINES = 40
 """Of what failed tests print, that are kept."""
 
 
 def kernel_tests(setting: Setting, found: Findings) -> None:
     runs: dict[str, Sequence[str]] = {
-        "every kernel, compiled, against plain PyTorch": ("tests/gpu_kernels", "-m", "static_cuda"),
-        "pytest -m gpu": ("tests", "-m", "gpu"),
+        "pytest -m gpu": (*_with_marker("gpu"), "-m", "gpu"),
+        "every kernel, compiled, against plain PyTorch": KERNELS,
     }
     if setting.rehearse:
-        runs = {"a file of tests": ("tests/gpu_kernels/test_kv_store.py", "-m", "static_cuda")}
-    for what, chosen in runs.items():
+        runs = {"a file of tests": ("tests/gpu_kernels/test_kv_store.py",)}
+    for number, (what, chosen) in enumerate(runs.items()):
         with found.attempt(what) as told:
-            told.append(_pytest(chosen, found.left, setting.scratch / f"{len(told)}-{what[:5]}.log"))
+            seconds = found.left / (len(runs) - number)
+            told.append(_pytest(chosen, seconds, setting.scratch / f"pytest-{number}.log"))
+
+
+def _with_marker(name: str) -> list[str]:
+    """Files of tests that speak of it: to collect all of them takes longer than these run."""
+    return sorted(
+        str(path) for path in ROOT.glob("tests/**/test_*.py") if f"pytest.mark.{name}" in path.read_text()
+    )
 
 
 def _pytest(chosen: Sequence[str], seconds: float, log: Path) -> str:

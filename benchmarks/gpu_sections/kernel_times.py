@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_sections.findings import Findings
@@ -83,6 +84,8 @@ def _events(
         nonlocal seen
         seen += 1
         if seen == BEFORE:
+            if cuda:
+                torch.cuda.synchronize()  # the step in the air is none of those that are counted
             recorder.start()
         elif seen == BEFORE + steps:
             recorder.stop()

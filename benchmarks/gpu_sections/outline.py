@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from time import perf_counter, sleep
+from time import sleep, time
 from typing import Any, cast
 
 from benchmarks.gpu_sections.findings import Findings, OutOfTime
@@ -66,11 +66,11 @@ def run(
         section -> its document.
     """
     found: dict[str, Document] = {}
-    end = perf_counter() + 60 * minutes
+    end = time() + 60 * minutes - GRACE
     for number, group in enumerate(groups):
         share = group.weight / sum(later.weight for later in groups[number:])
-        seconds = share * max(0.0, end - perf_counter())
-        for now in _side_by_side(group.sections, setting, seconds):
+        until = time() + share * max(0.0, end - time())
+        for now in _side_by_side(group.sections, setting, until):
             if any(found.get(name) != document for name, document in now.items()):
                 found |= now
                 report(found)
@@ -78,15 +78,14 @@ def run(
 
 
 def _side_by_side(
-    sections: Sequence[Section], setting: Setting, seconds: float
+    sections: Sequence[Section], setting: Setting, until: float
 ) -> Iterator[dict[str, Document]]:
     """What they have found so far, until all have ended."""
     paths = {section.name: setting.scratch / f"{section.name}.json" for section in sections}
-    begun = perf_counter()
-    with _processes([(section, setting, paths[section.name], seconds) for section in sections]) as processes:
+    with _processes([(section, setting, paths[section.name], until) for section in sections]) as processes:
         while any(process.is_alive() for process in processes.values()):
             sleep(LOOK)
-            if perf_counter() - begun > seconds + GRACE:
+            if time() > until + GRACE:
                 for process in processes.values():
                     _end(process)
             yield {name: _read(path) for name, path in paths.items() if path.exists()}
@@ -122,9 +121,10 @@ def _end(process: BaseProcess) -> None:
         os.killpg(cast(int, process.pid), signal.SIGKILL)
 
 
-def work_section(section: Section, setting: Setting, path: Path, seconds: float) -> None:
-    """One section, in this process."""
+def work_section(section: Section, setting: Setting, path: Path, until: float) -> None:
+    """One section, in this process, which took a while to start. `until`: as `time` gives it."""
     os.setpgid(0, 0)
+    seconds = max(1.0, until - time())
     with path.with_suffix(".stuck").open("w") as stuck:
         faulthandler.enable(stuck)
         faulthandler.dump_traceback_later(seconds, file=stuck)

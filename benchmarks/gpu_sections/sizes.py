@@ -36,7 +36,7 @@ def sizes(setting: Setting, found: Findings) -> None:
             with found.attempt(
                 f"{decoder}, {changes['num_hidden_layers']} layers, {how}: cuda is torch"
             ) as told:
-                told.append(_compare(setting, decoder, 5 if setting.rehearse else length, piece))
+                told.append(_compare(setting, decoder, 3 if setting.rehearse else length, piece))
 
 
 def _compare(setting: Setting, decoder: str, length: int, piece: int) -> str:
@@ -44,7 +44,7 @@ def _compare(setting: Setting, decoder: str, length: int, piece: int) -> str:
 
     def served(backend: Backend) -> tuple[StepEngine, dict[str, float]]:
         base = bases.sized(setting, decoder, **CHANGES[decoder])
-        registry = stacks.registry(setting, base.identity, count=2, b_std=stacks.STRONG)
+        registry = stacks.strong(setting, base.identity, count=2)
         limits = {"max_batch_size": 2, "max_context": 512, "max_prefill_tokens": piece}
         made = engine(base, registry, backend=backend, cuda_graphs=False, **limits)
         return made, dict.fromkeys(registry.snapshot().domains, 1.0)
@@ -52,7 +52,7 @@ def _compare(setting: Setting, decoder: str, length: int, piece: int) -> str:
     torchs, weights = served("torch")
     prompt = random_prompt(torchs.base.vocab_size, length, setting.seed)
     theirs, alone = (_scores(torchs, prompt, row) for row in (weights, {}))
-    ours = _scores(served("cuda")[0], prompt, weights)
+    ours = _scores(served(setting.backend)[0], prompt, weights)
     apart, changed = (float((each - theirs).square().mean().sqrt()) for each in (ours, alone))
     if not apart < SHARE * changed:
         raise Mismatch(

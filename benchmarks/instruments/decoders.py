@@ -9,8 +9,6 @@ from brainstacks.config import PROJECTIONS
 LLAMA_3_8B = "Llama-3-8B"
 GEMMA_3_12B = "Gemma-3-12B"
 SMOLLM2_135M = "SmolLM2-135M"
-TINY = "tiny"
-"""Nobody's; for rehearsals."""
 
 _SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     LLAMA_3_8B: ("llama", {
@@ -26,15 +24,10 @@ _SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
         "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
     }),
-    TINY: ("llama", {
-        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 128, "max_position_embeddings": 256,
-    }),
 }  # fmt: skip
 """From their published configurations."""
 
 NAMES = tuple(_SIZES)
-SERVED = (LLAMA_3_8B, GEMMA_3_12B, SMOLLM2_135M)
 
 
 def decoder_config(name: str, **changes: Any) -> Any:

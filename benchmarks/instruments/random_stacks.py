@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ B_STD = 1e-3
 """Large enough to change the text, small enough to keep activations in the base's range."""
 
 
-def save_random_stack(
-    path: Path,
+def save_random_stack(path: Path, base: BaseIdentity, domain: str, **shape: Any) -> None:
+    """Write a stack with random weights; equal arguments give equal bytes. `shape`: as for `random_stack`."""
+    save_stack(path, *random_stack(base, domain, **shape))
+
+
+def random_stack(
     base: BaseIdentity,
     domain: str,
     *,
@@ -31,8 +36,8 @@ def save_random_stack(
     dtype: torch.dtype = torch.bfloat16,
     b_std: float = B_STD,
     seed: int = 0,
-) -> None:
-    """Write a stack with random weights; equal arguments give equal bytes.
+) -> tuple[StackMetadata, dict[str, torch.Tensor]]:
+    """A stack with random weights.
 
     A is uniform in +-1/sqrt(d_in), as an untrained one, the gate normal with deviation 0.02. B, which is
     zero before training, is normal with deviation `b_std`, so that every stack changes the output.
@@ -49,19 +54,19 @@ def save_random_stack(
         seed=seed,
         description="random weights, for benchmarks",
     )
-    tensors = {
+    return metadata, {
         name: _random(name, shape, b_std, generator).to(dtype) for name, shape in stack_shapes(metadata)
     }
-    save_stack(path, metadata, tensors)
 
 
 def publish_random_stacks(
-    registry: Registry, base: BaseIdentity, count: int, *, seed: int = 0, **shape: Any
+    registry: Registry, base: BaseIdentity, count: int, *, seed: int = 0, alike: bool = False, **shape: Any
 ) -> tuple[str, ...]:
-    """Publish `count` different random stacks.
+    """Publish `count` random stacks.
 
     Args:
-        shape: as for `save_random_stack`.
+        alike: all have the weights of the first: large ones are made in a fraction of the time.
+        shape: as for `random_stack`.
 
     Returns:
         the domains' names, in the registry's order.
@@ -70,7 +75,9 @@ def publish_random_stacks(
     with tempfile.TemporaryDirectory() as scratch:
         for i, name in enumerate(names):
             file = Path(scratch) / f"{name}.safetensors"
-            save_random_stack(file, base, name, seed=seed + i, **shape)
+            if i == 0 or not alike:
+                metadata, tensors = random_stack(base, name, seed=seed + i, **shape)
+            save_stack(file, replace(metadata, domain=name), tensors)
             registry.publish(file)
             file.unlink()
     return names

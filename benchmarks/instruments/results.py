@@ -25,7 +25,7 @@ from brainstacks.durable import atomic_write
 RESULTS = ROOT / "benchmarks" / "results"
 
 PACKAGES = (
-    "brainstacks", "torch", "transformers", "bitsandbytes", "numba", "triton", "peft", "xllamacpp"
+    "brainstacks", "torch", "transformers", "bitsandbytes", "numba", "triton", "peft", "vllm", "xllamacpp"
 )  # fmt: skip
 """Whose versions bear on the figures; one that is not installed is left out."""
 
