@@ -18,6 +18,7 @@ from brainstacks.config import PROJECTIONS, Quantization
 from brainstacks.device import resolve_device, use
 from brainstacks.layers.bitsandbytes_linears import settle
 from brainstacks.layers.projections import decoder_layers, find_sites, projection_dims
+from brainstacks.layers.quantize4bit import speed_up_quantize_4bit
 
 FAMILIES = ("llama", "gemma3_text", "qwen3")
 TINY: dict[str, Any] = {
@@ -47,10 +48,11 @@ def sized_config(setting: Setting, decoder: str, **changes: Any) -> Any:
 
 def sized(setting: Setting, decoder: str, **changes: Any) -> BaseModel:
     """A decoder that people serve, in NF4 and bfloat16, with random weights, on the device; in a rehearsal a
-    tiny one of its family, in float32: bfloat16 is slow in the interpreter, and shows nothing of a GPU's."""
+    tiny one of its family, in float32: neither is fast on a CPU, or shows anything of a GPU's."""
     config = sized_config(setting, decoder, **changes)
-    dtype = torch.float32 if setting.rehearse else torch.bfloat16
-    return random_base(decoder, config, setting.device, dtype, "nf4", setting.seed)
+    if setting.rehearse:
+        return random_base(decoder, config, setting.device, torch.float32, "none", setting.seed)
+    return random_base(decoder, config, setting.device, torch.bfloat16, "nf4", setting.seed)
 
 
 def packaged(
@@ -128,6 +130,7 @@ def _quantize(layer: nn.Module, device: torch.device) -> None:
     """Its projections to NF4, as `load_base` has them."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    speed_up_quantize_4bit()
     for name, module in list(layer.named_modules()):
         if name.rpartition(".")[2] not in PROJECTIONS or not isinstance(module, nn.Linear):
             continue
