@@ -79,7 +79,8 @@ def _check(setting: Setting, found: Findings, base: BaseModel, registry: Registr
         told.append(identical(together, answers(plain, questions, tokens)))
     with found.attempt(f"{name}: --deterministic gives the same bits whatever is beside") as told:
         strict = served(setting.device, backend=setting.backend, deterministic=True)
-        told.append(identical(answers(strict, questions, tokens), alone(strict)))
+        strictly = answers(strict, questions, tokens)
+        told += [identical(strictly, alone(strict)), agree(strictly, wanted, most)]
     with found.attempt(f"{name}: the torch backend on the GPU agrees") as told:
         told.append(agree(answers(served(setting.device, backend="torch"), questions, tokens), wanted, most))
 

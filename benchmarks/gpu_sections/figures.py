@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.gpu_sections import bases, kernel_times, stacks
 from benchmarks.gpu_sections.engines import engine
-from benchmarks.gpu_sections.findings import Findings, OutOfTime
+from benchmarks.gpu_sections.findings import Findings, LeftOut
 from benchmarks.gpu_sections.setting import Setting
 from benchmarks.instruments.decoders import GEMMA_3_12B, LLAMA_3_8B
 from benchmarks.instruments.results import Spread, met
@@ -43,7 +43,7 @@ def gemma_figures(setting: Setting, found: Findings) -> None:
 def _random_figures(setting: Setting, found: Findings, decoder: str) -> None:
     free = free_bytes(resolve_device(setting.device))
     if not setting.rehearse and free < NEEDED[decoder]:
-        raise OutOfTime(f"all: {decoder} needs {NEEDED[decoder] / 1e9:.0f} GB, and {free / 1e9:.0f} are free")
+        raise LeftOut(f"{decoder}: it needs {NEEDED[decoder] / 1e9:.0f} GB, and {free / 1e9:.0f} are free")
     base = None
     with found.attempt(f"{decoder} in NF4, weights random, made on the device"):
         base = bases.sized(setting, decoder)

@@ -17,8 +17,8 @@ from brainstacks.durable import atomic_write
 DONE = "done"
 
 
-class OutOfTime(Exception):
-    """The section's time is over; what was not begun is left out."""
+class LeftOut(Exception):
+    """The section ends here, and has not failed: it says what was not begun, and why."""
 
 
 class Mismatch(Exception):
@@ -76,17 +76,17 @@ class Findings:
         Gives a list for what is to be told of it.
 
         Raises:
-            OutOfTime: there is no time left to begin it.
+            LeftOut: there is no time left to begin it.
         """
         if self.left <= 0:
-            raise OutOfTime(what)
+            raise LeftOut(f"{what}: its time is over")
         self.say(what)
         told: list[str] = []
         begun = self._clock()
         found: dict[str, Any] = {"what": what, "passed": True}
         try:
             yield told
-        except OutOfTime:
+        except LeftOut:
             raise
         except Exception as error:
             found |= {"passed": False, "error": f"{type(error).__name__}: {error}"}

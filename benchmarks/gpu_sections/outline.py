@@ -16,7 +16,7 @@ from pathlib import Path
 from time import sleep, time
 from typing import Any, cast
 
-from benchmarks.gpu_sections.findings import Findings, OutOfTime
+from benchmarks.gpu_sections.findings import Findings, LeftOut
 from benchmarks.gpu_sections.setting import Setting
 
 GRACE = 10.0
@@ -138,8 +138,8 @@ def measure(section: Section, setting: Setting, found: Findings) -> None:
     state = "done"
     try:
         section.run(setting, found)
-    except OutOfTime as error:
-        state = f"out of time; left out from here on: {error}"
+    except LeftOut as error:
+        state = f"left out from here on: {error}"
     except Exception:
         state = f"failed\n{traceback.format_exc()}"
     found.say(state)

@@ -79,7 +79,7 @@ def test_nothing_is_begun_when_time_is_over_and_the_state_says_what_was_left_out
     found = Findings(tmp_path / "found.json", "some", 60, clock=lambda: now[-1])
     outline.measure(Section("some", "Some", run), Setting(tmp_path), found)
     document = document_of(tmp_path / "found.json")
-    assert document["state"] == "out of time; left out from here on: second"
+    assert document["state"] == "left out from here on: second: its time is over"
     assert [one["what"] for one in document["attempts"]] == ["first"]
     assert outline.passed(document)
 
@@ -172,9 +172,10 @@ def test_a_base_of_random_weights_is_quantised_as_a_loaded_one(tmp_path: Path, f
         for quantization in ("none", "nf4")
     )
     for site, found in nf4.sites.items():
-        state = found.module.weight.quant_state
-        assert (state.quant_type, state.nested) == ("nf4", True)
-        values, wanted = dequantize_4bit(found.module.weight, state), plain.sites[site].module.weight
+        weight: Any = found.module.weight
+        assert (weight.quant_state.quant_type, weight.quant_state.nested) == ("nf4", True)
+        values: Any = dequantize_4bit(weight, weight.quant_state)
+        wanted: Any = plain.sites[site].module.weight
         assert 0.05 < float((values - wanted).norm() / wanted.norm()) < 0.15
     ids = torch.arange(12)[None]
     expected = plain.model(ids).logits
