@@ -51,7 +51,7 @@ GROUPS = (
     ),
     Group(16, (Section("packaged", "Figures: the packaged base, NF4", packaged_figures),)),
     Group(22, (Section("llama", "Figures: Llama-3-8B, NF4, random weights", llama_figures),)),
-    Group(6, (Section("hot-load", "A stack loaded under load", hot_load),)),
+    Group(8, (Section("hot-load", "A stack loaded under load", hot_load),)),
     Group(10, (Section("training", "A training step", training_step),)),
     Group(16, (Section("peers", "Peers", peers),)),
     Group(14, (Section("gemma", "Figures: Gemma-3-12B, NF4, random weights", gemma_figures),)),
@@ -76,7 +76,7 @@ def main(
 
     Exits with 1 where something failed; what was found by then is in the results all the same.
 
-    A quick look without a GPU: python -m benchmarks.gpu --rehearse --sections machine,families --output /tmp
+    A quick look without a GPU: python -m benchmarks.gpu --rehearse --sections machine,families --output DIR
     """
     chosen = options.some_of(sections, NAMES)
     if not rehearse and not torch.cuda.is_available():
