@@ -11,13 +11,12 @@ from brainstacks.base_files import PACKAGED, base_name, locate
 from brainstacks.config import Quantization
 from brainstacks.console import FileArgument, JsonOption, RegistryOption, check_absent, print_json
 from brainstacks.engine.request import MAX_WEIGHT
+from brainstacks.errors import ConfigError
 from brainstacks.routing.policy import GATE_THRESHOLD
 from brainstacks.stacks.artifact import (
     check_base,
     check_domain_name,
-    check_listed,
     inspect_stack,
-    read_stack_metadata,
 )
 from brainstacks.stacks.registry import Registry
 
@@ -111,23 +110,15 @@ def merge(
     """Add a fixed composition of stacks of one expert, the registry's, to their base: a plain checkpoint."""
     check_absent(output)
     weights = _composition(stacks)
-    opened = Registry(registry)
-    from brainstacks.base_model import parse_dtype
-    from brainstacks.merging import load_values, merge_into, save_checkpoint
-    from brainstacks.stacks.tensors import load_stack
+    from brainstacks.base_model import identify_base, parse_dtype
+    from brainstacks.merging import load_values, merge_into, read_composition, save_checkpoint
 
     as_dtype = parse_dtype(dtype)
     if as_dtype is None:
-        raise typer.BadParameter(f"{dtype!r} is none of float32, bfloat16, float16", param_hint="--dtype")
-    paths = {domain: opened.blob_path(opened.snapshot().domain(domain).current.digest) for domain in weights}
-    found = {domain: read_stack_metadata(path) for domain, path in paths.items()}
+        raise ConfigError(f"dtype is {dtype!r}; it is float32, bfloat16 or float16")
+    composition = read_composition(Registry(registry), weights, identify_base(base))
     loaded = load_values(base, quantization)
-    for domain, metadata in found.items():
-        check_listed(metadata, domain)
-        check_base(metadata, loaded.identity.fingerprint, loaded.identity.dims, loaded.identity.layers)
-    merge_into(
-        loaded, {domain: (load_stack(paths[domain], found[domain]), weights[domain]) for domain in weights}
-    )
+    merge_into(loaded, composition)
     save_checkpoint(loaded, output, as_dtype)
     if as_json:
         print_json({"directory": str(output), "base": loaded.name, "weights": weights, "dtype": dtype})

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from brainstacks.base_files import is_gguf, quiet_transformers
+from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel, in_float32, load_base
 from brainstacks.config import Quantization
 from brainstacks.durable import creating_directory
 from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.artifact import check_base, check_listed, read_stack_metadata
 from brainstacks.stacks.one_expert import check_one_expert, factors
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.tensors import load_stack
 
-Composition = Mapping[str, tuple[StackTensors, float]]
-"""Domain -> its stack, and its weight."""
+Composition = Sequence[tuple[StackTensors, float]]
+"""Stacks of one expert, and their weights."""
+
+
+def read_composition(registry: Registry, weights: Mapping[str, float], base: BaseIdentity) -> Composition:
+    """The active stacks of the domains that have `weights`.
+
+    Raises:
+        DomainNotFound, CorruptBlob: there is none, or its bytes are damaged.
+        IncompatibleArtifact: it is of another base.
+        InvalidArtifact: it has several experts.
+    """
+    composition = []
+    for domain, weight in weights.items():
+        path = registry.blob_path(registry.snapshot().domain(domain).current.digest)
+        metadata = read_stack_metadata(path)
+        check_listed(metadata, domain)
+        check_base(metadata, base.fingerprint, base.dims, base.layers)
+        check_one_expert(metadata.config, f"the stack of {domain!r}")
+        composition.append((load_stack(path, metadata), weight))
+    return composition
 
 
 def load_values(base: str | os.PathLike[str], quantization: Quantization | None = None) -> BaseModel:
@@ -41,13 +64,8 @@ def merge_into(base: BaseModel, composition: Composition) -> None:
 
     Args:
         base: of `load_values`.
-
-    Raises:
-        InvalidArtifact: a stack has several experts; nothing is changed.
     """
-    for domain, (stack, _) in composition.items():
-        check_one_expert(stack, f"the stack of {domain!r}")
-    for stack, weight in composition.values():
+    for stack, weight in composition:
         for place, A, B in factors(stack):
             parameter = base.sites[place].module.weight
             parameter.add_(B.float() @ A.float(), alpha=weight * stack.config.scaling)  # type: ignore[operator]

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from brainstacks.config import StackConfig
 from brainstacks.errors import InvalidArtifact
 from brainstacks.layers.packed_stack import StackTensors
 
 
-def check_one_expert(stack: StackTensors, what: str) -> None:
+def check_one_expert(config: StackConfig, what: str) -> None:
     """Refuse a stack that no LoRA equals. Raises InvalidArtifact."""
-    if stack.config.experts != 1:
+    if config.experts != 1:
         raise InvalidArtifact(
-            f"{what} has {stack.config.experts} experts, between which gates choose for each token, and "
+            f"{what} has {config.experts} experts, between which gates choose for each token, and "
             "plain weights have no gate; take a stack of one expert, imported or trained with experts: 1"
         )
 

@@ -34,7 +34,7 @@ def export_adapter(stack: StackTensors, what: str, base: str, names: Names, dire
         FileExistsError: there is such a directory.
         StorageFull: no room.
     """
-    check_one_expert(stack, what)
+    check_one_expert(stack.config, what)
     tensors: dict[str, Tensor] = {}
     adapted = []
     for place, A, B in factors(stack):
@@ -44,9 +44,9 @@ def export_adapter(stack: StackTensors, what: str, base: str, names: Names, dire
     if not adapted:
         raise InvalidArtifact(f"{what} has no delta other than zero; there is nothing to export")
     rank = stack.rounds * stack.config.rank
-    alpha = round(
-        stack.config.scaling * rank, 9
-    )  # a root that was taken and undone leaves an error in the last place
+    alpha = float(
+        f"{stack.config.scaling * rank:.12g}"
+    )  # without what a root, taken and undone, leaves behind
     document = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
