@@ -33,9 +33,7 @@ DirectoryOption = Annotated[
 
 @app.command("import-peft", rich_help_panel=PANEL)
 def import_peft(
-    directory: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="Where PEFT saved the adapter to.")
-    ],
+    directory: Annotated[Path, typer.Argument(help="Where PEFT saved the adapter to.")],
     domain: Annotated[str, typer.Option(metavar="NAME", help="Of the stack.")],
     base: BaseOption = PACKAGED_BASE,
     output: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,9 +53,9 @@ def test_the_rounds_of_a_stack_become_one_lora(
     ids=str,
 )
 def test_what_came_from_peft_goes_back_and_computes_the_same(
-    settings: dict[str, object], tiny_base: BaseModel, tmp_path: Path
+    settings: dict[str, Any], tiny_base: BaseModel, tmp_path: Path
 ) -> None:
-    first = save_adapter(tmp_path / "first", **settings)  # type: ignore[arg-type]
+    first = save_adapter(tmp_path / "first", **settings)
     import_adapter(first, tiny_base.identity, "math", tmp_path / "math", lambda _: None)
     second = exported(load_stack(tmp_path / "math"), tiny_base, tmp_path / "second")
     before, after = (peft_logits(load_adapters({"math": path})) for path in (first, second))
@@ -62,7 +63,7 @@ def test_what_came_from_peft_goes_back_and_computes_the_same(
 
 
 def test_an_adapter_that_came_and_went_is_the_same_file_again(tiny_base: BaseModel, tmp_path: Path) -> None:
-    settings = {"target_modules": ["q_proj", "v_proj"], "r": 8, "lora_alpha": 16}
+    settings: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "r": 8, "lora_alpha": 16}
     first = save_adapter(tmp_path / "first", **settings)
     import_adapter(first, tiny_base.identity, "math", tmp_path / "math", lambda _: None)
     second = exported(load_stack(tmp_path / "math"), tiny_base, tmp_path / "second")
