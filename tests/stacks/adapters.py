@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import torch
 from torch import Tensor
 
+from brainstacks.base_identity import BaseIdentity
+from brainstacks.errors import BrainstacksError, InvalidArtifact
+from brainstacks.stacks.peft_import import import_adapter
+from tests.stacks.published import DIMS
 from tests.tiny import tiny_model
 
+BASE = BaseIdentity("tiny", "f" * 64, "llama", 2, DIMS, 32)
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 
 
@@ -68,3 +74,13 @@ def load_adapters(adapters: Mapping[str, Path], family: str = "llama") -> Any:
 def peft_logits(model: Any, ids: Tensor = IDS) -> Tensor:
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
+
+
+def refusal(adapter: Path, kind: type[BrainstacksError] = InvalidArtifact) -> str:
+    """What the import says when it refuses, and leaves no file."""
+    output = adapter.with_suffix(".safetensors")
+    with pytest.raises(kind) as caught:
+        import_adapter(adapter, BASE, "math", output, lambda _: None)
+    assert not output.exists()
+    assert caught.type is kind
+    return caught.value.message
