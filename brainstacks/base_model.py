@@ -16,7 +16,7 @@ from torch import nn
 
 from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformers
 from brainstacks.base_identity import BaseIdentity
-from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, plain_checkpoint
+from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, outline, plain_checkpoint
 from brainstacks.config import Quantization
 from brainstacks.device import gpu, half, resolve_device, use
 from brainstacks.errors import ConfigError, UnsupportedModel
@@ -171,11 +171,8 @@ def identify_base(base: str | os.PathLike[str]) -> BaseIdentity:
     Raises:
         UnsupportedModel: as for `load_base`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     checkpoint = plain_checkpoint(locate(base))
-    with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.directory))
+    model = outline(checkpoint.directory)
     return _identity(base_name(base), checkpoint, model, find_sites(model))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from brainstacks.base_files import Located, quiet_transformers
 from brainstacks.cache import Entry, cached
@@ -95,6 +96,15 @@ def native_checkpoint(located: Located) -> Checkpoint:
     """
     gguf = GgufCheckpoint(GgufFile(located.path))
     return replace(plain_checkpoint(located), gguf=gguf)
+
+
+def outline(directory: Path) -> nn.Module:
+    """The model of a checkpoint's configuration, on the device `meta`: without weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_transformers(), torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    return model
 
 
 def _checkpoint(entry: Entry, *, quantized: bool) -> Checkpoint:

@@ -1,5 +1,5 @@
-"""The console script `brainstacks`: look at, check and change a registry by hand, without a server; and, in
-`remote` and `heat_map`, what they ask of a running server. Needs no GPU.
+"""The console script `brainstacks`: look at, check and change a registry by hand, without a server; in
+`exchange`, what goes to and from PEFT; in `remote` and `heat_map`, what is asked of a running server. No GPU.
 
 Exit codes: 0 done; 1 refused, or a problem was found (one line on stderr says which); 2 wrong usage.
 """
@@ -17,8 +17,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from brainstacks import heat_map, remote
-from brainstacks.console import ExpectOption, FileArgument, JsonOption, print_json, print_table, size
+from brainstacks import exchange, heat_map, remote
+from brainstacks.console import (
+    ExpectOption,
+    FileArgument,
+    JsonOption,
+    RegistryOption,
+    print_json,
+    print_table,
+    size,
+)
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.artifact import StackMetadata, check_base
 from brainstacks.stacks.document import printable
@@ -37,10 +45,7 @@ app = typer.Typer(
 
 app.add_typer(remote.app)
 app.add_typer(heat_map.app)
-
-RegistryOption = Annotated[
-    Path, typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory of the registry.")
-]
+app.add_typer(exchange.app)
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for scripts."""
+"""What the commands share: their options, and what they print, tables for people and JSON for scripts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from brainstacks.errors import ConfigError
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 ServerOption = Annotated[
     str, typer.Option("--server", metavar="URL", envvar="BRAINSTACKS_SERVER", help="Of the running server.")
+]
+RegistryOption = Annotated[
+    Path, typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory of the registry.")
 ]
 FileArgument = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A stack or router file (.safetensors).")
@@ -23,6 +28,12 @@ ExpectOption = Annotated[
     int | None,
     typer.Option("--expect", metavar="GENERATION", help="Refuse if the registry is at another generation."),
 ]
+
+
+def check_absent(path: Path) -> None:
+    """Refuse to write where something is. Raises ConfigError."""
+    if path.exists():
+        raise ConfigError(f"{path} is there already; name another with --output, or remove it")
 
 
 def print_json(value: Mapping[str, Any] | list[Any]) -> None:

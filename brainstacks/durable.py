@@ -70,6 +70,30 @@ def creating(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def creating_directory(path: Path) -> Iterator[Path]:
+    """Gives a directory to write files to, which becomes `path` when the `with` ends well.
+
+    Raises:
+        FileExistsError: there is a `path`.
+        StorageFull: no room.
+    """
+    temporary = partial(path)
+    try:
+        with storage_full(path.name):
+            make_directory(temporary)
+            yield temporary
+            for file in temporary.iterdir():
+                _fsync(file)
+            fsync_directory(temporary)
+            if path.exists():  # a rename would replace an empty one
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path.name)
+            os.rename(temporary, path)
+            fsync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_file(path: Path, chunks: Iterable[bytes | bytearray], mode: int = 0o644) -> None:
     """Make the file `path` and fsync it. Raises OSError, and may then leave a part of it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -92,7 +116,11 @@ def make_directory(path: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _fsync(path, os.O_DIRECTORY)
+
+
+def _fsync(path: Path, kind: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | kind | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -22,6 +22,7 @@ from brainstacks.console import (
     FileArgument,
     JsonOption,
     ServerOption,
+    check_absent,
     print_json,
     print_table,
     size,
@@ -98,12 +99,12 @@ def pull(
         history = _history(opened.manifest(), domain)
         chosen = history.current if version is None else history.version(version)
         to = output or Path(f"{domain or 'router'}-{chosen.version}.safetensors")
-        _check_absent(to)
+        check_absent(to)
         try:
             with _bar(f"pull {to.name}", chosen.bytes) as progress:
                 opened.pull(domain, chosen, to, progress)
         except FileExistsError:  # made by somebody else meanwhile
-            _check_absent(to)
+            check_absent(to)
             raise
     if as_json:
         print_json({"name": domain or "router", "file": str(to), **dataclasses.asdict(chosen)})
@@ -219,11 +220,6 @@ def _named(domain: str | None, router: bool) -> str | None:
 
 def _history(manifest: Manifest, domain: str | None) -> History[Any]:
     return manifest.routers() if domain is None else manifest.domain(domain)
-
-
-def _check_absent(path: Path) -> None:
-    if path.exists():
-        raise ConfigError(f"{path} is there already; name another file with --output, or remove it")
 
 
 @contextmanager

@@ -40,6 +40,8 @@ ORDER = {
     "engine": 5,
     "remote": 5,
     "heat_map": 5,
+    "merging": 5,
+    "exchange": 5,
     "composed_model": 6,
     "cli": 6,
 }
@@ -76,6 +78,8 @@ TORCH_FREE = (
     "stacks/document",
     "stacks/envelope",
     "stacks/manifest",
+    "stacks/module_names",
+    "stacks/peft_config",
     "stacks/registry",
     "stacks/router_artifact",
     "stacks/safetensors_file",

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from brainstacks.durable import atomic_write, creating, partial, replacing, storage_full, sweep, write_file
+from brainstacks.durable import (
+    atomic_write,
+    creating,
+    creating_directory,
+    partial,
+    replacing,
+    storage_full,
+    sweep,
+    write_file,
+)
 from brainstacks.errors import StorageFull
 
 
@@ -114,3 +123,15 @@ def test_a_store_says_its_own_way_out() -> None:
         storage_full("it", "{what} does not fit ({why})"),
     ):
         raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_directory_appears_whole_and_replaces_nothing(tmp_path: Path) -> None:
+    with creating_directory(tmp_path / "merged") as making:
+        write_file(making / "config.json", [b"{}"])
+        assert not (tmp_path / "merged").exists()
+    assert (tmp_path / "merged" / "config.json").read_bytes() == b"{}"
+    with pytest.raises(FileExistsError), creating_directory(tmp_path / "merged") as making:
+        write_file(making / "other.json", [b"[]"])
+    with pytest.raises(StorageFull, match="no room to write full"), creating_directory(tmp_path / "full"):
+        raise OSError(errno.ENOSPC, "injected")
+    assert [path.name for path in tmp_path.rglob("*")] == ["merged", "config.json"]

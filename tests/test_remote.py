@@ -117,7 +117,7 @@ def test_pull_brings_the_active_version_or_another_and_the_router(
 def test_pull_never_replaces_a_file(script: Script, serving: Serving) -> None:
     Path("chat-2.safetensors").write_text("mine")
     assert script("pull", "chat", "--server", serving.url) == 1
-    assert script.err.startswith("error: chat-2.safetensors is there already; name another file")
+    assert script.err.startswith("error: chat-2.safetensors is there already; name another")
     assert Path("chat-2.safetensors").read_text() == "mine"
 
 

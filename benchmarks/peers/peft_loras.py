@@ -19,8 +19,7 @@ def with_loras(base: BaseModel, names: Sequence[str] = ("default",), **settings:
         settings: of `LoraConfig`, the same for all.
     """
     peft = importlib.import_module("peft")
-    sites = {id(site.module) for site in base.sites.values()}
-    targets = [name for name, module in base.model.named_modules() if id(module) in sites]
+    targets = [site.name for site in base.sites.values()]
     config = peft.LoraConfig(target_modules=targets, **settings)
     with warnings.catch_warnings():
         # About a spelling that PEFT will have to change; no figure depends on it.

@@ -23,11 +23,13 @@ class Site:
     """One projection of one decoder layer.
 
     Attributes:
+        name: of the module in the model, `model.layers.0.self_attn.q_proj`.
         module: the linear (nn.Linear or a quantised one), `[..., d_in] -> [..., d_out]`.
     """
 
     layer: int
     projection: str
+    name: str
     module: nn.Module
     d_in: int
     d_out: int
@@ -56,6 +58,7 @@ def find_sites(model: nn.Module) -> dict[tuple[int, str], Site]:
         UnsupportedModel: a layer lacks one of the seven projections, or has it twice.
     """
     sites: dict[tuple[int, str], Site] = {}
+    names = {id(module): name for name, module in model.named_modules()}
     for index, layer in enumerate(decoder_layers(model)):
         by_name: dict[str, list[nn.Module]] = {}
         for name, module in layer.named_modules():
@@ -72,6 +75,7 @@ def find_sites(model: nn.Module) -> dict[tuple[int, str], Site]:
             sites[index, projection] = Site(
                 index,
                 projection,
+                names[id(module)],
                 module,
                 int(module.in_features),  # type: ignore[arg-type]
                 int(module.out_features),  # type: ignore[arg-type]

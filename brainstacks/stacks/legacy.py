@@ -24,8 +24,9 @@ from brainstacks.config import PROJECTIONS, MetaRouterConfig, StackConfig
 from brainstacks.errors import ConfigError, InvalidArtifact
 from brainstacks.stacks.artifact import DataSource, Predecessor, StackMetadata, check_domain_name
 from brainstacks.stacks.document import Fields, parse_json, show
-from brainstacks.stacks.legacy_pt import Modules, Note, read_pt, read_round
+from brainstacks.stacks.legacy_pt import Modules, read_pt, read_round
 from brainstacks.stacks.manifest import Published
+from brainstacks.stacks.module_names import Note
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterMetadata
 from brainstacks.stacks.tensors import save_router, save_stack

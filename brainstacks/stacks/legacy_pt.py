@@ -13,7 +13,6 @@ checkpoint; the layers of its vision and audio towers have no part in text servi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,10 @@ from brainstacks.base_identity import BaseIdentity
 from brainstacks.config import PROJECTIONS
 from brainstacks.errors import InvalidArtifact
 from brainstacks.stacks.document import show
+from brainstacks.stacks.module_names import ModuleName, Note, is_of_another_tower, note_dropped
 
-Note = Callable[[str], None]
 Modules = dict[tuple[int, str], dict[str, torch.Tensor]]
 
-_TEXT = re.compile(
-    r"(?:(?:base_model|model|language_model|text_model)\.)*layers\.(?P<layer>\d+)"
-    rf"\.(?:self_attn|mlp)\.(?P<projection>{'|'.join(PROJECTIONS)})"
-)
-_OTHER_TOWER = re.compile(r"(?:^|\.)(?:vision|visual|audio|multi_modal)[a-z_]*\.")
 _PARAMETER = re.compile(r"(?P<module>.+)\.active_stack\.(?P<name>.+)\.weight")
 
 
@@ -90,23 +84,20 @@ def _modules(state: dict[str, Any], what: str, note: Note) -> Modules:
     paths: dict[tuple[int, str], str] = {}
     dropped = 0
     for key, tensor in state.items():
-        if _OTHER_TOWER.search(key):
+        if is_of_another_tower(key):
             dropped += 1
             continue
         parameter = _PARAMETER.fullmatch(key)
-        module = _TEXT.fullmatch(parameter["module"]) if parameter else None
+        module = ModuleName.parse(parameter["module"]) if parameter else None
         if parameter is None or module is None or not isinstance(tensor, torch.Tensor):
             raise InvalidArtifact(f"{what} has the unknown key {show(key)}")
-        place = (int(module["layer"]), module["projection"])
+        place = (module.layer, module.projection)
         if paths.setdefault(place, parameter["module"]) != parameter["module"]:
             raise InvalidArtifact(
                 f"{what} has both {paths[place]!r} and {parameter['module']!r}; one is expected"
             )
         modules.setdefault(place, {})[parameter["name"]] = tensor
-    if dropped:
-        note(
-            f"{what}: dropped {dropped} tensors of vision or audio layers, which text serving has no use for"
-        )
+    note_dropped(what, dropped, note)
     return modules
 
 

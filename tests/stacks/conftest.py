@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.stacks.adapters import save_adapter
 from tests.stacks.files import write_stack
 from tests.stacks.published import REFERENCE
 
@@ -33,3 +34,15 @@ def published(tmp_path: Path) -> Path:
     for path in (tmp_path / "published").rglob("*"):
         path.chmod(0o755)
     return tmp_path / "published"
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(tmp_path_factory.mktemp("adapters") / "saved", target_modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture
+def adapter(saved_adapter: Path, tmp_path: Path) -> Path:
+    """PEFT's, free to be spoilt."""
+    shutil.copytree(saved_adapter, tmp_path / "adapter")
+    return tmp_path / "adapter"
