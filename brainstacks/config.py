@@ -20,6 +20,10 @@ Quantization = Literal["nf4", "int8", "none", "native"]
 
 Backend = Literal["auto", "torch", "cpu", "cuda"]
 
+Applies = Literal["everywhere", "response"]
+"""Where a stack's deltas act: on every token; or from the last token of the prompt on, which is the first
+that predicts a token of the response. The prompt's keys and values are then the base's."""
+
 DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
 """A pattern of what a device is called."""
 

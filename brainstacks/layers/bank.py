@@ -170,7 +170,13 @@ class StackBank:
             weights=np.array([lines[id(row)] for row in weights], np.float32),
         )
 
-    def bind(self, weights: Sequence[Mapping[Any, float]], *, apart: bool = False) -> BoundBank:
+    def bind(
+        self,
+        weights: Sequence[Mapping[Any, float]],
+        *,
+        apart: bool = False,
+        acting: Mapping[Any, NDArray[np.bool_]] | None = None,
+    ) -> BoundBank:
         """The deltas of a batch as a `DeltaSource`, see `hooks`.
 
         Args:
@@ -178,6 +184,7 @@ class StackBank:
                 single mapping is that of all rows.
             apart: compute each stack for the rows that use it and no others, without gradients; else for
                 all, so that weights decide no shape.
+            acting: key -> [rows, tokens], where that stack acts; one that is not in it acts on every token.
 
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
@@ -187,6 +194,10 @@ class StackBank:
         for resident in found.residents:
             of_stack = found.weights[:, first : first + resident.stack.rounds, None, None]
             first += resident.stack.rounds
+            for key, where in (acting or {}).items():
+                if self._residents.get(key) is resident:  # each token is a row of its own
+                    rows_of = np.broadcast_to(of_stack, (len(where), *of_stack.shape[1:]))
+                    of_stack = rows_of.repeat(where.shape[1], 0) * where.reshape(-1, 1, 1, 1)
             if apart and not of_stack.any():
                 continue  # its weights are too small for float32
             rows = _rows(of_stack) if apart else None
@@ -195,7 +206,7 @@ class StackBank:
                 BoundStack(
                     resident.stack,
                     on_device.to(self.device, non_blocking=True),
-                    len(weights),
+                    len(of_stack),
                     torch.from_numpy(rows).to(self.device) if isinstance(rows, np.ndarray) else rows,
                 )
             )
