@@ -74,6 +74,7 @@ class StackConfig:
         top_k: K, experts that the gate keeps per token.
         projections: which of `PROJECTIONS` carry a delta, in that order.
         layers: number of decoder layers, all of which carry deltas.
+        applies: where the deltas act.
     """
 
     rank: int = 16
@@ -82,9 +83,14 @@ class StackConfig:
     top_k: int = 2
     projections: tuple[str, ...] = PROJECTIONS
     layers: int = 0
+    applies: Applies = "everywhere"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "projections", tuple(self.projections))
+        _require(
+            self.applies in get_args(Applies),
+            f"applies is {self.applies!r}; it is one of {', '.join(get_args(Applies))}",
+        )
         for name in ("rank", "experts", "top_k", "layers"):
             value = getattr(self, name)
             _require(

@@ -158,25 +158,21 @@ def _metadata(
     config: StackConfig,
     dims: Mapping[str, tuple[int, int]],
     base: BaseIdentity | None,
-    **facts: Any,
 ) -> StackMetadata:
     ref = (base or BaseIdentity("tiny", "f" * 64, "llama", config.layers, dims, 32)).ref
     present = {projection: dims[projection] for projection in config.projections}
-    return StackMetadata(domain=domain, rounds=rounds, config=config, dims=present, base=ref, **facts)
+    return StackMetadata(domain=domain, rounds=rounds, config=config, dims=present, base=ref)
 
 
-def write_stack(path: Path, base: BaseIdentity, domain: str, stack: StackTensors, **facts: Any) -> Path:
-    """Args:
-    facts: of `StackMetadata`, besides what `stack` says.
-    """
-    save_stack(path, _metadata(domain, stack.rounds, stack.config, base.dims, base, **facts), stack.tensors)
+def write_stack(path: Path, base: BaseIdentity, domain: str, stack: StackTensors) -> Path:
+    save_stack(path, _metadata(domain, stack.rounds, stack.config, base.dims, base), stack.tensors)
     return path
 
 
 def publish_stack(
-    registry: Registry, base: BaseIdentity, domain: str, stack: StackTensors, directory: Path, **facts: Any
+    registry: Registry, base: BaseIdentity, domain: str, stack: StackTensors, directory: Path
 ) -> Published:
-    return registry.publish(write_stack(directory / f"{domain}.safetensors", base, domain, stack, **facts))
+    return registry.publish(write_stack(directory / f"{domain}.safetensors", base, domain, stack))
 
 
 def write_router(path: Path, registry: Registry, base: BaseIdentity, seed: int = 0, **changes: Any) -> Path:

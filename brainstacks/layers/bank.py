@@ -8,7 +8,7 @@ weight for each of them and each row; only those are computed, and for the rows 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brainstacks.layers.delta import gated_hidden
-from brainstacks.layers.hooks import Correction, LowRank
+from brainstacks.layers.hooks import Correction, DeltaSource, LowRank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
 from brainstacks.layers.transfer import Transfer
 
@@ -170,13 +170,7 @@ class StackBank:
             weights=np.array([lines[id(row)] for row in weights], np.float32),
         )
 
-    def bind(
-        self,
-        weights: Sequence[Mapping[Any, float]],
-        *,
-        apart: bool = False,
-        acting: Mapping[Any, NDArray[np.bool_]] | None = None,
-    ) -> BoundBank:
+    def bind(self, weights: Sequence[Mapping[Any, float]], *, apart: bool = False) -> BoundBank:
         """The deltas of a batch as a `DeltaSource`, see `hooks`.
 
         Args:
@@ -184,7 +178,6 @@ class StackBank:
                 single mapping is that of all rows.
             apart: compute each stack for the rows that use it and no others, without gradients; else for
                 all, so that weights decide no shape.
-            acting: key -> [rows, tokens], where that stack acts; one that is not in it acts on every token.
 
         Raises:
             KeyError: a weight is not 0 for a key that is not resident.
@@ -194,10 +187,6 @@ class StackBank:
         for resident in found.residents:
             of_stack = found.weights[:, first : first + resident.stack.rounds, None, None]
             first += resident.stack.rounds
-            for key, where in (acting or {}).items():
-                if self._residents.get(key) is resident:  # each token is a row of its own
-                    rows_of = np.broadcast_to(of_stack, (len(where), *of_stack.shape[1:]))
-                    of_stack = rows_of.repeat(where.shape[1], 0) * where.reshape(-1, 1, 1, 1)
             if apart and not of_stack.any():
                 continue  # its weights are too small for float32
             rows = _rows(of_stack) if apart else None
@@ -206,7 +195,7 @@ class StackBank:
                 BoundStack(
                     resident.stack,
                     on_device.to(self.device, non_blocking=True),
-                    len(of_stack),
+                    len(weights),
                     torch.from_numpy(rows).to(self.device) if isinstance(rows, np.ndarray) else rows,
                 )
             )
@@ -230,7 +219,7 @@ class BoundStack:
     """A stack and its weights in one batch.
 
     Attributes:
-        weights: [rows, 1, rounds, 1, 1] float32, w * s.
+        weights: [rows, 1 or tokens, rounds, 1, 1] float32, w * s.
         count: rows of the batch, which is seen as [count, tokens, d].
         rows: those that it is computed for; None for all.
     """
@@ -239,6 +228,12 @@ class BoundStack:
     weights: Tensor
     count: int
     rows: slice | Tensor | None
+
+    def on(self, responses: Tensor) -> BoundStack:
+        """With weights [B, T, ...] that are 0 where it does not act; see `DeltaSource.on`."""
+        if self.stack.applies == "everywhere":
+            return self
+        return replace(self, weights=self.weights * responses[..., None, None, None], count=len(responses))
 
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Correction]:
         """As `BoundBank.corrections`, one for each projection."""
@@ -264,10 +259,13 @@ class BoundStack:
 
 
 @dataclass(frozen=True)
-class BoundBank:
+class BoundBank(DeltaSource):
     """A `DeltaSource` (see `hooks`): what one batch uses of a bank. False where that is nothing."""
 
     stacks: tuple[BoundStack, ...]
+
+    def on(self, responses: Tensor) -> BoundBank:
+        return BoundBank(tuple(stack.on(responses) for stack in self.stacks))
 
     def __bool__(self) -> bool:
         return bool(self.stacks)

@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from brainstacks.base_identity import BaseRef
-from brainstacks.config import RESERVED_DOMAINS, Applies, StackConfig
+from brainstacks.config import RESERVED_DOMAINS, StackConfig
 from brainstacks.errors import CorruptBlob, IncompatibleArtifact, InvalidArtifact
 from brainstacks.stacks.document import Fields, dump_json, show
 from brainstacks.stacks.envelope import (
@@ -34,6 +34,10 @@ from brainstacks.stacks.envelope import (
 
 MAX_ROUNDS = 64
 MAX_DIM = 2**24
+
+EVERYWHERE = {"applies": "everywhere"}
+"""What `config` of a file means that does not say where its deltas act; no file says so in words, so that
+readers that know of nothing else read it."""
 
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -128,7 +132,6 @@ class StackMetadata:
         config: shape of every round.
         dims: projection -> (d_in, d_out), for each of `config.projections`.
         base: what it was trained on.
-        applies: where its deltas act; a file that does not say means everywhere.
         null_space: facts of the null-space projection that was folded in; None where there was none.
         predecessors: the stacks it was trained on top of, in order.
         data, hyperparameters, seed, tool_versions: how it was trained.
@@ -144,7 +147,6 @@ class StackMetadata:
     config: StackConfig
     dims: Mapping[str, tuple[int, int]]
     base: BaseRef
-    applies: Applies = "everywhere"
     null_space: Mapping[str, Any] | None = None
     predecessors: tuple[Predecessor, ...] = ()
     data: tuple[DataSource, ...] = ()
@@ -159,10 +161,6 @@ class StackMetadata:
         check_domain_name(self.domain)
         if not 1 <= self.rounds <= MAX_ROUNDS:
             raise InvalidArtifact(f"rounds is {self.rounds}; it lies in 1..{MAX_ROUNDS}")
-        if self.applies not in get_args(Applies):
-            raise InvalidArtifact(
-                f"applies is {show(self.applies)}; it is one of {', '.join(get_args(Applies))}"
-            )
         if set(self.dims) != set(self.config.projections):
             raise InvalidArtifact(f"dims has {show(list(self.dims))}; it has {list(self.config.projections)}")
         for projection, pair in self.dims.items():
@@ -174,8 +172,8 @@ class StackMetadata:
     def to_json(self) -> str:
         """The document, every field in its order. Raises InvalidArtifact where a value has no JSON form."""
         document = {"format_version": FORMAT_VERSION, "kind": "stack", **dataclasses.asdict(self)}
-        if self.applies == "everywhere":  # what a reader that does not know the field does
-            del document["applies"]
+        if self.config.applies == EVERYWHERE["applies"]:
+            del document["config"]["applies"]
         return dump_json(document | {"scaling": self.config.scaling})
 
     @classmethod
@@ -186,7 +184,7 @@ class StackMetadata:
             InvalidArtifact: another kind or format version; a field is unknown, missing or impossible.
         """
         fields = open_document(text, "stack")
-        config = build_config(StackConfig, fields.mapping("config"))
+        config = build_config(StackConfig, EVERYWHERE | fields.mapping("config"))
         scaling = fields.number("scaling")
         if abs(scaling - config.scaling) > 1e-6 * config.scaling:
             raise InvalidArtifact(
@@ -201,7 +199,6 @@ class StackMetadata:
                 for projection, pair in fields.mapping("dims").items()
             },
             base=base_ref(fields.mapping("base")),
-            applies=cast(Applies, fields.optional(fields.text, "applies", "everywhere")),
             null_space=fields.nullable(fields.mapping, "null_space"),
             predecessors=tuple(Predecessor.from_document(v) for v in fields.items("predecessors")),
             data=tuple(DataSource.from_document(v) for v in fields.items("data")),

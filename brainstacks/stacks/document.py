@@ -150,10 +150,6 @@ class Fields:
             raise self._wrong(name, value, "an object")
         return value
 
-    def optional(self, read: Callable[[str], T], name: str, default: T) -> T:
-        """The field `name`, read by one of the readers; `default` where it is left out."""
-        return read(name) if name in self._values else default
-
     def nullable(self, read: Callable[[str], T], name: str) -> T | None:
         """None where the field is `null`, else `read(name)`."""
         if name in self._values and self._values[name] is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,9 @@ def serve(
         "math": random_stack(base.identity.dims, 3, config=stack_config(rank=3, experts=4)),
     }
     for domain, stack in stacks.items():
-        applies = "response" if domain in late else "everywhere"
-        publish_stack(registry, base.identity, domain, stack, directory, applies=applies)
+        if domain in late:
+            stack = replace(stack, config=replace(stack.config, applies="response"))
+        publish_stack(registry, base.identity, domain, stack, directory)
     if router:
         registry.publish_router(write_router(directory / "router.safetensors", registry, base.identity))
     config = EngineConfig(**{"backend": backend, **limits})

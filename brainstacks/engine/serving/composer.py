@@ -157,7 +157,7 @@ class Composer:
 
 def on_prompt(weights: Mapping[StackKey, float], stacks: Iterable[ServedStack]) -> Mapping[StackKey, float]:
     """Of the `weights` of `stacks`, those that act on a prompt too; the same mapping where all do."""
-    late = {stack.key for stack in stacks if stack.metadata.applies == "response"}
+    late = {stack.key for stack in stacks if stack.metadata.config.applies == "response"}
     return {key: weight for key, weight in weights.items() if key not in late} if late else weights
 
 
