@@ -136,7 +136,7 @@ class ComposedModel:
             lease.wait()
             keys = {domain: stack.key for domain, stack in lease.stacks.items()}
             bound = stacks.bank.bind([{keys[d]: weight for d, weight in row.items()} for row in active])
-            where = torch.from_numpy(responses(*ids.shape, response_start)).to(ids.device)
+            where = torch.from_numpy(responses(ids.shape[0], ids.shape[1], response_start)).to(ids.device)
             with self._engine.hooks.composed(*([bound] if bound else []), responses=where):
                 output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits
         finally:
