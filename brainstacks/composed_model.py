@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -30,9 +30,7 @@ from brainstacks.errors import BrainstacksError, InvalidRequest
 from brainstacks.routing.features import mixed_hidden_states
 from brainstacks.routing.policy import Route, active_domains
 from brainstacks.stacks.registry import Registry
-
-Weights = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["ungated", "routed"] | None
-"""Domain -> weight; one such per row; all at 1.0; the meta-router's choice; or None, the base only."""
+from brainstacks.weights import Row, Weights, each, responses
 
 TokenIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -103,24 +101,34 @@ class ComposedModel:
         self._engine.serving.unload(domain)
 
     @torch.no_grad()
-    def logits(self, input_ids: TokenIds, weights: Weights = None) -> Tensor:
+    def logits(
+        self,
+        input_ids: TokenIds,
+        weights: Weights = None,
+        *,
+        response_start: int | Sequence[int] | None = None,
+    ) -> Tensor:
         """One forward, each row with its own composition.
 
         The policy's gate holds: a domain with |weight| <= its threshold (0.12) is not applied.
 
         Args:
             input_ids: [B, T] or [T].
+            response_start: index of the first token of the response, 1 or more, of all rows or of each.
+                Stacks that apply to the response alone act from the token before it on. None: rows are
+                prompts, and these stacks act on the last token, as they do where a completion begins.
 
         Returns:
             [B, T, V] float32.
 
         Raises:
-            InvalidRequest: a weight names no loaded domain, or there is not one entry per row.
+            InvalidRequest: a weight names no loaded domain, there is not one entry per row, or
+                `response_start` is not within the rows.
         """
         ids = self._ids(input_ids)
         composer, stacks = self._engine.composer, self._engine.stacks
         active = []
-        for row in self._rows(ids, weights):
+        for row in (self._row(one, line) for one, line in zip(each(weights, len(ids)), ids, strict=True)):
             composer.check(CompositionRequest("fixed", row))
             active.append({d: row[d] for d in active_domains(row, composer.gate_threshold)})
         lease = stacks.acquire({domain: None for row in active for domain in row})
@@ -128,7 +136,8 @@ class ComposedModel:
             lease.wait()
             keys = {domain: stack.key for domain, stack in lease.stacks.items()}
             bound = stacks.bank.bind([{keys[d]: weight for d, weight in row.items()} for row in active])
-            with self._engine.hooks.composed(*([bound] if bound else [])):
+            where = torch.from_numpy(responses(ids.shape[0], ids.shape[1], response_start)).to(ids.device)
+            with self._engine.hooks.composed(*([bound] if bound else []), responses=where):
                 output: Tensor = self.base.model(input_ids=ids, use_cache=False).logits
         finally:
             stacks.release(lease)
@@ -205,7 +214,7 @@ class ComposedModel:
         requests = [
             GenerationRequest(f"generate-{i}", tuple(self._prompt(prompt, chat)), params, composition)
             for i, (prompt, composition) in enumerate(
-                zip(prompts, self._compositions(len(prompts), weights), strict=True)
+                zip(prompts, map(_composition, each(weights, len(prompts))), strict=True)
             )
         ]
         return ["".join(e.text for e in told if isinstance(e, TextEvent)) for told in self._told(requests)]
@@ -234,7 +243,7 @@ class ComposedModel:
         if isinstance(completion, str):
             completion = self.base.chat_tokenizer().encode(completion, add_special_tokens=False)
         ids = self._prompt(prompt, chat)
-        (row,) = self._rows(self._ids(ids), weights)
+        row = self._row(each(weights, 1)[0], self._ids(ids)[0])
         active = {d: row[d] for d in active_domains(row, self._engine.composer.gate_threshold)}
         told = self._told(variants("attribute", ids, completion, active))
         events = [event for replies in told for event in replies if isinstance(event, RoutedEvent)]
@@ -269,27 +278,14 @@ class ComposedModel:
         ids = torch.as_tensor(input_ids, dtype=torch.long, device=self.base.device)
         return ids[None] if ids.dim() == 1 else ids
 
-    def _rows(self, ids: Tensor, weights: Weights) -> list[Mapping[str, float]]:
-        """Weights per row, as plain dicts."""
-        count = ids.shape[0]
-        if isinstance(weights, str):
-            if weights == "ungated":
-                return [dict.fromkeys(self.domains, 1.0)] * count
-            if weights == "routed":
-                return [self.route(row).weights for row in ids]
-            raise InvalidRequest(
-                f"weights is {weights!r}; it is a mapping, a list, 'ungated', 'routed' or None"
-            )
-        if weights is None or isinstance(weights, Mapping):
-            return [weights or {}] * count
-        if len(weights) != count:
-            raise InvalidRequest(f"weights has {len(weights)} entries for {count} rows; give one per row")
-        return list(weights)
+    def _row(self, row: Row, ids: Tensor) -> Mapping[str, float]:
+        """The weights of a row of token ids [T]."""
+        if row == "ungated":
+            return dict.fromkeys(self.domains, 1.0)
+        return self.route(ids).weights if isinstance(row, str) else row
 
-    def _compositions(self, count: int, weights: Weights) -> list[CompositionRequest]:
-        if weights == "routed":
-            return [CompositionRequest("routed")] * count
-        if weights == "ungated":
-            return [CompositionRequest("ungated")] * count
-        rows = self._rows(torch.empty(count, 0), weights)
-        return [CompositionRequest("fixed", row) if row else CompositionRequest("base") for row in rows]
+
+def _composition(row: Row) -> CompositionRequest:
+    if isinstance(row, str):
+        return CompositionRequest(row)
+    return CompositionRequest("fixed", row) if row else CompositionRequest("base")

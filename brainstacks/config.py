@@ -20,6 +20,10 @@ Quantization = Literal["nf4", "int8", "none", "native"]
 
 Backend = Literal["auto", "torch", "cpu", "cuda"]
 
+Applies = Literal["everywhere", "response"]
+"""Where a stack's deltas act: on every token; or from the last token of the prompt on, which is the first
+that predicts a token of the response. The prompt's keys and values are then the base's."""
+
 DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
 """A pattern of what a device is called."""
 
@@ -70,6 +74,7 @@ class StackConfig:
         top_k: K, experts that the gate keeps per token.
         projections: which of `PROJECTIONS` carry a delta, in that order.
         layers: number of decoder layers, all of which carry deltas.
+        applies: where the deltas act.
     """
 
     rank: int = 16
@@ -78,9 +83,14 @@ class StackConfig:
     top_k: int = 2
     projections: tuple[str, ...] = PROJECTIONS
     layers: int = 0
+    applies: Applies = "everywhere"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "projections", tuple(self.projections))
+        _require(
+            self.applies in get_args(Applies),
+            f"applies is {self.applies!r}; it is one of {', '.join(get_args(Applies))}",
+        )
         for name in ("rank", "experts", "top_k", "layers"):
             value = getattr(self, name)
             _require(

@@ -215,3 +215,20 @@ def test_a_damaged_stack_refuses_the_load_by_name(
     path.write_bytes(bytes(content))
     with pytest.raises(BrainstacksError, match="code version 1"):
         load(tiny_directory, tmp_path / "registry")
+
+
+def test_logits_of_a_stack_that_applies_to_the_response_begin_where_it_is_said(
+    registry: Registry, tiny_directory: Path, tmp_path: Path
+) -> None:
+    base = identify_base(tiny_directory)
+    stack = random_stack(base.dims, 1, config=stack_config(applies="response"))
+    publish_stack(registry, base, "chat", stack, tmp_path)
+    model = load(tiny_directory, tmp_path / "registry")
+    for start, firsts in ((None, (7, 7)), (3, (2, 2)), ([1, 8], (0, 7))):
+        logits = model.logits(IDS, {"chat": 0.5}, response_start=start)
+        for row, ids, first in zip(logits, IDS.tolist(), firsts, strict=True):
+            plain = plain_logits(tiny_model(), ids, [(stack, 0.5, first)])
+            torch.testing.assert_close(row, plain, atol=2e-4, rtol=0)
+    for start in (0, 9, [1], [1, 2, 3]):
+        with pytest.raises(InvalidRequest, match="response_start"):
+            model.logits(IDS, {"chat": 0.5}, response_start=start)

@@ -17,6 +17,7 @@ ORDER = {
     "base_identity": 0,
     "cpu": 0,
     "config": 0,
+    "weights": 1,
     "device": 0,
     "fresh_thread": 0,
     "durable": 0,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from brainstacks import ComposedModel
 from brainstacks.base_model import identify_base
-from brainstacks.composed_model import Weights
 from brainstacks.stacks.legacy import import_reference
 from brainstacks.stacks.registry import Registry
+from brainstacks.weights import Weights
 
 REFERENCE = Path(
     os.environ.get("BRAINSTACKS_REFERENCE_FIXTURE", Path(__file__).parent / "fixtures" / "reference")

@@ -192,9 +192,13 @@ def write_router(path: Path, registry: Registry, base: BaseIdentity, seed: int =
 # --- the oracle ----------------------------------------------------------------------------------
 
 
+PlainStack = tuple[StackTensors, float] | tuple[StackTensors, float, int]
+"""Stack, weight, and the position of the first token that it acts on: 0 where that is left out."""
+
+
 @contextmanager
-def plainly_composed(model: nn.Module, stacks: Sequence[tuple[StackTensors, float]]) -> Iterator[None]:
-    """Within the block every row of `model` is composed of `stacks` (stack, weight), by `reference_delta`."""
+def plainly_composed(model: nn.Module, stacks: Sequence[PlainStack]) -> Iterator[None]:
+    """Within the block every row of `model` is composed of `stacks`, by `reference_delta`."""
     handles = []
     for (layer, projection), site in find_sites(model).items():
 
@@ -205,9 +209,11 @@ def plainly_composed(model: nn.Module, stacks: Sequence[tuple[StackTensors, floa
             at: tuple[int, str] = (layer, projection),
         ) -> Tensor:
             total = output
-            for stack, weight in stacks:
+            for stack, weight, *first in stacks:
                 if at[1] in stack.config.projections:
-                    total = total + weight * plain_delta(stack, *at, args[0])
+                    delta = weight * plain_delta(stack, *at, args[0])
+                    delta[:, : sum(first)] = 0
+                    total = total + delta
             return total
 
         handles.append(site.module.register_forward_hook(add))
@@ -231,7 +237,7 @@ def plain_delta(stack: StackTensors, layer: int, projection: str, x: Tensor) -> 
 
 
 @torch.no_grad()
-def plain_logits(model: Any, ids: Sequence[int], stacks: Sequence[tuple[StackTensors, float]] = ()) -> Tensor:
+def plain_logits(model: Any, ids: Sequence[int], stacks: Sequence[PlainStack] = ()) -> Tensor:
     """[T, V] logits of one prompt: transformers' own forward of an untouched model, and the plain deltas."""
     with plainly_composed(model, stacks):
         logits: Tensor = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
@@ -242,7 +248,7 @@ def plain_greedy(
     model: Any,
     prompt: Sequence[int],
     count: int,
-    stacks: Sequence[tuple[StackTensors, float]] = (),
+    stacks: Sequence[PlainStack] = (),
     ends: Sequence[int] = (END,),
 ) -> list[int]:
     """The next `count` tokens, one whole forward for each; stops after one of `ends`."""

@@ -82,6 +82,8 @@ class Training:
             parts.append("continued")
         if self.orthogonality:
             parts.append("orthogonal")
+        if self.stack.applies == "response":
+            parts.append("response alone")
         if self.null_space:
             parts.append(f"null space {self.null_space}")
         return ", ".join(parts)

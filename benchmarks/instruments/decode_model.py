@@ -133,7 +133,7 @@ def _run(case: Case, config: Any) -> tuple[Launches, Launches, Deltas | None]:
     shape = Shape.of(_stack(LAYERS), base.identity.dims)
     for at in range(STACKS if case.mix != BASE else 0):
         memory = torch.empty(shape.size(1), dtype=torch.bfloat16)  # never read
-        bank.put(at, PackedStack(shape, 1, 4.0, memory))
+        bank.put(at, PackedStack(shape, 1, 4.0, "everywhere", memory))
     batch = _batch(case)
     weights = bank.slot_weights(batch.weights)
     with gpu.on():

@@ -77,6 +77,7 @@ def variants(
             CompositionRequest("fixed", chosen) if chosen else CompositionRequest("base"),
             tenant=tenant,
             recorded=False,
+            response_start=len(prompt_ids),
         )
         for number, chosen in enumerate(each)
     ]

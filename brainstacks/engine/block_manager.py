@@ -2,8 +2,8 @@
 
 A block's keys and values depend on everything before it, so a prefix is known by a chain: a block's own token
 ids and the identity of the block before it. The first of a chain hangs on a root: the stack versions, digests
-and weights that it was computed with. The chain itself is the key, so nothing rests on a hash being free of
-collisions.
+and weights that it was computed with; where further stacks act from the response on, so does the block in
+which it begins. The chain itself is the key, so nothing rests on a hash being free of collisions.
 
 Numbers only, no tensors.
 """
@@ -231,7 +231,8 @@ class BlockManager:
         while (completion.remembered + 1) * BLOCK_TOKENS <= completion.computed:
             at = completion.remembered
             held = tuple(completion.tokens(at * BLOCK_TOKENS, BLOCK_TOKENS))
-            completion.prefix = self.prefixes.put(completion.prefix, held, completion.blocks[at]).identity
+            before = _before(completion, at, completion.prefix)
+            completion.prefix = self.prefixes.put(before, held, completion.blocks[at]).identity
             completion.remembered = at + 1
 
     def forget(self) -> None:
@@ -263,9 +264,17 @@ class BlockManager:
         del found[there:]
         before = found[-1].identity if found else completion.prefix_root
         for start in range(there * BLOCK_TOKENS, completion.length - BLOCK_TOKENS, BLOCK_TOKENS):
-            prefix = self.prefixes.find(before, tuple(completion.tokens(start, BLOCK_TOKENS)))
+            held = tuple(completion.tokens(start, BLOCK_TOKENS))
+            prefix = self.prefixes.find(_before(completion, start // BLOCK_TOKENS, before), held)
             if prefix is None:
                 break
             found.append(prefix)
             before = prefix.identity
         return found
+
+
+def _before(completion: Completion, block: int, before: Hashable) -> Hashable:
+    """What the `block`-th of a completion's blocks hangs on: `before`; and where the response begins in it,
+    what is composed from there on."""
+    begins = completion.response_root is not None and block == completion.response // BLOCK_TOKENS
+    return (before, completion.response_root) if begins else before

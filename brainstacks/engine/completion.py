@@ -20,7 +20,10 @@ class Completion:
         sampling_state: the sampler's own, of this completion alone.
         matcher: its place in the request's grammar, if that has one.
         weights: the composition that it runs with: `layers.bank.Key` of a stack version -> weight.
-        prefix_root: what its keys and values depend on besides its tokens; see `block_manager`.
+        prompt_weights: that of its tokens before `response`, position of the first that is computed with
+            `weights`: the last of the prompt.
+        prefix_root: what the keys and values of its tokens depend on besides these; see `block_manager`.
+        response_root: what those from `response` on depend on too; None where that is nothing more.
         arrival: place of its request in the order of arrival; completions of one request follow its index.
         leader: the first completion of the request, which computes the prompt for the others too; None for
             itself, and for one that computes the prompt on its own.
@@ -42,7 +45,10 @@ class Completion:
     detokenizer: Detokenizer | None
     matcher: Matcher | None = None
     weights: Mapping[Any, float] = field(default_factory=dict)
+    prompt_weights: Mapping[Any, float] = field(default_factory=dict)
+    response: int = 0
     prefix_root: Hashable = ()
+    response_root: Hashable = None
     arrival: int = 0
     leader: Completion | None = None
     scores_prompt: bool = False

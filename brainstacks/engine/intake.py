@@ -71,7 +71,7 @@ class RouterPass:
 def _reading(request: Request, length: int) -> Completion:
     """A base-only completion that generates nothing, of the first `length` tokens of a prompt."""
     reading = GenerationRequest("", request.prompt_ids[:length], SamplingParams(max_tokens=0))
-    return Completion(reading, 0, None, None, prefix_root=prefix_root(request.tenant))
+    return Completion(reading, 0, None, None, prefix_root=prefix_root(request.tenant, {}))
 
 
 class Intake:

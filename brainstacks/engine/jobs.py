@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -19,6 +19,7 @@ from brainstacks.engine.request import (
 from brainstacks.engine.sampling.grammar import CompiledGrammar
 from brainstacks.engine.sampling.sampler import Sampler
 from brainstacks.engine.serving.composer import Composition
+from brainstacks.stacks.lease import ServedStack, StackKey
 from brainstacks.tokenizer import ChatTokenizer
 
 
@@ -55,7 +56,13 @@ class Job:
         request = self.request
         if not isinstance(request, GenerationRequest) or self.composition is None:
             raise ValueError(f"{request.request_id!r} has nothing to generate yet")
-        params = request.sampling
+        params, composition = request.sampling, self.composition
+        start = len(request.prompt_ids) if request.response_start is None else request.response_start
+        stacks = composition.lease.stacks.values()
+        root = prefix_root(request.tenant, composition.prompt_weights, stacks)
+        response_root = None
+        if composition.weights is not composition.prompt_weights:
+            response_root = start - 1, prefix_root(request.tenant, composition.weights, stacks)
         for index in range(request.n):
             seed = None if params.seed is None else params.seed + index
             self.completions.append(
@@ -78,8 +85,11 @@ class Job:
                         if self.grammar is not None and params.max_tokens > 0
                         else None
                     ),
-                    weights=self.composition.weights,
-                    prefix_root=prefix_root(request.tenant, self.composition),
+                    weights=composition.weights,
+                    prompt_weights=composition.prompt_weights,
+                    response=start - 1,
+                    prefix_root=root,
+                    response_root=response_root,
                     arrival=self.arrival,
                     leader=self.completions[0] if index else None,
                     scores_prompt=params.prompt_logprobs is not None and index == 0,
@@ -108,9 +118,9 @@ class Job:
         return all(completion.finish_reason is not None for completion in self.completions)
 
 
-def prefix_root(tenant: str, composition: Composition | None = None) -> Hashable:
-    """What prefixes are shared by besides their tokens: what keys and values depend on, which is the
-    composition (None: no stacks), and whose they are: no reuse tells a tenant of another's prompts."""
-    stacks = composition.lease.stacks.values() if composition is not None else ()
-    weights = composition.weights if composition is not None else {}
-    return tenant, *sorted((*stack.key, stack.digest, weights[stack.key]) for stack in stacks)
+def prefix_root(
+    tenant: str, weights: Mapping[StackKey, float], stacks: Iterable[ServedStack] = ()
+) -> Hashable:
+    """What prefixes are shared by besides their tokens: what keys and values depend on, which is `weights`,
+    each of one of `stacks`; and whose they are: no reuse tells a tenant of another's prompts."""
+    return tenant, *sorted((*s.key, s.digest, weights[s.key]) for s in stacks if s.key in weights)

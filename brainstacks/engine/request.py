@@ -161,6 +161,8 @@ class GenerationRequest:
         tenant: whose it is: request ids, records, conversations and reused prefixes are a tenant's own. Free
             of `/`; empty where there is but one.
         recorded: its routing is kept for people; not of what a client did not ask to be generated.
+        response_start: index in `prompt_ids` of the first token of a response that it holds already, 1 or
+            more; None where it holds none. Stacks that apply to the response alone act from the token before.
     """
 
     request_id: str
@@ -171,6 +173,7 @@ class GenerationRequest:
     tenant: str = ""
     priority: int = 0
     recorded: bool = True
+    response_start: int | None = None
 
     @property
     def key(self) -> str:

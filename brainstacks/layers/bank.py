@@ -8,7 +8,7 @@ weight for each of them and each row; only those are computed, and for the rows 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brainstacks.layers.delta import gated_hidden
-from brainstacks.layers.hooks import Correction, LowRank
+from brainstacks.layers.hooks import Correction, DeltaSource, LowRank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
 from brainstacks.layers.transfer import Transfer
 
@@ -219,7 +219,7 @@ class BoundStack:
     """A stack and its weights in one batch.
 
     Attributes:
-        weights: [rows, 1, rounds, 1, 1] float32, w * s.
+        weights: [rows, 1 or tokens, rounds, 1, 1] float32, w * s.
         count: rows of the batch, which is seen as [count, tokens, d].
         rows: those that it is computed for; None for all.
     """
@@ -228,6 +228,12 @@ class BoundStack:
     weights: Tensor
     count: int
     rows: slice | Tensor | None
+
+    def on(self, responses: Tensor) -> BoundStack:
+        """With weights [B, T, ...] that are 0 where it does not act; see `DeltaSource.on`."""
+        if self.stack.applies == "everywhere":
+            return self
+        return replace(self, weights=self.weights * responses[..., None, None, None], count=len(responses))
 
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Correction]:
         """As `BoundBank.corrections`, one for each projection."""
@@ -253,10 +259,13 @@ class BoundStack:
 
 
 @dataclass(frozen=True)
-class BoundBank:
+class BoundBank(DeltaSource):
     """A `DeltaSource` (see `hooks`): what one batch uses of a bank. False where that is nothing."""
 
     stacks: tuple[BoundStack, ...]
+
+    def on(self, responses: Tensor) -> BoundBank:
+        return BoundBank(tuple(stack.on(responses) for stack in self.stacks))
 
     def __bool__(self) -> bool:
         return bool(self.stacks)

@@ -78,6 +78,11 @@ class _AddLowRank(torch.autograd.Function):
 class DeltaSource(Protocol):
     """Something that corrects projections: resident stacks, or the stack that is being trained."""
 
+    def on(self, responses: Tensor) -> DeltaSource:
+        """The same for a batch [B, T] where `responses` [B, T] bool tells the tokens that predict one of a
+        response: whoever acts there alone does. This is for those who act everywhere."""
+        return self
+
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
         """The corrections of every projection in one input group; each is called once, in forward order.
 
@@ -150,9 +155,14 @@ class CompositionHooks:
         self._handles = []
 
     @contextmanager
-    def composed(self, *sources: DeltaSource) -> Iterator[None]:
-        """Within the block, forwards of the base add the deltas of `sources`, and only of those."""
-        before, self._sources = self._sources, sources
+    def composed(self, *sources: DeltaSource, responses: Tensor | None = None) -> Iterator[None]:
+        """Within the block, forwards of the base add the deltas of `sources`, and only of those.
+
+        Args:
+            responses: see `DeltaSource.on`; None where the weights of tokens say what acts on which.
+        """
+        before = self._sources
+        self._sources = sources if responses is None else tuple(source.on(responses) for source in sources)
         try:
             yield
         finally:

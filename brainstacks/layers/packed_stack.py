@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brainstacks.config import StackConfig
+from brainstacks.config import Applies, StackConfig
 from brainstacks.layers.delta import pack_down
 from brainstacks.layers.projections import INPUT_GROUPS
 from brainstacks.layers.transfer import Arrival, ordinary_memory
@@ -104,6 +104,7 @@ class PackedStack:
 
     Args:
         scaling: s = alpha / sqrt(r).
+        applies: where its deltas act.
         memory: [shape.size(rounds)], all of it.
         arrival: of what is in it.
 
@@ -113,11 +114,18 @@ class PackedStack:
     """
 
     def __init__(
-        self, shape: Shape, rounds: int, scaling: float, memory: Tensor, arrival: Arrival | None = None
+        self,
+        shape: Shape,
+        rounds: int,
+        scaling: float,
+        applies: Applies,
+        memory: Tensor,
+        arrival: Arrival | None = None,
     ) -> None:
         self.shape = shape
         self.rounds = rounds
         self.scaling = scaling
+        self.applies = applies
         self._memory = memory
         self._arrival = arrival or Arrival()
         parts = shape.parts
@@ -139,7 +147,7 @@ class PackedStack:
         """`stack`, packed in host memory."""
         config, shape = stack.config, Shape.of(stack.config, stack.dims)
         memory = host_memory(shape.size(stack.rounds), dtype)
-        packed = PackedStack(shape, stack.rounds, config.scaling, memory)
+        packed = PackedStack(shape, stack.rounds, config.scaling, config.applies, memory)
         for n in range(stack.rounds):
             for layer in range(config.layers):
                 where = f"rounds.{n}.layers.{layer}"
@@ -175,7 +183,7 @@ class PackedStack:
             return self
         memory = torch.empty(self._memory.shape, device=device, dtype=dtype)
         memory.copy_(self._memory, non_blocking=True)
-        return PackedStack(self.shape, self.rounds, self.scaling, memory, arrival)
+        return PackedStack(self.shape, self.rounds, self.scaling, self.applies, memory, arrival)
 
     def use(self) -> None:
         """Let the current stream read it from now on: as late as it is there, and as long as it likes."""

@@ -35,6 +35,10 @@ from brainstacks.stacks.envelope import (
 MAX_ROUNDS = 64
 MAX_DIM = 2**24
 
+EVERYWHERE = {"applies": "everywhere"}
+"""What `config` of a file means that does not say where its deltas act; no file says so in words, so that
+readers that know of nothing else read it."""
+
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -168,6 +172,8 @@ class StackMetadata:
     def to_json(self) -> str:
         """The document, every field in its order. Raises InvalidArtifact where a value has no JSON form."""
         document = {"format_version": FORMAT_VERSION, "kind": "stack", **dataclasses.asdict(self)}
+        if self.config.applies == EVERYWHERE["applies"]:
+            del document["config"]["applies"]
         return dump_json(document | {"scaling": self.config.scaling})
 
     @classmethod
@@ -178,7 +184,7 @@ class StackMetadata:
             InvalidArtifact: another kind or format version; a field is unknown, missing or impossible.
         """
         fields = open_document(text, "stack")
-        config = build_config(StackConfig, fields.mapping("config"))
+        config = build_config(StackConfig, EVERYWHERE | fields.mapping("config"))
         scaling = fields.number("scaling")
         if abs(scaling - config.scaling) > 1e-6 * config.scaling:
             raise InvalidArtifact(

@@ -19,6 +19,11 @@ def check_one_expert(config: StackConfig, what: str) -> None:
             f"{what} has {config.experts} experts, between which gates choose for each token, and "
             "plain weights have no gate; take a stack of one expert, imported or trained with experts: 1"
         )
+    if config.applies != "everywhere":
+        raise InvalidArtifact(
+            f"{what} acts on the {config.applies} alone, and plain weights act on every token; take a "
+            "stack that was trained with applies: everywhere"
+        )
 
 
 def factors(stack: StackTensors) -> Iterator[tuple[tuple[int, str], Tensor, Tensor]]:

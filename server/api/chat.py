@@ -48,6 +48,14 @@ async def plan(
         messages, tenant, param=param, tools=told, **body.template_options()
     )
     ids = ctx.truncated(given, body)
+    begun = None
+    if body.continue_final_message:  # what it goes on in is a response
+        nothing = [*messages[:-1], {**messages[-1], "content": ""}]
+        head = await ctx.encoder.encode_chat(
+            nothing, tenant, param=param, tools=told, **body.template_options()
+        )
+        differs = (at for at, (one, other) in enumerate(zip(given, head, strict=False)) if one != other)
+        begun = max(1, next(differs, len(head)) - (len(given) - len(ids)))
     room = ctx.room(ids, param)
     asked = body.asked_tokens
     max_tokens = max(1, room) if asked is None else asked
@@ -70,6 +78,7 @@ async def plan(
         n=body.n or 1,
         tenant=tenant,
         priority=body.priority or 0,
+        response_start=begun,
     )
 
 

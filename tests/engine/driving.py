@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from brainstacks.engine.request import (
 from brainstacks.errors import BrainstacksError
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.registry import Registry
-from tests.tiny import publish_stack, random_stack, save_base, stack_config, write_router
+from tests.tiny import PlainStack, publish_stack, random_stack, save_base, stack_config, write_router
 
 DOMAINS = ("chat", "code", "math")
 backend: Backend = "auto"
@@ -35,19 +35,27 @@ backend: Backend = "auto"
 
 @dataclass
 class Served:
-    """An engine over a tiny base with three domains, and what the oracle needs to imitate it."""
+    """An engine over a tiny base with three domains, and what the oracle needs to imitate it.
+
+    Attributes:
+        late: domains whose stacks apply to the response alone.
+    """
 
     engine: StepEngine
     base: BaseModel
     registry: Registry
     stacks: Mapping[str, StackTensors]
+    late: Sequence[str] = ()
 
-    def plain(self, composition: CompositionRequest) -> list[tuple[StackTensors, float]]:
+    def plain(self, composition: CompositionRequest, prompt_tokens: int = 1) -> list[PlainStack]:
         """The stacks and weights that `composition` means, for `tests.tiny.plain_logits`."""
         if composition.mode == "base":
             return []
         weights = composition.weights if composition.mode == "fixed" else dict.fromkeys(self.stacks, 1.0)
-        return [(self.stacks[domain], weight) for domain, weight in weights.items()]
+        return [
+            (self.stacks[domain], weight, prompt_tokens - 1 if domain in self.late else 0)
+            for domain, weight in weights.items()
+        ]
 
 
 def serve(
@@ -57,6 +65,7 @@ def serve(
     tokenizer: bool = True,
     router: bool = False,
     device: str = "cpu",
+    late: Sequence[str] = (),
     **limits: Any,
 ) -> Served:
     """A tiny base of `family` with three random stacks under `directory`."""
@@ -69,11 +78,13 @@ def serve(
         "math": random_stack(base.identity.dims, 3, config=stack_config(rank=3, experts=4)),
     }
     for domain, stack in stacks.items():
+        if domain in late:
+            stack = replace(stack, config=replace(stack.config, applies="response"))
         publish_stack(registry, base.identity, domain, stack, directory)
     if router:
         registry.publish_router(write_router(directory / "router.safetensors", registry, base.identity))
     config = EngineConfig(**{"backend": backend, **limits})
-    return Served(StepEngine(base, registry, config), base, registry, stacks)
+    return Served(StepEngine(base, registry, config), base, registry, stacks, late)
 
 
 @dataclass

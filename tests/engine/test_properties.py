@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def draw(rng: random.Random, name: str, longest: int) -> GenerationRequest:
 def assert_plain(served: Served, family: str, one: GenerationRequest, answer: Answer) -> None:
     """Each token is the most likely one after those before it: `plain_greedy`, checked in one forward."""
     ids = answer.ids()
-    logits = plain_logits(tiny_model(family), [*one.prompt_ids, *ids], served.plain(one.composition))
+    plain = served.plain(one.composition, len(one.prompt_ids))
+    logits = plain_logits(tiny_model(family), [*one.prompt_ids, *ids], plain)
     assert not answer.errors
     assert ids == logits[len(one.prompt_ids) - 1 : -1].argmax(-1).tolist()
     assert len(ids) == one.sampling.max_tokens or ids[-1] == END
@@ -68,10 +70,19 @@ def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, lim
     assert_traffic_is_plain(tmp_path, family, limits, steps=50, longest=48)
 
 
-def assert_traffic_is_plain(tmp_path: Path, family: str, limits: int, steps: int, longest: int) -> None:
+@pytest.mark.parametrize("limits", range(len(LIMITS)))
+def test_stacks_that_apply_to_the_response_alone_share_batches_with_others(
+    tmp_path: Path, limits: int
+) -> None:
+    assert_traffic_is_plain(tmp_path, "llama", limits, steps=50, longest=48, late=("chat", "math"))
+
+
+def assert_traffic_is_plain(
+    tmp_path: Path, family: str, limits: int, steps: int, longest: int, late: Sequence[str] = ()
+) -> None:
     """Random requests, aborts and pauses for so many steps, then none until all is over."""
     rng = random.Random(f"{family} {limits}")
-    served = serve(tmp_path, family, **LIMITS[limits])
+    served = serve(tmp_path, family, late=late, **LIMITS[limits])
     engine = served.engine
     requests: dict[str, GenerationRequest] = {}
     answers: dict[str, Answer] = {}

@@ -131,7 +131,7 @@ def test_several_sources_add_up() -> None:
         torch.testing.assert_close(forward(model), together, atol=1e-5, rtol=1e-5)
 
 
-class Watcher:
+class Watcher(DeltaSource):
     """A source that remembers, weakly, every input it was shown, and how often."""
 
     def __init__(self, inner: DeltaSource) -> None:
@@ -174,7 +174,7 @@ def test_projections_with_one_input_share_one_pass_through_the_source() -> None:
 def test_a_forward_that_fails_leaves_nothing_behind_for_the_next_one() -> None:
     model, hooks, _, bank = composed()
 
-    class Failing:
+    class Failing(DeltaSource):
         def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
             if (layer, group) == (1, 2):
                 raise RuntimeError("out of memory")
@@ -202,7 +202,7 @@ def test_gradients_pass_every_family_however_it_is_quantised(
     random = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 4, 64, generator=random) * 0.1
 
-    class Trained:
+    class Trained(DeltaSource):
         def __init__(self) -> None:
             self.down = down.clone().requires_grad_()
 

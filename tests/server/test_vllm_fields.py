@@ -186,6 +186,20 @@ async def test_the_options_of_the_chat_template_reach_it(
     assert error_of(await client.post("/tokenize", json=text), 400)["param"] == "continue_final_message"
 
 
+async def test_what_an_answer_goes_on_in_is_a_response(
+    client: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cdef"}]
+    for fields, start in (
+        ({}, None),
+        ({"continue_final_message": True}, 4),
+        ({"continue_final_message": True, "truncate_prompt_tokens": 6}, 2),
+        ({"continue_final_message": True, "truncate_prompt_tokens": 2}, 1),
+    ):
+        await post(client, CHAT, messages=messages, **fields)
+        assert engine.requests.pop().response_start == start
+
+
 @pytest.mark.parametrize("name", ["a\r\nx-evil: 1", "a, b", "é", "", "x" * 65])
 async def test_a_variable_that_no_header_could_name_is_refused(client: httpx2.AsyncClient, name: str) -> None:
     refused = await client.post(CHAT, json={**BODIES[CHAT], "chat_template_kwargs": {name: 1}})

@@ -102,6 +102,14 @@ def test_metadata_survives_a_round_trip() -> None:
     assert StackMetadata.from_json(FULL.to_json()) == FULL
 
 
+def test_a_file_that_does_not_say_where_its_deltas_act_means_everywhere() -> None:
+    """So were all files written once; a reader that knows of nothing else refuses the others."""
+    assert "applies" not in json.loads(FULL.to_json())["config"]
+    late = dataclasses.replace(FULL, config=dataclasses.replace(CONFIG, applies="response"))
+    assert json.loads(late.to_json())["config"]["applies"] == "response"
+    assert StackMetadata.from_json(late.to_json()) == late
+
+
 @pytest.mark.parametrize("field", json.loads(FULL.to_json()))
 def test_every_field_is_needed_and_typed(tmp_path: Path, field: str) -> None:
     with pytest.raises(InvalidArtifact, match=field):
@@ -132,6 +140,7 @@ def test_every_field_is_needed_and_typed(tmp_path: Path, field: str) -> None:
         ({"config": {**dataclasses.asdict(CONFIG), "alpha": "x"}}, "config"),
         ({"config": {**dataclasses.asdict(CONFIG), "projections": 3}}, "config"),
         ({"config": {**dataclasses.asdict(CONFIG), "dropout": 3}}, "dropout"),
+        ({"config": {**dataclasses.asdict(CONFIG), "applies": "prompt"}}, "applies is 'prompt'"),
         ({"base": {"id": "x", "fingerprint": "y"}}, "architecture"),
         ({"base": {**dataclasses.asdict(BASE), "url": "http://x"}}, "'url'"),
         ({"predecessors": [{"domain": "../x", "digest": "a" * 64}]}, "cannot name a domain"),

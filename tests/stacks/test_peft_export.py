@@ -13,6 +13,7 @@ from brainstacks import ComposedModel
 from brainstacks.base_model import BaseModel
 from brainstacks.errors import InvalidArtifact
 from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.one_expert import check_one_expert
 from brainstacks.stacks.peft_export import export_adapter
 from brainstacks.stacks.peft_import import import_adapter
 from brainstacks.stacks.registry import Registry
@@ -86,6 +87,11 @@ def test_gates_cannot_be_carried_and_nothing_is_left(tiny_base: BaseModel, tmp_p
     ):
         exported(stack, tiny_base, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stack_that_acts_on_the_response_alone_is_refused() -> None:
+    with pytest.raises(InvalidArtifact, match="acts on the response alone"):
+        check_one_expert(stack_config(experts=1, top_k=1, applies="response"), "the stack")
 
 
 def test_a_stack_that_adds_nothing_is_refused(tiny_base: BaseModel, tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from brainstacks.layers.packed_stack import StackTensors
-from tests.tiny import plain_logits, tiny_model
+from tests.tiny import PlainStack, plain_logits, tiny_model
 from training.data.encoding import Example
 from training.data.records import Message, Record
 
@@ -37,8 +36,8 @@ def learnable_examples(count: int, text: bytes = b"yes it is", seed: int = 0) ->
     return [example(e.prompt, text, e.id) for e in random_examples(count, seed)]
 
 
-def plain_nll(example: Example, stacks: Sequence[tuple[StackTensors, float]]) -> float:
-    """Summed NLL of the answer, by the plain oracle on the tiny Llama with `stacks` (stack, weight)."""
+def plain_nll(example: Example, stacks: Sequence[PlainStack]) -> float:
+    """Summed NLL of the answer, by the plain oracle on the tiny Llama with `stacks`."""
     logprobs = plain_logits(tiny_model(), [*example.prompt, *example.response], stacks).log_softmax(-1)
     first = len(example.prompt) - 1
     return -sum(float(logprobs[first + i, token]) for i, token in enumerate(example.response))

@@ -55,6 +55,11 @@ class Batch:
     segments: Tensor
     examples: int
 
+    @property
+    def responses(self) -> Tensor:
+        """[B, T] bool, true where a token predicts one of a response."""
+        return self.labels != IGNORE
+
     def to(self, device: torch.device) -> Batch:
         """The same on `device`; copies to CUDA leave from pinned memory, and are not waited for."""
 

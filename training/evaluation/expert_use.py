@@ -14,7 +14,7 @@ from torch import Tensor
 
 from brainstacks.durable import atomic_write
 from brainstacks.layers.delta import gate_weights
-from brainstacks.layers.hooks import Correction
+from brainstacks.layers.hooks import Correction, DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import INPUT_GROUPS
 from brainstacks.stacks.registry import Registry
@@ -91,14 +91,14 @@ def _run(
     stacked: StackedBase, domain: str, counter: _Counter, examples: Sequence[Example], batch_size: int
 ) -> None:
     model, alone = stacked.base.model, stacked.bank.bind([{domain: 1.0}])
-    with stacked.hooks.composed(alone, counter):
-        for group in by_length(examples, batch_size):
-            batch = collate(group).to(stacked.base.device)
-            counter.begin(batch.attention_mask)
+    for group in by_length(examples, batch_size):
+        batch = collate(group).to(stacked.base.device)
+        counter.begin(batch.responses if counter.applies == "response" else batch.attention_mask)
+        with stacked.hooks.composed(alone, counter, responses=batch.responses):
             model.get_decoder()(input_ids=batch.input_ids, use_cache=False)
 
 
-class _Counter:
+class _Counter(DeltaSource):
     """A delta source that adds nothing, and counts what the gates of `stack` choose for the same inputs.
 
     Attributes:
@@ -110,6 +110,7 @@ class _Counter:
         config = stack.config
         self.projections = config.projections
         self.top_k = config.top_k
+        self.applies = config.applies
         self.counts = torch.zeros(
             stack.rounds, config.layers, len(self.projections), config.experts, dtype=torch.float64
         )

@@ -128,7 +128,8 @@ class ComposedLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         scores = [(0.0, True)] * len(rows)
         for batch in within_budget([len(ids) for ids in inputs], TOKENS):
             padded, _ = pad_prompts([inputs[i] for i in batch], self.max_length, self._model.base.device)
-            logits = self._model.logits(padded, [weights[i] for i in batch])
+            starts = [len(rows[i][0]) for i in batch]
+            logits = self._model.logits(padded, [weights[i] for i in batch], response_start=starts)
             for i, row in zip(batch, logits, strict=True):
                 first = len(rows[i][0]) - 1
                 scores[i] = _score_of(row[first : len(inputs[i])], rows[i][1])

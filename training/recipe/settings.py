@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from brainstacks.config import MetaRouterConfig, StackConfig
+from brainstacks.config import Applies, MetaRouterConfig, StackConfig
 from brainstacks.errors import ConfigError
 from training.recipe.fields import check_fields
 
@@ -80,6 +80,8 @@ class StackRecipe:
 
     Attributes:
         top_k: experts that a token uses; None: two, as in the paper, or the only one.
+        applies: where the deltas act: `everywhere`, as in the paper, or on the `response` alone, so that all
+            compositions share the prompt's keys and values.
         dtype: of the file's tensors, `float32` or `bfloat16`.
     """
 
@@ -87,6 +89,7 @@ class StackRecipe:
     alpha: float = 16.0
     experts: int = 4
     top_k: int | None = None
+    applies: Applies = "everywhere"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -96,7 +99,7 @@ class StackRecipe:
     def config(self, layers: int) -> StackConfig:
         """The shape on a base of so many decoder layers."""
         top_k = min(2, self.experts) if self.top_k is None else self.top_k
-        return StackConfig(self.rank, self.alpha, self.experts, top_k, layers=layers)
+        return StackConfig(self.rank, self.alpha, self.experts, top_k, layers=layers, applies=self.applies)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from brainstacks.config import StackConfig
 from brainstacks.layers.delta import gated_hidden
-from brainstacks.layers.hooks import Correction, LowRank
+from brainstacks.layers.hooks import Correction, DeltaSource, LowRank
 from brainstacks.layers.projections import INPUT_GROUPS
 from training.rounds.null_space import NullSpace
 
 
-class ActiveStack(nn.Module):
+class ActiveStack(nn.Module, DeltaSource):
     """One round of MoE-LoRA deltas as float32 parameters; a `DeltaSource` for the hooks.
 
     Training adds `softplus(x W_n^T) * eps`, eps ~ N(0, 1), to the gate's logits (paper, eq. 3); in eval
@@ -58,6 +58,7 @@ class ActiveStack(nn.Module):
             for name in names:
                 up = torch.zeros(config.experts * config.rank, dims[name][1])
                 self.up[f"{layer}_{name}"] = nn.Parameter(up)
+        self._responses: Tensor | None = None
         self._examples: Tensor | None = None
         self._tokens: Tensor | None = None
         self._balance: dict[tuple[int, int], Tensor] = {}
@@ -75,6 +76,11 @@ class ActiveStack(nn.Module):
         gates = projections * self.config.experts
         return gates * self.config.rank, gates, gates if self._noisy else 0
 
+    def on(self, responses: Tensor) -> ActiveStack:
+        """See `DeltaSource.on`; it is so until it is told of another batch."""
+        self._responses = responses if self.config.applies == "response" else None
+        return self
+
     def begin(self, segments: Tensor, examples: int) -> None:
         """Start a training forward.
 
@@ -82,6 +88,8 @@ class ActiveStack(nn.Module):
             segments: [B, T] int64, the example that each token belongs to, 0..E-1; -1 at padding.
             examples: E.
         """
+        if self._responses is not None:  # only what acts is to be balanced
+            segments = segments.where(self._responses, -1)
         numbers = torch.arange(examples, device=segments.device)
         members = (segments.flatten() == numbers[:, None]).float()
         self._tokens = members.sum(1)
@@ -89,7 +97,8 @@ class ActiveStack(nn.Module):
         self._balance = {}
 
     def balance_sum(self) -> Tensor:
-        """sum_i n_i * L_aux(i) of the last training forward, a scalar: to be divided by a step's tokens."""
+        """sum_i n_i * L_aux(i) of the last training forward, a scalar: to be divided by the tokens of a step
+        that the deltas act on."""
         if not self._balance:
             return torch.zeros((), device=next(self.parameters()).device)
         return torch.cat(list(self._balance.values())).mean()
@@ -138,7 +147,8 @@ class ActiveStack(nn.Module):
 
     def _scaling(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return torch.full((1, 1, 1), self.config.scaling, dtype=dtype, device=x.device)
+        scaling = torch.full((1, 1, 1), self.config.scaling, dtype=dtype, device=x.device)
+        return scaling if self._responses is None else scaling * self._responses[..., None, None, None]
 
     def _down(self, layer: int, group: int, projections: int) -> Tensor:
         """The rows of the shared down-GEMM, A outside the null space; gates only select, and stay."""

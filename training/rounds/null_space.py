@@ -126,10 +126,10 @@ def measure(
     """
 
     def run(recorder: _Recorder) -> None:
-        with hooks.composed(recorder):
-            for batch in batches:
-                here = batch.to(model.device)
-                recorder.real = here.attention_mask
+        for batch in batches:
+            here = batch.to(model.device)
+            recorder.real = here.attention_mask
+            with hooks.composed(recorder, responses=here.responses):
                 model.get_decoder()(input_ids=here.input_ids, position_ids=here.position_ids, use_cache=False)
 
     output = config.side == "output"
@@ -206,7 +206,7 @@ def _principal(factor: Tensor, config: NullSpaceConfig) -> tuple[Tensor, Tensor]
     return U[:, : len(kept)][:, kept], values[: len(kept)][kept]
 
 
-class _Recorder(ABC):
+class _Recorder(DeltaSource, ABC):
     """A `DeltaSource` that passes on the corrections of `sources`, and sums what goes by.
 
     Attributes:
@@ -216,11 +216,15 @@ class _Recorder(ABC):
     real: Tensor
 
     def __init__(self, sources: Sequence[DeltaSource]) -> None:
-        self._sources = sources
+        self._sources = self._acting = sources
+
+    def on(self, responses: Tensor) -> _Recorder:
+        self._acting = [source.on(responses) for source in self._sources]
+        return self
 
     def corrections(self, layer: int, group: int, x: Tensor) -> Mapping[str, Sequence[Correction]]:
         found: dict[str, list[Correction]] = {}
-        for source in self._sources:
+        for source in self._acting:
             for projection, corrections in source.corrections(layer, group, x).items():
                 found.setdefault(projection, []).extend(corrections)
         self.record(layer, group, x, found)

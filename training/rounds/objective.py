@@ -68,8 +68,10 @@ def mean_nll(
     total, labels = 0.0, 0
     for rows in loss_batches(examples, tokens):
         group = [examples[i] for i in rows]
-        with hooks.composed(*(sources(group) if callable(sources) else sources)):
-            nll = response_nll(model, collate(group).to(model.device))
+        batch = collate(group).to(model.device)
+        composing = sources(group) if callable(sources) else sources
+        with hooks.composed(*composing, responses=batch.responses):
+            nll = response_nll(model, batch)
         total += float(nll.double().sum())
         labels += nll.numel()
     return total / labels

@@ -150,6 +150,7 @@ class RoundTraining:
         examples = [example for row in rows for example in row]
         responses = sum(len(e.response) for e in examples)
         tokens = sum(len(e) for e in examples)
+        acting = responses if self.task.stack.applies == "response" else tokens
         parts = micro_batches(len(rows), self._parts)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         if len(parts) < processes:
@@ -162,9 +163,10 @@ class RoundTraining:
         self.active.train()
         for i in mine:
             torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
-            with self._composed(parts[i]), self._synchronised(i == mine[-1]):
-                nll, balance = self.objective(collate([rows[j] for j in parts[i]]).to(device))
-                loss = nll / responses + self.config.balance_coefficient * balance / tokens
+            batch = collate([rows[j] for j in parts[i]]).to(device)
+            with self._composed(parts[i], batch), self._synchronised(i == mine[-1]):
+                nll, balance = self.objective(batch)
+                loss = nll / responses + self.config.balance_coefficient * balance / acting
                 if self.task.penalty is not None:
                     loss = loss + self.task.penalty(self.active) / len(parts)
                 # Processes average their gradients; a step's loss is a sum over all of them.
@@ -189,14 +191,15 @@ class RoundTraining:
         """Micro-batches of a step, at most, over all processes."""
         return self.config.accumulation * int(self.accelerator.num_processes)
 
-    def _composed(self, rows: Iterable[int]) -> Any:
+    def _composed(self, rows: Iterable[int], batch: Batch) -> Any:
         """Frozen and active deltas, around forward and backward: checkpointed layers run again there.
 
         Args:
-            rows: their numbers in the step, however it is split.
+            rows: of `batch`, their numbers in the step, however it is split.
         """
         names = [f"{self.config.seed}/{self.state.step}/{i}" for i in rows]
-        return self.workshop.hooks.composed(*self.task.earlier.of(names), *self.task.own, self.active)
+        sources = (*self.task.earlier.of(names), *self.task.own, self.active)
+        return self.workshop.hooks.composed(*sources, responses=batch.responses)
 
     def _synchronised(self, last: bool) -> Any:
         return nullcontext() if last else self.accelerator.no_sync(self.objective)

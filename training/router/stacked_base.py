@@ -74,9 +74,9 @@ class StackedBase:
             [B] float32, on the CPU.
         """
         batch = collate(examples)
-        bound = self.bank.bind(weights)
-        with self.hooks.composed(*([bound] if bound else [])):
-            return row_sums(response_nll(self.base.model, batch.to(self.base.device)), batch)
+        there, bound = batch.to(self.base.device), self.bank.bind(weights)
+        with self.hooks.composed(*([bound] if bound else []), responses=there.responses):
+            return row_sums(response_nll(self.base.model, there), batch)
 
     def losses(
         self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS

@@ -104,7 +104,9 @@ def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
     for row in ordered:
         spans.append(Span(len(ids), row.count, row.start))
         ids += row.completion.tokens(row.start, row.count)
-        weights += [row.completion.weights] * row.count
+        before = min(max(row.completion.response - row.start, 0), row.count)
+        weights += [row.completion.prompt_weights] * before
+        weights += [row.completion.weights] * (row.count - before)
         ends = row.start + row.count == row.completion.length
         counts.append(row.count if row.completion.scores_prompt else int(ends))
         wanted += range(len(ids) - counts[-1], len(ids))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from brainstacks.engine.request import CompositionRequest, Request, Routing, StackRef
@@ -22,11 +22,13 @@ class Composition:
     Attributes:
         lease: its stack versions, kept until it is released; the composition can run once it is ready.
         weights: per stack version, for the bank; active domains only.
+        prompt_weights: those of them that act on the prompt too; the same mapping where all do.
     """
 
     routing: Routing
     lease: Lease
     weights: Mapping[StackKey, float]
+    prompt_weights: Mapping[StackKey, float]
 
 
 class Composer:
@@ -89,7 +91,8 @@ class Composer:
             self._cache.release(lease)
             raise
         routing = _routing(request, generation, probabilities, router_ms, weights, lease.stacks)
-        return Composition(routing, lease, {stack.key: weights[d] for d, stack in lease.stacks.items()})
+        bound = {stack.key: weights[domain] for domain, stack in lease.stacks.items()}
+        return Composition(routing, lease, bound, on_prompt(bound, lease.stacks.values()))
 
     def route(
         self,
@@ -150,6 +153,12 @@ class Composer:
             # A stack that is newer than the router means something else than what the router learnt.
             return {d: (chosen.get(d, 0.0) if self._serving.routable(d, router) else 0.0) for d in served}
         return dict.fromkeys(served, 0.0)
+
+
+def on_prompt(weights: Mapping[StackKey, float], stacks: Iterable[ServedStack]) -> Mapping[StackKey, float]:
+    """Of the `weights` of `stacks`, those that act on a prompt too; the same mapping where all do."""
+    late = {stack.key for stack in stacks if stack.metadata.config.applies == "response"}
+    return {key: weight for key, weight in weights.items() if key not in late} if late else weights
 
 
 def _routing(

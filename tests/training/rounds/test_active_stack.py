@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def fused_loss(
     bound = bank_of(stacks, torch.float64).bind([dict.fromkeys(stacks, 1.0)])
     hooks = CompositionHooks(sites)
     hooks.attach()
-    with layers_recomputed(model, recomputed), hooks.composed(*([bound] if stacks else []), active):
+    sources = (*([bound] if stacks else []), active)
+    with layers_recomputed(model, recomputed), hooks.composed(*sources, responses=batch.responses):
         loss = response_nll(model, batch).mean()
         loss.backward()
     return loss.detach()
@@ -67,6 +69,55 @@ def test_gradients_equal_the_plain_experts_through_frozen_stacks(frozen: int) ->
         assert expected.abs().max() > 0, f"{name} learns nothing"
         scale = float(expected.abs().max())
         assert float((gradient - expected).abs().max()) <= 1e-10 * scale, name
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_round_that_applies_to_the_response_has_the_gradients_of_the_plain_one(frozen: bool) -> None:
+    """Frozen stacks of both kinds beside it, and several examples in a row."""
+    examples = [one for one in random_examples(6) if len(one.prompt) > 1]
+    config = dataclasses.replace(CONFIG, applies="response")
+    active = active_stack(config).double().eval()
+    stacks = frozen_stacks(2) if frozen else {}
+    if frozen:
+        stacks["1"] = dataclasses.replace(
+            stacks["1"], config=dataclasses.replace(stacks["1"].config, applies="response")
+        )
+    packed = fused_loss(active, collate([examples[:3], examples[3:]]), stacks)
+
+    leaves = {n: t.detach().clone().requires_grad_() for n, t in with_prefix(active.export()).items()}
+    tokens = sum(len(one.response) for one in examples)
+    total = torch.zeros((), dtype=torch.float64)
+    for one in examples:
+        start = len(one.prompt) - 1
+        kinds = {**stacks, "active": StackTensors(config, 1, leaves)}.values()
+        plain = [(stack, 1.0, start if stack.config.applies == "response" else 0) for stack in kinds]
+        model = tiny_model().double()
+        with plainly_composed(model, plain):
+            total = total + response_nll(model, collate([one])).sum() / tokens
+    total.backward()
+
+    torch.testing.assert_close(packed, total.detach(), atol=1e-12, rtol=1e-12)
+    for name, gradient in with_prefix(exported_gradients(active)).items():
+        torch.testing.assert_close(gradient, leaves[name].grad, atol=1e-12, rtol=1e-8)
+
+
+def test_only_tokens_that_the_deltas_act_on_are_balanced() -> None:
+    """What the gates would choose for a prompt that they never see has no part in the loss."""
+    batch = collate(random_examples(4))
+    found = []
+    for applies in ("everywhere", "response"):
+        active = active_stack(dataclasses.replace(CONFIG, applies=applies), noise=False).train()
+        active.on(batch.responses)
+        acting = batch.segments.where(batch.responses, -1)
+        active.begin(batch.segments if applies == "response" else acting, batch.examples)
+        model = tiny_model()
+        hooks = CompositionHooks(find_sites(model))
+        hooks.attach()
+        with hooks.composed(active, responses=batch.responses):
+            response_nll(model, batch)
+        assert active._tokens is not None
+        found.append(active._tokens)
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("frozen", [0, 3])

@@ -15,6 +15,7 @@ from tests.tiny import (
     publish_stack,
     random_stack,
     save_base,
+    stack_config,
     write_router,
 )
 from tests.training.examples import plain_nll, random_examples
@@ -29,6 +30,28 @@ def stacked(tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_
         stack = random_stack(tiny_base.identity.dims, i, size=0.3)
         publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
     return StackedBase.load(load_base(tiny_directory, quantization="none"), registry)
+
+
+def test_a_stack_that_applies_to_the_response_leaves_the_prompt_alone(
+    tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_path: Path
+) -> None:
+    dims = tiny_base.identity.dims
+    late = random_stack(dims, 0, size=0.3, config=stack_config(applies="response"))
+    stacks = {"late": late, "early": random_stack(dims, 1, size=0.3)}
+    for domain, stack in stacks.items():
+        publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
+    stacked = StackedBase.load(load_base(tiny_directory, quantization="none"), registry)
+    examples = random_examples(6, seed=7)
+    weights: list[Weights] = [{"late": 1.0}, {"early": 1.0}, {"late": 0.5, "early": 0.7}] * 2
+    expected = [
+        plain_nll(
+            e, [(stacks[d], weight, len(e.prompt) - 1 if d == "late" else 0) for d, weight in w.items()]
+        )
+        for e, w in zip(examples, weights, strict=True)
+    ]
+    assert stacked.losses(examples, weights) == pytest.approx(expected, abs=1e-3)
+    whole = plain_nll(examples[0], [(late, 1.0)])
+    assert abs(whole - expected[0]) > 0.01, "this would not be seen"
 
 
 # --- losses --------------------------------------------------------------------------------------
