@@ -12,6 +12,7 @@ from benchmarks import (
     nll,
     prefill,
     residency,
+    shared_prompts,
     step_profile,
 )
 
@@ -25,5 +26,6 @@ BENCHMARKS = {
     "nll": nll.app,
     "first_start": first_start.app,
     "contention": contention.app,
+    "shared_prompts": shared_prompts.app,
     "step_profile": step_profile.app,
 }

@@ -70,6 +70,17 @@ def test_contention_measures_every_batch_beside_every_number_of_processes(run: A
     assert "busy processes" in output
 
 
+def test_a_shared_prompt_is_reused_whatever_answers_it(run: Any) -> None:
+    document, output = run("shared_prompts", "--rounds", "1", "--lengths", "24", registry=True)
+    mixes = ["base only", "routed, everywhere", "routed, response"]
+    assert [case["mix"] for case in document["first_token"]] == mixes
+    turns = document["conversation"]
+    # The newest question, and the answer before it, were not there.
+    assert turns["response"]["reused_share"]["min"] > 0.5
+    assert turns["everywhere"]["reused_share"]["max"] == 0.0
+    assert "share of the prompt reused" in output
+
+
 def test_residency_serves_the_same_requests_with_and_without_room(run: Any) -> None:
     document, output = run(
         "residency",
