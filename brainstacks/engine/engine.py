@@ -210,6 +210,9 @@ class StepEngine:
             self._intake.route(jobs, self._on_change)
         for job in self._intake.ready():
             self._start(job)
+        if self._flight is not None:
+            with self._jobs.ending(self._jobs_of(self._flight.rows)):
+                self._runner.foresee(self.stacks.bank)
         self._land()
         rows: list[Row] = []
         with self._jobs.ending(self._jobs):
