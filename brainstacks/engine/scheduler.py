@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
     completion: Completion
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of a method of tuples
 
 
 def _place(completion: Completion) -> tuple[int, int, int]:
@@ -82,11 +82,11 @@ class Scheduler:
         return rows
 
     def foresee(self) -> list[Row]:
-        """What `schedule` will give when the tokens in the air are there, if nobody ends with them who need not,
+        """What `schedule` will give when the tokens in the air are there, if only `max_tokens` ends anybody
         and nobody comes in. They have the blocks for it then.
 
         Returns:
-            nothing where that cannot be said: somebody reads a prompt, or has to give up its blocks.
+            nothing where that cannot be said: somebody reads a prompt, or would have to give up its blocks.
         """
         rows: list[Row] = []
         for completion in self.running:

@@ -94,10 +94,9 @@ class CudaBackend:
         return mid, last
 
     def _run(self, batch: StepBatch, bank: StackBank) -> Tensor:
-        laid_out, self._laid_out = self._laid_out, None
-        if laid_out is not None and laid_out[0] is batch:
-            program = laid_out[1]
-        else:
+        for_, program = self._laid_out or (None, None)
+        self._laid_out = None
+        if program is None or for_ is not batch:
             program = self._filled(batch, bank)
         program.step.send(batch.ids)
         logits = program.run()

@@ -55,9 +55,7 @@ class ModelRunner:
         self._softcap = getattr(base.model.config.get_text_config(), "final_logit_softcapping", None)
 
     def foresee(self, bank: StackBank) -> None:
-        """While the device computes a step, make the next one ready but for its ids: as it will be if everybody
-        goes on.
-        """
+        """While the device computes a step, make the next ready but for its ids, as if everybody went on."""
         self._foreseen = None
         rows = self._scheduler.foresee()
         if rows:
