@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from brainstacks.engine import output
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import CompositionRequest, GenerationRequest, TextEvent
-from brainstacks.engine.runner import batch, model_runner
 from brainstacks.engine.runner.flight import Flight
 from brainstacks.engine.scheduler import Row
 from brainstacks.errors import EngineFailure
@@ -154,68 +152,6 @@ def test_requests_are_taken_in_while_a_step_is_in_the_air(
     engine.step()
     assert flying == [True]
     assert engine.gauges.running == 2
-
-
-# --- the next step is laid out ahead -------------------------------------------------------------
-
-
-def anew(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each step that had to be laid out when its tokens were there."""
-    found: list[int] = []
-    build = batch.build
-
-    def built(rows: Any, *padding: int) -> Any:
-        found.append(len(rows))
-        return build(rows, *padding)
-
-    monkeypatch.setattr(model_runner, "build", built)
-    return found
-
-
-def test_the_steps_of_those_that_go_on_are_laid_out_before_their_tokens_are_there(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = [
-        request(f"r{tokens}", prompt_of(5), fixed(chat=1.0), max_tokens=tokens, ignore_eos=True, n=2)
-        for tokens in (6, 9, 20)
-    ]
-    plain = run(served.engine, *requests)
-    built = anew(monkeypatch)
-    late = run(asynchronous(served), *requests)
-    assert built == [3], "their prompts; forks, and ends that max_tokens names, are foreseen"
-    assert [told(answer, 2) for answer in late] == [told(answer, 2) for answer in plain]
-
-
-def test_a_step_is_laid_out_anew_where_somebody_ended_came_or_was_told_to_wait(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = asynchronous(served)
-    start(engine, *(request(f"r{i}", prompt_of(5), max_tokens=90, ignore_eos=True) for i in range(3)))
-    engine.step()
-    engine.step()
-    built = anew(monkeypatch)
-
-    def end_in_the_air() -> None:
-        with monkeypatch.context() as ending:
-            ending.setattr(output, "accept", lambda *args: "stop")
-            engine.step()
-
-    engine.step()
-    assert built == []
-    start(engine, request("new", prompt_of(7), max_tokens=90, ignore_eos=True))
-    engine.step()
-    assert built == [4], "a prompt beside three rows"
-    engine.pause("r0")
-    engine.step()
-    assert built == [4], "who waits is known before"
-    engine.abort("r1")
-    engine.step()
-    assert built == [4]
-    end_in_the_air()
-    assert built == [4], "nobody is left to compute"
-    engine.resume("r0")
-    finish(engine)
-    assert idle(served)
 
 
 # --- ends that come late -------------------------------------------------------------------------

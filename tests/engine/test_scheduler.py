@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from brainstacks.engine.scheduler import Row
-from tests.engine.completions import advance, completion, shown, siblings
+from tests.engine.completions import completion, shown, siblings
 from tests.engine.scheduled import Scheduled, completions
 
 # --- budgets -------------------------------------------------------------------------------------
@@ -64,62 +61,6 @@ def test_admission_leaves_a_block_for_each_that_runs() -> None:
     made = Scheduled(first, second, third, kv_cache_tokens=64)
     made.step()
     assert made.running == [first, second], "a third would leave one block for two that grow"
-
-
-# --- with tokens in the air ----------------------------------------------------------------------
-
-
-def fly(made: Scheduled) -> tuple[list[Row], list[Row]]:
-    """A step, and what was foreseen before its tokens were there."""
-    rows = made.schedule()
-    for row in rows:
-        row.completion.computed = row.start + row.count
-    foreseen = made.foresee()
-    advance(rows)
-    return rows, foreseen
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_while_all_go_on_the_next_step_is_foreseen_with_its_blocks(deterministic: bool) -> None:
-    made = Scheduled(*completions(15, 3, 20, max_tokens=40), deterministic=deterministic)
-    _, foreseen = fly(made)
-    for _ in range(38):
-        blocks = [list(row.completion.blocks) for row in foreseen]
-        rows, next_ = fly(made)
-        assert rows == foreseen != []
-        assert [list(row.completion.blocks[: len(b)]) for row, b in zip(rows, blocks, strict=True)] == blocks
-        foreseen = next_
-    assert fly(made)[1] == [], "all get their last token"
-
-
-def test_who_is_paused_or_gets_the_last_token_is_not_foreseen() -> None:
-    first, short, paused = completions(4, 4, 4)
-    made = Scheduled(first, short, paused)
-    made.step()
-    short.output_ids += [0] * (short.request.sampling.max_tokens - 2)
-    short.computed = short.length - 1
-    paused.paused = True
-    _, foreseen = fly(made)
-    assert [row.completion for row in foreseen] == [first]
-
-
-def test_nothing_is_foreseen_while_a_prompt_is_read() -> None:
-    first, long = completions(4, 40)
-    made = Scheduled(first, long, max_prefill_tokens=16)
-    assert [bool(fly(made)[1]) for _ in range(3)] == [False, False, True], "16, 28 and 40 are read"
-
-
-def test_foreseeing_takes_no_blocks_from_anybody() -> None:
-    first, second = completions(16, 16, max_tokens=40)
-    made = Scheduled(first, second, kv_cache_tokens=64)
-    for _ in range(16):
-        made.step()
-    assert made.manager.pool.available == 0
-    rows, foreseen = fly(made)
-    assert [row.completion for row in rows] == [first, second]
-    assert foreseen == []
-    assert made.preemptions == 0
-    assert [row.completion for row in made.schedule()] == [first]
 
 
 # --- preemption ----------------------------------------------------------------------------------
