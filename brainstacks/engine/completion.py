@@ -85,11 +85,13 @@ class Completion:
     @property
     def decodes(self) -> bool:
         """Its next row is the token that was chosen last, and nothing else."""
-        return bool(self.output_ids) and self.pending == 1
+        return bool(self.output_ids) and self.computed == self.length - 1
 
     def tokens(self, start: int, count: int) -> list[int]:
         """`count` token ids from position `start` on."""
         prompt = self.request.prompt_ids
+        if start >= len(prompt):
+            return self.output_ids[start - len(prompt) : start - len(prompt) + count]
         if start + count <= len(prompt):
             return list(prompt[start : start + count])
-        return [*prompt[start:], *self.output_ids[max(0, start - len(prompt)) :]][:count]
+        return [*prompt[start:], *self.output_ids[: start + count - len(prompt)]]

@@ -33,13 +33,15 @@ class Delivery:
         completion, result = outcome.completion, outcome.result
         if completion.finish_reason is not None:
             return
-        with self._jobs.ending([self._jobs[completion.request.key]]):
+        try:  # not `ending`: the device waits, and a context for each row takes longer than all else here
             if isinstance(result, BrainstacksError):
                 raise result
             reason = output.accept(completion, result, self._ends) if result is not None else "length"
             if reason is not None:
                 self._scheduler.finish(completion)
             self._accepted.append((outcome, reason))
+        except Exception as error:
+            self._jobs.fail([self._jobs[completion.request.key]], error)
 
     def tell(self) -> None:
         """Tell readers of all that was accepted since the last call."""

@@ -6,7 +6,7 @@ One thread calls it. Each request has a sink that its events, or the error that 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -210,6 +210,9 @@ class StepEngine:
             self._intake.route(jobs, self._on_change)
         for job in self._intake.ready():
             self._start(job)
+        if self._flight is not None:
+            with self._jobs.ending(self._jobs_of(self._flight.rows)):
+                self._runner.foresee(self.stacks.bank)
         self._land()
         rows: list[Row] = []
         with self._jobs.ending(self._jobs):
@@ -255,11 +258,11 @@ class StepEngine:
             self._delivery.accept(outcome)
         self._release()
 
-    def _jobs_of(self, rows: Sequence[Row]) -> list[Job]:
+    def _jobs_of(self, rows: Sequence[Row]) -> Iterator[Job]:
         """Those that have not ended."""
-        return [
-            self._jobs[c.request.key] for c in (row.completion for row in rows) if c.finish_reason is None
-        ]
+        for row in rows:
+            if row.completion.finish_reason is None:
+                yield self._jobs[row.completion.request.key]
 
     def _free(self, job: Job) -> None:
         """Give back all that a job holds; its stacks when no step in the air computes with them."""

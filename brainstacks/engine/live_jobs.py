@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from brainstacks.device import reclaim
@@ -57,17 +57,21 @@ class LiveJobs:
 
     @contextmanager
     def ending(self, jobs: Iterable[Job]) -> Iterator[None]:
-        """What is raised within the block ends `jobs`; everything else goes on."""
-        concerned = list(jobs)
+        """What is raised within the block ends `jobs`, which are asked for then; everything else goes on."""
         try:
             yield
-        except InvalidRequest as error:  # what was asked cannot be done; nothing failed
-            for job in concerned:
-                self.end(job, error)
         except Exception as error:
-            self.failures += 1
-            log.exception("a step failed; %d requests end with it", len(concerned))
-            reclaim(error)
-            for job in concerned:
-                self.end(job, as_reply(error, "a step of this request"))
-            self._blocks.forget()  # what the failed step computed may be wrong: nobody is to reuse it
+            self.fail(list(jobs), error)
+
+    def fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        """`error` ends `jobs`: as `ending`, from where it is caught."""
+        if isinstance(error, InvalidRequest):  # what was asked cannot be done; nothing failed
+            for job in jobs:
+                self.end(job, error)
+            return
+        self.failures += 1
+        log.error("a step failed; %d requests end with it", len(jobs), exc_info=error)
+        reclaim(error)
+        for job in jobs:
+            self.end(job, as_reply(error, "a step of this request"))
+        self._blocks.forget()  # what the failed step computed may be wrong: nobody is to reuse it

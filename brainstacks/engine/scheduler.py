@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from brainstacks.config import EngineConfig
 from brainstacks.engine.block_manager import BlockCopy, BlockManager
 from brainstacks.engine.completion import Completion
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """`count` tokens of `completion`, from position `start` on, in one step."""
 
     completion: Completion
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of a method of tuples
 
 
 def _place(completion: Completion) -> tuple[int, int, int]:
@@ -80,6 +79,23 @@ class Scheduler:
                 break
             rows.append(self._prefill_row(completion, left))
             left -= rows[-1].count
+        return rows
+
+    def foresee(self) -> list[Row]:
+        """What `schedule` will give when the tokens in the air are there, if only `max_tokens` ends anybody
+        and nobody comes in. They have the blocks for it then.
+
+        Returns:
+            nothing where that cannot be said: somebody reads a prompt, or would have to give up its blocks.
+        """
+        rows: list[Row] = []
+        for completion in self.running:
+            flying = completion.pending == 0
+            if completion.paused or (flying and completion.computed + 1 >= completion.budget):
+                continue
+            if not (flying or completion.decodes) or not self._blocks.extend(completion):
+                return []
+            rows.append(Row(completion, completion.computed, 1))
         return rows
 
     def forwards(self, rows: Sequence[Row]) -> list[list[Row]]:

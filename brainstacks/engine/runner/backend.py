@@ -44,6 +44,9 @@ class Backend(Protocol):
     def prepare(self, stack: PackedStack) -> None:
         """Make ready what steps need of a stack, so that no step has to; called on any thread."""
 
+    def lay_out(self, batch: StepBatch, bank: StackBank) -> None:
+        """Do what can be done for `run` of this very batch, of decode rows, before its ids are there."""
+
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         """Compute a step and store its keys and values.
 

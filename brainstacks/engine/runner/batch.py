@@ -57,6 +57,11 @@ class StepBatch:
     wanted_counts: tuple[int, ...]
     alone: bool = False
 
+    def read_ids(self) -> None:
+        """Fill in `ids`; those of padding are 0."""
+        known = [token for row in self.rows for token in row.completion.tokens(row.start, row.count)]
+        self.ids[: len(known)] = known
+
     def split(self) -> tuple[StepBatch, ...]:
         """Its decode rows and its other rows, as batches of their own; itself where it has one kind alone."""
         n, tokens = self.decoding, len(self.ids)
@@ -86,7 +91,14 @@ class StepBatch:
 
 
 def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
-    """Pack `rows`.
+    """Pack `rows`, as `lay_out` does, with their ids."""
+    batch = lay_out(rows, decode_rows)
+    batch.read_ids()
+    return batch
+
+
+def lay_out(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
+    """Pack `rows`, whose ids may still be in the air: `read_ids` is to be called when they are there.
 
     Args:
         decode_rows: pad decode rows, where there is nothing else, to so many, and let each attend on its own,
@@ -97,23 +109,23 @@ def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
     ordered = (*decode, *prefill)
     padding = max(0, decode_rows - len(decode)) if not prefill else 0
     spans: list[Span] = []
-    ids: list[int] = []
+    tokens = 0
     weights: list[Mapping[Any, float]] = []
     wanted: list[int] = []
     counts: list[int] = []
     for row in ordered:
-        spans.append(Span(len(ids), row.count, row.start))
-        ids += row.completion.tokens(row.start, row.count)
+        spans.append(Span(tokens, row.count, row.start))
+        tokens += row.count
         before = min(max(row.completion.response - row.start, 0), row.count)
         weights += [row.completion.prompt_weights] * before
         weights += [row.completion.weights] * (row.count - before)
-        ends = row.start + row.count == row.completion.length
+        ends = row.start + row.count >= row.completion.length  # more than that, of one in the air
         counts.append(row.count if row.completion.scores_prompt else int(ends))
-        wanted += range(len(ids) - counts[-1], len(ids))
+        wanted += range(tokens - counts[-1], tokens)
     for _ in range(padding):
-        wanted.append(len(ids))  # so that the head's shape is fixed too
-        spans.append(Span(len(ids), 1, 0))
-        ids.append(0)
+        wanted.append(tokens)  # so that the head's shape is fixed too
+        spans.append(Span(tokens, 1, 0))
+        tokens += 1
         weights.append({})
 
     needed = [blocks_for(span.start + span.count) for span in spans]
@@ -126,7 +138,7 @@ def build(rows: Sequence[Row], decode_rows: int = 0) -> StepBatch:
         rows=ordered,
         spans=tuple(spans),
         decoding=len(decode) + padding,
-        ids=np.array(ids, np.int64),
+        ids=np.zeros(tokens, np.int64),
         positions=positions,
         blocks=table,
         places=table[completion, positions // BLOCK_TOKENS].astype(np.int64),

@@ -109,6 +109,9 @@ class CpuBackend:
     def prepare(self, stack: PackedStack) -> None:
         self.panels(stack)
 
+    def lay_out(self, batch: StepBatch, bank: StackBank) -> None:
+        pass  # the host would only take from the step in the air what it does ahead
+
     def panels(self, stack: PackedStack) -> DeltaPanels:
         """`stack` as it is computed with."""
         return self._table.panels(stack)

@@ -63,6 +63,7 @@ class CudaBackend:
         self._planner = DeltaPlanner()
         self._planned: dict[int, _Planned] = {}  # what was planned last, by the tokens of a block
         self._programs: dict[tuple[int, bool], _Program] = {}  # by rows, and whether there are deltas
+        self._laid_out: tuple[StepBatch, _Program] | None = None
         self._graphs: _Graphs | None = None
         if base.device.type == "cuda" and config.cuda_graphs:
             with torch.inference_mode(), torch.cuda.device(base.device):
@@ -71,6 +72,10 @@ class CudaBackend:
 
     def prepare(self, stack: PackedStack) -> None:
         self._planner.records(stack)
+
+    @torch.inference_mode()
+    def lay_out(self, batch: StepBatch, bank: StackBank) -> None:
+        self._laid_out = batch, self._filled(batch, bank)
 
     @torch.inference_mode()
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
@@ -83,24 +88,32 @@ class CudaBackend:
         for part in batch.split():
             step = CudaStep(self._decoder, self._exact(part, None), InLine())
             step.fill(part, None)
+            step.send(part.ids)
             found.append(step.states())
         mid, last = (torch.cat(states) for states in zip(*found, strict=True))
         return mid, last
 
     def _run(self, batch: StepBatch, bank: StackBank) -> Tensor:
+        for_, program = self._laid_out or (None, None)
+        self._laid_out = None
+        if program is None or for_ is not batch:
+            program = self._filled(batch, bank)
+        program.step.send(batch.ids)
+        logits = program.run()
+        if batch.decoding == 0:
+            return logits
+        return select(logits[: len(batch.spans)], batch.wanted.tolist())
+
+    def _filled(self, batch: StepBatch, bank: StackBank) -> _Program:
+        """The program for `batch`, which has all that it needs but the ids."""
         decode = batch.decoding > 0
         plan = self._plan(batch, bank, (DECODE if decode else PREFILL).tokens)
         program = self._program(len(batch.spans), plan) if decode else None
         if program is None:
             step = CudaStep(self._decoder, self._exact(batch, plan), InLine())
-            step.fill(batch, plan)
-            logits = step.compute()
-        else:
-            program.step.fill(batch, plan)
-            logits = program.run()
-        if not decode:
-            return logits
-        return select(logits[: len(batch.spans)], batch.wanted.tolist())
+            program = _Program(step, step.compute)
+        program.step.fill(batch, plan)
+        return program
 
     def _plan(self, batch: StepBatch, bank: StackBank, block: int) -> DeltaPlan | None:
         """Of the step's deltas; None for the base alone."""

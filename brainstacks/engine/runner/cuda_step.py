@@ -13,7 +13,7 @@ from torch import Tensor
 from brainstacks.base_model import BaseModel
 from brainstacks.engine.block_manager import BLOCK_TOKENS, SCRATCH
 from brainstacks.engine.runner.attention import PagedAttention, Rules
-from brainstacks.engine.runner.batch import StepBatch
+from brainstacks.engine.runner.batch import Integers, StepBatch
 from brainstacks.engine.runner.kv_cache import PagedCache
 from brainstacks.engine.runner.staging import Section, Staging
 from brainstacks.gpu_kernels import attention, kv_store, work_list
@@ -116,6 +116,7 @@ class CudaStep:
             else work_list.prefill_capacity(room.rows, room.tokens, self._tile)
         )
         self._staging = Staging(device, self._sections())
+        self._used = 0  # of the tables
         self._deltas = self._staged(beside) if room.pairs else None
 
     def _sections(self) -> dict[str, Section]:
@@ -164,7 +165,7 @@ class CudaStep:
     # --- a step -----------------------------------------------------------------------------------
 
     def fill(self, batch: StepBatch, plan: DeltaPlan | None) -> None:
-        """Send what `batch` has to compute to the device. There is room for it."""
+        """Write down what `batch` has to compute, but for its ids. There is room for it."""
         host, room = self._staging.open(), self.room
         rows, tokens, wanted = len(batch.spans), len(batch.ids), len(batch.wanted)
         starts = np.array([span.start for span in batch.spans], np.int64)
@@ -178,7 +179,6 @@ class CudaStep:
         tables = np.concatenate([first[:-1], np.full(len(starts) - rows, used)])
 
         for name, values, rest in (
-            ("ids", batch.ids, 0),
             ("positions", batch.positions, 0),
             ("places", batch.places, SCRATCH),
             ("offsets", batch.positions % BLOCK_TOKENS, 0),
@@ -195,7 +195,13 @@ class CudaStep:
                 work_list.write_prefill_items(tables, firsts, counts, starts, self._tile, items, ends, window)
         if plan is not None:
             self._fill_deltas(host, plan)
-        self._staging.send(used + 1)
+        self._used = used + 1
+
+    def send(self, ids: Integers) -> None:
+        """Take what was filled in to the device, and these ids with it."""
+        host = self._staging.host["ids"]
+        host[: len(ids)], host[len(ids) :] = ids, 0
+        self._staging.send(self._used)
 
     def _fill_deltas(self, host: Mapping[str, np.ndarray[Any, Any]], plan: DeltaPlan) -> None:
         tile, device = self.room.tile, self._decoder.base.device

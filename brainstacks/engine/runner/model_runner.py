@@ -13,7 +13,7 @@ from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.interface import Tokenizer
 from brainstacks.engine.runner import backend
-from brainstacks.engine.runner.batch import build
+from brainstacks.engine.runner.batch import StepBatch, build, lay_out
 from brainstacks.engine.runner.flight import Flight
 from brainstacks.engine.runner.kv_cache import new_cache
 from brainstacks.engine.sampling.sampler import Sampler
@@ -51,14 +51,24 @@ class ModelRunner:
         self._blocks = blocks
         self._sampler = sampler
         self._decode_rows = config.max_batch_size if config.deterministic and self.backend.fixed_shapes else 0
+        self._foreseen: tuple[Sequence[Row], StepBatch] | None = None
         self._softcap = getattr(base.model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def foresee(self, bank: StackBank) -> None:
+        """While the device computes a step, make the next ready but for its ids, as if everybody went on."""
+        self._foreseen = None
+        rows = self._scheduler.foresee()
+        if rows:
+            batch = lay_out(rows, self._decode_rows)
+            self.backend.lay_out(batch, bank)
+            self._foreseen = rows, batch
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row], bank: StackBank) -> Flight:
         """Have the device compute `rows`, store their keys and values, and choose tokens. All that the
         completions need for it to go on without them is done; an asynchronous backend is not waited for.
         """
-        batch = build(rows, self._decode_rows)
+        batch = self._batch(rows)
         logits = self.backend.run(batch, bank)
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
@@ -98,6 +108,16 @@ class ModelRunner:
         packed = mid_weight * mid + last_weight * last
         found = dict(zip(batch.rows, packed.split([row.count for row in batch.rows]), strict=True))
         return [found[row] for row in rows]
+
+    def _batch(self, rows: Sequence[Row]) -> StepBatch:
+        """Of `rows`; the one that was laid out where they are those that were foreseen."""
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is None or list(foreseen[0]) != list(rows):
+            return build(rows, self._decode_rows)
+        # Only tokens have landed since: whoever still decodes has the blocks that it had.
+        batch = foreseen[1]
+        batch.read_ids()
+        return batch
 
     def _fork(self, leader: Completion) -> list[Completion]:
         """Completions that share the prompt that `leader` has computed just now; none at any other time."""

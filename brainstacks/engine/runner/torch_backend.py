@@ -40,6 +40,9 @@ class TorchBackend:
     def prepare(self, stack: PackedStack) -> None:
         pass  # hooks compute with the stack itself
 
+    def lay_out(self, batch: StepBatch, bank: StackBank) -> None:
+        pass  # each step makes tensors of its own
+
     def run(self, batch: StepBatch, bank: StackBank) -> Tensor:
         bound = bank.bind(batch.weights, apart=not batch.alone)
         with self._hooks.composed(*([bound] if bound else [])):

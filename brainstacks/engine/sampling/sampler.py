@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,8 +20,7 @@ from brainstacks.engine.sampling.transfers import HostCopy, select
 from brainstacks.errors import BrainstacksError, EngineFailure
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """A row's next token.
 
     Attributes:

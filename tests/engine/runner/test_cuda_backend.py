@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from brainstacks.config import EngineConfig
-from brainstacks.engine.runner import backend
-from brainstacks.engine.runner.batch import build
+from brainstacks.engine.runner import backend, cuda_backend
+from brainstacks.engine.runner.batch import build, lay_out
 from brainstacks.engine.runner.cuda_backend import CudaBackend, buckets
 from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks
@@ -66,11 +66,29 @@ def test_decode_rows_beside_runs_of_prompts(tmp_path: Path) -> None:
     assert_close(prefilled, expected("llama", prompt_of(20, seed=1), stepped.stacks, MIX[4]), 1e-4)
 
 
+@pytest.mark.parametrize("pairs", [64, 2], ids=["in a program", "in none"])
+def test_a_step_that_was_laid_out_ahead_has_the_same_bits_and_others_do_not_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: int
+) -> None:
+    monkeypatch.setattr(cuda_backend, "PAIRS_PER_BLOCK", pairs)
+    stepped = Stepped(tmp_path, "cuda")
+    prompts = [prompt_of(18), prompt_of(33, seed=1)]
+    parts = [cut(row, row.count - 1, 1) for row in stepped.rows(prompts, [MIX[0], MIX[3]])]
+    stepped.run([head for head, _ in parts])
+    both, one = [token for _, token in parts], [parts[0][1]]
+    wanted = [stepped.compute(build(rows)) for rows in (both, one)]
+    ahead = lay_out(both)
+    stepped.backend.lay_out(ahead, stepped.bank)
+    assert not ahead.ids.any()
+    ahead.read_ids()
+    assert torch.equal(stepped.compute(ahead), wanted[0])
+    stepped.backend.lay_out(lay_out(both), stepped.bank)
+    assert torch.equal(stepped.compute(build(one)), wanted[1])
+
+
 def test_more_slots_than_a_captured_step_has_room_for_are_computed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from brainstacks.engine.runner import cuda_backend
-
     monkeypatch.setattr(cuda_backend, "PAIRS_PER_BLOCK", 2)
     stepped = Stepped(tmp_path, "cuda")
     (row,) = stepped.rows([prompt_of(6)], [MIX[3]])
