@@ -123,8 +123,7 @@ class DomainTraining:
     def _told(self, domain: str, train: Sequence[Example]) -> str:
         """What of a domain's training records is learnt."""
         records, limit = self._records[domain].train, self._recipe.data.max_tokens
-        end = tuple(self._tokenizer.end_of_turn_ids)
-        cut = sum(example.response[-len(end) :] != end for example in train)
+        cut = sum(example.cut for example in train)
         return (
             f"{domain}: {len(train)} of {len(records)} records; {len(records) - len(train)} left out (no "
             f"room, or refused by the chat template), {cut} cut at {limit} tokens"

@@ -18,13 +18,16 @@ class Example:
     """Token ids of one record; the loss is taken on `response` alone.
 
     Attributes:
-        prompt: chat template around the conversation, generation prompt included.
-        response: answer and the template's end of turn.
+        prompt: chat template around the conversation, generation prompt included; of a base without one, the
+            plain prompt.
+        response: answer and the template's end of turn, as `ChatTokenizer.encode_answered` joins them.
+        cut: the end of the response is left out.
     """
 
     id: str
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -42,11 +45,16 @@ def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens:
     one such row in a large data set must not end a run.
     """
     for record in records:
+        size = sum(len(message.content.encode()) for message in record.messages)
+        if size > (max_tokens - LEAST_RESPONSE) * tokenizer.longest_token:
+            continue  # unencoded: a prompt of megabytes would take seconds
         try:
-            prompt = tokenizer.encode_chat([asdict(message) for message in record.messages])
+            prompt, response = tokenizer.encode_answered(
+                [asdict(message) for message in record.messages], record.response
+            )
         except InvalidRequest:
             continue
-        response = [*tokenizer.encode(record.response, add_special_tokens=False), *tokenizer.end_of_turn_ids]
         room = max_tokens - len(prompt)
         if room >= LEAST_RESPONSE:
-            yield Example(record.id, tuple(prompt), tuple(response[:room]))
+            cut = len(response) > room
+            yield Example(record.id, tuple(prompt), tuple(response[:room]), cut)
