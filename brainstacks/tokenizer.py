@@ -87,9 +87,9 @@ class ChatTokenizer:
         """Ids of the prompt that `encode_chat` makes of `messages`, and of `answer` with what ends it.
 
         Joined they are the ids of one text: the prompt's, the answer, and what the template puts after it.
-        Where a token would reach over the prompt's end, which no completion can, the prompt keeps its ids, and
-        the answer has those of a text inside another. A base without a template has one user's message as a plain
-        prompt, as `/v1/completions` takes it, and its own end.
+        Where a token would reach over the prompt's end, which none that a model gives can, the prompt keeps
+        its ids, and the answer has those of a text inside another. A base without a template has one user's
+        message as a plain prompt, as `/v1/completions` takes it, and its own end.
 
         Raises:
             InvalidRequest: as `encode_chat`; or there is no template, and more than one message.

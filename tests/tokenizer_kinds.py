@@ -9,8 +9,9 @@ from typing import Any
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, sentencepiece_like
 
 LLAMA2 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'assistant' %}{{ ' ' + m.content + ' ' + eos_token }}{% else %}{{ '[INST] ' + m.content | trim + ' [/INST]' }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{{ ' ' + m.content + ' ' + eos_token }}"
+    "{% else %}{{ '[INST] ' + m.content | trim + ' [/INST]' }}{% endif %}{% endfor %}"
 )
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"

@@ -179,6 +179,10 @@ def card(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="evaluation.json, as `evaluate` writes it."),
     ] = None,
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."),
+    ] = None,
 ) -> None:
     """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
     from training.evaluation.evaluation import Evaluation
@@ -186,7 +190,15 @@ def card(
     from training.runs.stored import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
-    print(printable(card_of(Registry(registry), found)))
+    licences = dict(_pair(text) for text in licence or ())
+    print(printable(card_of(Registry(registry), found, licences)))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name.strip() and value.strip()):
+        raise typer.BadParameter(f"{text!r} is no DOMAIN=LICENCE", param_hint="--licence")
+    return name.strip(), value.strip()
 
 
 def _console() -> Console:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from brainstacks.config import PROJECTIONS, Quantization
+from brainstacks.config import Quantization
 from brainstacks.layers.projections import INPUT_GROUPS, decoder_layers, find_sites, projection_dims
 from training.data.batches import LABEL_COST, TOKENS
 from training.recipe.recipe import Recipe
@@ -162,9 +162,10 @@ def activation_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> in
         2 h + 2 q + 2 k + 4 m     what projections and attention read, and the parts of the MLP's product
         2 N r + F N r             for each projection, with F frozen rounds that are on
 
-    besides a float32 for each input of an RMSNorm, some bytes for each of the N gates of a delta, and, once
-    for all tokens, the active weights in `dtype`. With gradient checkpointing one layer keeps that
-    at a time, and every layer its input, h. A quantised weight is unpacked where it is used, one at a time.
+    besides a float32 for each input of an RMSNorm, some bytes for each of the N gates of a delta, with
+    dropout the inputs once more and their masks, and, once for all tokens, the active weights in `dtype`.
+    With gradient checkpointing one layer keeps that at a time, and every layer its input, h. A quantised
+    weight is unpacked where it is used, one at a time.
     """
     dims, layers = projection_dims(find_sites(model)), decoder_layers(model)
     itemsize, tokens = dtype.itemsize, _micro_batch(recipe)
@@ -173,9 +174,10 @@ def activation_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> in
     delta = recipe.stack.experts * (2 * rank + GATE_BYTES + frozen * (rank + FROZEN_GATE_BYTES))
     kept = itemsize * (2 * hidden + 2 * queries + 2 * keys + 4 * wide)
     kept += 4 * _norm_inputs(layers[0], hidden, queries + keys)
-    kept += len(PROJECTIONS) * delta
-    copied = itemsize != 4 or recipe.null_space is not None
-    copies = run_size(recipe, model).trained // len(layers) * itemsize if copied else 0
+    kept += len(recipe.stack.projections) * delta
+    if recipe.round.dropout:
+        kept += sum(dims[group[0]][0] for group in INPUT_GROUPS) * (itemsize + 1)
+    copies = run_size(recipe, model).trained // len(layers) * itemsize
     per_layer = tokens * kept + copies
     unpacked = max(d_in * d_out for d_in, d_out in dims.values()) * itemsize
     if recipe.round.gradient_checkpointing:

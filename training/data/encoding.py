@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from brainstacks.errors import InvalidRequest
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.records import Record
+from training.progress import tracked
 
 LEAST_RESPONSE = 8
 """Tokens that a prompt must leave for its response, or the record teaches next to nothing."""
@@ -33,9 +34,9 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
-def encode(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
+def encode(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
     """All of `examples_of`."""
-    return list(examples_of(records, tokenizer, max_tokens))
+    return list(examples_of(tracked(records, "encoding", "records"), tokenizer, max_tokens))
 
 
 def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> Iterator[Example]:

@@ -41,7 +41,7 @@ def facts(records: RunRecords) -> Section:
             domain,
             f"{m.rounds} x {m.config.experts} x r{m.config.rank}",
             plain(m.seed),
-            m.licence,
+            m.licence or "not told",
             m.description,
         )
         for domain, (m, _) in records.stacks.items()
