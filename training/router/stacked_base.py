@@ -98,8 +98,7 @@ def routed_weights(
 
     As in serving, a stack other than the one that the router was trained with is left out.
     """
-    known = router.metadata.stacks
-    routable = [d for d, digest in stacked.digests.items() if known.get(d) == digest]
+    routable = [d for d, digest in stacked.digests.items() if router.metadata.knows(d, digest)]
     applied: list[Weights] = []
     for given in probabilities:
         chosen = floored(given, router.config.floors)
