@@ -19,6 +19,9 @@ EarlierMode = Literal["all", "none", "sampled"]
 Contamination = Literal["report", "drop", "reassign"]
 ComputeMode = Literal["auto", "float32", "bfloat16"]
 
+SEARCHES = 2
+"""Rounds of the router's search over softer weights; each changes the weight of one domain."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raises ConfigError with `message` unless `condition`."""
@@ -256,6 +259,10 @@ class RouterRecipe:
             f"soft_levels is {list(self.soft_levels)}; it is one or more weights above gate_threshold "
             f"({self.gate_threshold}), up to which none is applied, and at most 1",
         )
+
+    def rows(self, domains: int) -> int:
+        """Rows that an outcome is measured on: all combinations, then single changes of weight, at most."""
+        return int(2**domains + SEARCHES * domains * len(self.soft_levels))
 
     def config(self, domains: tuple[str, ...], token_dim: int) -> MetaRouterConfig:
         """The network for `domains`, on a base whose hidden states have `token_dim` entries."""

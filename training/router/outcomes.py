@@ -17,12 +17,11 @@ from pathlib import Path
 from brainstacks.errors import ConfigError
 from training.data.encoding import Example
 from training.progress import shown
+from training.recipe.settings import SEARCHES
 from training.router.outcome_file import OutcomeFile
 from training.router.stacked_base import StackedBase, Weights, domains_of, name_of
 from training.runs.signals import Interrupted, StopRequest
 
-SEARCHES = 2
-"""Rounds of the search over softer weights; each changes the weight of one domain."""
 AT_ONCE = 8
 """Examples measured together: enough to fill forwards of like lengths, few enough to lose to a kill."""
 
