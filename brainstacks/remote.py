@@ -31,7 +31,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import StackMetadata, check_domain_name
 from brainstacks.stacks.document import printable
 from brainstacks.stacks.manifest import History, Manifest, Version
-from brainstacks.stacks.router_artifact import inspect_file
+from brainstacks.stacks.router_artifact import NOT_ROUTED, inspect_file
 
 KEY_VARIABLE = "BRAINSTACKS_ADMIN_KEY"
 
@@ -78,7 +78,7 @@ def push(
     where = f"generation {published.generation}, sha256 {published.digest}"
     typer.echo(f"{published.name} version {published.version} {outcome}, {where}")
     for stack in changed:
-        typer.echo(f"note: {_not_routed(stack)}", err=True)
+        typer.echo(f"note: {stack['domain']} version {stack['version']}: {NOT_ROUTED}", err=True)
 
 
 @app.command(rich_help_panel="A running server")
@@ -230,13 +230,6 @@ def _bar(what: str, total: int) -> Iterator[client.Progress]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(printable(what), total=total)
         yield lambda moved: bar.advance(task, moved)
-
-
-def _not_routed(stack: dict[str, Any]) -> str:
-    return (
-        f"{stack['domain']} version {stack['version']} is newer than the router, or unknown to it, and not "
-        "routed to; ask for it by name or by fixed weights, or push a router that was trained with it"
-    )
 
 
 def _print_moved(stack: dict[str, Any], as_json: bool) -> None:

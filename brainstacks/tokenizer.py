@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -81,6 +81,41 @@ class ChatTokenizer:
             ids = [*before, *ids, *after]
         return ids
 
+    def encode_answered(
+        self, messages: Sequence[Mapping[str, Any]], answer: str
+    ) -> tuple[list[int], list[int]]:
+        """Ids of the prompt that `encode_chat` makes of `messages`, and of `answer` with what ends it.
+
+        Joined they are the ids of one text: the prompt's, the answer, and what the template puts after it.
+        Where a token would reach over the prompt's end, which none that a model gives can, the prompt keeps
+        its ids, and the answer has those of a text inside another. A base without a template has one user's
+        message as a plain prompt, as `/v1/completions` takes it, and its own end.
+
+        Raises:
+            InvalidRequest: as `encode_chat`; or there is no template, and more than one message.
+        """
+        _check_unicode(answer)
+        after, end = self._end_of_answer
+        if not self._template.there:
+            if [message["role"] for message in messages] != ["user"]:
+                raise InvalidRequest(
+                    "this base has no chat template; give one user's message, which is its prompt",
+                    param="messages",
+                )
+            text = messages[0]["content"]
+            prompt, whole = self.encode(text), self.encode(text + answer)
+        else:
+            prompt = self.encode_chat(messages)
+            if any(special in answer for special in self._special_texts):
+                apart = self._inside(answer, self._text_ids)
+                return prompt, [*apart, *self._inside(after, self._encode_template), *end]
+            options = {"add_generation_prompt": True}
+            whole = self._encode_messages(messages, False, options, after=answer + after)
+        if whole[: len(prompt)] == prompt:
+            return prompt, [*whole[len(prompt) :], *end]
+        encode = self._encode_template if self._template.there else self._text_ids
+        return prompt, [*self._inside(answer + after, encode), *end]
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> str:
@@ -94,12 +129,16 @@ class ChatTokenizer:
         return found
 
     def _encode_messages(
-        self, messages: Sequence[Mapping[str, Any]], continues: bool, options: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        continues: bool,
+        options: Mapping[str, Any],
+        after: str = "",
     ) -> list[int]:
         marks = (*self._special_texts, _SENTINEL[0])
         apart = [at for at, m in enumerate(messages) if any(mark in m["content"] for mark in marks)]
         if not apart and not continues:
-            return self._encode_template(self._template.render(messages, **options))
+            return self._encode_template(self._template.render(messages, **options) + after)
         # Render with stand-ins for these contents, and encode template and contents apart.
         last = len(messages) - 1
         stand_ins = {at: _SENTINEL.format(at) for at in (*apart, *([last] if continues else []))}
@@ -126,7 +165,7 @@ class ChatTokenizer:
                 )
             ids += self._encode_template(template)
             ids += self.encode(messages[at]["content"], add_special_tokens=False)
-        return ids if continues else ids + self._encode_template(rendered)
+        return ids if continues else ids + self._encode_template(rendered + after)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -178,17 +217,20 @@ class ChatTokenizer:
         return max((len(self.token_bytes(token_id)) for token_id in ids), default=1) or 1
 
     @cached_property
-    def end_of_turn_ids(self) -> tuple[int, ...]:
-        """What the chat template puts after an assistant's answer, up to the token that ends generation."""
-        rendered = self._template.render(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL.format(0)}],
-            add_generation_prompt=False,
-        )
-        tail = self._encode_template(rendered.partition(_SENTINEL.format(0))[2])
-        for i, token_id in enumerate(tail):
-            if token_id in self.eos_token_ids:
-                return tuple(tail[: i + 1])
-        return self.eos_token_ids[:1]
+    def _end_of_answer(self) -> tuple[str, tuple[int, ...]]:
+        """What the chat template puts after an assistant's answer, up to the token that ends generation; the
+        base's own such token, where it puts none there."""
+        tail = ""
+        if self._template.there:
+            mark = _SENTINEL.format(0)
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+            tail = self._template.render(turns, add_generation_prompt=False).partition(mark)[2]
+        texts = (str(self._tokenizer.convert_ids_to_tokens(i)) for i in self.eos_token_ids)
+        found = sorted((tail.index(text), text) for text in texts if text in tail)
+        if not found:
+            return "", self.eos_token_ids[:1]
+        at, text = found[0]
+        return tail[: at + len(text)], ()
 
     @property
     def template_variables(self) -> frozenset[str]:
@@ -214,6 +256,14 @@ class ChatTokenizer:
         extra = len(whole) - len(plain)
         start = next((at for at in range(extra + 1) if whole[at : at + len(plain)] == plain), extra)
         return whole[:start], whole[start + len(plain) :]
+
+    def _inside(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """Ids of `text` where other text precedes it: SentencePiece then puts no space in front of it."""
+        mark, marked = encode("\n"), encode(f"\n{text}")
+        return marked[len(mark) :] if marked[: len(mark)] == mark else encode(text)
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False)
 
     def _encode_template(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)

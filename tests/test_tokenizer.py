@@ -221,7 +221,7 @@ def test_token_bytes_are_exact_and_concatenate_to_the_text() -> None:
 
 def test_special_ids_and_the_end_of_a_turn_are_the_templates() -> None:
     assert TINY.special_ids == {END_OF_TEXT, START, END}
-    assert TINY.end_of_turn_ids == (END,)
+    assert TINY.encode_answered(user("a"), "b")[1] == [*b"b", END]
 
 
 def test_decoding_can_leave_special_tokens_out() -> None:
@@ -260,7 +260,7 @@ def test_the_packaged_template_is_chatml_and_special_text_stays_text(packaged_ba
     count = {i: plain.count(i) for i in chat.special_ids if i in plain}
     assert {i: hostile.count(i) for i in chat.special_ids if i in hostile} == count
     assert chat.decode(plain).startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>")
-    assert chat.end_of_turn_ids == packaged_base.eos_token_ids[:1]
+    assert chat.encode_answered(user("a"), "")[1] == list(packaged_base.eos_token_ids[:1])
 
 
 def test_special_tokens_do_not_count_for_the_longest() -> None:

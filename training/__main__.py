@@ -36,14 +36,17 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         help="Directory with <domain>/train.jsonl and, optionally, <domain>/validation.jsonl, "
-        "in place of the recipe's sources."
+        "in place of these domains' sources in the recipe."
     ),
 ]
 PublishOption = Annotated[Path, typer.Option("--registry", help="To publish to; made when it is not there.")]
 ServedOption = Annotated[Path, typer.Option("--registry", help="Whose active stacks and router count.")]
 RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to go on.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only print what the run would take: memory, steps, sizes.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Only print what the run would take: memory, steps, time, the router too."
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or cuda:N for the GPU number N.")
@@ -100,12 +103,23 @@ def stack(
     recipe: RecipeOption = "demo",
     run: RunOption = Path("runs/stack"),
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Train one domain on top of what the registry serves, and publish it: add a skill."""
+    """Train one domain on top of what the registry serves, and publish it: add a skill.
+
+    It takes the data of this domain alone.
+    """
+    plan = load_recipe(recipe)
+    if dry_run:
+        from training.curriculum.dry_run import dry_run as estimate
+
+        served = Registry(registry).snapshot().domains if registry.exists() else {}
+        rounds = {name: history.current.rounds for name, history in served.items()}
+        estimate(plan, _console(), device, plan.domain(domain).name, rounds)
+        return
     from training.curriculum.outer_loop import run_stack
 
-    plan, served = load_recipe(recipe), Registry(registry, create=True)
-    _finish(run_stack(plan, domain, served, run, data, device=device))
+    _finish(run_stack(plan, domain, Registry(registry, create=True), run, data, device=device))
 
 
 @app.command()
@@ -179,6 +193,10 @@ def card(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="evaluation.json, as `evaluate` writes it."),
     ] = None,
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."),
+    ] = None,
 ) -> None:
     """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
     from training.evaluation.evaluation import Evaluation
@@ -186,7 +204,15 @@ def card(
     from training.runs.stored import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
-    print(printable(card_of(Registry(registry), found)))
+    licences = dict(_pair(text) for text in licence or ())
+    print(printable(card_of(Registry(registry), found, licences)))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name.strip() and value.strip()):
+        raise typer.BadParameter(f"{text!r} is no DOMAIN=LICENCE", param_hint="--licence")
+    return name.strip(), value.strip()
 
 
 def _console() -> Console:

@@ -124,5 +124,5 @@ def factors(active: ActiveStack) -> dict[str, Tensor]:
     for key, down in active.down.items():
         group = INPUT_GROUPS[int(key.rpartition("_")[2])]
         projections = sum(name in config.projections for name in group)
-        found[key] = down[: projections * columns].unflatten(0, (projections, columns))
+        found[key] = down.unflatten(0, (projections, columns))
     return found

@@ -267,4 +267,5 @@ class Status:
         if not self._thread.alive:
             problems.insert(0, "the engine thread has stopped")
         able = self._thread.alive and self._thread.problem is None
-        return Readiness(able and not self.draining, tuple(problems))
+        unrouted = self._engine.serving.unrouted
+        return Readiness(able and not self.draining, tuple(problems), unrouted)

@@ -108,7 +108,9 @@ class Readiness:
     Attributes:
         ready: base, registry and router are usable and the engine is not draining.
         problems: why not; or, when ready, what is degraded (a corrupt version that is not served, say).
+        unrouted: domains that are served, and that routed requests leave out.
     """
 
     ready: bool
     problems: tuple[str, ...] = ()
+    unrouted: tuple[str, ...] = ()

@@ -34,6 +34,12 @@ from brainstacks.stacks.envelope import (
 )
 from brainstacks.stacks.safetensors_file import read_header
 
+NOT_ROUTED = (
+    "the router in force was not trained with it, so routed requests leave it out; ask for it by name or by "
+    "fixed weights, or publish a router that was trained with it (PUT /admin/router)"
+)
+"""What is to be said of a stack that no router knows."""
+
 
 @dataclass(frozen=True)
 class RouterMetadata:
@@ -60,6 +66,10 @@ class RouterMetadata:
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
     description: str = ""
+
+    def knows(self, domain: str, digest: str) -> bool:
+        """Whether it routes to the stack with this digest: it was trained with that very one."""
+        return self.stacks.get(domain) == digest
 
     def __post_init__(self) -> None:
         for domain in self.config.domains:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from brainstacks.stacks.artifact import check_domain_name
+from brainstacks.stacks.router_artifact import NOT_ROUTED
 from server import replies
 from server.api.changes import (
     FILE_BODY,
@@ -21,7 +22,7 @@ from server.api.changes import (
     tag,
     tagged,
 )
-from server.api.context import Ctx
+from server.api.context import Context, Ctx
 from server.composition import routing_object
 from server.downloads import StoredFile
 from server.json_body import JsonRoute
@@ -95,7 +96,8 @@ async def put_stack(
             published = await ctx.engine.stacks.publish(
                 domain, file, expected_generation=generation, before=before
             )
-    return published_reply(request, published, "domain", status=201 if published.created else 200)
+    told = _routed(ctx, domain)
+    return published_reply(request, published, "domain", status=201 if published.created else 200, **told)
 
 
 @routes.post(
@@ -108,7 +110,13 @@ async def activate_stack(
     body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
     published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
-    return published_reply(request, published, "domain")
+    return published_reply(request, published, "domain", **_routed(ctx, domain))
+
+
+def _routed(ctx: Context, domain: str) -> dict[str, Any]:
+    """What a reply tells of whether routed requests use what is served now."""
+    routable = any(one.routable for one in ctx.engine.stacks.domains() if one.domain == domain)
+    return {"routable": routable, **({} if routable else {"note": f"{domain}: {NOT_ROUTED}"})}
 
 
 @routes.get(

@@ -47,13 +47,18 @@ class Stacks(Reply):
 
 
 class PublishedStack(Reply):
-    """What serves after a change. `created` is false where the same bytes were there already."""
+    """What serves after a change. `created` is false where the same bytes were there already.
+
+    `routable` says whether routed requests use it, and `note` what to do where they do not.
+    """
 
     domain: str
     version: int
     digest: str
     generation: int
     created: bool
+    routable: bool | MISSING = MISSING
+    note: str | MISSING = MISSING
     purged: bool | MISSING = MISSING
 
 

@@ -63,10 +63,10 @@ async def test_ready_tells_why_not_and_what_is_degraded(
     client: httpx2.AsyncClient, engine: FakeEngine
 ) -> None:
     assert (await client.get("/ready")).json() == {"ready": True, "problems": []}
-    engine.ready = Readiness(True, ("chat version 2 is corrupt",))
+    engine.ready = Readiness(True, ("chat version 2 is corrupt",), ("law: routed requests leave it out",))
     degraded = await client.get("/ready")
     assert degraded.status_code == 200
-    assert degraded.json()["problems"] == ["chat version 2 is corrupt"]
+    assert degraded.json()["problems"] == ["chat version 2 is corrupt", "law: routed requests leave it out"]
     engine.ready = Readiness(False, ("no router",))
     assert (await client.get("/ready")).status_code == 503
 

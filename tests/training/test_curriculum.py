@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,40 @@ def test_one_domain_is_added_to_what_a_registry_serves(
     assert after["chat"] == before["chat"]
     metadata = inspect_stack(registry.blob_path(after["math"])).metadata
     assert [(p.domain, p.digest) for p in metadata.predecessors] == [("chat", before["chat"])]
+
+
+def test_a_stack_may_have_deltas_on_some_projections_and_says_how_it_was_trained(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    plan = recipe(tiny_directory, "math", router={})
+    stack = dataclasses.replace(plan.stack, projections=("q_proj", "v_proj", "down_proj"))
+    training = dataclasses.replace(plan.round, dropout=0.1, gate_learning_rate=1e-3)
+    run_curriculum(
+        dataclasses.replace(plan, stack=stack, round=training), registry, tmp_path / "run", data, quiet
+    )
+    path = registry.blob_path(digests(registry)["math"])
+    metadata = read_stack_metadata(path)
+    assert metadata.config.projections == stack.projections == tuple(metadata.dims)
+    assert {name.split(".")[-2] for name in load_stack(path).tensors} == set(stack.projections)
+    assert metadata.hyperparameters["dropout"] == 0.1
+    assert metadata.hyperparameters["gate_learning_rate"] == 1e-3
+    served = ComposedModel.load(tiny_directory, registry=tmp_path / "registry", quantization="none")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert not torch.equal(served.logits(ids, weights={"math": 1.0}), served.logits(ids))
+
+
+def test_to_add_a_domain_takes_its_own_data_alone_unless_others_decide_what_it_learns(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run_curriculum(recipe(tiny_directory, "chat"), registry, tmp_path / "first", data, quiet)
+    own = tmp_path / "own"
+    shutil.copytree(data / "math", own / "math")
+    plan = recipe(tiny_directory, "chat", "math")
+    assert run_stack(plan, "math", registry, tmp_path / "second", own, quiet) == ()
+    assert set(digests(registry)) == {"chat", "math"}
+    for decides in ({"null_space": {"directions": 6, "samples": 12}}, {"data": {"contamination": "drop"}}):
+        with pytest.raises(ConfigError, match="'chat' has no sources"):
+            run_stack(recipe(tiny_directory, **decides), "math", registry, tmp_path / "third", own, quiet)
 
 
 def test_stacks_without_data_are_part_of_the_forgetting_matrix_and_refused_for_a_null_space(

@@ -107,7 +107,7 @@ def test_a_finished_stack_that_was_damaged_is_made_again_and_not_published(
 
 
 def test_missing_data_names_the_file(tiny_directory: Path, registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"chat/train\.jsonl"):
+    with pytest.raises(ConfigError, match=r"none of the domains \(chat, math\); .*<domain>/train\.jsonl"):
         run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", tmp_path, quiet)
 
 

@@ -21,6 +21,7 @@ from brainstacks.stacks.artifact import StackMetadata, sha256_file
 from brainstacks.stacks.tensors import save_stack
 from training.data.domains import DomainData
 from training.data.encoding import Example, encode
+from training.progress import working
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.rounds import null_space
 from training.rounds.earlier_stacks import EarlierStacks
@@ -123,8 +124,7 @@ class DomainTraining:
     def _told(self, domain: str, train: Sequence[Example]) -> str:
         """What of a domain's training records is learnt."""
         records, limit = self._records[domain].train, self._recipe.data.max_tokens
-        end = tuple(self._tokenizer.end_of_turn_ids)
-        cut = sum(example.response[-len(end) :] != end for example in train)
+        cut = sum(example.cut for example in train)
         return (
             f"{domain}: {len(train)} of {len(records)} records; {len(records) - len(train)} left out (no "
             f"room, or refused by the chat template), {cut} cut at {limit} tokens"
@@ -165,7 +165,10 @@ class DomainTraining:
             share = -(-config.samples // len(known))
             examples = [e for d in known for e in self.encoded(d, "selection")[:share]]
             sources = self._frozen.all_on()
-            space = null_space.measure_examples(model, self._workshop.hooks, sources, examples, config, known)
+            with working("measuring the null space"):
+                space = null_space.measure_examples(
+                    model, self._workshop.hooks, sources, examples, config, known
+                )
             return space.to_tensors(), {"facts": space.facts()}
 
         found = self._kept(self._run.domain(domain) / "null-space", measure)
@@ -218,7 +221,7 @@ class DomainTraining:
             domain=domain.name,
             rounds=len(rounds),
             config=self._stack_config(),
-            dims=identity.dims,
+            dims={projection: identity.dims[projection] for projection in self._recipe.stack.projections},
             base=identity.ref,
             null_space=space.facts() if space is not None else None,
             predecessors=() if alone else tuple(self._frozen.predecessors),

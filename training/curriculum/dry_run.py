@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,89 @@ from torch import nn
 from brainstacks.base_files import locate
 from brainstacks.checkpoint import plain_checkpoint
 from brainstacks.errors import ConfigError
-from training.curriculum.estimate import MemoryEstimate, RunSize, estimate, own_dtype, run_size
+from training.curriculum.estimate import (
+    MemoryEstimate,
+    RunSize,
+    estimate,
+    frozen_rounds_on,
+    own_dtype,
+    run_size,
+)
+from training.curriculum.pace import Times, measure_pace, times
+from training.progress import duration, working
 from training.recipe.recipe import Recipe
 from training.rounds.compute import candidates, memory_of
 from training.rounds.device import take_device
 
 
-def dry_run(recipe: Recipe, console: Console, name: str = "auto") -> None:
-    """Print the size of a run of `recipe`, and its memory against what the device `name` has.
+def dry_run(
+    recipe: Recipe,
+    console: Console,
+    name: str = "auto",
+    domain: str | None = None,
+    served: Mapping[str, int] | None = None,
+) -> None:
+    """Print the size of a run of `recipe`, its memory against what the device `name` has, and its time.
+
+    Args:
+        domain: the one that `stack` is to train; None: the whole curriculum.
+        served: domain -> rounds of what a registry serves.
 
     Raises:
-        ConfigError: the base's configuration cannot be had; there is no such device.
+        ConfigError: the base's configuration cannot be had; there is no such device, or no such domain.
         UnsupportedModel: the base cannot carry stacks.
     """
     device = take_device(name)
-    model = empty_model(base_config(recipe.base))
-    memory = {
-        str(dtype).removeprefix("torch."): estimate(recipe, model, device, dtype)
-        for dtype in candidates(model, own_dtype(recipe, model), recipe.compute, device)
-    }
-    show(run_size(recipe, model), memory, memory_of(device), device, console)
+    others = {d: rounds for d, rounds in (served or {}).items() if d != domain}
+    plan, earlier = (recipe, 0) if domain is None else (_alone(recipe, domain), sum(others.values()))
+    domains = len(recipe.domains) if domain is None else len(others) + 1
+    config = base_config(recipe.base)
+    model = empty_model(config)
+    dtypes = candidates(model, own_dtype(recipe, model), recipe.compute, device)
+    memory = {_name(dtype): estimate(plan, model, device, dtype, earlier) for dtype in dtypes}
+    show(run_size(plan, model), memory, memory_of(device), device, console)
+    most = frozen_rounds_on(plan, earlier)
+    frozen = most if domain else most // 2  # of a whole curriculum, about the mean
+    routed = earlier + run_size(plan, model).rounds
+    with working("measuring how fast a layer is here"):
+        taken = {
+            _name(dtype): times(plan, measure_pace(plan, config, device, dtype, frozen, routed), domains)
+            for dtype in dtypes
+        }
+    show_times(taken, domains, console)
+
+
+def _alone(recipe: Recipe, domain: str) -> Recipe:
+    router = dataclasses.replace(recipe.router, floors={})
+    return dataclasses.replace(recipe, domains=(recipe.domain(domain),), router=router)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def show_times(taken: Mapping[str, Times], domains: int, console: Console) -> None:
+    """Print how long the run takes, and its router.
+
+    Args:
+        taken: the name of a dtype that the run may compute in -> what it takes then.
+        domains: that the router has stacks of.
+    """
+    table = Table(title="time, at most")
+    table.add_column("computing in")
+    for name in taken:
+        table.add_column(name, justify="right")
+    found = taken.values()
+    for name in ("steps", "evaluations"):
+        table.add_row(name, *(duration(getattr(one, name)) for one in found))
+    table.add_row("training, in all", *(duration(one.steps + one.evaluations) for one in found))
+    table.add_section()
+    table.add_row(f"a router of {domains} domains", *(duration(one.router) for one in found))
+    console.print(table)
+    console.print(
+        "measured on two layers of this shape with random weights, as if every core were free; rows half as "
+        "long take half the time"
+    )
 
 
 def base_config(base: str) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from brainstacks.config import PROJECTIONS, Quantization
+from brainstacks.config import Quantization
 from brainstacks.layers.projections import INPUT_GROUPS, decoder_layers, find_sites, projection_dims
 from training.data.batches import LABEL_COST, TOKENS
 from training.recipe.recipe import Recipe
@@ -109,8 +109,13 @@ def own_dtype(recipe: Recipe, model: nn.Module) -> torch.dtype:
     return model.config.dtype or torch.float32  # type: ignore[return-value]
 
 
-def estimate(recipe: Recipe, model: nn.Module, device: torch.device, dtype: torch.dtype) -> MemoryEstimate:
+def estimate(
+    recipe: Recipe, model: nn.Module, device: torch.device, dtype: torch.dtype, earlier: int = 0
+) -> MemoryEstimate:
     """Bytes that `recipe` takes on `device`, for a base that looks like `model`, computing in `dtype`.
+
+    Args:
+        earlier: frozen rounds that are there before it begins, taken to be of the recipe's shape.
 
     Raises:
         UnsupportedModel: the base lacks a projection.
@@ -122,10 +127,10 @@ def estimate(recipe: Recipe, model: nn.Module, device: torch.device, dtype: torc
     prompts = len(recipe.domains) * (router.prompts + router.unmeasured + router.held_out)
     return MemoryEstimate(
         base=base_bytes(model, quantization, dtype),
-        frozen=(size.rounds - 1) * size.stored * dtype.itemsize,
+        frozen=(size.rounds - 1 + earlier) * size.stored * dtype.itemsize,
         active=size.trained * (4 + 4) + state_bytes(elements, recipe.round, device),
         null_space=_null_space_bytes(recipe, model),
-        activations=activation_bytes(recipe, model, dtype),
+        activations=activation_bytes(recipe, model, dtype, earlier),
         logits=_logit_bytes(recipe, model, dtype),
         router_features=prompts * router.sequence_length * hidden * 4,
     )
@@ -153,7 +158,7 @@ def base_bytes(model: nn.Module, quantization: Quantization, dtype: torch.dtype)
     return total + sum(whole.values()) * dtype.itemsize
 
 
-def activation_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> int:
+def activation_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype, earlier: int = 0) -> int:
     """Bytes that the forward of one micro-batch keeps for its backward pass; rough, and rather too many.
 
     For each token a layer keeps, in elements of `dtype`, with hidden size h, intermediate size m,
@@ -162,20 +167,22 @@ def activation_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> in
         2 h + 2 q + 2 k + 4 m     what projections and attention read, and the parts of the MLP's product
         2 N r + F N r             for each projection, with F frozen rounds that are on
 
-    besides a float32 for each input of an RMSNorm, some bytes for each of the N gates of a delta, and, once
-    for all tokens, the active weights in `dtype`. With gradient checkpointing one layer keeps that
-    at a time, and every layer its input, h. A quantised weight is unpacked where it is used, one at a time.
+    besides a float32 for each input of an RMSNorm, some bytes for each of the N gates of a delta, with
+    dropout the inputs once more and their masks, and, once for all tokens, the active weights in `dtype`.
+    With gradient checkpointing one layer keeps that at a time, and every layer its input, h. A quantised
+    weight is unpacked where it is used, one at a time.
     """
     dims, layers = projection_dims(find_sites(model)), decoder_layers(model)
     itemsize, tokens = dtype.itemsize, _micro_batch(recipe)
     (hidden, queries), keys, wide = dims["q_proj"], dims["k_proj"][1], dims["down_proj"][0]
-    rank, frozen = recipe.stack.rank * itemsize, _frozen_rounds_on(recipe)
+    rank, frozen = recipe.stack.rank * itemsize, frozen_rounds_on(recipe, earlier)
     delta = recipe.stack.experts * (2 * rank + GATE_BYTES + frozen * (rank + FROZEN_GATE_BYTES))
     kept = itemsize * (2 * hidden + 2 * queries + 2 * keys + 4 * wide)
     kept += 4 * _norm_inputs(layers[0], hidden, queries + keys)
-    kept += len(PROJECTIONS) * delta
-    copied = itemsize != 4 or recipe.null_space is not None
-    copies = run_size(recipe, model).trained // len(layers) * itemsize if copied else 0
+    kept += len(recipe.stack.projections) * delta
+    if recipe.round.dropout:
+        kept += sum(dims[group[0]][0] for group in INPUT_GROUPS) * (itemsize + 1)
+    copies = run_size(recipe, model).trained // len(layers) * itemsize
     per_layer = tokens * kept + copies
     unpacked = max(d_in * d_out for d_in, d_out in dims.values()) * itemsize
     if recipe.round.gradient_checkpointing:
@@ -207,9 +214,11 @@ def _logit_bytes(recipe: Recipe, model: nn.Module, dtype: torch.dtype) -> int:
     return int(vocabulary) * max(training, evaluation)
 
 
-def _frozen_rounds_on(recipe: Recipe) -> int:
-    """Most frozen rounds that a training forward computes: the domain's own, and those of earlier domains."""
-    return (max if recipe.earlier_stacks == "none" else sum)(map(recipe.rounds_of, recipe.domains)) - 1
+def frozen_rounds_on(recipe: Recipe, earlier: int = 0) -> int:
+    """Most frozen rounds that a training forward computes: the domain's own, those of earlier domains, and
+    `earlier` ones that were there before."""
+    rounds = [recipe.rounds_of(domain) for domain in recipe.domains]
+    return (max(rounds) if recipe.earlier_stacks == "none" else sum(rounds) + earlier) - 1
 
 
 def _micro_batch(recipe: Recipe) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, Literal, get_args
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from training.data.encoding import Example
+from training.progress import tracked
 from training.rounds.objective import mean_nll
 
 Kind = Literal["prefix", "ungated", "isolated"]
@@ -162,16 +162,15 @@ def measure_row(
             no losses, and its stack is part of the others' compositions all the same.
     """
 
-    @cache  # compositions of the first and of the last domain coincide
-    def loss(domain: str, on: tuple[str, ...]) -> float:
-        return mean_nll(model, hooks, examples[domain], [bank.bind([dict.fromkeys(on, 1.0)])])
-
     every = tuple(domains)
-    return {
-        d: Losses(loss(d, every[: t + 1]), loss(d, every), loss(d, (d,)))
-        for t, d in enumerate(every)
-        if d in examples
+    compositions = {d: (every[: t + 1], every, (d,)) for t, d in enumerate(every) if d in examples}
+    # Once each: compositions of the first and of the last domain coincide.
+    wanted = list(dict.fromkeys((d, on) for d, three in compositions.items() for on in three))
+    losses = {
+        (d, on): mean_nll(model, hooks, examples[d], [bank.bind([dict.fromkeys(on, 1.0)])])
+        for d, on in tracked(wanted, "measuring what is forgotten", "losses")
     }
+    return {d: Losses(*(losses[d, on] for on in three)) for d, three in compositions.items()}
 
 
 def _mean(values: Iterable[float]) -> float:

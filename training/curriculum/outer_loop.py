@@ -24,7 +24,8 @@ from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
 from training.curriculum.domain import DomainTraining
 from training.curriculum.forgetting import ForgettingMatrix, measure_row
-from training.data.domains import DomainData, check_data, prepare
+from training.data.domains import DomainData, check_data, has_directory, prepare
+from training.progress import silent, working
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.rounds.compute import Compute, choose
 from training.rounds.device import named
@@ -85,13 +86,14 @@ def run_stack(
 ) -> tuple[str, ...]:
     """Train one domain of `recipe` on top of what `registry` serves, and publish it: add a skill.
 
+    Of the other domains no data is needed. What `data` holds of them is used to measure them again.
     Arguments, result and errors are those of `run_curriculum`.
     """
     new = recipe.domain(domain)
     served = registry.snapshot().domains
     earlier = {other: history.current.digest for other, history in served.items() if other != domain}
     command = {"stack": domain, "on top of": earlier}
-    with _open(recipe, path, data, command, report, device) as curriculum:
+    with _open(recipe, path, data, command, report, device, new) as curriculum:
         for digest in earlier.values():
             curriculum.hold(registry.blob_path(digest))
         return () if curriculum.take_in(new, registry) else (domain,)
@@ -99,9 +101,19 @@ def run_stack(
 
 @contextmanager
 def _open(
-    recipe: Recipe, path: Path, data: Path | None, command: Any, report: Report, device: str
+    recipe: Recipe,
+    path: Path,
+    data: Path | None,
+    command: Any,
+    report: Report,
+    device: str,
+    only: DomainRecipe | None = None,
 ) -> Iterator[_Curriculum]:
-    """Hold the run's directory, and load the base and the data, while the `with` lasts."""
+    """Hold the run's directory, and load the base and the data, while the `with` lasts.
+
+    Args:
+        only: the one domain that is trained.
+    """
     accelerator = make_accelerator(device)
     main = accelerator.is_main_process
     run = RunDirectory(path)
@@ -111,8 +123,11 @@ def _open(
         stop = resources.enter_context(StopRequest())
         if main:
             resources.enter_context(run)  # before anything large is loaded a second time
-        records = prepare(recipe, data)
-        base = load_base(recipe.base, quantization=recipe.quantization, device=named(accelerator.device))
+        else:
+            resources.enter_context(silent())
+        records = prepare(recipe, data, recipe.domains if only is None else _needed(recipe, only, data))
+        with working("loading the base"):
+            base = load_base(recipe.base, quantization=recipe.quantization, device=named(accelerator.device))
         recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))
         check_data(recipe, records, base.chat_tokenizer())
         compute = _compute(recipe, base, run, accelerator)
@@ -126,6 +141,14 @@ def _open(
         log = resources.enter_context(RunLog(path)) if main else NoLog()
         workshop = Workshop(accelerator, base, hooks, log, stop)
         yield _Curriculum(recipe, workshop, run, records, report if main else lambda line: None)
+
+
+def _needed(recipe: Recipe, domain: DomainRecipe, data: Path | None) -> tuple[DomainRecipe, ...]:
+    """Whose data is read where `domain` alone is trained: its own, and of others what the directory `data`
+    holds; everyone's where they decide what it learns."""
+    if recipe.null_space is not None or recipe.data.contamination != "report":
+        return recipe.domains
+    return tuple(d for d in recipe.domains if d == domain or has_directory(d, data))
 
 
 def _compute(recipe: Recipe, base: BaseModel, run: RunDirectory, accelerator: Accelerator) -> Compute:

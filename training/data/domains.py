@@ -18,6 +18,7 @@ from training.data.encoding import examples_of
 from training.data.records import Record
 from training.data.sources import load_directory, load_source
 from training.data.splits import Pool, mix, split
+from training.progress import tracked, working
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.recipe.settings import require
 
@@ -61,20 +62,35 @@ class _Loaded:
     left_out: Mapping[str, int]
 
 
-def prepare(recipe: Recipe, data: Path | None = None) -> dict[str, DomainData]:
-    """Records of every domain of `recipe`, in its order; the same for the same recipe and data.
+def prepare(
+    recipe: Recipe, data: Path | None = None, domains: Sequence[DomainRecipe] | None = None
+) -> dict[str, DomainData]:
+    """Records of the domains of `recipe`, in its order; the same for the same recipe and data.
 
     Args:
-        data: directory with `<domain>/train.jsonl` and, optionally, `<domain>/validation.jsonl` for every
-            domain, in place of the recipe's sources.
+        data: directory with `<domain>/train.jsonl` and, optionally, `<domain>/validation.jsonl`: a domain
+            that has a directory there is read from it, and another from the recipe's sources.
+        domains: whose records; None: everyone's.
 
     Raises:
         ConfigError: a domain has no source, a source cannot be read or is empty, or too few records are left
-            to train on.
+            to train on; `data` has nothing for any domain.
     """
-    loaded = {domain.name: _load(domain, data, recipe.data.seed) for domain in recipe.domains}
+    chosen = recipe.domains if domains is None else domains
+    if data is not None:
+        names = ", ".join(domain.name for domain in chosen)
+        require(
+            any(has_directory(domain, data) for domain in chosen),
+            f"{str(data)!r} has a directory for none of the domains ({names}); give the one that holds "
+            "<domain>/train.jsonl",
+        )
+    loaded = {
+        domain.name: _load(domain, data, recipe.data.seed)
+        for domain in tracked(chosen, "reading records", "domains")
+    }
     pools = {name: domain.pool for name, domain in loaded.items()}
-    shared = shared_prompts({name: pool.all for name, pool in pools.items()})
+    with working("looking for prompts that domains share"):
+        shared = shared_prompts({name: pool.all for name, pool in pools.items()})
     resolved = resolve(pools, shared, recipe.data.contamination)
     prepared = {}
     for name, domain in loaded.items():
@@ -104,6 +120,11 @@ def prepare(recipe: Recipe, data: Path | None = None) -> dict[str, DomainData]:
     return prepared
 
 
+def has_directory(domain: DomainRecipe, data: Path | None) -> bool:
+    """Whether `data`, as `prepare` takes it, holds the records of `domain`."""
+    return data is not None and (data / domain.name).is_dir()
+
+
 def check_data(recipe: Recipe, records: Mapping[str, DomainData], tokenizer: ChatTokenizer) -> None:
     """See that every domain can be trained, before the first is.
 
@@ -121,13 +142,14 @@ def check_data(recipe: Recipe, records: Mapping[str, DomainData], tokenizer: Cha
 
 
 def _load(domain: DomainRecipe, data: Path | None, seed: int) -> _Loaded:
-    if data is not None:
+    if data is not None and has_directory(domain, data):
         loaded = [(load_directory(data / domain.name), 1.0)]
     else:
         loaded = [(load_source(source), source.weight) for source in domain.sources]
     if not loaded:
         raise ConfigError(
-            f"domain {domain.name!r} has no sources; list some under `sources:`, or give a data directory"
+            f"domain {domain.name!r} has no sources; list some under `sources:`, or give a data directory "
+            f"that holds {domain.name}/train.jsonl"
         )
     sources = [source for source, _ in loaded]
     mixed = mix([(source.records, weight) for source, weight in loaded], seed)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from brainstacks.errors import InvalidRequest
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.records import Record
+from training.progress import tracked
 
 LEAST_RESPONSE = 8
 """Tokens that a prompt must leave for its response, or the record teaches next to nothing."""
@@ -18,21 +19,24 @@ class Example:
     """Token ids of one record; the loss is taken on `response` alone.
 
     Attributes:
-        prompt: chat template around the conversation, generation prompt included.
-        response: answer and the template's end of turn.
+        prompt: chat template around the conversation, generation prompt included; of a base without one, the
+            plain prompt.
+        response: answer and the template's end of turn, as `ChatTokenizer.encode_answered` joins them.
+        cut: the end of the response is left out.
     """
 
     id: str
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
 
-def encode(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
+def encode(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
     """All of `examples_of`."""
-    return list(examples_of(records, tokenizer, max_tokens))
+    return list(examples_of(tracked(records, "encoding", "records"), tokenizer, max_tokens))
 
 
 def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> Iterator[Example]:
@@ -42,11 +46,16 @@ def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens:
     one such row in a large data set must not end a run.
     """
     for record in records:
+        size = sum(len(message.content.encode()) for message in record.messages)
+        if size > (max_tokens - LEAST_RESPONSE) * tokenizer.longest_token:
+            continue  # unencoded: a prompt of megabytes would take seconds
         try:
-            prompt = tokenizer.encode_chat([asdict(message) for message in record.messages])
+            prompt, response = tokenizer.encode_answered(
+                [asdict(message) for message in record.messages], record.response
+            )
         except InvalidRequest:
             continue
-        response = [*tokenizer.encode(record.response, add_special_tokens=False), *tokenizer.end_of_turn_ids]
         room = max_tokens - len(prompt)
         if room >= LEAST_RESPONSE:
-            yield Example(record.id, tuple(prompt), tuple(response[:room]))
+            cut = len(response) > room
+            yield Example(record.id, tuple(prompt), tuple(response[:room]), cut)

@@ -8,7 +8,7 @@ answers nothing, or in which a tool takes part, is one such turn: no stack learn
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -83,6 +83,15 @@ def _prompt_response(row: Row) -> list[Turn]:
     return [(_user(_text(row, "prompt")), _text(row, "response"), None)]
 
 
+def _prompt_completion(row: Row) -> list[Turn]:
+    """TRL's: both texts, or both conversations, of which the completion's answers are learnt."""
+    completion = _get(row, "completion")
+    if isinstance(completion, str | None):
+        return [(_prompt(_get(row, "prompt")), completion or "", None)]
+    before, after = _prompt(_get(row, "prompt")), _conversation(completion, "role", "content")
+    return _answers([*before, *after], [False] * len(before) + _learnt(completion))
+
+
 def _alpaca(row: Row) -> list[Turn]:
     instruction, context = _text(row, "instruction"), _optional_text(row, "input")
     prompt = f"{instruction}\n\n{context}" if context else instruction
@@ -124,11 +133,14 @@ def _preference(row: Row) -> list[Turn]:
     other, rejected = _preferred(_get(row, "rejected"))
     if history != other:
         raise ConfigError("`chosen` and `rejected` answer different conversations")
-    return [(history or _prompt(_get(row, "prompt")), chosen, rejected)]
+    if not history or history[0].role == "assistant":  # it goes on from the prompt, and does not hold it
+        history = (*_prompt(_get(row, "prompt")), *history)
+    return [(history, chosen, rejected)]
 
 
 FORMATS: Mapping[FormatName, Callable[[Row], list[Turn]]] = {
     "prompt_response": _prompt_response,
+    "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,
     "messages": _messages,
     "sharegpt": _sharegpt,
@@ -138,6 +150,15 @@ FORMATS: Mapping[FormatName, Callable[[Row], list[Turn]]] = {
 }
 
 
+def format_of(columns: Container[str]) -> FormatName:
+    """The format of a file whose rows have these columns, where nobody says: one that TRL takes, or ours."""
+    if "chosen" in columns:
+        return "preference"
+    if "response" not in columns and "completion" in columns:
+        return "prompt_completion"
+    return "messages" if "messages" in columns and "prompt" not in columns else "prompt_response"
+
+
 # --- parts ---------------------------------------------------------------------------------------
 
 
@@ -145,7 +166,8 @@ def _get(row: Row, key: str) -> Any:
     if key not in row:
         raise ConfigError(
             f"no {key!r}; it has {', '.join(map(str, row))}. Name its columns under `columns:`, or take the "
-            "`format:` that fits (with --data, a row has prompt and response)"
+            "`format:` that fits (with --data: prompt and response, prompt and completion, messages, or "
+            "chosen and rejected)"
         )
     return row[key]
 
@@ -240,4 +262,8 @@ def _preferred(value: Any) -> tuple[tuple[Message, ...], str]:
 
 
 def _prompt(value: Any) -> tuple[Message, ...]:
-    return _user(value) if isinstance(value, str) else tuple(_conversation(value, "role", "content"))
+    return (
+        _user(value or "")
+        if isinstance(value, str | None)
+        else tuple(_conversation(value, "role", "content"))
+    )

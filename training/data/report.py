@@ -15,6 +15,7 @@ from brainstacks.tokenizer import ChatTokenizer
 from training.data.contamination import Overlap, shared_prompts
 from training.data.domains import DomainData
 from training.data.encoding import LEAST_RESPONSE, encode
+from training.progress import working
 from training.recipe.settings import require
 
 PERCENTILES = (50, 90, 99, 100)
@@ -100,7 +101,8 @@ class DataReport:
 def report(prepared: Mapping[str, DomainData], tokenizer: ChatTokenizer, max_tokens: int) -> DataReport:
     """Measure `prepared`, with lengths in tokens of `tokenizer`."""
     domains = tuple(_domain(data, tokenizer, max_tokens) for data in prepared.values())
-    return DataReport(max_tokens, domains, _leaks(prepared))
+    with working("looking for prompts that training shares with validation"):
+        return DataReport(max_tokens, domains, _leaks(prepared))
 
 
 def _domain(data: DomainData, tokenizer: ChatTokenizer, max_tokens: int) -> DomainReport:

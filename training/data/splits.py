@@ -7,12 +7,18 @@ it, and stay together: what is set aside was never trained on under another answ
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brainstacks.errors import ConfigError
 from training.data.records import Record, opening_key
 from training.recipe.settings import DataRecipe
+
+SHARE = 5
+"""A part that is set aside has at most one record in so many: of few records, most are to be learnt."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,21 +71,29 @@ def split(domain: str, pool: Pool, settings: DataRecipe) -> Splits:
             f"all {len(pool.records)} records of domain {domain!r} share their first question with its "
             "validation records; give it others to train on"
         )
+    asked = {"selection": settings.selection, "router": settings.router}
     if pool.validation is None:
-        validation, by_prompt = _set_aside(by_prompt, settings.validation)
-    else:
-        validation = ordered(pool.validation, settings.seed)
-    selection, by_prompt = _set_aside(by_prompt, settings.selection)
-    router, by_prompt = _set_aside(by_prompt, settings.router)
+        asked = {"validation": settings.validation, **asked}
+    most, aside = max(1, kept // SHARE), dict[str, list[Record]]()
+    for name, count in asked.items():
+        aside[name], by_prompt = _set_aside(by_prompt, min(count, most))
+    counts = ", ".join(f"{len(records)} for {name}" for name, records in aside.items() if records)
     if not by_prompt:
-        validating = settings.validation if pool.validation is None else 0
         raise ConfigError(
-            f"the {kept} records of domain {domain!r} leave none to train on, after {settings.selection} for "
-            f"selection, {settings.router} for the router and {validating} for validation; lower these under "
-            "`data:`, or add records"
+            f"the {kept} records of domain {domain!r} leave none to train on, after {counts}; add records, "
+            "or lower these under `data:`"
         )
     train = [record for group in by_prompt for record in group]
-    return Splits(train, selection, router, validation, len(pool.records) - kept)
+    fewer = ", ".join(f"{name}: {count}" for name, count in asked.items() if count > most)
+    if fewer:
+        _log.warning(
+            "%s: of %d records no part takes more than a fifth (`data:` has %s): %d to train on, %s",
+            *(domain, kept, fewer, len(train), counts),
+        )
+    validation = (
+        ordered(pool.validation, settings.seed) if pool.validation is not None else aside["validation"]
+    )
+    return Splits(train, aside["selection"], aside["router"], validation, len(pool.records) - kept)
 
 
 def mix(sources: Sequence[tuple[Sequence[Record], float]], seed: int) -> list[Record]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from training.data.encoding import Example
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.intervals import Interval, Share, interval, resampled_nll
+from training.progress import tracked
 from training.router.stacked_base import StackedBase, Weights, domains_of, name_of
 
 PAPER_CLAIM = ("medical", ("chat", "math"), 0.97)
@@ -188,7 +189,8 @@ def measure_transfer(stacked: StackedBase, examples: Mapping[str, Sequence[Examp
     base: dict[str, float] = {}
     nll: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}
-    for seed, (domain, found) in enumerate(examples.items()):
+    domains = tracked(list(examples.items()), "measuring each stack alone", "domains")
+    for seed, (domain, found) in enumerate(domains):
         tokens = [len(e.response) for e in found]
         columns = [stacked.losses(found, [weights] * len(found)) for weights in _alone(stacks)]
         means = [sum(column) / sum(tokens) for column in columns]

@@ -19,6 +19,7 @@ from training.evaluation.evaluation import Evaluation
 from training.evaluation.expert_use import measure_expert_use, save_expert_use
 from training.evaluation.router import analyse, measure_transfer
 from training.evaluation.validation import evaluate, load_served, validation_examples
+from training.progress import working
 from training.recipe.recipe import Recipe
 from training.rounds.compute import load_to_measure
 from training.runs.directory import RunDirectory
@@ -115,7 +116,10 @@ def _measured(
         forgetting.show(console)
         document["forgetting"] = forgetting.to_dict()
     _write(run, document)
-    use = measure_expert_use(stacked, registry, {d: e for d, e in examples.items() if d in stacked.digests})
+    with working("measuring which experts are used"):
+        use = measure_expert_use(
+            stacked, registry, {d: e for d, e in examples.items() if d in stacked.digests}
+        )
     save_expert_use(run.expert_use, use)
     stacked.hooks.detach()
     return found, document

@@ -16,6 +16,7 @@ from training.data.batches import TOKENS, within_budget
 from training.data.domains import DomainData
 from training.data.encoding import Example, encode
 from training.evaluation.evaluation import COMBINATION, MODES, ORACLE, Evaluation, RecordResult
+from training.progress import tracked
 from training.recipe.settings import RouterRecipe
 from training.router.outcomes import Outcome, measure
 from training.router.stacked_base import StackedBase, Weights, routed_weights
@@ -59,7 +60,8 @@ def evaluate(
         ConfigError: a domain has no validation record that fits `max_tokens`.
     """
     records: list[RecordResult] = []
-    for domain, examples in validation_examples(stacked, data, limit, max_tokens).items():
+    every = list(validation_examples(stacked, data, limit, max_tokens).items())
+    for domain, examples in tracked(every, "evaluating", "domains"):
         pairs = [(domain, e) for e in examples[:oracle_limit]]
         oracles = measure(stacked, pairs, search.soft_levels, search.min_gain)
         found = Evaluation(tuple(_records(stacked, router, domain, examples, oracles)), stacked.digests)
@@ -87,7 +89,8 @@ def validation_examples(
 def route(stacked: StackedBase, router: Router, examples: Sequence[Example]) -> list[Weights]:
     """What serving applies to each prompt."""
     found: list[Mapping[str, float]] = [{}] * len(examples)
-    for rows in within_budget([len(e.prompt) for e in examples], TOKENS):
+    batches = within_budget([len(e.prompt) for e in examples], TOKENS)
+    for rows in tracked(batches, "routing prompts", "batches"):
         given = router.probabilities(stacked.base, [examples[i].prompt for i in rows])
         for i, probabilities in zip(rows, given, strict=True):
             found[i] = probabilities

@@ -36,10 +36,20 @@ LEAST_WEIGHT = 1e-6
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-FormatName = Literal["prompt_response", "alpaca", "messages", "sharegpt", "gsm8k", "medqa", "preference"]
+FormatName = Literal[
+    "prompt_response",
+    "prompt_completion",
+    "alpaca",
+    "messages",
+    "sharegpt",
+    "gsm8k",
+    "medqa",
+    "preference",
+]
 
 COLUMNS: Mapping[FormatName, tuple[str, ...]] = {
     "prompt_response": ("prompt", "response"),
+    "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "input", "output"),
     "messages": ("messages",),
     "sharegpt": ("conversations", "system"),
@@ -108,16 +118,16 @@ class DomainRecipe:
     """One domain of the curriculum.
 
     Attributes:
-        name: the domain. With `--data DIR` its records are `DIR/<name>/{train,validation}.jsonl`, in place
-            of `sources`.
+        name: the domain. Where `--data DIR` holds a directory of that name, its records are
+            `DIR/<name>/{train,validation}.jsonl`, in place of `sources`.
         sources: where its records come from.
-        licence: of its training data.
+        licence: of its training data; empty where nobody else is to have what is made of it.
         description: for the model card.
         steps, max_rounds: in place of the recipe's own, for this domain; None takes the recipe's.
     """
 
     name: str
-    licence: str
+    licence: str = ""
     description: str = ""
     sources: tuple[SourceRecipe, ...] = ()
     steps: int | None = None

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from brainstacks.config import Applies, MetaRouterConfig, StackConfig
+from brainstacks.config import PROJECTIONS, Applies, MetaRouterConfig, StackConfig
 from brainstacks.errors import ConfigError
 from training.recipe.fields import check_fields
 
 EarlierMode = Literal["all", "none", "sampled"]
 Contamination = Literal["report", "drop", "reassign"]
 ComputeMode = Literal["auto", "float32", "bfloat16"]
+
+SEARCHES = 2
+"""Rounds of the router's search over softer weights; each changes the weight of one domain."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -34,10 +37,10 @@ def check_least(owner: object, least: float, *names: str) -> None:
 
 
 def check_positive(owner: object, *names: str) -> None:
-    """Raises ConfigError: one of the fields `names` is 0 or less."""
+    """Raises ConfigError: one of the fields `names` is 0 or less; None has a meaning of its own."""
     for name in names:
         value = getattr(owner, name)
-        require(value > 0, f"{name} is {value}; it is positive")
+        require(value is None or value > 0, f"{name} is {value}; it is positive")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class DataRecipe:
     Attributes:
         max_tokens: longest training row (tokens); a longer response is cut.
         packing: put several examples in one row of `max_tokens`, without attention across them.
-        selection: training records per domain set aside to choose snapshots (count).
+        selection: training records per domain set aside to choose snapshots (at most).
         router: training records per domain set aside for the router alone, so that its outcomes are measured
-            on what no stack trained on (count); 0: it borrows selection and training records.
+            on what no stack trained on (at most); 0: it borrows selection and training records.
         validation: records per domain set aside for reporting where a source has no validation split
-            (count). They choose nothing.
+            (at most). They choose nothing. Each of the three takes a fifth of a domain's records at most.
         forgetting: validation records per domain that the forgetting matrix is measured on (count).
         contamination: what to do with prompts that several domains share: `report` them, `drop` them from
             every domain but the first, or `reassign` them all to the domain that holds most of them.
@@ -82,6 +85,7 @@ class StackRecipe:
         top_k: experts that a token uses; None: two, as in the paper, or the only one.
         applies: where the deltas act: `everywhere`, as in the paper, or on the `response` alone, so that all
             compositions share the prompt's keys and values.
+        projections: that carry a delta, in every layer; all seven by default.
         dtype: of the file's tensors, `float32` or `bfloat16`.
     """
 
@@ -90,16 +94,18 @@ class StackRecipe:
     experts: int = 4
     top_k: int | None = None
     applies: Applies = "everywhere"
+    projections: tuple[str, ...] = PROJECTIONS
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "projections", tuple(self.projections))
         self.config(layers=1)  # it knows their ranges
 
     def config(self, layers: int) -> StackConfig:
         """The shape on a base of so many decoder layers."""
         top_k = min(2, self.experts) if self.top_k is None else self.top_k
-        return StackConfig(self.rank, self.alpha, self.experts, top_k, layers=layers, applies=self.applies)
+        return StackConfig(self.rank, self.alpha, self.experts, top_k, self.projections, layers, self.applies)
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,12 @@ class RoundConfig:
         batch_size: rows per forward and process.
         accumulation: forwards per optimiser step; neither its rows nor its loss depend on how it is split.
         learning_rate: peak, after a linear warm-up and before a cosine to a tenth.
+        gate_learning_rate: the same of gates and their noise; None: `learning_rate`.
         warmup_steps: steps of the warm-up.
         weight_decay, clip, betas: AdamW's decoupled decay, gradient-norm cap, moment decays.
         optimizer: `adamw`; `adamw_8bit`, with 8-bit states; `paged_adamw_8bit`, whose states host memory
             takes where the device has no room (CUDA only); `auto` takes that on CUDA, else `adamw`.
+        dropout: share of each delta's input that its A does not see in training; the gate sees all of it.
         gate_noise: add the learnt noise to the expert gates in training (paper, eq. 3).
         balance_coefficient: weight of the balance loss; 0 turns it off.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -129,11 +137,13 @@ class RoundConfig:
     batch_size: int = 4
     accumulation: int = 1
     learning_rate: float = 2e-4
+    gate_learning_rate: float | None = None
     warmup_steps: int = 10
     weight_decay: float = 0.01
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = "auto"
+    dropout: float = 0.0
     gate_noise: bool = True
     balance_coefficient: float = 0.01
     gradient_checkpointing: bool = False
@@ -150,7 +160,8 @@ class RoundConfig:
             self, 1, "steps", "batch_size", "accumulation", "eval_every", "patience", "checkpoint_every"
         )
         check_least(self, 0, "warmup_steps", "weight_decay", "balance_coefficient", "spike", "seed")
-        check_positive(self, "learning_rate", "clip")
+        check_positive(self, "learning_rate", "gate_learning_rate", "clip")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is at least 0 and less than 1")
         require(
             all(0 <= beta < 1 for beta in self.betas),
             f"betas is {list(self.betas)}; both are at least 0 and less than 1",
@@ -251,6 +262,10 @@ class RouterRecipe:
             f"soft_levels is {list(self.soft_levels)}; it is one or more weights above gate_threshold "
             f"({self.gate_threshold}), up to which none is applied, and at most 1",
         )
+
+    def rows(self, domains: int) -> int:
+        """Rows that an outcome is measured on: all combinations, then single changes of weight, at most."""
+        return int(2**domains + SEARCHES * domains * len(self.soft_levels))
 
     def config(self, domains: tuple[str, ...], token_dim: int) -> MetaRouterConfig:
         """The network for `domains`, on a base whose hidden states have `token_dim` entries."""

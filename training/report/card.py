@@ -12,11 +12,16 @@ from training.evaluation.evaluation import MODES, Evaluation
 from training.report.page import plain
 
 
-def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
+def card(
+    registry: Registry, evaluation: Evaluation | None = None, licences: Mapping[str, str] | None = None
+) -> str:
     """Recipe, seed, data, losses and licences of every active version.
 
+    Args:
+        licences: domain -> the licence of its data, where its file tells none.
+
     Raises:
-        ConfigError: `evaluation` is of other stacks.
+        ConfigError: `evaluation` is of other stacks; a stack does not say what its data's licence is.
     """
     manifest = registry.snapshot()
     served = {domain: history.current.digest for domain, history in manifest.domains.items()}
@@ -29,6 +34,9 @@ def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
         domain: (history.current, read_stack_metadata(registry.blob_path(history.current.digest)))
         for domain, history in manifest.domains.items()
     }
+    licence = _licences(
+        {domain: metadata.licence for domain, (_, metadata) in stacks.items()}, licences or {}
+    )
     lines = ["# Model card", ""]
     bases = {metadata.base.id: metadata.base.fingerprint for _, metadata in stacks.values()}
     for name, fingerprint in bases.items():
@@ -42,7 +50,7 @@ def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
     for domain, (version, metadata) in stacks.items():
         shape = f"{version.rounds} x {version.experts} x r{version.rank}"
         lines += [
-            _row(domain, shape, f"{version.bytes:,}", _losses(metadata), str(metadata.seed), metadata.licence)
+            _row(domain, shape, f"{version.bytes:,}", _losses(metadata), str(metadata.seed), licence[domain])
         ]
     if any(metadata.predecessors for _, metadata in stacks.values()):
         lines += [
@@ -63,6 +71,22 @@ def card(registry: Registry, evaluation: Evaluation | None = None) -> str:
     if evaluation is not None:
         lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation), ""]
     return "\n".join(lines)
+
+
+def _licences(told: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Domain -> licence. Raises ConfigError: one has none, or two; or a domain is not there."""
+    for domain, licence in given.items():
+        if told.get(domain, licence):
+            known = f"its file says {told[domain]}" if domain in told else "the registry has no such stack"
+            raise ConfigError(f"a licence of {domain} is given, and {known}; leave it out")
+    missing = [domain for domain, licence in told.items() if not (licence or given.get(domain))]
+    if missing:
+        options = " ".join(f"--licence '{domain}=...'" for domain in missing)
+        raise ConfigError(
+            f"a card tells the licence of the data, and the files of {', '.join(missing)} have none; add "
+            f"{options}, or `licence:` in the recipe before the next training"
+        )
+    return {domain: licence or given[domain] for domain, licence in told.items()}
 
 
 def table(evaluation: Evaluation) -> list[str]:

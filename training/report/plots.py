@@ -6,6 +6,7 @@ beside it: nothing is told by hue alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def lines(
             for line in series:
                 legend.setdefault(line.label, ax.plot(line.x, line.y, **_style(line))[0])
             ax.set_title(name)
+            _label_alone(ax, series)
             if logarithmic:
                 ax.set_yscale("log")
                 ax.yaxis.get_major_locator().set_params(subs=(1, 3))
@@ -74,10 +76,20 @@ def lines(
     return drawn.svg
 
 
+def _label_alone(ax: Axes, series: Sequence[Line]) -> None:
+    """An axis on which everything has one value shows that, where ticks around it would say nothing."""
+    for show, values in (
+        (ax.set_xticks, {x for line in series for x in line.x}),
+        (ax.set_yticks, {y for line in series for y in line.y if not math.isnan(y)}),
+    ):
+        if len(values) == 1:
+            show([*values], [f"{value:.5g}" for value in values])
+
+
 def _style(line: Line) -> dict[str, Any]:
     if line.faint:
         return {"color": QUIET, "linewidth": 0.7, "alpha": 0.7}
-    marker = "o" if line.marked else None
+    marker = "o" if line.marked or len(set(line.x)) == 1 else None  # a line of no length is not seen
     colour, dashes = SERIES[line.style % len(SERIES)], DASHES[line.style % len(DASHES)]
     return {"color": colour, "linestyle": dashes, "linewidth": 1.7, "marker": marker, "markersize": 3.5}
 

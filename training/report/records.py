@@ -18,6 +18,7 @@ from training.evaluation.evaluation import Evaluation
 from training.evaluation.expert_use import ExpertUse, load_expert_use
 from training.evaluation.router import Transfer
 from training.runs.checkpoint import STATE
+from training.runs.directory import working_on
 from training.runs.paths import RunPaths
 from training.runs.stored import read_as, read_json, read_lines
 
@@ -70,6 +71,38 @@ class RunRecords:
         while (state := read_json(self.run.round(domain, len(states)) / STATE)) is not None:
             states.append(state)
         return states
+
+    @cached_property
+    def unfinished(self) -> str | None:
+        """How far a run is that has not done all of its command, for people; None of one that has."""
+        recipe, command = self.identity["recipe"], self.identity["command"]
+        named = [domain["name"] for domain in recipe["domains"]]
+        wanted = named if command == "curriculum" else [command["stack"]]
+        left = [domain for domain in wanted if not self._done(domain, recipe["min_gain"])]
+        if not left:
+            return None
+        going_on = working_on(self.run)
+        state = "going on" if going_on else "stopped"
+        last = next(iter(reversed(read_lines(self.run.metrics))), None)
+        place = (
+            "" if last is None else f" at step {last['step']} of {last['domain']}, round {last['round'] + 1}"
+        )
+        advice = "" if going_on else "; the same command goes on"
+        return f"{state}{place}: {', '.join(left)} not finished{advice}"
+
+    def _done(self, domain: str, min_gain: float) -> bool:
+        """Its stack is there, or its first round gained too little for one."""
+        first = next(iter(self.rounds.get(domain, ())), None)
+        nothing = first is not None and not first["baseline"] - first["best"] >= min_gain
+        return nothing or self.run.stack(domain).is_file()
+
+    @cached_property
+    def unrouted(self) -> list[str]:
+        """Domains whose served stacks the router of the registry was not trained with."""
+        router = self.router
+        return (
+            [] if router is None else [d for d, digest in self._served.items() if not router.knows(d, digest)]
+        )
 
     @cached_property
     def stacks(self) -> dict[str, tuple[StackMetadata, StackTensors]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from brainstacks.durable import atomic_write
 from brainstacks.stacks.registry import Registry
+from training.progress import tracked
 from training.report.page import render
 from training.report.records import RunRecords
 from training.report.routing import router_training, routing
@@ -47,6 +48,6 @@ def write_report(path: Path, registry: Registry) -> Path:
         StorageFull: no room for the page.
     """
     records = RunRecords(RunPaths(path), registry)
-    sections = [section(records) for section in SECTIONS]
+    sections = [section(records) for section in tracked(SECTIONS, "drawing the report", "sections")]
     atomic_write(records.run.report, render(f"Run {path.resolve().name}", sections))
     return records.run.report

@@ -46,7 +46,18 @@ def router_training(records: RunRecords) -> Section:
         title,
         [Figure(svg, caption)],
         [Table("Epochs", ("epoch", "held-out routed loss", "held-out BCE"), rows)],
+        _older(records),
     )
+
+
+def _older(records: RunRecords) -> list[str]:
+    if not records.unrouted:
+        return []
+    return [
+        f"This router is older than the stacks of {', '.join(records.unrouted)}: it was not trained with "
+        "what the registry serves of them, and routed requests leave them out. `brainstacks-train router` "
+        "makes another."
+    ]
 
 
 def routing(records: RunRecords) -> Section:

@@ -19,8 +19,10 @@ MAKER = "brainstacks-train curriculum"
 
 def facts(records: RunRecords) -> Section:
     identity, recipe = records.identity, records.identity["recipe"]
+    unfinished = records.unfinished
     rows = {
         "command": identity["command"],
+        "state": unfinished or "finished",
         "base": recipe["base"],
         "its fingerprint": identity["base"],
         "quantisation": recipe["quantization"],
@@ -41,7 +43,7 @@ def facts(records: RunRecords) -> Section:
             domain,
             f"{m.rounds} x {m.config.experts} x r{m.config.rank}",
             plain(m.seed),
-            m.licence,
+            m.licence or "not told",
             m.description,
         )
         for domain, (m, _) in records.stacks.items()
@@ -59,7 +61,8 @@ def facts(records: RunRecords) -> Section:
         Table("Data", ("domain", "source", "sha256"), data),
     )
     document = yaml.safe_dump(identity, sort_keys=False, allow_unicode=True)
-    return Section("Run", tables=tables, document=document)
+    text = [f"This run is {unfinished}. What follows is of what it has done."] if unfinished else []
+    return Section("Run", tables=tables, text=text, document=document)
 
 
 def _duration(lines: Sequence[Line]) -> tuple[str, ...]:

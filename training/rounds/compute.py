@@ -20,6 +20,7 @@ from brainstacks.base_model import BaseModel, in_float32, load_base
 from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError
 from brainstacks.layers.dequantized import dequantized, float32_bytes
+from training.progress import working
 from training.recipe.recipe import Recipe
 from training.recipe.settings import ComputeMode
 from training.rounds.device import take_device
@@ -110,7 +111,8 @@ def load_to_measure(
 
     Errors are those of `take_device`, `load_base` and `choose`.
     """
-    base = load_base(recipe.base, quantization=recipe.quantization, device=str(take_device(device)))
+    with working("loading the base"):
+        base = load_base(recipe.base, quantization=recipe.quantization, device=str(take_device(device)))
     compute = choose(base, recipe.compute, begun, backward=False)
     report(str(compute))
     return compute.of(base)
@@ -158,7 +160,8 @@ def _faster(base: BaseModel, backward: bool, measure: Measure) -> Compute:
     settled = _unmeasured(base.model, base.dtype, base.device, backward)
     if settled is not None:
         return settled
-    as_it_is, widened = measure(base.sites[0, "k_proj"].module, base.dtype, backward)
+    with working("measuring what is faster, bfloat16 or float32"):
+        as_it_is, widened = measure(base.sites[0, "k_proj"].module, base.dtype, backward)
     figures = f"{1000 * widened:.1f} ms in float32, {1000 * as_it_is:.1f} ms in {own}"
     passes = "forward and backward" if backward else "forward"
     return Compute(

@@ -12,6 +12,7 @@ from torch import Tensor
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from training.data.batches import TOKENS, Batch, collate, loss_batches
 from training.data.encoding import Example
+from training.progress import tracked
 
 SourcesOf = Callable[[Sequence[Example]], Sequence[DeltaSource]]
 """What composes a batch of these examples, one a row."""
@@ -66,7 +67,7 @@ def mean_nll(
     `batches.loss_batches`.
     """
     total, labels = 0.0, 0
-    for rows in loss_batches(examples, tokens):
+    for rows in tracked(loss_batches(examples, tokens), "measuring losses", "batches"):
         group = [examples[i] for i in rows]
         batch = collate(group).to(model.device)
         composing = sources(group) if callable(sources) else sources

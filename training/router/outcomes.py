@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.errors import ConfigError
 from training.data.encoding import Example
+from training.progress import shown
+from training.recipe.settings import SEARCHES
 from training.router.outcome_file import OutcomeFile
 from training.router.stacked_base import StackedBase, Weights, domains_of, name_of
 from training.runs.signals import Interrupted, StopRequest
 
-SEARCHES = 2
-"""Rounds of the search over softer weights; each changes the weight of one domain."""
 AT_ONCE = 8
 """Examples measured together: enough to fill forwards of like lengths, few enough to lose to a kill."""
 
@@ -211,17 +210,13 @@ def measure_all(
         f"outcomes: {len(found)} of {len(pairs)} examples are measured already; of the others' "
         f"{len(todo) * 2 ** len(stacked.digests)} combinations, {sum(map(len, known.values()))} are"
     )
-    started = time.monotonic()
-    for start in range(0, len(todo), AT_ONCE):
-        group = todo[start : start + AT_ONCE]
-        made = measure(stacked, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
-        file.append([(o.domain, o.example, o.losses, o.weights, o.loss) for o in made])
-        found.update(zip(group, made, strict=True))
-        done = start + len(group)
-        each = (time.monotonic() - started) / done
-        report(
-            f"outcomes {done}/{len(todo)}: {each:.1f} s each, {each * (len(todo) - done) / 60:.1f} min left"
-        )
-        if stop is not None and stop.requested:
-            raise Interrupted(f"stopped after {len(found)} of {len(pairs)} outcomes")
+    with shown("outcomes", len(todo), "examples") as progress:
+        for start in range(0, len(todo), AT_ONCE):
+            group = todo[start : start + AT_ONCE]
+            made = measure(stacked, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
+            file.append([(o.domain, o.example, o.losses, o.weights, o.loss) for o in made])
+            found.update(zip(group, made, strict=True))
+            progress.advance(count=len(group))
+            if stop is not None and stop.requested:
+                raise Interrupted(f"stopped after {len(found)} of {len(pairs)} outcomes")
     return [found[i] for i in range(len(pairs))]

@@ -17,6 +17,7 @@ from training.data.batches import TOKENS, within_budget
 from training.data.domains import DomainData
 from training.data.encoding import Example, encode
 from training.data.records import Record, opening_key
+from training.progress import tracked
 from training.recipe.settings import RouterRecipe
 from training.router.stacked_base import StackedBase
 
@@ -114,7 +115,8 @@ def prompt_features(
 ) -> list[Tensor]:
     """[T, d] float32 of each prompt's first `sequence_length` tokens, on the CPU, by the code that serves."""
     found: dict[int, Tensor] = {}
-    for rows in within_budget([min(len(p), config.sequence_length) for p in prompts], TOKENS):
+    batches = within_budget([min(len(p), config.sequence_length) for p in prompts], TOKENS)
+    for rows in tracked(batches, "reading prompts", "batches"):
         ids, mask = pad_prompts([prompts[i] for i in rows], config.sequence_length, stacked.base.device)
         mixed = mixed_hidden_states(
             stacked.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight

@@ -21,6 +21,7 @@ from brainstacks.stacks.tensors import load_stack
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.batches import TOKENS, collate, loss_batches
 from training.data.encoding import Example
+from training.progress import tracked
 from training.rounds.objective import response_nll, row_sums
 
 
@@ -83,7 +84,7 @@ class StackedBase:
     ) -> list[float]:
         """`nll` of any number of rows, in batches that a budget of `tokens` bounds (`loss_batches`)."""
         found = [0.0] * len(examples)
-        for rows in loss_batches(examples, tokens):
+        for rows in tracked(loss_batches(examples, tokens), "measuring losses", "batches"):
             sums = self.nll([examples[i] for i in rows], [weights[i] for i in rows])
             for i, value in zip(rows, sums.tolist(), strict=True):
                 found[i] = value
@@ -97,8 +98,7 @@ def routed_weights(
 
     As in serving, a stack other than the one that the router was trained with is left out.
     """
-    known = router.metadata.stacks
-    routable = [d for d, digest in stacked.digests.items() if known.get(d) == digest]
+    routable = [d for d, digest in stacked.digests.items() if router.metadata.knows(d, digest)]
     applied: list[Weights] = []
     for given in probabilities:
         chosen = floored(given, router.config.floors)

@@ -142,6 +142,21 @@ class RunDirectory(RunPaths):
         atomic_write(self.identity, identity)
 
 
+def working_on(run: RunPaths) -> bool:
+    """Whether a process holds the lock of `run`, as whoever writes there does."""
+    try:
+        lock = os.open(run.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def differences(old: Any, new: Any) -> list[str]:
     """One line for every leaf of two JSON values that differs: `round.steps: 400 -> 200`."""
     before, after = dict(_leaves(old)), dict(_leaves(new))

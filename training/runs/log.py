@@ -7,9 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from brainstacks.durable import storage_full
 from brainstacks.errors import ConfigError
+from training.progress import Progress, shown
 from training.runs.paths import METRICS, TENSORBOARD
 
 
@@ -71,9 +70,6 @@ class _NoSteps:
 
 TIMING = "timing"
 """The one key of a line that two runs of the same recipe differ in."""
-
-PLAIN_LINES = 20
-"""About how many lines tell the progress of one task where there is no terminal."""
 
 _log = logging.getLogger(__name__)
 
@@ -175,64 +171,28 @@ class RunLog:
                 self._writers.popitem()[1].close()
 
     @contextmanager
-    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Progress]:
-        """Show on stderr how far `name` is: a bar on a terminal, elsewhere a line now and then.
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[RoundSteps]:
+        """Show on stderr how far `name` is, from its start.
 
         Args:
             total: steps.
             done: how many of them were done before, by a run that this one resumes.
         """
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            every = max(1, total // PLAIN_LINES)
-            yield Progress(name, total, done, lambda text, n: _plain(text, n, every, total))
-            return
-        with Bar(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-            task = bar.add_task(name, total=total, completed=done)
-            yield Progress(name, total, done, lambda text, n: bar.update(task, description=text, completed=n))
+        with shown(name, total, "steps", done, quiet=0) as progress:
+            yield RoundSteps(progress)
 
 
-class Progress:
-    """Counts steps and tokens of one task.
+class RoundSteps:
+    """Counts a round's tokens in `progress`, that of its steps."""
 
-    Args:
-        show: is given the text and the steps done, after every step.
-        clock: seconds, from anywhere.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        total: int,
-        done: int,
-        show: Callable[[str, int], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._name, self._total, self._done, self._before = name, total, done, done
-        self._show, self._clock = show, clock
-        self._started, self._tokens = clock(), 0
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._tokens = progress, 0
 
     def advance(self, loss: float, tokens: int) -> None:
         """One more step: its loss (nats) and how many tokens it trained on."""
-        self._done += 1
         self._tokens += tokens
-        elapsed = self._clock() - self._started
-        left = elapsed / (self._done - self._before) * (self._total - self._done)
-        rate = self._tokens / max(elapsed, 1e-9)
-        text = (
-            f"{self._name} {self._done}/{self._total}: loss {loss:.4f}, {rate:.0f} tokens/s, "
-            f"{left / 60:.1f} min left"
-        )
-        self._show(text, self._done)
-
-
-def _plain(text: str, done: int, every: int, total: int) -> None:
-    if done % every == 0 or done == total:
-        print(text, file=sys.stderr, flush=True)
+        rate = self._tokens / max(self._progress.elapsed, 1e-9)
+        self._progress.advance(f"loss {loss:.4f}, {rate:.0f} tokens/s")
 
 
 def canonical(line: str) -> str:

@@ -18,6 +18,7 @@ from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.lease import Lease, ServedStack
 from brainstacks.stacks.manifest import Manifest, StackVersion, Version
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import NOT_ROUTED
 from brainstacks.stacks.stack_cache import StackCache
 
 log = logging.getLogger(__name__)
@@ -74,10 +75,14 @@ class Serving:
 
     def routable(self, domain: str, router: Router | None = None) -> bool:
         """`router`, or the one in force, was trained with the very stack that is served for `domain`."""
-        router = router or self.router
-        stack = self.cache.serving.get(domain)
-        known = router.metadata.stacks if router is not None else {}
-        return stack is not None and known.get(domain) == stack.digest
+        router, stack = router or self.router, self.cache.serving.get(domain)
+        return stack is not None and router is not None and router.metadata.knows(domain, stack.digest)
+
+    @property
+    def unrouted(self) -> tuple[str, ...]:
+        """What the router in force, if there is one, leaves out, and why."""
+        left_out = [d for d in self.cache.serving if self.router is not None and not self.routable(d)]
+        return tuple(f"{domain}: {NOT_ROUTED}" for domain in left_out)
 
     def require_version(self, domain: str, wanted: int | str) -> None:
         """Raises DomainNotFound, VersionNotFound: the registry has no such version, by number or digest."""

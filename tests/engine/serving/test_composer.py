@@ -83,12 +83,17 @@ def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
         True,
         False,
     ]
+    (told,) = served.engine.serving.unrouted
+    assert told.startswith(
+        "math: the router in force was not trained with it, so routed requests leave it out"
+    )
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights == {"chat": 0.05, "code": 0.6, "math": 0.0}
     assert routed.routing.active == ("code",)
     assert compose(served, fixed(math=1.0)).weights == {("math", 2): 1.0}
     served.registry.activate("math", 1)
     served.engine.serving.sync()
+    assert served.engine.serving.unrouted == ()
     assert served.engine.serving.routable("math"), "rolled back to the stack that the router knows"
 
 

@@ -41,6 +41,26 @@ def test_a_run_s_size_and_memory_are_printed_for_a_base_without_weights(weightle
     assert "may not fit" not in out.getvalue()
 
 
+def test_one_domain_is_estimated_on_top_of_what_is_served_with_its_time_and_its_router_s(
+    weightless: Path,
+) -> None:
+    out = StringIO()
+    served = {"chat": 2, "law": 1}
+    dry_run(recipe(weightless), Console(file=out, width=120), domain="code", served=served)
+    assert "at most 2 rounds, 800 steps" in out.getvalue()
+    assert "a router of 3 domains" in out.getvalue()
+    assert "training, in all" in out.getvalue()
+    with pytest.raises(ConfigError, match="the recipe has no domain 'law'"):
+        dry_run(recipe(weightless), Console(file=out, width=120), domain="law", served=served)
+
+
+def test_what_is_served_takes_memory_of_its_own(weightless: Path) -> None:
+    model, made = empty_model(base_config(str(weightless))), recipe(weightless)
+    alone, on_top = (estimate(made, model, CPU, torch.float32, earlier) for earlier in (0, 3))
+    assert on_top.frozen - alone.frozen == 3 * run_size(made, model).stored * 4
+    assert on_top.activations > alone.activations
+
+
 def test_a_run_that_needs_more_than_there_is_says_what_to_change(weightless: Path) -> None:
     model, made, out = empty_model(base_config(str(weightless))), recipe(weightless), StringIO()
     memory = estimate(made, model, CPU, torch.float32)

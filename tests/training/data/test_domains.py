@@ -47,12 +47,52 @@ def prompts(data: DomainData) -> dict[str, set[str]]:
     return {name: {prompt_key(r) for r in records} for name, records in parts.items()}
 
 
+def test_a_directory_stands_in_for_the_sources_of_the_domains_that_it_has(directory: Path) -> None:
+    law = write_records(directory / "law.jsonl", [(f"law question {i}", "a") for i in range(9)])
+    own = {"name": "law", "sources": [{"source": f"jsonl:{law}"}]}
+    prepared = prepare(recipe(CHAT, own), directory)
+    assert [prepared[name].sources[0].name.split("/")[-1] for name in ("chat", "law")] == [
+        "train.jsonl",
+        "law.jsonl",
+    ]
+
+
+def test_a_directory_that_has_no_domain_of_the_recipe_is_refused(directory: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"/nowhere' has a directory for none of the domains \(chat, math\)"
+    ):
+        prepare(recipe(CHAT, MATH), directory / "nowhere")
+    with pytest.raises(ConfigError, match=r"'law' has no sources; .* that holds law/train.jsonl"):
+        prepare(recipe(CHAT, {"name": "law"}), directory)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hi", "completion": "yes"},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]},
+        {"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "yes"}],
+         "rejected": [{"role": "assistant", "content": "no"}]},
+    ],
+)  # fmt: skip
+def test_a_directory_s_files_may_have_the_formats_that_trl_takes(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "chat").mkdir()
+    other = {"prompt": "other", "response": "answer"}
+    (tmp_path / "chat" / "train.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps(row).replace("hi", "ho")
+    )
+    (tmp_path / "chat" / "validation.jsonl").write_text(json.dumps(other))
+    made = prepare(recipe(CHAT), tmp_path)["chat"]
+    assert {r.response for r in (*made.train, *made.selection)} == {"yes"}
+    assert [r.response for r in made.validation] == ["answer"]
+
+
 def test_a_directory_stands_in_for_the_sources(directory: Path) -> None:
     prepared = prepare(recipe(CHAT, {**MATH, "sources": [{"source": "hub:never/asked"}]}), directory)
     assert list(prepared) == ["chat", "math"]
     chat, math = prepared.values()
     assert [len(part) for part in (chat.train, chat.selection, chat.validation)] == [9, 2, 2]
-    assert [len(part) for part in (math.train, math.selection, math.validation)] == [8, 2, 3]
+    assert [len(part) for part in (math.train, math.selection, math.validation)] == [9, 2, 2]
     assert [s.name for s in chat.sources] == ["chat/train.jsonl", "chat/validation.jsonl"]
     assert [s.examples for s in chat.sources] == [12, 2]
     assert [s.name for s in math.sources] == ["math/train.jsonl"]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from brainstacks.errors import ConfigError
-from training.data.formats import FORMATS, read
+from training.data.formats import FORMATS, format_of, read
 from training.data.records import Message, Record
 from training.recipe.recipe import COLUMNS, FormatName
 
@@ -163,6 +163,49 @@ def test_preferences_as_text_and_as_messages_are_the_same() -> None:
     assert only("preference", {"prompt": "hi", "chosen": talk("yes"), "rejected": talk("no")}) == wanted
     answers = {"chosen": talk("yes")[1:], "rejected": talk("no")[1:]}
     assert only("preference", {"prompt": talk("")[:1], **answers}) == wanted
+
+
+def test_the_answers_of_preferences_may_go_on_from_a_conversation_that_the_prompt_holds() -> None:
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
+    more = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+
+    def answer(text: str) -> list[dict[str, str]]:
+        return [*more, {"role": "assistant", "content": text}]
+
+    made = only("preference", {"prompt": asked, "chosen": answer("yes"), "rejected": answer("no")})
+    assert [m.content for m in made.messages] == ["s", "hi", "a", "b"]
+    assert (made.response, made.rejected) == ("yes", "no"), "both are kept: the chosen one is trained on"
+
+
+def test_prompts_and_completions_as_text_and_as_messages_are_the_same() -> None:
+    wanted = Record("r", user("hi"), "yes")
+    assert only("prompt_completion", {"prompt": "hi", "completion": "yes"}) == wanted
+    asked, answered = [{"role": "user", "content": "hi"}], [{"role": "assistant", "content": "yes"}]
+    assert only("prompt_completion", {"prompt": asked, "completion": answered}) == wanted
+    turns = [("user", "a"), ("assistant", "not learnt"), ("user", "b")]
+    asked = [{"role": role, "content": text} for role, text in turns]
+    answered += [{"role": "user", "content": "c"}, {"role": "assistant", "content": "no"}]
+    first, second = read("prompt_completion", {"prompt": asked, "completion": answered}, "r", {})
+    assert [m.content for m in first.messages] == ["a", "not learnt", "b"]
+    assert [first.response, second.response] == ["yes", "no"]
+    assert [m.content for m in second.messages][-2:] == ["yes", "c"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "format"),
+    [
+        ("prompt response id", "prompt_response"),
+        ("prompt completion", "prompt_completion"),
+        ("prompt response completion", "prompt_response"),
+        ("messages source", "messages"),
+        ("prompt messages", "prompt_response"),
+        ("prompt chosen rejected score_chosen", "preference"),
+        ("chosen rejected", "preference"),
+        ("question answer", "prompt_response"),
+    ],
+)
+def test_the_format_of_a_file_is_told_by_its_columns(columns: str, format: str) -> None:
+    assert format_of(columns.split()) == format
 
 
 def test_template_tokens_are_stripped_from_every_text() -> None:

@@ -95,16 +95,34 @@ def test_all_turns_of_a_conversation_are_in_one_split() -> None:
     assert given.left_out == 2
 
 
-def test_too_few_prompts_say_what_to_lower() -> None:
+def test_too_few_prompts_say_what_was_set_aside() -> None:
+    two = [RECORDS[0], RECORDS[2]]
     with pytest.raises(
-        ConfigError, match=r"4 records of domain 'd' .* 2 for selection, 0 for the router and 2 for"
+        ConfigError, match=r"2 records of domain 'd' .* after 1 for validation, 1 for selection"
     ):
-        split("d", Pool(RECORDS[:4], None), settings(2, 2))
-    with pytest.raises(ConfigError, match="1 for the router"):
-        split("d", Pool(RECORDS[:6], None), settings(2, 2, router=1))
-    with pytest.raises(ConfigError, match="0 for validation"):
-        split("d", Pool(RECORDS[:2], RECORDS[2:4]), settings(1, 2))
-    assert len(split("d", Pool(RECORDS[:6], None), settings(2, 2)).train) == 2
+        split("d", Pool(two, None), settings(2, 2))
+    with pytest.raises(ConfigError, match="after 1 for selection, 1 for router; add records"):
+        split("d", Pool(two, [RECORDS[4]]), settings(1, 2, router=1))
+    assert len(split("d", Pool(two, [RECORDS[4]]), settings(2, 2)).train) == 1
+
+
+def test_few_records_are_mostly_trained_on_and_a_warning_says_the_numbers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    records = [record(f"question {i}", "a", str(i)) for i in range(104)]
+    default = DataRecipe()
+    assert (default.selection, default.validation) == (64, 200)
+    made = split("orders", Pool(records, None), default)
+    assert [len(part) for part in (made.train, made.selection, made.validation)] == [64, 20, 20]
+    assert [line.getMessage() for line in caplog.records] == [
+        "orders: of 104 records no part takes more than a fifth (`data:` has validation: 200, "
+        "selection: 64): 64 to train on, 20 for validation, 20 for selection"
+    ]
+    caplog.clear()
+    given = split("orders", Pool(records, [record("another", "b", "v")]), default)
+    assert [len(part) for part in (given.train, given.selection, given.validation)] == [84, 20, 1]
+    split("orders", Pool(records, [record("another", "b", "v")]), DataRecipe(selection=20))
+    assert len(caplog.records) == 1, "what is as the recipe says needs no word"
 
 
 def test_mixed_sources_keep_their_shares_and_repeat_nothing() -> None:

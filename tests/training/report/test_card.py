@@ -47,7 +47,7 @@ def filled(registry: Registry, tiny_directory: Path, tmp_path: Path) -> Registry
         licence="CC0-1.0",
         description="Small talk",
     )
-    publish(registry, base, "code", tmp_path, losses=({"before": 3.0, "after": 2.0},))
+    publish(registry, base, "code", tmp_path, losses=({"before": 3.0, "after": 2.0},), licence="MIT")
     publish(registry, base, "math", tmp_path)
     registry.publish_router(write_router(tmp_path / "router.safetensors", registry, base))
     return registry
@@ -56,7 +56,7 @@ def filled(registry: Registry, tiny_directory: Path, tmp_path: Path) -> Registry
 def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> None:
     served = {domain: history.current.digest for domain, history in filled.snapshot().domains.items()}
     records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
-    text = card(filled, Evaluation(records, served))
+    text = card(filled, Evaluation(records, served), {"math": "my own"})
     for said in (
         "2.500 -> 1.250",
         "CC0-1.0",
@@ -78,11 +78,29 @@ def test_an_evaluation_of_other_stacks_is_refused(filled: Registry) -> None:
 
 @pytest.mark.parametrize(("domain", "losses"), [("code", "3.000 -> 2.000"), ("math", "-")])
 def test_imported_stacks_have_a_row_too(filled: Registry, domain: str, losses: str) -> None:
-    (row,) = [line for line in card(filled).splitlines() if line.startswith(f"| {domain} |")]
+    (row,) = [
+        line
+        for line in card(filled, None, {"math": "my own"}).splitlines()
+        if line.startswith(f"| {domain} |")
+    ]
     assert row.split(" | ")[3] == losses
-    assert "Answer NLL" not in card(filled)
+    assert "Answer NLL" not in card(filled, None, {"math": "my own"})
 
 
 def test_the_table_ends_with_the_mean_over_domains() -> None:
     records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
     assert table(Evaluation(records, {}))[-1] == "| **mean** | 3.000 | 2.500 | 1.500 | 1.000 |"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, r"the files of math have none; add --licence 'math=\.\.\.'"),
+        ({"chat": "MIT", "math": "MIT"}, "a licence of chat is given, and its file says CC0-1.0"),
+        ({"law": "MIT"}, "a licence of law is given, and the registry has no such stack"),
+    ],
+)
+def test_a_card_has_one_licence_of_every_stack(filled: Registry, given: dict[str, str], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        card(filled, None, given)
+    assert "| my own |" in card(filled, None, {"math": "my own"})

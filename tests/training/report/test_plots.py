@@ -176,3 +176,8 @@ def test_lines_and_text_stand_out_in_both_themes(dark: bool) -> None:
         mixed = zip(colours[f"series-{i}"], colours["panel"], strict=True)
         fullest = [STRENGTH * c + (1 - STRENGTH) * p for c, p in mixed]
         assert contrast(colours["ink"], fullest) >= 4.5
+
+
+def test_an_axis_with_one_value_says_it() -> None:
+    svg = plots.lines("One", {"a": [Line("x", [7], [2.71831], marked=True)]}, "steps", "loss")
+    assert {"7", "2.7183"} <= set(texts(svg))

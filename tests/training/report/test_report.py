@@ -29,7 +29,7 @@ from training.recipe.recipe import recipe_from
 from training.report.page import render
 from training.report.records import RunRecords
 from training.report.report import SECTIONS, write_report
-from training.report.routing import YARDSTICKS, routing
+from training.report.routing import YARDSTICKS, router_training, routing
 from training.report.serving import evaluation, lm_eval
 from training.report.training import facts, forgetting, loss_curves
 from training.runs.paths import EXPERT_USE, RunPaths
@@ -226,6 +226,34 @@ def test_a_run_that_is_going_on_is_shown_as_far_as_it_is(records: RunRecords) ->
         fcntl.flock(lock, fcntl.LOCK_EX)
         (table,) = loss_curves(records).tables
     assert {row[0] for row in table.rows} == {"chat"}
+
+
+def test_a_run_that_was_stopped_is_marked_and_one_that_goes_on_is_not_called_so(records: RunRecords) -> None:
+    records.run.stack("math").unlink()
+    shutil.rmtree(records.run.round("math", 0))
+    (told,) = facts(records).text
+    assert told.startswith(
+        "This run is stopped at step 4 of math, round 1: math not finished; the same command"
+    )
+    with records.run.path.joinpath("lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (told,) = facts(RunRecords(records.run, records.registry)).text
+    assert told.startswith("This run is going on at step 4 of math, round 1: math not finished. What")
+
+
+def test_a_finished_run_and_a_router_of_its_stacks_need_no_word(records: RunRecords) -> None:
+    assert ("state", "finished") in facts(records).tables[0].rows
+    assert facts(records).text == router_training(records).text == []
+
+
+def test_a_router_that_is_older_than_a_stack_is_labelled(
+    records: RunRecords, finished: Path, tiny_directory: Path, tmp_path: Path
+) -> None:
+    registry = Registry(shutil.copytree(finished / "registry", tmp_path / "registry"))
+    base = identify_base(tiny_directory)
+    publish_stack(registry, base, "math", random_stack(base.dims, 7), tmp_path)
+    (told,) = router_training(RunRecords(records.run, registry)).text
+    assert told.startswith("This router is older than the stacks of math: ")
 
 
 def test_a_prefix_loss_that_moved_is_told(records: RunRecords) -> None:

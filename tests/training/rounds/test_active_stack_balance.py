@@ -101,7 +101,7 @@ def test_a_collapsed_gate_rebalances() -> None:
     x = torch.randn(1, 200, 16, generator=torch.Generator().manual_seed(1))
     x[..., 0] = 1.0  # a constant feature through which one expert takes everything
     with torch.no_grad():
-        active.down["0_0"][4, 0] = 8.0
+        active.gates["0_0"][0, 0] = 8.0
     optimizer = torch.optim.Adam(active.parameters(), lr=0.05)
     losses = []
     for _ in range(150):

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from brainstacks.errors import ConfigError, StorageFull
-from training.runs.log import Progress, RunLog, canonical
+from training.progress import Progress
+from training.runs.log import RoundSteps, RunLog, canonical
 
 
 @pytest.fixture(autouse=True)
@@ -150,17 +151,17 @@ def test_without_tensorboard_a_warning_says_so_once_and_the_file_has_everything(
     assert len(caplog.records) == 1
 
 
-def test_progress_counts_from_where_the_run_resumed() -> None:
-    now, shown = [100.0], list[tuple[str, int]]()
-    progress = Progress("math", 40, 20, lambda text, done: shown.append((text, done)), lambda: now[0])
-    now[0] += 6
-    progress.advance(loss=2.5, tokens=300)
-    now[0] += 6
-    progress.advance(loss=2.25, tokens=900)
-    assert shown == [
-        ("math 21/40: loss 2.5000, 50 tokens/s, 1.9 min left", 21),
-        ("math 22/40: loss 2.2500, 100 tokens/s, 1.8 min left", 22),
-    ]
+def test_progress_counts_tokens_from_where_the_run_resumed() -> None:
+    now = [100.0]
+    progress = Progress("math", 40, "steps", 20, lambda: now[0])
+    steps = RoundSteps(progress)
+    for seconds, loss, tokens, said in (
+        (6, 2.5, 300, "math 21/40 steps: loss 2.5000, 50 tokens/s, 1.9 min left, ends "),
+        (6, 2.25, 900, "math 22/40 steps: loss 2.2500, 100 tokens/s, 1.8 min left, ends "),
+    ):
+        now[0] += seconds
+        steps.advance(loss, tokens)
+        assert progress.text().startswith(said)
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(
@@ -170,7 +171,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
         for _ in range(110):
             progress.advance(loss=1.0, tokens=10)
     shown = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in shown] == [f"math {n}/110" for n in range(5, 111, 5)]
+    assert [line.split(":")[0] for line in shown] == [f"math {n}/110 steps" for n in range(5, 111, 5)]
 
 
 def test_on_a_terminal_progress_is_a_bar(
@@ -181,5 +182,5 @@ def test_on_a_terminal_progress_is_a_bar(
     with RunLog(tmp_path) as log, log.progress("math", total=2, done=1) as progress:
         progress.advance(loss=1.5, tokens=10)
     shown = capsys.readouterr().err
-    assert "math 2/2: loss 1.5000" in shown
+    assert "math 2/2 steps: loss 1.5000" in shown
     assert "━" in shown
