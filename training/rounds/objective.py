@@ -67,10 +67,11 @@ def mean_nll(
     `batches.loss_batches`.
     """
     total, labels = 0.0, 0
-    for rows in tracked(loss_batches(examples, tokens), "measuring losses", "batches"):
-        group = [examples[i] for i in rows]
-        with hooks.composed(*(sources(group) if callable(sources) else sources)):
-            nll = response_nll(model, collate(group).to(model.device))
-        total += float(nll.double().sum())
-        labels += nll.numel()
+    with tracked(loss_batches(examples, tokens), "measuring losses", "batches") as each:
+        for rows in each:
+            group = [examples[i] for i in rows]
+            with hooks.composed(*(sources(group) if callable(sources) else sources)):
+                nll = response_nll(model, collate(group).to(model.device))
+            total += float(nll.double().sum())
+            labels += nll.numel()
     return total / labels
