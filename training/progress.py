@@ -98,12 +98,17 @@ def silent() -> Iterator[None]:
         yield
 
 
-def tracked(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
-    """`items`, with their progress `shown`."""
+@contextmanager
+def tracked(items: Sequence[T], name: str, unit: str) -> Iterator[Iterator[T]]:
+    """`items`, with the progress of what the `with` does with them `shown`."""
     with shown(name, len(items), unit) as progress:
-        for item in items:
-            yield item
-            progress.advance()
+
+        def each() -> Iterator[T]:
+            for item in items:
+                yield item
+                progress.advance()
+
+        yield each()
 
 
 @contextmanager

@@ -30,7 +30,8 @@ def test_times_are_told_in_the_unit_that_fits_and_ends_of_another_day_with_the_d
 
 
 def test_what_is_short_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(tracked([1, 2, 3], "counting", "numbers")) == [1, 2, 3]
+    with tracked([1, 2, 3], "counting", "numbers") as numbers:
+        assert list(numbers) == [1, 2, 3]
     with working("thinking"):
         pass
     assert capsys.readouterr().err == ""
@@ -83,6 +84,12 @@ def test_a_part_of_what_is_shown_is_silent_and_what_comes_after_is_not(
 
 
 def test_what_fails_lets_the_next_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="no"), shown("failing", 1, "parts"):
-        raise ValueError("no")
+    def fail() -> None:
+        with tracked([1], "failing", "parts") as each:
+            for _ in each:
+                raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as kept:
+        fail()
+    assert kept.tb is not None, "which holds on to the frames"
     assert not progress._showing.locked()

@@ -166,10 +166,11 @@ def measure_row(
     compositions = {d: (every[: t + 1], every, (d,)) for t, d in enumerate(every) if d in examples}
     # Once each: compositions of the first and of the last domain coincide.
     wanted = list(dict.fromkeys((d, on) for d, three in compositions.items() for on in three))
-    losses = {
-        (d, on): mean_nll(model, hooks, examples[d], [bank.bind([dict.fromkeys(on, 1.0)])])
-        for d, on in tracked(wanted, "measuring what is forgotten", "losses")
-    }
+    with tracked(wanted, "measuring what is forgotten", "losses") as each:
+        losses = {
+            (d, on): mean_nll(model, hooks, examples[d], [bank.bind([dict.fromkeys(on, 1.0)])])
+            for d, on in each
+        }
     return {d: Losses(*(losses[d, on] for on in three)) for d, three in compositions.items()}
 
 

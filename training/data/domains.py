@@ -84,10 +84,8 @@ def prepare(
             f"{str(data)!r} has a directory for none of the domains ({names}); give the one that holds "
             "<domain>/train.jsonl",
         )
-    loaded = {
-        domain.name: _load(domain, data, recipe.data.seed)
-        for domain in tracked(chosen, "reading records", "domains")
-    }
+    with tracked(chosen, "reading records", "domains") as each:
+        loaded = {domain.name: _load(domain, data, recipe.data.seed) for domain in each}
     pools = {name: domain.pool for name, domain in loaded.items()}
     with working("looking for prompts that domains share"):
         shared = shared_prompts({name: pool.all for name, pool in pools.items()})

@@ -36,7 +36,8 @@ class Example:
 
 def encode(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Example]:
     """All of `examples_of`."""
-    return list(examples_of(tracked(records, "encoding", "records"), tokenizer, max_tokens))
+    with tracked(records, "encoding", "records") as each:
+        return list(examples_of(each, tokenizer, max_tokens))
 
 
 def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> Iterator[Example]:

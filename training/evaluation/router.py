@@ -189,16 +189,16 @@ def measure_transfer(stacked: StackedBase, examples: Mapping[str, Sequence[Examp
     base: dict[str, float] = {}
     nll: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}
-    domains = tracked(list(examples.items()), "measuring each stack alone", "domains")
-    for seed, (domain, found) in enumerate(domains):
-        tokens = [len(e.response) for e in found]
-        columns = [stacked.losses(found, [weights] * len(found)) for weights in _alone(stacks)]
-        means = [sum(column) / sum(tokens) for column in columns]
-        resampled = resampled_nll(list(zip(*columns, strict=True)), tokens, seed)
-        base[domain], nll[domain] = means[0], dict(zip(stacks, means[1:], strict=True))
-        intervals[domain] = {
-            stack: interval(resampled[:, 0] - resampled[:, i]) for i, stack in enumerate(stacks, 1)
-        }
+    with tracked(list(examples.items()), "measuring each stack alone", "domains") as domains:
+        for seed, (domain, found) in enumerate(domains):
+            tokens = [len(e.response) for e in found]
+            columns = [stacked.losses(found, [weights] * len(found)) for weights in _alone(stacks)]
+            means = [sum(column) / sum(tokens) for column in columns]
+            resampled = resampled_nll(list(zip(*columns, strict=True)), tokens, seed)
+            base[domain], nll[domain] = means[0], dict(zip(stacks, means[1:], strict=True))
+            intervals[domain] = {
+                stack: interval(resampled[:, 0] - resampled[:, i]) for i, stack in enumerate(stacks, 1)
+            }
     return Transfer(base, nll, intervals)
 
 

@@ -61,12 +61,13 @@ def evaluate(
     """
     records: list[RecordResult] = []
     every = list(validation_examples(stacked, data, limit, max_tokens).items())
-    for domain, examples in tracked(every, "evaluating", "domains"):
-        pairs = [(domain, e) for e in examples[:oracle_limit]]
-        oracles = measure(stacked, pairs, search.soft_levels, search.min_gain)
-        found = Evaluation(tuple(_records(stacked, router, domain, examples, oracles)), stacked.digests)
-        report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
-        records += found.records
+    with tracked(every, "evaluating", "domains") as domains:
+        for domain, examples in domains:
+            pairs = [(domain, e) for e in examples[:oracle_limit]]
+            oracles = measure(stacked, pairs, search.soft_levels, search.min_gain)
+            found = Evaluation(tuple(_records(stacked, router, domain, examples, oracles)), stacked.digests)
+            report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
+            records += found.records
     return Evaluation(tuple(records), dict(stacked.digests))
 
 
@@ -90,10 +91,11 @@ def route(stacked: StackedBase, router: Router, examples: Sequence[Example]) -> 
     """What serving applies to each prompt."""
     found: list[Mapping[str, float]] = [{}] * len(examples)
     batches = within_budget([len(e.prompt) for e in examples], TOKENS)
-    for rows in tracked(batches, "routing prompts", "batches"):
-        given = router.probabilities(stacked.base, [examples[i].prompt for i in rows])
-        for i, probabilities in zip(rows, given, strict=True):
-            found[i] = probabilities
+    with tracked(batches, "routing prompts", "batches") as each:
+        for rows in each:
+            given = router.probabilities(stacked.base, [examples[i].prompt for i in rows])
+            for i, probabilities in zip(rows, given, strict=True):
+                found[i] = probabilities
     return routed_weights(stacked, router, found)
 
 

@@ -48,6 +48,7 @@ def write_report(path: Path, registry: Registry) -> Path:
         StorageFull: no room for the page.
     """
     records = RunRecords(RunPaths(path), registry)
-    sections = [section(records) for section in tracked(SECTIONS, "drawing the report", "sections")]
+    with tracked(SECTIONS, "drawing the report", "sections") as each:
+        sections = [section(records) for section in each]
     atomic_write(records.run.report, render(f"Run {path.resolve().name}", sections))
     return records.run.report

@@ -67,12 +67,13 @@ def mean_nll(
     `batches.loss_batches`.
     """
     total, labels = 0.0, 0
-    for rows in tracked(loss_batches(examples, tokens), "measuring losses", "batches"):
-        group = [examples[i] for i in rows]
-        batch = collate(group).to(model.device)
-        composing = sources(group) if callable(sources) else sources
-        with hooks.composed(*composing, responses=batch.responses):
-            nll = response_nll(model, batch)
-        total += float(nll.double().sum())
-        labels += nll.numel()
+    with tracked(loss_batches(examples, tokens), "measuring losses", "batches") as each:
+        for rows in each:
+            group = [examples[i] for i in rows]
+            batch = collate(group).to(model.device)
+            composing = sources(group) if callable(sources) else sources
+            with hooks.composed(*composing, responses=batch.responses):
+                nll = response_nll(model, batch)
+            total += float(nll.double().sum())
+            labels += nll.numel()
     return total / labels

@@ -116,10 +116,11 @@ def prompt_features(
     """[T, d] float32 of each prompt's first `sequence_length` tokens, on the CPU, by the code that serves."""
     found: dict[int, Tensor] = {}
     batches = within_budget([min(len(p), config.sequence_length) for p in prompts], TOKENS)
-    for rows in tracked(batches, "reading prompts", "batches"):
-        ids, mask = pad_prompts([prompts[i] for i in rows], config.sequence_length, stacked.base.device)
-        mixed = mixed_hidden_states(
-            stacked.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight
-        )
-        found |= {i: x[real] for i, x, real in zip(rows, mixed.cpu(), mask.cpu(), strict=True)}
+    with tracked(batches, "reading prompts", "batches") as each:
+        for rows in each:
+            ids, mask = pad_prompts([prompts[i] for i in rows], config.sequence_length, stacked.base.device)
+            mixed = mixed_hidden_states(
+                stacked.base.model, ids, mid_weight=config.mid_weight, last_weight=config.last_weight
+            )
+            found |= {i: x[real] for i, x, real in zip(rows, mixed.cpu(), mask.cpu(), strict=True)}
     return [found[i] for i in range(len(prompts))]

@@ -84,10 +84,11 @@ class StackedBase:
     ) -> list[float]:
         """`nll` of any number of rows, in batches that a budget of `tokens` bounds (`loss_batches`)."""
         found = [0.0] * len(examples)
-        for rows in tracked(loss_batches(examples, tokens), "measuring losses", "batches"):
-            sums = self.nll([examples[i] for i in rows], [weights[i] for i in rows])
-            for i, value in zip(rows, sums.tolist(), strict=True):
-                found[i] = value
+        with tracked(loss_batches(examples, tokens), "measuring losses", "batches") as each:
+            for rows in each:
+                sums = self.nll([examples[i] for i in rows], [weights[i] for i in rows])
+                for i, value in zip(rows, sums.tolist(), strict=True):
+                    found[i] = value
         return found
 
 
