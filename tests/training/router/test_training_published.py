@@ -25,8 +25,8 @@ from training.runs.directory import RunDirectory
 def data(tmp_path: Path) -> Path:
     rng = random.Random(0)
     for domain in ("chat", "code", "math"):
-        prompts = ["".join(rng.choices(f"{domain}0123456789", k=9)) for _ in range(36)]
-        for split, rows in (("train", prompts[:28]), ("validation", prompts[28:])):
+        prompts = ["".join(rng.choices(f"{domain}0123456789", k=9)) for _ in range(38)]
+        for split, rows in (("train", prompts[:30]), ("validation", prompts[30:])):
             write_records(tmp_path / "data" / domain / f"{split}.jsonl", [(p, domain * 3) for p in rows])
     return tmp_path / "data"
 
