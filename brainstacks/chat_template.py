@@ -20,17 +20,13 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    @property
-    def exists(self) -> bool:
-        return bool(getattr(self._tokenizer, "chat_template", None))
-
     @cached_property
     def variables(self) -> frozenset[str]:
         """What requests may set: the variables that the template reads and nobody else sets."""
         import jinja2.ext
         import jinja2.meta
 
-        if not self.exists:
+        if not getattr(self._tokenizer, "chat_template", None):
             return frozenset()
         environment = jinja2.Environment(extensions=[jinja2.ext.loopcontrols])
         template = _TRAINING_TAG.sub("", self._tokenizer.get_chat_template())
@@ -60,7 +56,7 @@ class ChatTemplate:
         """
         import jinja2
 
-        if not self.exists:
+        if not getattr(self._tokenizer, "chat_template", None):
             raise InvalidRequest(
                 "this base has no chat template; use /v1/completions with a plain prompt", param="messages"
             )

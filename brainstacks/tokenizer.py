@@ -81,11 +81,6 @@ class ChatTokenizer:
             ids = [*before, *ids, *after]
         return ids
 
-    @property
-    def has_template(self) -> bool:
-        """Whether the base has a chat template; one without is asked with plain prompts."""
-        return self._template.exists
-
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> str:
@@ -184,12 +179,7 @@ class ChatTokenizer:
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
-        """What the chat template puts after an assistant's answer, up to the token that ends generation.
-
-        Without a template, that token.
-        """
-        if not self.has_template:
-            return self.eos_token_ids[:1]
+        """What the chat template puts after an assistant's answer, up to the token that ends generation."""
         rendered = self._template.render(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL.format(0)}],
             add_generation_prompt=False,

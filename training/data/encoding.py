@@ -18,9 +18,8 @@ class Example:
     """Token ids of one record; the loss is taken on `response` alone.
 
     Attributes:
-        prompt: chat template around the conversation, generation prompt included; of a base without a
-            template, the question and nothing else.
-        response: answer and the template's end of turn, or the base's end of text.
+        prompt: chat template around the conversation, generation prompt included.
+        response: answer and the template's end of turn.
     """
 
     id: str
@@ -39,22 +38,15 @@ def encode(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int)
 def examples_of(records: Iterable[Record], tokenizer: ChatTokenizer, max_tokens: int) -> Iterator[Example]:
     """Examples of at most `max_tokens`, in order: a long response is cut.
 
-    A prompt that leaves no room is left out, and so is a conversation that the base's chat template refuses,
-    or that has several messages where there is no template: one such row in a large data set must not end a
-    run.
+    A prompt that leaves no room is left out, and so is a conversation that the base's chat template refuses:
+    one such row in a large data set must not end a run.
     """
     for record in records:
         try:
-            prompt = _prompt(record, tokenizer)
+            prompt = tokenizer.encode_chat([asdict(message) for message in record.messages])
         except InvalidRequest:
             continue
         response = [*tokenizer.encode(record.response, add_special_tokens=False), *tokenizer.end_of_turn_ids]
         room = max_tokens - len(prompt)
         if room >= LEAST_RESPONSE:
             yield Example(record.id, tuple(prompt), tuple(response[:room]))
-
-
-def _prompt(record: Record, tokenizer: ChatTokenizer) -> list[int]:
-    if len(record.messages) == 1 and not tokenizer.has_template:
-        return tokenizer.encode(record.messages[0].content)  # as /v1/completions encodes it
-    return tokenizer.encode_chat([asdict(message) for message in record.messages])

@@ -39,13 +39,3 @@ def test_a_conversation_that_the_chat_template_refuses_is_left_out() -> None:
     tokenizer = ChatTokenizer(inner, (END,))
     system = Record("a", (Message("system", "s"), Message("user", "hi")), "yes")
     assert [e.id for e in encode([system, record("hi", "yes", "b")], tokenizer, 100)] == ["b"]
-
-
-def test_a_base_without_a_chat_template_learns_plain_prompts_and_no_conversations() -> None:
-    inner = byte_tokenizer()
-    inner.chat_template = None
-    tokenizer = ChatTokenizer(inner, (END,))
-    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    (made,) = encode([record("hi\n", "yes", "a"), Record("b", turns, "d")], tokenizer, 100)
-    assert list(made.prompt) == tokenizer.encode("hi\n") == [*b"hi\n"]
-    assert list(made.response) == [*b"yes", END]
