@@ -28,8 +28,8 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from training.evaluation.downstream import Downstream, TaskScores
 from training.evaluation.harness import MODES, ComposedLM, Mode, document_scores
+from training.evaluation.known_tasks import TASKS
 from training.evaluation.local_tasks import (
-    TASKS,
     Documents,
     LocalTask,
     Passes,

