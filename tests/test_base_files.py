@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from brainstacks.base_files import base_name, locate
+from brainstacks import base_files
+from brainstacks.base_files import PackagedFile, base_name, locate
 from brainstacks.errors import UnsupportedModel
 
 
@@ -38,3 +40,49 @@ def test_names_are_short() -> None:
     assert base_name("organisation/model") == "model"
     assert base_name("/somewhere/model.gguf") == "model"
     assert base_name("/somewhere/model/") == "model"
+
+
+@pytest.fixture
+def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A base named `packaged:parts`, in the two packages at these paths; an empty cache."""
+    packages = tmp_path / "one_part", tmp_path / "other_part"
+    for package, content in zip(packages, (b"first, ", b"second"), strict=True):
+        package.mkdir()
+        (package / "__init__.py").write_text("raise RuntimeError('imported')")
+        (package / "part").write_bytes(content)
+    file = PackagedFile(
+        "whole.gguf",
+        hashlib.sha256(b"first, second").hexdigest(),
+        tuple((package.name, "part") for package in packages),
+        "parts==1.0",
+    )
+    monkeypatch.setitem(base_files.PACKAGED, "packaged:parts", file)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return packages
+
+
+def test_a_file_in_several_packages_is_joined_once_and_its_packages_not_imported(
+    in_parts: tuple[Path, Path],
+) -> None:
+    found = locate("packaged:parts")
+    assert found.path.read_bytes() == b"first, second"
+    assert found.path.name == "whole.gguf"
+    assert found.gguf_digest == hashlib.sha256(b"first, second").hexdigest()
+    made = found.path.stat().st_ino
+    assert locate("packaged:parts").path.stat().st_ino == made
+
+
+def test_parts_that_are_not_the_file_are_refused_and_leave_nothing_in_the_cache(
+    in_parts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (in_parts[1] / "part").write_bytes(b"changed")
+    with pytest.raises(UnsupportedModel, match=r"whole\.gguf is not the file that packaged:parts names"):
+        locate("packaged:parts")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name == "whole.gguf"]
+
+
+def test_a_part_that_is_not_installed_is_named_with_what_installs_it(in_parts: tuple[Path, Path]) -> None:
+    (in_parts[1] / "part").unlink()
+    with pytest.raises(UnsupportedModel, match=r"package other-part, .*`pip install parts==1\.0`"):
+        locate("packaged:parts")

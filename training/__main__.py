@@ -197,15 +197,25 @@ def card(
         list[str] | None,
         typer.Option(metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."),
     ] = None,
+    downstream: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Results of tasks, as `python -m benchmarks.downstream` writes them.",
+        ),
+    ] = None,
 ) -> None:
     """Print the registry's model card as Markdown: recipe, seeds, data, losses, licences."""
+    from training.evaluation.downstream import Downstream
     from training.evaluation.evaluation import Evaluation
     from training.report.card import card as card_of
     from training.runs.stored import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
     licences = dict(_pair(text) for text in licence or ())
-    print(printable(card_of(Registry(registry), found, licences)))
+    tasks = read_as(downstream, Downstream.from_dict) if downstream is not None else None
+    print(printable(card_of(Registry(registry), found, licences, tasks)))
 
 
 def _pair(text: str) -> tuple[str, str]:

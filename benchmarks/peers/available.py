@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.instruments.timing import say
 from benchmarks.peers import llama_cpp
-from brainstacks.base_files import PACKAGED
+from brainstacks.base_files import PACKAGED, locate
 
 
 def installed(package: str) -> bool:
@@ -17,15 +17,9 @@ def installed(package: str) -> bool:
 
 
 def gguf_of(base: str) -> Path | None:
-    """The GGUF file that `base` names, or that its package carries."""
+    """The GGUF file that `base` names, or that its packages carry."""
     if base in PACKAGED:
-        package, filename, _ = PACKAGED[base]
-        spec = find_spec(package)
-        return (
-            Path(spec.submodule_search_locations[0]) / filename
-            if spec and spec.submodule_search_locations
-            else None
-        )
+        return locate(base).path
     return Path(base) if base.endswith(".gguf") else None
 
 

@@ -1,4 +1,4 @@
-"""lm-eval tasks on a composed model, in three modes: base, ungated, routed.
+"""lm-eval tasks on a composed model, in modes base, ungated, routed, and with one stack alone.
 
 This module needs the package `lm_eval`; import it where it is used.
 """
@@ -24,8 +24,9 @@ from brainstacks.routing.features import pad_prompts
 from training.data.batches import within_budget
 from training.router.stacked_base import Weights
 
-Mode = Literal["base", "ungated", "routed"]
+Mode = Literal["base", "ungated", "routed", "own"]
 MODES: tuple[Mode, ...] = ("base", "ungated", "routed")
+"""Those of every task; `own` needs a domain."""
 
 TOKENS = 2048
 """Tokens of a forward, padding included; the logits of all of them are in memory."""
@@ -46,14 +47,20 @@ class ComposedLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     Text that `apply_chat_template` rendered is encoded as the chat that it came from; all other text is
     plain, so a special token's text in it stays text.
 
+    Args:
+        domain: whose stack, alone and at 1.0, mode `own` applies.
+
     Raises:
-        ConfigError: an unknown mode.
+        ConfigError: an unknown mode, or `own` without a domain that is loaded.
     """
 
-    def __init__(self, model: ComposedModel, mode: Mode = "routed") -> None:
+    def __init__(self, model: ComposedModel, mode: Mode = "routed", domain: str | None = None) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise ConfigError(f"mode is {mode!r}; it is one of {', '.join(MODES)}")
+        if mode not in (*MODES, "own"):
+            raise ConfigError(f"mode is {mode!r}; it is one of {', '.join(MODES)}, own")
+        if mode == "own" and domain not in model.domains:
+            raise ConfigError(f"no stack of {domain!r} is loaded; there is {', '.join(model.domains)}")
+        self._domain = domain
         self._model = model
         self._mode = mode
         self._tokenizer = model.base.chat_tokenizer()
@@ -176,6 +183,8 @@ class ComposedLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         """The composition of this prompt in the model's mode; a prompt is routed once."""
         if self._mode == "base":
             return {}
+        if self._mode == "own":
+            return {str(self._domain): 1.0}
         if self._mode == "ungated":
             return dict.fromkeys(self._model.domains, 1.0)
         key = tuple(prompt)
@@ -219,17 +228,43 @@ def run_harness(
     known = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
     results: dict[str, dict[str, dict[str, float]]] = {}
     for mode in modes:
-        found = simple_evaluate(
-            model=ComposedLM(model, mode),
-            tasks=list(tasks),
-            task_manager=known,
-            limit=limit,
-            apply_chat_template=chat,
-            log_samples=False,
-            bootstrap_iters=BOOTSTRAPS,
-        )["results"]
+        found = _evaluate(ComposedLM(model, mode), tasks, known, limit, chat, samples=False)["results"]
         results[mode] = {task: _numbers(metrics) for task, metrics in found.items()}
     return results
+
+
+def document_scores(
+    model: ComposedLM, task: Mapping[str, Any], metric: str, chat: bool = True
+) -> list[float]:
+    """`metric` of each document of `task`, a configuration as lm-eval takes it, in order.
+
+    Raises:
+        InvalidRequest: `chat`, and the base has no chat template.
+    """
+    found = _evaluate(model, [task], TaskManager(include_defaults=False), None, chat, samples=True)
+    samples = sorted(found["samples"][task["task"]], key=lambda sample: int(sample["doc_id"]))
+    return [float(sample[metric]) for sample in samples]
+
+
+def _evaluate(
+    model: ComposedLM,
+    tasks: Sequence[Any],
+    known: TaskManager,
+    limit: int | None,
+    chat: bool,
+    *,
+    samples: bool,
+) -> dict[str, Any]:
+    found: dict[str, Any] = simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        task_manager=known,
+        limit=limit,
+        apply_chat_template=chat,
+        log_samples=samples,
+        bootstrap_iters=BOOTSTRAPS,
+    )
+    return found
 
 
 def _score_of(logits: Tensor, continuation: Ids) -> tuple[float, bool]:

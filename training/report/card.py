@@ -8,12 +8,16 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import StackMetadata, read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import read_router_metadata
+from training.evaluation.downstream import Downstream
 from training.evaluation.evaluation import MODES, Evaluation
 from training.report.page import plain
 
 
 def card(
-    registry: Registry, evaluation: Evaluation | None = None, licences: Mapping[str, str] | None = None
+    registry: Registry,
+    evaluation: Evaluation | None = None,
+    licences: Mapping[str, str] | None = None,
+    downstream: Downstream | None = None,
 ) -> str:
     """Recipe, seed, data, losses and licences of every active version.
 
@@ -21,15 +25,19 @@ def card(
         licences: domain -> the licence of its data, where its file tells none.
 
     Raises:
-        ConfigError: `evaluation` is of other stacks; a stack does not say what its data's licence is.
+        ConfigError: `evaluation` or `downstream` is of other stacks; a stack does not say what its data's
+            licence is.
     """
     manifest = registry.snapshot()
     served = {domain: history.current.digest for domain, history in manifest.domains.items()}
-    if evaluation is not None and dict(evaluation.stacks) != served:
-        raise ConfigError(
-            "the evaluation is of other stacks than the registry has; make a new one with "
-            "`brainstacks-train evaluate`"
-        )
+    for found, command in (
+        (evaluation, "brainstacks-train evaluate"),
+        (downstream, "python -m benchmarks.downstream"),
+    ):
+        if found is not None and dict(found.stacks) != served:
+            raise ConfigError(
+                f"what `{command}` wrote is of other stacks than the registry has; give that command again"
+            )
     stacks = {
         domain: (history.current, read_stack_metadata(registry.blob_path(history.current.digest)))
         for domain, history in manifest.domains.items()
@@ -70,6 +78,8 @@ def card(
         lines += [""]
     if evaluation is not None:
         lines += ["## Answer NLL on the validation split (nats per token)", "", *table(evaluation), ""]
+    if downstream is not None:
+        lines += ["## Downstream tasks (share of documents answered right)", "", *_tasks(downstream), ""]
     return "\n".join(lines)
 
 
@@ -94,6 +104,12 @@ def table(evaluation: Evaluation) -> list[str]:
     rows = [*evaluation.nll.items(), ("**mean**", evaluation.mean)]
     body = [_row(name, *(f"{row[mode]:.3f}" for mode in MODES)) for name, row in rows]
     return [_row("domain", *MODES), _row(*["---"] * (len(MODES) + 1)), *body]
+
+
+def _tasks(downstream: Downstream) -> list[str]:
+    header, body = downstream.rows()
+    rows = [_row(*header), _row(*["---"] * len(header)), *(_row(*cells) for cells in body)]
+    return [*rows, "", *(f"- {note}" for note in downstream.notes())]
 
 
 def _row(*cells: str) -> str:

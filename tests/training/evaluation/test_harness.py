@@ -28,7 +28,7 @@ from tests.tiny import (
     tiny_model,
     write_router,
 )
-from training.evaluation.harness import ComposedLM, Mode, run_harness
+from training.evaluation.harness import ComposedLM, Mode, document_scores, run_harness
 
 DOMAINS = ("chat", "math")
 CONTEXT = 64
@@ -75,7 +75,8 @@ def composition(
     if mode == "routed":
         route = model.route(prompt)
         return [(stacks[d], route.weights[d]) for d in route.active]
-    return [(stack, 1.0) for stack in stacks.values()] if mode == "ungated" else []
+    on = {"ungated": DOMAINS, "own": ("math",)}.get(mode, ())
+    return [(stacks[d], 1.0) for d in on]
 
 
 def plain_score(prompt: list[int], answer: list[int], stacks: Weighted) -> tuple[float, bool]:
@@ -99,12 +100,12 @@ def likelihoods(lm: ComposedLM, *pairs: tuple[str, str]) -> list[tuple[float, bo
 # --- likelihoods ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "own"])
 def test_likelihoods_are_those_of_plain_logits_row_by_row(
     mode: Mode, model: ComposedModel, stacks: dict[str, StackTensors]
 ) -> None:
     pairs = [("what is 2+2?", " 4"), ("hello", " there, you"), ("a", "b"), ("what is 2+2?", " five")]
-    found = likelihoods(ComposedLM(model, mode), *pairs)
+    found = likelihoods(ComposedLM(model, mode, "math"), *pairs)
     for (context, answer), (value, greedy) in zip(pairs, found, strict=True):
         prompt = ids_of(context)
         expected = plain_score(prompt, ids_of(answer), composition(model, mode, prompt, stacks))
@@ -258,12 +259,25 @@ def test_a_task_runs_offline_in_all_modes(model: ComposedModel, stacks: dict[str
         assert found[mode]["sums"]["acc,none"] == pytest.approx(right / 3), mode
 
 
+def test_scores_of_documents_are_in_their_order(model: ComposedModel) -> None:
+    lm = ComposedLM(model, "base")
+    found = document_scores(lm, task(), "acc", chat=False)
+    assert set(found) == {0.0, 1.0}
+    swapped = {**task(), "doc_to_target": "{{1 - answer}}"}
+    assert document_scores(lm, swapped, "acc", chat=False) == [1 - one for one in found]
+
+
 def test_a_task_in_the_chat_template_asks_the_chat(
     model: ComposedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[torch.Tensor] = []
     logits = model.logits
-    monkeypatch.setattr(model, "logits", lambda ids, *a, **k: asked.append(ids) or logits(ids, *a, **k))  # type: ignore[func-returns-value]
+
+    def asking(ids: torch.Tensor, *args: Any, **where: Any) -> torch.Tensor:
+        asked.append(ids)
+        return logits(ids, *args, **where)
+
+    monkeypatch.setattr(model, "logits", asking)
     run_harness(model, [task()], limit=1, modes=("base",))
     prompt = model.base.chat_tokenizer().encode_chat([{"role": "user", "content": "Q: 0 + 0 ="}])
     assert all(row[: len(prompt)].tolist() == prompt for ids in asked for row in ids)
@@ -273,8 +287,10 @@ def test_a_task_in_the_chat_template_asks_the_chat(
 
 
 def test_an_unknown_mode_is_refused(model: ComposedModel) -> None:
-    with pytest.raises(ConfigError, match="base, ungated, routed"):
+    with pytest.raises(ConfigError, match="base, ungated, routed, own"):
         ComposedLM(model, "gated")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'law' is loaded; there is chat, math"):
+        ComposedLM(model, "own", "law")
 
 
 def test_routing_without_a_router_is_refused(base: Path, tmp_path: Path) -> None:

