@@ -22,7 +22,7 @@ from brainstacks.errors import CorruptBlob
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from training.data.encoding import Example
-from training.recipe.settings import StackRecipe
+from training.recipe.settings import RoundConfig, StackRecipe
 from training.rounds import null_space
 from training.rounds.active_stack import ActiveStack
 from training.rounds.earlier_stacks import EarlierStacks
@@ -96,12 +96,13 @@ class Laboratory:
             train=self._examples(training.domains, "train"),
             selection=self._examples(training.domains, "selection"),
             data=self.settings.recipe().data,
-            config=self.settings.round(training.steps, training.rate, training.seed),
+            config=self._round(training),
             earlier=EarlierStacks(bank, [t.name for t in training.earlier], training.mode, training.seed),
             own=[self.bank({"own": t}, training.quantization).bind([{"own": 1.0}]) for t in training.own],
             null_space=space,
             initial=self._weights(training.initial) if training.initial is not None else None,
             penalty=self._penalty(training),
+            gating=training.gating,
         )
         place = self._result(training).parent
         make_directory(place)
@@ -116,6 +117,10 @@ class Laboratory:
         tensors = {f"rounds.0.{name}": tensor for name, tensor in weights.items()}
         checkpoint.save(self._result(training), tensors, state)
         checkpoint.prune(place / "checkpoints", keep=0)
+
+    def _round(self, training: Training) -> RoundConfig:
+        shared = self.settings.round(training.steps, training.rate, training.seed)
+        return dataclasses.replace(shared, **dict(training.changes))
 
     def _examples(self, domains: Sequence[str], split: str) -> list[Example]:
         """Of several domains together, as many of each as the smallest has."""
@@ -198,7 +203,7 @@ class Laboratory:
                 "format": FORMAT,
                 "base": self.materials.identity.fingerprint,
                 "data": {d: [digests[d, "train"], digests[d, "selection"]] for d in domains},
-                "round": self._fact(self.settings.round(training.steps, training.rate, training.seed)),
+                "round": self._fact(self._round(training)),
                 "directions": self._fact(self.settings.null_space(side)) if side else None,
             }
         )

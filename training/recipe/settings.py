@@ -34,10 +34,10 @@ def check_least(owner: object, least: float, *names: str) -> None:
 
 
 def check_positive(owner: object, *names: str) -> None:
-    """Raises ConfigError: one of the fields `names` is 0 or less."""
+    """Raises ConfigError: one of the fields `names` is 0 or less; None has a meaning of its own."""
     for name in names:
         value = getattr(owner, name)
-        require(value > 0, f"{name} is {value}; it is positive")
+        require(value is None or value > 0, f"{name} is {value}; it is positive")
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,12 @@ class RoundConfig:
         batch_size: rows per forward and process.
         accumulation: forwards per optimiser step; neither its rows nor its loss depend on how it is split.
         learning_rate: peak, after a linear warm-up and before a cosine to a tenth.
+        gate_learning_rate: the same of gates and their noise; None: `learning_rate`.
         warmup_steps: steps of the warm-up.
         weight_decay, clip, betas: AdamW's decoupled decay, gradient-norm cap, moment decays.
         optimizer: `adamw`; `adamw_8bit`, with 8-bit states; `paged_adamw_8bit`, whose states host memory
             takes where the device has no room (CUDA only); `auto` takes that on CUDA, else `adamw`.
+        dropout: share of each delta's input that its A does not see in training; the gate sees all of it.
         gate_noise: add the learnt noise to the expert gates in training (paper, eq. 3).
         balance_coefficient: weight of the balance loss; 0 turns it off.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -129,11 +131,13 @@ class RoundConfig:
     batch_size: int = 4
     accumulation: int = 1
     learning_rate: float = 2e-4
+    gate_learning_rate: float | None = None
     warmup_steps: int = 10
     weight_decay: float = 0.01
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = "auto"
+    dropout: float = 0.0
     gate_noise: bool = True
     balance_coefficient: float = 0.01
     gradient_checkpointing: bool = False
@@ -150,7 +154,8 @@ class RoundConfig:
             self, 1, "steps", "batch_size", "accumulation", "eval_every", "patience", "checkpoint_every"
         )
         check_least(self, 0, "warmup_steps", "weight_decay", "balance_coefficient", "spike", "seed")
-        check_positive(self, "learning_rate", "clip")
+        check_positive(self, "learning_rate", "gate_learning_rate", "clip")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is at least 0 and less than 1")
         require(
             all(0 <= beta < 1 for beta in self.betas),
             f"betas is {list(self.betas)}; both are at least 0 and less than 1",

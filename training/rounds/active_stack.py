@@ -13,6 +13,7 @@ from brainstacks.config import StackConfig
 from brainstacks.layers.delta import gated_hidden
 from brainstacks.layers.hooks import Correction, DeltaSource, LowRank
 from brainstacks.layers.projections import INPUT_GROUPS
+from training.rounds.gating import PUBLISHED, Gating
 from training.rounds.null_space import NullSpace
 
 
@@ -33,6 +34,9 @@ class ActiveStack(nn.Module, DeltaSource):
         dims: projection -> (d_in, d_out).
         null_space: where the deltas must not write, or read; `export` folds it into the weights.
         noise: whether the gate is noisy in training.
+        dropout: share of each input's entries that A does not see in training; what the others give it is
+            scaled up for them. Projections that read the same input miss the same, and gates see all of it.
+        gating: how its gates begin, and what they become.
     """
 
     def __init__(
@@ -42,19 +46,28 @@ class ActiveStack(nn.Module, DeltaSource):
         null_space: NullSpace | None = None,
         *,
         noise: bool = True,
+        dropout: float = 0.0,
+        gating: Gating = PUBLISHED,
     ) -> None:
         super().__init__()
         self.config = config
-        self.down = nn.ParameterDict()  # of each group: every A, then every gate, then every gate's noise
+        self.down = nn.ParameterDict()  # of each group: every A
+        self.gates = nn.ParameterDict()  # of each group: every gate, then every gate's noise
         self.up = nn.ParameterDict()
         self._null_space = null_space
+        self._dropout = dropout
+        self._gating = gating
+        self._progress = 0.0
         self._noisy = noise and config.experts > config.top_k  # who takes all experts chooses none
         for layer, group, names in self._groups():
             d_in = dims[names[0]][0]
-            rows = sum(self._rows(len(names)))
+            A_rows, *gate_rows = self._rows(len(names))
             # Kaiming-uniform with a = sqrt(5) is uniform in +-1/sqrt(d_in), for A, gates and noise alike.
             bound = 1 / math.sqrt(d_in)
-            self.down[f"{layer}_{group}"] = nn.Parameter(torch.empty(rows, d_in).uniform_(-bound, bound))
+            for parts, rows in ((self.down, A_rows), (self.gates, sum(gate_rows))):
+                parts[f"{layer}_{group}"] = nn.Parameter(torch.empty(rows, d_in).uniform_(-bound, bound))
+            with torch.no_grad():
+                self.gates[f"{layer}_{group}"][: gate_rows[0]] *= gating.init
             for name in names:
                 up = torch.zeros(config.experts * config.rank, dims[name][1])
                 self.up[f"{layer}_{name}"] = nn.Parameter(up)
@@ -72,7 +85,7 @@ class ActiveStack(nn.Module, DeltaSource):
                     yield layer, group, names
 
     def _rows(self, projections: int) -> tuple[int, int, int]:
-        """Rows of a group's shared down-GEMM: A, gates, noise."""
+        """Rows of a group: A, gates, noise."""
         gates = projections * self.config.experts
         return gates * self.config.rank, gates, gates if self._noisy else 0
 
@@ -80,6 +93,10 @@ class ActiveStack(nn.Module, DeltaSource):
         """See `DeltaSource.on`; it is so until it is told of another batch."""
         self._responses = responses if self.config.applies == "response" else None
         return self
+
+    def at(self, progress: float) -> None:
+        """How much of the round is behind: 0.0 at its first step, 1.0 after its last."""
+        self._progress = progress
 
     def begin(self, segments: Tensor, examples: int) -> None:
         """Start a training forward.
@@ -110,29 +127,40 @@ class ActiveStack(nn.Module, DeltaSource):
             return {}
         config, shape = self.config, (1, len(names), self.config.experts)
         A_rows, gate_rows, noise_rows = self._rows(len(names))
-        down, spread = F.linear(x, self._down(layer, group, len(names)).to(x.dtype)).split(
-            [A_rows + gate_rows, noise_rows], dim=-1
-        )
-        noise = None
-        if self.training and self._noisy:
-            scale = F.softplus(spread.float())
+        down, spread = self._products(layer, group, x).split([A_rows + gate_rows, noise_rows], dim=-1)
+        top_k, noise = self._top_k(), None
+        if self.training and self._noisy and top_k < config.experts:
+            scale = self._gating.noise(self._progress) * F.softplus(spread.float())
             noise = (scale * torch.randn_like(scale)).unflatten(-1, shape)
         hidden, gates = gated_hidden(
             down,
             projections=len(names),
             experts=config.experts,
             rank=config.rank,
-            top_k=config.top_k,
+            top_k=top_k,
             weights=self._scaling(x),
             noise=noise,
         )
-        if self.training and config.experts > config.top_k:
+        if self.training and config.experts > top_k:
             logits = down[..., A_rows:].float().unflatten(-1, shape)
             balance = self._balance_of(logits if noise is None else logits + noise, gates)
             # Gradient checkpointing runs a layer twice: it is the first run's that the loss is made of.
             self._balance.setdefault((layer, group), balance)
         ups = [self._up(layer, name).to(x.dtype) for name in names]
         return {name: [LowRank(h, up)] for name, h, up in zip(names, hidden, ups, strict=True)}
+
+    def _top_k(self) -> int:
+        """Experts that a token uses now; what is measured is what is served."""
+        softly = self.training and self._gating.takes_all(self._progress)
+        return self.config.experts if softly else self.config.top_k
+
+    def _products(self, layer: int, group: int, x: Tensor) -> Tensor:
+        """What A, gates and noise make of x [.., d_in]: one GEMM, unless A sees less of it."""
+        A, gates = self._down(layer, group), self.gates[f"{layer}_{group}"]
+        if not (self.training and self._dropout):
+            return F.linear(x, torch.cat([A, gates]).to(x.dtype))
+        seen = F.dropout(x, self._dropout)
+        return torch.cat([F.linear(seen, A.to(x.dtype)), F.linear(x, gates.to(x.dtype))], dim=-1)
 
     def _balance_of(self, logits: Tensor, gates: Tensor) -> Tensor:
         """sum_i n_i N sum_e P_i(e) f_i(e) of each projection, [P]; logits and gates [B, T, 1, P, N]."""
@@ -150,14 +178,10 @@ class ActiveStack(nn.Module, DeltaSource):
         scaling = torch.full((1, 1, 1), self.config.scaling, dtype=dtype, device=x.device)
         return scaling if self._responses is None else scaling * self._responses[..., None, None, None]
 
-    def _down(self, layer: int, group: int, projections: int) -> Tensor:
-        """The rows of the shared down-GEMM, A outside the null space; gates only select, and stay."""
+    def _down(self, layer: int, group: int) -> Tensor:
+        """Every A of a group, outside the null space; gates only select, and stay."""
         down: Tensor = self.down[f"{layer}_{group}"]
-        if self._null_space is None:
-            return down
-        A_rows, *rest = self._rows(projections)
-        A, others = down.split([A_rows, sum(rest)])
-        return torch.cat([self._null_space.project_down(layer, group, A), others])
+        return down if self._null_space is None else self._null_space.project_down(layer, group, down)
 
     def _up(self, layer: int, projection: str) -> Tensor:
         up: Tensor = self.up[f"{layer}_{projection}"]
@@ -172,7 +196,7 @@ class ActiveStack(nn.Module, DeltaSource):
         n, r = self.config.experts, self.config.rank
         tensors: dict[str, Tensor] = {}
         for layer, group, names in self._groups():
-            a, gate, _ = self._down(layer, group, len(names)).split(self._rows(len(names)))
+            a, gate = self._down(layer, group), self.gates[f"{layer}_{group}"]
             for i, name in enumerate(names):
                 prefix = f"layers.{layer}.{name}"
                 tensors[f"{prefix}.A"] = a[i * n * r : (i + 1) * n * r].clone()
@@ -188,12 +212,10 @@ class ActiveStack(nn.Module, DeltaSource):
             ValueError: they are of another shape.
         """
         for layer, group, names in self._groups():
-            given = torch.cat(
-                [tensors[f"layers.{layer}.{n}.{part}"] for part in ("A", "gate") for n in names]
-            )
-            A_rows, gate_rows, _ = self._rows(len(names))
-            if len(given) != A_rows + gate_rows:
-                raise ValueError(f"layer {layer}: the tensors are of another shape than {self.config}")
-            self.down[f"{layer}_{group}"][: len(given)] = given
+            for part, own in (("A", self.down), ("gate", self.gates)):
+                given = torch.cat([tensors[f"layers.{layer}.{name}.{part}"] for name in names])
+                if len(given) != self._rows(len(names))[part == "gate"]:
+                    raise ValueError(f"layer {layer}: the tensors are of another shape than {self.config}")
+                own[f"{layer}_{group}"][: len(given)] = given
             for name in names:
                 self.up[f"{layer}_{name}"].copy_(tensors[f"layers.{layer}.{name}.B"].T)

@@ -11,6 +11,7 @@ from torch import nn
 
 from brainstacks.errors import ConfigError
 from training.recipe.settings import RoundConfig
+from training.rounds.active_stack import ActiveStack
 
 SMALL = 4096
 """Elements below which bitsandbytes keeps a tensor's states in 32 bits."""
@@ -28,8 +29,22 @@ def settled(config: RoundConfig, device: torch.device) -> RoundConfig:
     return config
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: RoundConfig, device: torch.device) -> Any:
+def rated(active: ActiveStack, config: RoundConfig) -> list[dict[str, Any]]:
+    """The parameters of `active`: factors, and at a rate of their own gates with their noise."""
+    gates = config.learning_rate if config.gate_learning_rate is None else config.gate_learning_rate
+    return [
+        {"params": [*active.down.parameters(), *active.up.parameters()]},
+        {"params": list(active.gates.parameters()), "lr": gates},
+    ]
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], config: RoundConfig, device: torch.device
+) -> Any:
     """AdamW with decoupled decay; on CUDA, unless the recipe says otherwise, paged with 8-bit states.
+
+    Args:
+        parameters: as torch takes them, in groups or not.
 
     Raises:
         ConfigError: paged states were asked for on another device.

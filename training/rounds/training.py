@@ -25,7 +25,7 @@ from training.data.encoding import Example
 from training.rounds.active_stack import ActiveStack
 from training.rounds.allocator import return_freed_memory
 from training.rounds.objective import mean_nll, response_nll
-from training.rounds.optimizer import make_optimizer, make_schedule, restore
+from training.rounds.optimizer import make_optimizer, make_schedule, rated, restore
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.workshop import Workshop
 from training.runs import checkpoint
@@ -68,11 +68,16 @@ class RoundTraining:
         self.accelerator = workshop.accelerator
         torch.manual_seed(self.config.seed)
         self.active = ActiveStack(
-            task.stack, workshop.base.identity.dims, task.null_space, noise=self.config.gate_noise
+            task.stack,
+            workshop.base.identity.dims,
+            task.null_space,
+            noise=self.config.gate_noise,
+            dropout=self.config.dropout,
+            gating=task.gating,
         ).to(workshop.base.device)
         if task.initial is not None:
             self.active.start_from(task.initial)
-        self.optimizer = make_optimizer(self.active.parameters(), self.config, workshop.base.device)
+        self.optimizer = make_optimizer(rated(self.active, self.config), self.config, workshop.base.device)
         self.schedule = make_schedule(self.optimizer, self.config)
         self.objective = self.accelerator.prepare(_Objective(workshop.base.model, self.active))
         self.order = TrainingOrder(
@@ -161,6 +166,7 @@ class RoundTraining:
         mine = range(rank, len(parts), processes)
         total = torch.zeros((), dtype=torch.float64, device=device)
         self.active.train()
+        self.active.at(self.state.step / self.config.steps)
         for i in mine:
             torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
             batch = collate([rows[j] for j in parts[i]]).to(device)

@@ -242,3 +242,24 @@ def test_one_expert_is_a_plain_rslora_without_gate_noise_or_balance() -> None:
     A, B = tensors["layers.0.v_proj.A"], tensors["layers.0.v_proj.B"]
     torch.testing.assert_close(found, 2.0 * x @ A.T @ B.T)
     assert float(active.balance_sum()) == 0.0
+
+
+def test_dropout_is_on_what_the_factors_read_in_training_alone_and_the_gates_see_all() -> None:
+    made = []
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        made.append(ActiveStack(CONFIG, DIMS, noise=False, dropout=dropout))
+    whole, dropped = made
+    x = torch.randn(2, 5, DIMS["q_proj"][0])
+    plain = whole.eval()._products(0, 0, x)
+    assert torch.equal(dropped.eval()._products(0, 0, x), plain)
+    A_rows, gate_rows, _ = dropped._rows(3)
+    torch.manual_seed(1)
+    found = dropped.train()._products(0, 0, x)
+    torch.manual_seed(1)
+    kept = torch.nn.functional.dropout(torch.ones_like(x), 0.5)
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    expected = (kept * x) @ dropped.down["0_0"].T
+    torch.testing.assert_close(found[..., :A_rows], expected)
+    torch.testing.assert_close(found[..., A_rows:], plain[..., A_rows:])
+    assert found.shape[-1] == A_rows + gate_rows

@@ -12,8 +12,17 @@ from bitsandbytes.optim import AdamW8bit
 from torch import Tensor, nn
 
 from brainstacks.errors import ConfigError
+from tests.training.rounds.active_stacks import active_stack
 from training.recipe.settings import RoundConfig
-from training.rounds.optimizer import SMALL, make_optimizer, make_schedule, restore, settled, state_bytes
+from training.rounds.optimizer import (
+    SMALL,
+    make_optimizer,
+    make_schedule,
+    rated,
+    restore,
+    settled,
+    state_bytes,
+)
 from training.runs import checkpoint
 from training.runs.stored import flatten, unflatten
 
@@ -51,6 +60,21 @@ def test_auto_is_adamw_on_a_cpu_and_paged_with_8_bits_on_cuda_by_name() -> None:
     assert settled(said, CUDA) is said
     for config in (auto, RoundConfig(optimizer="adamw")):
         assert type(make_optimizer(parameters(), config, CPU)) is torch.optim.AdamW
+
+
+def test_gates_and_noise_have_a_rate_of_their_own_through_the_whole_schedule() -> None:
+    active = active_stack()
+    for given, expected in ((None, 1e-3), (4e-3, 4e-3)):
+        config = RoundConfig(learning_rate=1e-3, gate_learning_rate=given, warmup_steps=2, steps=9)
+        optimizer = make_optimizer(rated(active, config), config, CPU)
+        schedule = make_schedule(optimizer, config)
+        factors, gates = optimizer.param_groups
+        assert {id(p) for p in gates["params"]} == {id(p) for p in active.gates.values()}
+        assert len(factors["params"]) + len(gates["params"]) == len(list(active.parameters()))
+        for _ in range(9):
+            optimizer.step()
+            schedule.step()
+            assert gates["lr"] / factors["lr"] == pytest.approx(expected / 1e-3)
 
 
 def test_paged_states_are_refused_on_a_cpu_with_the_way_out() -> None:
