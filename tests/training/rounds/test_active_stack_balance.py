@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.config import StackConfig
-from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.hooks import CompositionHooks, LowRank
 from brainstacks.layers.projections import INPUT_GROUPS, find_sites
 from tests.tiny import tiny_model
 from tests.training.examples import random_examples
@@ -135,6 +135,7 @@ def test_soft_gates_take_all_experts_first_and_noise_anneals_but_what_is_measure
             torch.manual_seed(seed)
             active.begin(torch.zeros(1, 6, dtype=torch.long), 1)
             (one,) = active.corrections(0, 0, x)["q_proj"]
+            assert isinstance(one, LowRank)
             found.append(one.hidden)
         by_expert = found[0].unflatten(-1, (CONFIG.experts, CONFIG.rank)).abs().sum(-1) > 0
         return set(by_expert.sum(-1).flatten().tolist()), not torch.equal(*found)
