@@ -33,15 +33,15 @@ class Materials:
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: as `prepare`; or a domain has no record of some split that fits.
+        ConfigError: as `make_accelerator` and `prepare`; or a domain has no record of some split that fits.
     """
 
     def __init__(self, settings: Settings, data: Path, stop: StopRequest, device: str = "auto") -> None:
         self.settings = settings
+        self._accelerator = make_accelerator(device)
         self.identity = identify_base(settings.base)
         self.data = prepare(settings.recipe(), data)
         self.stop = stop
-        self._accelerator = make_accelerator(device)
         self.workshop = cache(self._workshop)
         self.tokenizer = self.workshop(settings.quantization).base.chat_tokenizer()
         self.examples = {(d, split): self._examples(d, split) for d in settings.domains for split in SPLITS}

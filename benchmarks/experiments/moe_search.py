@@ -64,7 +64,7 @@ class SearchSettings(Settings):
     records: int = 3200
     selection: int = 48
     validation: int = 100
-    stack: StackRecipe = field(default_factory=lambda: StackRecipe(rank=16, dtype="float32"))
+    stack: StackRecipe = field(default_factory=lambda: StackRecipe(rank=16, top_k=2, dtype="float32"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -283,8 +283,8 @@ and all, and all before the top 2. The best learning rate has a worse one on eit
 on. What it spends is a preset's; both searches end with trainings of {PRESETS["cpu"].steps} steps.
 
 `gpu`: about {PRESETS["gpu"].about} steps of 8 rows. Ten minutes hold them at 15 steps a second, which the
-default base may do on a GPU with `--processes 8`: a step launches some 10,000 kernels of 3 to 4 microseconds,
-which one process needs 100 ms for. **Not yet run on a GPU.**
+default base may do on a GPU with `--device cuda --processes 8`: a step launches some 10,000 kernels of 3 to 4
+microseconds, which one process needs 100 ms for. **Not yet run on a GPU.**
 
 `cpu`: about {PRESETS["cpu"].about} steps of 4 rows; at 1.5 s, on two cores with nothing else to do, three
 hours.

@@ -81,8 +81,16 @@ def test_presets_end_at_the_length_of_the_paper_and_say_what_they_spend() -> Non
         assert all(steps % preset.eval_every == 0 for steps in preset.budget.lengths)
     shown = " ".join(CliRunner().invoke(moe_search.app, ["--help"]).output.split())
     assert moe_search.STUDY.question in shown
-    assert f"about {PRESETS['gpu'].about} steps" in shown
+    for name in ("gpu", "cpu"):
+        assert f"about {PRESETS[name].about} steps" in shown
     assert "--preset quick" in shown
+
+
+def test_the_device_that_is_named_is_taken_or_refused(tiny_directory: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(tmp_path), "--base", str(tiny_directory), "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(moe_search.app, [*flags, "--preset", "quick", "--device", "cuda:99"])
+    assert result.exit_code == 1
+    assert "cuda:99" in result.output
 
 
 def test_a_budget_of_other_steps_is_refused(tiny_directory: Path) -> None:
