@@ -22,7 +22,7 @@ from training.recipe.settings import StackRecipe
 from training.runs.signals import Interrupted, StopRequest
 
 SHORT: dict[str, Any] = {
-    "budget": Budget((1, 2), (1, 1)),
+    "budget": Budget((1, 2), (8, 1)),
     "steps": 2,
     "eval_every": 1,
     "learning_rate": 1e-2,
@@ -53,7 +53,7 @@ def test_a_search_tells_what_it_found_and_a_second_run_trains_nothing(
     assert len({curves[0][0][1] for curves in first["selection_curves"].values()}) == 1, "all begin alike"
     for kind in (MIXTURE, LORA):
         tried = first["searches"][kind]
-        assert len(tried["1"]) >= 12
+        assert len(tried["1"]) >= settings.budget.widths[0]
         assert first["best"][kind] in [{k: v for k, v in t.items() if k != "loss"} for t in tried["2"]]
     totals = {kind: sum(count.values()) for kind, count in first["trainable_parameters"].items()}
     assert totals[MIXTURE] <= 1.1 * totals[LORA]
