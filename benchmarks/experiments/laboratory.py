@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from brainstacks.errors import CorruptBlob
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import StackTensors
 from training.data.encoding import Example
-from training.recipe.settings import StackRecipe
+from training.recipe.settings import RoundConfig, StackRecipe
 from training.rounds import null_space
 from training.rounds.active_stack import ActiveStack
 from training.rounds.earlier_stacks import EarlierStacks
@@ -47,27 +48,48 @@ class Laboratory:
     Args:
         kept: directory of what was trained and measured; each training has a directory by its key, with
             its checkpoints while it is on its way.
+        side_by_side: trains several at once, and leaves them in `kept`; None trains one after another.
     """
 
-    def __init__(self, materials: Materials, kept: Path, report: Report = say) -> None:
+    def __init__(
+        self,
+        materials: Materials,
+        kept: Path,
+        report: Report = say,
+        side_by_side: Callable[[Sequence[Training]], Iterable[Training]] | None = None,
+    ) -> None:
         self.materials = materials
         self.settings = materials.settings
         self.report = report
         self._kept = kept
+        self._made = side_by_side or self._in_turn
         self.key = cache(self._key)
 
-    def train_all(self, trainings: Iterable[Training]) -> None:
-        """Train what is missing, and tell how long the rest takes."""
+    def train_all(self, trainings: Iterable[Training], later: int = 0) -> None:
+        """Train what is missing, and tell how long the rest takes.
+
+        Args:
+            later: steps of trainings that will be asked for after these.
+
+        Raises:
+            Interrupted: a stop was asked for; the next start goes on where it was.
+        """
         missing = [t for t in in_order(trainings) if not self._result(t).is_dir()]
-        left, spent, done = sum(t.steps for t in missing), 0.0, 0
-        self.report(f"{len(missing)} trainings to do, {left} steps")
-        for training in missing:
-            trained = self.trained(training)
-            spent, done, left = spent + trained.seconds, done + training.steps, left - training.steps
-            self.report(
-                f"{training}: selection {trained.losses[0]:.4f} -> {min(trained.losses):.4f} nats; "
-                f"{left} steps left, about {left * spent / done / 60:.0f} min"
-            )
+        left, done, start = sum(t.steps for t in missing) + later, 0, monotonic()
+        self.report(f"{len(missing)} trainings to do, {left} steps with what follows")
+        with self.materials.stop:
+            for training in self._made(missing):
+                trained = self.trained(training)
+                done, left = done + training.steps, left - training.steps
+                self.report(
+                    f"{training}: selection {trained.losses[0]:.4f} -> {min(trained.losses):.4f} nats; "
+                    f"{left} steps left, about {left * (monotonic() - start) / done / 60:.0f} min"
+                )
+
+    def _in_turn(self, trainings: Sequence[Training]) -> Iterable[Training]:
+        for training in trainings:
+            self.trained(training)
+            yield training
 
     def trained(self, training: Training) -> Trained:
         """The result of `training`, which is trained now, after what it builds on, unless it was before.
@@ -96,12 +118,13 @@ class Laboratory:
             train=self._examples(training.domains, "train"),
             selection=self._examples(training.domains, "selection"),
             data=self.settings.recipe().data,
-            config=self.settings.round(training.steps, training.rate, training.seed),
+            config=self._round(training),
             earlier=EarlierStacks(bank, [t.name for t in training.earlier], training.mode, training.seed),
             own=[self.bank({"own": t}, training.quantization).bind([{"own": 1.0}]) for t in training.own],
             null_space=space,
             initial=self._weights(training.initial) if training.initial is not None else None,
             penalty=self._penalty(training),
+            gating=training.gating,
         )
         place = self._result(training).parent
         make_directory(place)
@@ -116,6 +139,10 @@ class Laboratory:
         tensors = {f"rounds.0.{name}": tensor for name, tensor in weights.items()}
         checkpoint.save(self._result(training), tensors, state)
         checkpoint.prune(place / "checkpoints", keep=0)
+
+    def _round(self, training: Training) -> RoundConfig:
+        shared = self.settings.round(training.steps, training.rate, training.seed)
+        return dataclasses.replace(shared, **dict(training.changes))
 
     def _examples(self, domains: Sequence[str], split: str) -> list[Example]:
         """Of several domains together, as many of each as the smallest has."""
@@ -198,7 +225,7 @@ class Laboratory:
                 "format": FORMAT,
                 "base": self.materials.identity.fingerprint,
                 "data": {d: [digests[d, "train"], digests[d, "selection"]] for d in domains},
-                "round": self._fact(self.settings.round(training.steps, training.rate, training.seed)),
+                "round": self._fact(self._round(training)),
                 "directions": self._fact(self.settings.null_space(side)) if side else None,
             }
         )

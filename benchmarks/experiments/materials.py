@@ -30,17 +30,18 @@ class Materials:
     Args:
         data: directory with `<domain>/{train,validation}.jsonl`.
         stop: asked after every step of a training.
+        device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: as `prepare`; or a domain has no record of some split that fits.
+        ConfigError: as `make_accelerator` and `prepare`; or a domain has no record of some split that fits.
     """
 
-    def __init__(self, settings: Settings, data: Path, stop: StopRequest) -> None:
+    def __init__(self, settings: Settings, data: Path, stop: StopRequest, device: str = "auto") -> None:
         self.settings = settings
+        self._accelerator = make_accelerator(device)
         self.identity = identify_base(settings.base)
         self.data = prepare(settings.recipe(), data)
-        self._stop = stop
-        self._accelerator = make_accelerator()
+        self.stop = stop
         self.workshop = cache(self._workshop)
         self.tokenizer = self.workshop(settings.quantization).base.chat_tokenizer()
         self.examples = {(d, split): self._examples(d, split) for d in settings.domains for split in SPLITS}
@@ -57,7 +58,7 @@ class Materials:
         base = load_base(self.settings.base, quantization=quantization, device=device)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
-        return Workshop(self._accelerator, base, hooks, NoLog(), self._stop)
+        return Workshop(self._accelerator, base, hooks, NoLog(), self.stop)
 
     def _examples(self, domain: str, split: str) -> list[Example]:
         """The first records of a split that fit, as many as the settings say."""

@@ -1,15 +1,14 @@
-"""The six studies of the method; what one has trained the others find.
+"""The five studies of the method; what one has trained the others find.
 
 python -m benchmarks.experiments.run_all --data DIR
 """
 
 from __future__ import annotations
 
-from benchmarks.experiments import earlier_stacks, methods, moe_vs_lora, null_space, quantization, rounds
+from benchmarks.experiments import earlier_stacks, methods, null_space, quantization, rounds
 from benchmarks.experiments.study import command
 
 STUDIES = (
-    moe_vs_lora.STUDY,
     quantization.STUDY,
     rounds.STUDY,
     methods.STUDY,

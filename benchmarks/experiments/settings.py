@@ -108,7 +108,9 @@ class Settings:
         )
 
     def round(self, steps: int, learning_rate: float, seed: int) -> RoundConfig:
+        """One round's. The optimiser is the same on every device."""
         return RoundConfig(
+            optimizer="adamw",
             steps=steps,
             batch_size=self.batch_size,
             learning_rate=learning_rate,

@@ -157,13 +157,15 @@ def main(
     registry: Annotated[Path, typer.Option(help="With all the recipe's domains, and a router.")] = REGISTRY,
     run: Run = KEPT,
     learning_rate: Annotated[float, typer.Option(help="Of the LoRA, at its peak.")] = 4e-4,
+    device: options.Device = "auto",
     output: options.Output = RESULTS,
 ) -> None:
     """Is the shipped registry better than one LoRA of as many parameters, trained domain by domain?
 
     A killed command goes on where it was when it is given again.
     """
-    run_studies([study(registry)], settings_of(load_recipe(recipe), learning_rate), data, run, output)
+    settings = settings_of(load_recipe(recipe), learning_rate)
+    run_studies([study(registry)], settings, data, run, output, device=device)
 
 
 app = options.application(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,6 +13,7 @@ import typer
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
 from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.side_by_side import SideBySide
 from benchmarks.experiments.trainings import Training
 from benchmarks.instruments import options
 from benchmarks.instruments.results import RESULTS, machine, write_results
@@ -51,8 +53,8 @@ class Study:
     Attributes:
         name: of its module, and of its results: `experiment-<name>`.
         question: one sentence; the first of the command's help.
-        trainings: all that it needs.
-        find: measures them.
+        trainings: all that it needs, as far as is known before any is made.
+        find: measures them, and makes others. A signal ends a measurement at once: what is costly is kept.
     """
 
     name: str
@@ -68,8 +70,13 @@ def run_studies(
     run: Path,
     output: Path = RESULTS,
     report: Report = say,
+    device: str = "auto",
+    processes: int = 1,
 ) -> None:
     """Train what each study needs and no earlier one has trained, measure it, and write it.
+
+    Args:
+        processes: that train side by side, for studies whose trainings do not build on one another.
 
     Raises:
         ConfigError: the data does not fit the settings, or another process works in `run`.
@@ -78,17 +85,20 @@ def run_studies(
     keep_freed_memory()
     facts = machine()
     stop = StopRequest()
-    with RunDirectory(run / "cache") as cache:
+    with RunDirectory(run / "cache") as cache, ExitStack() as opened:
         cache.check_identity({"kept": "trainings and measurements"})
-        materials = Materials(settings, data, stop)
-        laboratory = Laboratory(materials, run / "cache", report)
+        materials = Materials(settings, data, stop, device)
+        several = None
+        if processes > 1:
+            pool = SideBySide(processes, settings, data, run / "cache", device, stop)
+            several = opened.enter_context(pool).trained
+        laboratory = Laboratory(materials, run / "cache", report, several)
         chosen = {**_facts(settings), "base": base_name(settings.base)}
         counts = {
             d: {s: len(materials.examples[d, s]) for s in ("train", "validation")} for d in settings.domains
         }
         for study in studies:
-            with stop:  # measuring needs none: it keeps what is costly, and a signal ends it at once
-                laboratory.train_all(study.trainings(materials))
+            laboratory.train_all(study.trainings(materials))
             report(f"{study.name}: measuring")
             found = study.find(laboratory)
             document = {
@@ -116,8 +126,8 @@ def _told(settings: Settings) -> str:
         f"Base {base_name(settings.base)}, {settings.quantization}; {settings.steps} steps of "
         f"{settings.batch_size} rows of up to {settings.max_tokens} tokens per domain and round; MoE-LoRA "
         f"{stack.experts} x r{stack.rank}, top {stack.top_k}, alpha {stack.alpha:g}; peak learning rate "
-        f"{settings.learning_rate:g}; seeds {', '.join(map(str, settings.seeds))}; {settings.validation} "
-        "validation records per domain at most. Snapshots are chosen on other records."
+        f"{settings.learning_rate:g} where none is named; seeds {', '.join(map(str, settings.seeds))}; "
+        f"{settings.validation} validation records per domain at most. Snapshots are chosen on other records."
     )
 
 
@@ -140,6 +150,7 @@ def command(*studies: Study) -> typer.Typer:
         validation: Annotated[int, typer.Option(min=1, help="Records per domain.")] = DEFAULTS.validation,
         base: options.Base = DEFAULTS.base,
         quantization: options.Quantize = DEFAULTS.quantization,
+        device: options.Device = "auto",
         output: options.Output = RESULTS,
     ) -> None:
         settings = Settings(
@@ -153,7 +164,7 @@ def command(*studies: Study) -> typer.Typer:
             max_tokens=max_tokens,
             validation=validation,
         )
-        run_studies(studies, settings, data, run, output)
+        run_studies(studies, settings, data, run, output, device=device)
 
     questions = "\n\n".join(study.question for study in studies)
     module = studies[0].name if len(studies) == 1 else "run_all"

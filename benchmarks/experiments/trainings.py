@@ -13,6 +13,7 @@ from brainstacks.config import Quantization
 from brainstacks.layers.projections import INPUT_GROUPS
 from training.recipe.settings import EarlierMode, StackRecipe
 from training.rounds.active_stack import ActiveStack
+from training.rounds.gating import PUBLISHED, Gating
 from training.rounds.task import Penalty
 
 
@@ -34,6 +35,8 @@ class Training:
         initial: training starts from its weights, not from zero deltas.
         orthogonality: lambda of the O-LoRA penalty against `earlier`.
         null_space: where the stack must not write, or read, what `earlier` do.
+        gating: how its gates begin, and what they become.
+        changes: other fields of its `RoundConfig`, by name.
     """
 
     domains: tuple[str, ...]
@@ -48,6 +51,8 @@ class Training:
     initial: Training | None = None
     orthogonality: float = 0.0
     null_space: Literal["output", "input"] | None = None
+    gating: Gating = PUBLISHED
+    changes: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         def drop(**values: Any) -> None:
@@ -86,6 +91,9 @@ class Training:
             parts.append("response alone")
         if self.null_space:
             parts.append(f"null space {self.null_space}")
+        if self.gating != PUBLISHED:
+            parts.append(str(self.gating))
+        parts += [f"{name} {value}" for name, value in self.changes]
         return ", ".join(parts)
 
 

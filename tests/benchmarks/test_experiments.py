@@ -13,7 +13,6 @@ from benchmarks.experiments import (
     designs,
     earlier_stacks,
     methods,
-    moe_vs_lora,
     null_space,
     quantization,
     rounds,
@@ -39,23 +38,6 @@ def find(study: Study, lab: Laboratory) -> Any:
 
 
 # --- studies -------------------------------------------------------------------------------------
-
-
-def test_moe_vs_lora_compares_curves_and_final_losses(lab: Laboratory) -> None:
-    found = find(moe_vs_lora.STUDY, lab)
-    assert "MoE-LoRA" in found.verdict
-    curves = found.figures["selection_curves"]
-    assert [step for step, _ in curves["LoRA at 0.005"][0]] == [0, 3]
-    assert len({seeds[0][0][1] for seeds in curves.values()}) == 1, "all start from the base"
-    assert set(found.figures["validation_nll"]) == {"base", *curves}
-
-
-def test_steps_to_a_loss_are_interpolated_and_none_where_it_is_not_reached() -> None:
-    curve = [(0, 3.0), (10, 2.0), (20, 2.5), (30, 1.0)]
-    assert moe_vs_lora.steps_to(curve, 2.0) == 10
-    assert moe_vs_lora.steps_to(curve, 2.5) == 5
-    assert moe_vs_lora.steps_to(curve, 1.75) == 25
-    assert moe_vs_lora.steps_to(curve, 0.9) is None
 
 
 def test_rounds_stack_up_and_the_others_get_their_steps_or_parameters(lab: Laboratory) -> None:
@@ -157,9 +139,7 @@ def test_a_run_writes_results_and_a_second_one_trains_nothing(
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_help_asks_the_question_and_gives_a_quick_example(name: str) -> None:
-    module = {
-        m.STUDY.name: m for m in (earlier_stacks, methods, moe_vs_lora, null_space, quantization, rounds)
-    }
+    module = {m.STUDY.name: m for m in (earlier_stacks, methods, null_space, quantization, rounds)}
     result = CliRunner().invoke(module[name].app, ["--help"])
     assert result.exit_code == 0
     shown = " ".join(result.output.split())

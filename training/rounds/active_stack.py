@@ -13,6 +13,7 @@ from brainstacks.config import StackConfig
 from brainstacks.layers.delta import gated_hidden
 from brainstacks.layers.hooks import Correction, DeltaSource, LowRank
 from brainstacks.layers.projections import INPUT_GROUPS
+from training.rounds.gating import PUBLISHED, Gating
 from training.rounds.null_space import NullSpace
 
 
@@ -35,6 +36,7 @@ class ActiveStack(nn.Module, DeltaSource):
         noise: whether the gate is noisy in training.
         dropout: share of each input's entries that A does not see in training; what the others give it is
             scaled up for them. Projections that read the same input miss the same, and gates see all of it.
+        gating: how its gates begin, and what they become.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ActiveStack(nn.Module, DeltaSource):
         *,
         noise: bool = True,
         dropout: float = 0.0,
+        gating: Gating = PUBLISHED,
     ) -> None:
         super().__init__()
         self.config = config
@@ -53,6 +56,8 @@ class ActiveStack(nn.Module, DeltaSource):
         self.up = nn.ParameterDict()
         self._null_space = null_space
         self._dropout = dropout
+        self._gating = gating
+        self._progress = 0.0
         self._noisy = noise and config.experts > config.top_k  # who takes all experts chooses none
         for layer, group, names in self._groups():
             d_in = dims[names[0]][0]
@@ -61,6 +66,8 @@ class ActiveStack(nn.Module, DeltaSource):
             bound = 1 / math.sqrt(d_in)
             for parts, rows in ((self.down, A_rows), (self.gates, sum(gate_rows))):
                 parts[f"{layer}_{group}"] = nn.Parameter(torch.empty(rows, d_in).uniform_(-bound, bound))
+            with torch.no_grad():
+                self.gates[f"{layer}_{group}"][: gate_rows[0]] *= gating.init
             for name in names:
                 up = torch.zeros(config.experts * config.rank, dims[name][1])
                 self.up[f"{layer}_{name}"] = nn.Parameter(up)
@@ -86,6 +93,10 @@ class ActiveStack(nn.Module, DeltaSource):
         """See `DeltaSource.on`; it is so until it is told of another batch."""
         self._responses = responses if self.config.applies == "response" else None
         return self
+
+    def at(self, progress: float) -> None:
+        """How much of the round is behind: 0.0 at its first step, 1.0 after its last."""
+        self._progress = progress
 
     def begin(self, segments: Tensor, examples: int) -> None:
         """Start a training forward.
@@ -117,26 +128,31 @@ class ActiveStack(nn.Module, DeltaSource):
         config, shape = self.config, (1, len(names), self.config.experts)
         A_rows, gate_rows, noise_rows = self._rows(len(names))
         down, spread = self._products(layer, group, x).split([A_rows + gate_rows, noise_rows], dim=-1)
-        noise = None
-        if self.training and self._noisy:
-            scale = F.softplus(spread.float())
+        top_k, noise = self._top_k(), None
+        if self.training and self._noisy and top_k < config.experts:
+            scale = self._gating.noise(self._progress) * F.softplus(spread.float())
             noise = (scale * torch.randn_like(scale)).unflatten(-1, shape)
         hidden, gates = gated_hidden(
             down,
             projections=len(names),
             experts=config.experts,
             rank=config.rank,
-            top_k=config.top_k,
+            top_k=top_k,
             weights=self._scaling(x),
             noise=noise,
         )
-        if self.training and config.experts > config.top_k:
+        if self.training and config.experts > top_k:
             logits = down[..., A_rows:].float().unflatten(-1, shape)
             balance = self._balance_of(logits if noise is None else logits + noise, gates)
             # Gradient checkpointing runs a layer twice: it is the first run's that the loss is made of.
             self._balance.setdefault((layer, group), balance)
         ups = [self._up(layer, name).to(x.dtype) for name in names]
         return {name: [LowRank(h, up)] for name, h, up in zip(names, hidden, ups, strict=True)}
+
+    def _top_k(self) -> int:
+        """Experts that a token uses now; what is measured is what is served."""
+        softly = self.training and self._gating.takes_all(self._progress)
+        return self.config.experts if softly else self.config.top_k
 
     def _products(self, layer: int, group: int, x: Tensor) -> Tensor:
         """What A, gates and noise make of x [.., d_in]: one GEMM, unless A sees less of it."""

@@ -13,6 +13,7 @@ from training.data.encoding import Example
 from training.recipe.settings import DataRecipe, RoundConfig
 from training.rounds.active_stack import ActiveStack
 from training.rounds.earlier_stacks import EarlierStacks
+from training.rounds.gating import PUBLISHED, Gating
 from training.rounds.null_space import NullSpace
 
 Penalty = Callable[[ActiveStack], Tensor]
@@ -32,6 +33,7 @@ class RoundTask:
         null_space: where the round must not write, or read.
         initial: weights to start from, as `ActiveStack.export` gives them; None for zero deltas.
         penalty: added to the loss of every step.
+        gating: how the gates begin, and what they become.
     """
 
     domain: str
@@ -46,6 +48,7 @@ class RoundTask:
     null_space: NullSpace | None = None
     initial: Mapping[str, Tensor] | None = None
     penalty: Penalty | None = None
+    gating: Gating = PUBLISHED
 
     @property
     def title(self) -> str:

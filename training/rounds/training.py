@@ -73,6 +73,7 @@ class RoundTraining:
             task.null_space,
             noise=self.config.gate_noise,
             dropout=self.config.dropout,
+            gating=task.gating,
         ).to(workshop.base.device)
         if task.initial is not None:
             self.active.start_from(task.initial)
@@ -165,6 +166,7 @@ class RoundTraining:
         mine = range(rank, len(parts), processes)
         total = torch.zeros((), dtype=torch.float64, device=device)
         self.active.train()
+        self.active.at(self.state.step / self.config.steps)
         for i in mine:
             torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
             batch = collate([rows[j] for j in parts[i]]).to(device)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from brainstacks.config import StackConfig
-from brainstacks.layers.hooks import CompositionHooks
+from brainstacks.layers.hooks import CompositionHooks, LowRank
 from brainstacks.layers.projections import INPUT_GROUPS, find_sites
 from tests.tiny import tiny_model
 from tests.training.examples import random_examples
-from tests.training.rounds.active_stacks import active_stack, exported_gradients
+from tests.training.rounds.active_stacks import CONFIG, DIMS, active_stack, exported_gradients
 from training.data.batches import Batch, collate
 from training.rounds.active_stack import ActiveStack
+from training.rounds.gating import Gating
 from training.rounds.objective import response_nll
 
 
@@ -114,3 +115,36 @@ def test_a_collapsed_gate_rebalances() -> None:
         optimizer.step()
     assert losses[0] > 3.5, "all tokens go to one of four experts"
     assert losses[-1] < 1.2, "1.0 is an even load"
+
+
+def test_soft_gates_take_all_experts_first_and_noise_anneals_but_what_is_measured_is_served() -> None:
+    x = torch.randn(1, 6, DIMS["q_proj"][0], generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    active = ActiveStack(CONFIG, DIMS, gating=Gating(init=0.5, annealed=True, soft=0.25))
+    torch.manual_seed(0)
+    plain = ActiveStack(CONFIG, DIMS)
+    rows = 3 * CONFIG.experts
+    assert torch.equal(active.gates["0_0"][:rows], 0.5 * plain.gates["0_0"][:rows])
+    assert torch.equal(active.gates["0_0"][rows:], plain.gates["0_0"][rows:])
+
+    def used(progress: float) -> tuple[set[int], bool]:
+        """Experts that tokens use, and whether two forwards of the same step differ."""
+        active.at(progress)
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            active.begin(torch.zeros(1, 6, dtype=torch.long), 1)
+            (one,) = active.corrections(0, 0, x)["q_proj"]
+            assert isinstance(one, LowRank)
+            found.append(one.hidden)
+        by_expert = found[0].unflatten(-1, (CONFIG.experts, CONFIG.rank)).abs().sum(-1) > 0
+        return set(by_expert.sum(-1).flatten().tolist()), not torch.equal(*found)
+
+    active.train()
+    assert used(0.0) == ({CONFIG.experts}, False)
+    assert float(active.balance_sum()) == 0.0
+    assert used(0.25) == ({CONFIG.top_k}, True)
+    assert float(active.balance_sum().detach()) > 0.0
+    assert used(1.0) == ({CONFIG.top_k}, False)
+    active.eval()
+    assert used(0.0) == ({CONFIG.top_k}, False)

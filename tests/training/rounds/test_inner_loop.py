@@ -21,6 +21,7 @@ from tests.training.forty_steps import StopAfter
 from tests.training.workshop import CONFIG, task_of, train, workshop_of
 from training.data.encoding import Example
 from training.recipe.recipe import DomainRecipe, Recipe
+from training.rounds.gating import Gating
 from training.rounds.inner_loop import train_round
 from training.rounds.objective import mean_nll
 from training.rounds.task import RoundResult, RoundTask
@@ -233,6 +234,7 @@ def test_a_stopped_round_goes_on_to_the_same_bits(
     tiny_base: BaseModel, tmp_path: Path, stop_after: int, options: dict[str, Any]
 ) -> None:
     task = task_of(steps=12, eval_every=4, checkpoint_every=3, accumulation=2, batch_size=3, **options)
+    task = dataclasses.replace(task, gating=Gating(init=0.5, annealed=True, soft=0.5))
     straight = run(tiny_base, tmp_path / "straight", task)
     rng_after = torch.get_rng_state()
     with pytest.raises(Interrupted, match=f"step {stop_after}"):
