@@ -272,12 +272,7 @@ def test_a_task_in_the_chat_template_asks_the_chat(
 ) -> None:
     asked: list[torch.Tensor] = []
     logits = model.logits
-
-    def asking(ids: torch.Tensor, *args: Any, **where: Any) -> torch.Tensor:
-        asked.append(ids)
-        return logits(ids, *args, **where)
-
-    monkeypatch.setattr(model, "logits", asking)
+    monkeypatch.setattr(model, "logits", lambda ids, *a, **k: asked.append(ids) or logits(ids, *a, **k))  # type: ignore[func-returns-value]
     run_harness(model, [task()], limit=1, modes=("base",))
     prompt = model.base.chat_tokenizer().encode_chat([{"role": "user", "content": "Q: 0 + 0 ="}])
     assert all(row[: len(prompt)].tolist() == prompt for ids in asked for row in ids)
