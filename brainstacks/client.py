@@ -156,10 +156,13 @@ class AdminClient(Client):
         reply = self._ask("GET", "/admin/router", also=404)
         return None if reply.status_code == 404 else dict(self._document(reply))
 
-    def readiness(self) -> tuple[bool, list[str]]:
-        """Whether requests can be served, and what is wrong."""
+    def readiness(self) -> tuple[bool, list[str], list[str]]:
+        """Whether requests can be served, what is wrong, and what routed requests leave out."""
         found = self._document(self._ask("GET", "/ready", also=503))
-        return found.get("ready") is True, [str(problem) for problem in found.get("problems", ())]
+        problems, unrouted = (
+            [str(line) for line in found.get(name, ())] for name in ("problems", "unrouted")
+        )
+        return found.get("ready") is True, problems, unrouted
 
     def version(self) -> dict[str, Any]:
         """Of the server, its base, and what it takes."""

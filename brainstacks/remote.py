@@ -158,13 +158,14 @@ def status(server: ServerOption, key_file: KeyOption = None, as_json: JsonOption
     with _connected(server, key_file) as opened:
         manifest, version, router = opened.manifest(), opened.version(), opened.router()
         stacks = {stack["domain"]: stack for stack in opened.stacks()}
-        ready, problems = opened.readiness()
+        ready, problems, unrouted = opened.readiness()
     if as_json:
         print_json(
             {
                 "server": server,
                 "ready": ready,
                 "problems": problems,
+                "unrouted": unrouted,
                 "version": version,
                 "registry": manifest.to_document(),
                 "stacks": list(stacks.values()),
@@ -175,6 +176,8 @@ def status(server: ServerOption, key_file: KeyOption = None, as_json: JsonOption
         _print_status(manifest, stacks, router)
         for problem in problems:
             typer.echo(f"problem: {printable(problem)}")
+        for domain in unrouted:
+            typer.echo(f"note: {printable(domain)}")
     if not ready or problems:
         count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
         what = count if ready else "not ready"

@@ -187,6 +187,9 @@ def test_status_shows_all_and_its_exit_code_whether_something_is_wrong(
         ["(router)", "1", "1", "", "", ""],
     ]
     assert "generation 4" in script.out
+    serving.engine.ready = Readiness(True, unrouted=("law: not \x1b[2J",))
+    assert script("status", "--server", serving.url) == 0, "to leave one out is no fault"
+    assert "note: law: not \\x1b[2J" in script.out
     serving.engine.ready = Readiness(True, ("law version 1: overflows \x1b[2J",))
     assert script("status", "--server", serving.url) == 1
     assert "problem: law version 1: overflows \\x1b[2J" in script.out

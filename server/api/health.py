@@ -65,10 +65,10 @@ async def ping(ctx: Ctx) -> JSONResponse:
     responses={**answers(replies.Ready), **answers(replies.Ready, status=503)},
 )
 async def ready(ctx: Ctx) -> JSONResponse:
-    """503 while the base, registry or router is not usable, and while draining; `problems` says why. When
-    ready it says what is degraded all the same: a domain that routed requests leave out, for one."""
+    """503 while the base, registry or router is not usable, and while draining; `problems` says why, or what
+    is degraded although it is ready. `unrouted`: domains that routed requests leave out, which is none."""
     readiness = ctx.engine.status.readiness()
-    body = {"ready": readiness.ready, "problems": [*readiness.problems, *readiness.unrouted]}
+    body = {"ready": readiness.ready, "problems": readiness.problems, "unrouted": readiness.unrouted}
     if readiness.ready:
         return JSONResponse(body)
     return JSONResponse(body, status_code=503, headers={"Retry-After": "1"})

@@ -30,10 +30,12 @@ class Health(Reply):
 
 
 class Ready(Reply):
-    """`problems` says why it is not, or what is degraded although it is."""
+    """`problems` says why it is not, or what is degraded although it is; `unrouted`, what routed requests
+    leave out, and why."""
 
     ready: bool
     problems: list[str]
+    unrouted: list[str]
 
 
 class ModelFacts(Reply):

@@ -62,11 +62,12 @@ async def test_health_and_version_name_a_gpu_and_what_of_its_memory_is_whose(
 async def test_ready_tells_why_not_and_what_is_degraded(
     client: httpx2.AsyncClient, engine: FakeEngine
 ) -> None:
-    assert (await client.get("/ready")).json() == {"ready": True, "problems": []}
+    assert (await client.get("/ready")).json() == {"ready": True, "problems": [], "unrouted": []}
     engine.ready = Readiness(True, ("chat version 2 is corrupt",), ("law: routed requests leave it out",))
     degraded = await client.get("/ready")
     assert degraded.status_code == 200
-    assert degraded.json()["problems"] == ["chat version 2 is corrupt", "law: routed requests leave it out"]
+    assert degraded.json()["problems"] == ["chat version 2 is corrupt"]
+    assert degraded.json()["unrouted"] == ["law: routed requests leave it out"]
     engine.ready = Readiness(False, ("no router",))
     assert (await client.get("/ready")).status_code == 503
 
