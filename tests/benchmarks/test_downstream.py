@@ -42,7 +42,8 @@ def test_every_task_is_measured_in_the_modes_that_it_has_and_the_card_quotes_it(
     assert strategyqa["constant"] == 0.5
     assert set(document["left_out"]) == {"pubmedqa"}
     assert "validation records of reasoning" in output
-    found = card(Registry(tmp_path / "trained"), downstream=Downstream.from_dict(document))
+    licences = {"chat": "CC0", "math": "CC0"}
+    found = card(Registry(tmp_path / "trained"), None, licences, Downstream.from_dict(document))
     assert "| strategyqa (acc), n = 2 |" in found
     assert "- gsm8k: validation records of math" in found
 
