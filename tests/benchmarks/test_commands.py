@@ -128,7 +128,7 @@ def test_first_start_starts_a_server_on_an_empty_cache_and_again_on_a_full_one(r
 @pytest.mark.slow
 def test_hot_load_uploads_while_streams_run(run: Any) -> None:
     document, output = run(
-        "hot_load", *("--streams", "2", "--rounds", "1", "--pieces", "4", "--tokens", "400", "--rank", "2")
+        "hot_load", *("--streams", "8", "--rounds", "1", "--pieces", "2", "--tokens", "390", "--rank", "1")
     )
     assert document["gap_before_ms_median"]["median"] > 0
     assert document["gap_during_ms_longest"]["median"] > 0
