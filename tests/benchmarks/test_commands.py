@@ -15,6 +15,7 @@ from benchmarks.instruments import decode_case as names
 from benchmarks.instruments import options
 from brainstacks.errors import BrainstacksError, ConfigError
 from tests.benchmarks.commands import BENCHMARKS
+from tests.tiny import save_base
 from training.runs.signals import Interrupted
 
 
@@ -126,10 +127,11 @@ def test_first_start_starts_a_server_on_an_empty_cache_and_again_on_a_full_one(r
 
 
 @pytest.mark.slow
-def test_hot_load_uploads_while_streams_run(run: Any) -> None:
-    document, output = run(
-        "hot_load", *("--streams", "8", "--rounds", "1", "--pieces", "2", "--tokens", "390", "--rank", "1")
-    )
+def test_hot_load_uploads_while_streams_run(run: Any, tmp_path: Path) -> None:
+    # A context in which a stream is sure to outlast an upload, however fast the one and slow the other is.
+    base = save_base(tmp_path / "long", max_position_embeddings=16384)
+    quick = ("--streams", "2", "--rounds", "1", "--pieces", "4", "--tokens", "16000", "--rank", "2")
+    document, output = run("hot_load", *quick, "--base", str(base))
     assert document["gap_before_ms_median"]["median"] > 0
     assert document["gap_during_ms_longest"]["median"] > 0
     assert document["stack_bytes"] > 0

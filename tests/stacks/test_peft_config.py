@@ -12,8 +12,10 @@ from peft.utils.other import get_pattern_key
 
 from brainstacks.config import PROJECTIONS
 from brainstacks.stacks.module_names import ModuleName
+from brainstacks.stacks.one_expert import factors
 from brainstacks.stacks.peft_config import CARRIED_INITS, CONFIG_NAME, NO_EFFECT, PeftConfig
 from brainstacks.stacks.peft_import import import_adapter
+from brainstacks.stacks.tensors import load_stack
 from tests.stacks.adapters import BASE, configure, refusal
 
 MODULES = [str(ModuleName("model.layers.", n, p)) for n in (0, 1, 11) for p in PROJECTIONS]
@@ -115,7 +117,9 @@ def test_an_initialisation_that_changed_the_base_is_refused(how: object, adapter
 @pytest.mark.parametrize("how", CARRIED_INITS)
 def test_one_that_left_it_alone_is_not(how: object, adapter: Path) -> None:
     configure(adapter, init_lora_weights=how, fan_in_fan_out=True, lora_dropout=0.1, eva_config={"rho": 2.0})
-    import_adapter(adapter, BASE, "math", adapter.with_suffix(".safetensors"), lambda _: None)
+    file = adapter.with_suffix(".safetensors")
+    import_adapter(adapter, BASE, "math", file, lambda _: None)
+    assert any(B.any() for _, _, B in factors(load_stack(file)))
 
 
 IMPOSSIBLE: dict[str, list[Any]] = {
