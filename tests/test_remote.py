@@ -51,7 +51,7 @@ def test_push_publishes_a_stack_and_says_that_the_router_does_not_know_it(
     law = write_stack(tmp_path / "law", "law")
     assert script("push", law, "--server", serving.url) == 0
     assert script.out == f"law version 1 published, generation 4, sha256 {sha256_file(law)}\n"
-    assert script.err.startswith("note: law version 1: the router in force was not trained with it")
+    assert script.err.startswith("note: law version 1: no router in force was trained with it")
     assert serving.registry.snapshot().domain("law").current.digest == sha256_file(law)
     code, again = script.json("push", law, "--server", serving.url)
     assert (code, again["created"], again["not_routed"]) == (0, False, ["law"])
@@ -65,7 +65,7 @@ def test_push_publishes_a_router_and_names_what_it_does_not_route_to(
     assert (script.out.split(",")[0], script.err) == ("router version 2 published", "")
     stale = write_router(tmp_path / "router-2", {"chat": sha256_file(tmp_path / "chat-0")})
     assert script("push", stale, "--server", serving.url) == 0
-    assert script.err.startswith("note: chat version 2: the router in force was not trained with it")
+    assert script.err.startswith("note: chat version 2: no router in force was trained with it")
 
 
 def test_push_refuses_a_stale_generation_in_the_servers_words(

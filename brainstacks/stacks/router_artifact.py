@@ -35,7 +35,7 @@ from brainstacks.stacks.envelope import (
 from brainstacks.stacks.safetensors_file import read_header
 
 NOT_ROUTED = (
-    "the router in force was not trained with it, so routed requests leave it out; ask for it by name or by "
+    "no router in force was trained with it, so routed requests leave it out; ask for it by name or by "
     "fixed weights, or publish a router that was trained with it (PUT /admin/router)"
 )
 """What is to be said of a stack that no router knows."""

@@ -84,9 +84,7 @@ def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
         False,
     ]
     (told,) = served.engine.serving.unrouted
-    assert told.startswith(
-        "math: the router in force was not trained with it, so routed requests leave it out"
-    )
+    assert told.startswith("math: no router in force was trained with it, so routed requests leave it out")
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights == {"chat": 0.05, "code": 0.6, "math": 0.0}
     assert routed.routing.active == ("code",)
