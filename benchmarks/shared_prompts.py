@@ -59,8 +59,9 @@ def copied(source: Registry, kind: Applies, directory: Path) -> Registry:
     if router is None:
         raise typer.BadParameter("the registry has no router; give one that has")
     path, file = source.blob_path(router.current.digest), directory / "router.safetensors"
-    metadata_of_router = dataclasses.replace(read_router_metadata(path), stacks=digests)
-    save_router(file, metadata_of_router, load_router_tensors(path))
+    known = read_router_metadata(path)
+    stacks = {domain: digests[domain] for domain in known.stacks}  # there may be others that it does not know
+    save_router(file, dataclasses.replace(known, stacks=stacks), load_router_tensors(path))
     target.publish_router(file)
     return target
 
