@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,21 @@ from training.data.batches import TOKENS, Batch, collate, loss_batches
 from training.data.encoding import Example
 from training.progress import tracked
 
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
 SourcesOf = Callable[[Sequence[Example]], Sequence[DeltaSource]]
 """What composes a batch of these examples, one a row."""
 
 
-def response_nll(model: Any, batch: Batch) -> Tensor:
+def response_nll(model: Any, batch: Batch, past: Cache | None = None) -> Tensor:
     """NLL (nats) of each label of `batch`, row by row, in order.
 
     The head runs on the labelled positions alone: on a small model with a large vocabulary it would
     otherwise cost as much as the layers.
+
+    Args:
+        past: keys and values of what comes before each row; the row's own are added to it.
 
     Returns:
         [M] float32 (float64 of a float64 model), M the number of labels in the batch.
@@ -30,7 +36,10 @@ def response_nll(model: Any, batch: Batch) -> Tensor:
     # Padding is on the right and attention is causal, so no real token sees any of it: without a mask the
     # attention takes its faster causal path. Positions that restart keep packed examples apart.
     hidden = model.get_decoder()(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        past_key_values=past,
+        use_cache=past is not None,
     ).last_hidden_state
     logits = model.get_output_embeddings()(hidden.flatten(0, 1)[batch.labelled])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

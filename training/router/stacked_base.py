@@ -4,8 +4,11 @@ of a combination of stacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +26,9 @@ from training.data.batches import TOKENS, collate, loss_batches
 from training.data.encoding import Example
 from training.progress import tracked
 from training.rounds.objective import response_nll, row_sums
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 
 def name_of(domains: Iterable[str]) -> str:
@@ -68,28 +74,82 @@ class StackedBase:
         return cls(base, base.chat_tokenizer(), hooks, bank, digests)
 
     @torch.no_grad()
-    def nll(self, examples: Sequence[Example], weights: Sequence[Weights]) -> Tensor:
+    def nll(
+        self, examples: Sequence[Example], weights: Sequence[Weights], past: Cache | None = None
+    ) -> Tensor:
         """Sum of the response's NLL (nats) of each example under its own weights.
+
+        Args:
+            past: as in `response_nll`.
 
         Returns:
             [B] float32, on the CPU.
         """
         batch = collate(examples)
-        there, bound = batch.to(self.base.device), self.bank.bind(weights)
-        with self.hooks.composed(*([bound] if bound else []), responses=there.responses):
-            return row_sums(response_nll(self.base.model, there), batch)
+        there = batch.to(self.base.device)
+        with self._composed(weights, there.responses):
+            return row_sums(response_nll(self.base.model, there, past), batch)
 
     def losses(
         self, examples: Sequence[Example], weights: Sequence[Weights], tokens: int = TOKENS
     ) -> list[float]:
-        """`nll` of any number of rows, in batches that a budget of `tokens` bounds (`loss_batches`)."""
+        """`nll` of any number of rows, in batches that a budget of `tokens` bounds (`loss_batches`).
+
+        Rows of one example in which the same acts on the prompt share the prompt's keys and values.
+        """
         found = [0.0] * len(examples)
-        with tracked(loss_batches(examples, tokens), "measuring losses", "batches") as each:
+        groups = self._agreeing(examples, weights)
+        sharing = [rows for rows in groups if len(rows) > 1]
+        with tracked(sharing, "measuring losses", "prompts") as each:
             for rows in each:
-                sums = self.nll([examples[i] for i in rows], [weights[i] for i in rows])
-                for i, value in zip(rows, sums.tolist(), strict=True):
+                nats = self._after_one_prompt(examples[rows[0]], [weights[i] for i in rows], tokens)
+                for i, value in zip(rows, nats, strict=True):
+                    found[i] = value
+        alone = [rows[0] for rows in groups if len(rows) == 1]
+        with tracked(
+            loss_batches([examples[i] for i in alone], tokens), "measuring losses", "batches"
+        ) as each:
+            for batch in each:
+                rows = [alone[i] for i in batch]
+                nats = self.nll([examples[i] for i in rows], [weights[i] for i in rows]).tolist()
+                for i, value in zip(rows, nats, strict=True):
                     found[i] = value
         return found
+
+    def _agreeing(self, examples: Sequence[Example], weights: Sequence[Weights]) -> list[list[int]]:
+        """The rows of each example in which the same stacks act on its prompt, with the same weights."""
+        everywhere = [d for d in self.digests if self.bank.resident(d).stack.applies == "everywhere"]
+        groups: dict[Hashable, list[int]] = {}
+        for i, (example, row) in enumerate(zip(examples, weights, strict=True)):
+            # A prompt's last token predicts the response's first: of a single one nothing comes before.
+            apart = i if len(example.prompt) == 1 else None
+            key = (example, apart, *(row.get(d, 0.0) for d in everywhere))
+            groups.setdefault(key, []).append(i)
+        return list(groups.values())
+
+    @torch.no_grad()
+    def _after_one_prompt(self, example: Example, weights: Sequence[Weights], tokens: int) -> list[float]:
+        """The example's `losses` under `weights`, which agree on its prompt."""
+        from transformers import DynamicCache
+
+        before = torch.tensor([example.prompt[:-1]], device=self.base.device)
+        past = DynamicCache(config=self.base.model.config)
+        with self._composed(weights[:1], torch.zeros_like(before, dtype=torch.bool)):
+            self.base.model.get_decoder()(input_ids=before, past_key_values=past, use_cache=True)
+        rest = [Example(example.id, example.prompt[-1:], example.response)] * len(weights)
+        found = list[float]()
+        for rows in loss_batches(rest, tokens):
+            theirs = copy.deepcopy(past)
+            theirs.batch_repeat_interleave(len(rows))
+            found += self.nll([rest[i] for i in rows], [weights[i] for i in rows], theirs).tolist()
+        return found
+
+    @contextmanager
+    def _composed(self, weights: Sequence[Weights], responses: Tensor) -> Iterator[None]:
+        """Each row of a batch under its own weights; see `DeltaSource.on`."""
+        bound = self.bank.bind(weights)
+        with self.hooks.composed(*([bound] if bound else []), responses=responses):
+            yield
 
 
 def routed_weights(

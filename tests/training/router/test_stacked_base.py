@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.tiny import (
     stack_config,
     write_router,
 )
-from tests.training.examples import plain_nll, random_examples
+from tests.training.examples import example, plain_nll, random_examples
 from training.router.stacked_base import StackedBase, Weights, routed_weights
 
 DOMAINS = ("a", "b", "c")
@@ -69,6 +70,29 @@ def test_losses_equal_one_example_at_a_time_whatever_the_budget(stacked: Stacked
     ]
     assert stacked.losses(examples, weights, tokens) == pytest.approx(expected, abs=1e-3)
     assert stacked.losses([], []) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 4096])
+def test_one_prompt_for_several_compositions_gives_what_each_alone_does(
+    tiny_base: BaseModel, tiny_directory: Path, registry: Registry, tmp_path: Path, tokens: int
+) -> None:
+    dims, late = tiny_base.identity.dims, stack_config(applies="response")
+    stacks = {"late": random_stack(dims, 0, size=0.3, config=late), "early": random_stack(dims, 1, size=0.3)}
+    for domain, stack in stacks.items():
+        publish_stack(registry, tiny_base.identity, domain, stack, tmp_path)
+    stacked = StackedBase.load(load_base(tiny_directory, quantization="none"), registry)
+    examples = [example((1, 2, 3, 4), (5, 6, 7)), example((9,), (8, 7)), *random_examples(2, seed=7)]
+    points = itertools.product((0.0, 0.5, 1.0), (0.0, 1.0))
+    pairs = [(e, {"late": a, "early": b}) for a, b in points for e in examples]
+    computed: list[list[list[int]]] = []
+    handle = stacked.base.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: computed.append(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    found = stacked.losses([e for e, _ in pairs], [w for _, w in pairs], tokens)
+    handle.remove()
+    alone = [stacked.nll([e], [w]).item() for e, w in pairs]
+    assert found == pytest.approx(alone, abs=1e-4)
+    assert computed.count([[1, 2, 3]]) == 2, "once for each weight of the stack that acts on it"
 
 
 def test_a_stack_of_another_base_is_refused(stacked: StackedBase, registry: Registry, tmp_path: Path) -> None:
