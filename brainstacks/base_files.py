@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.cache import cached, sha256_of
+from brainstacks.config import Quantization
 from brainstacks.durable import storage_full
 from brainstacks.errors import UnsupportedModel
 
@@ -73,6 +74,11 @@ class Located:
 def is_gguf(base: str | os.PathLike[str]) -> bool:
     """Whether `base` names a GGUF file, by its name alone."""
     return os.fspath(base) in PACKAGED or Path(base).suffix == ".gguf"
+
+
+def default_quantization(base: str | os.PathLike[str]) -> Quantization:
+    """How `base` is held where nobody says it: a packaged one in its file's own 4 bits, any other in NF4."""
+    return "native" if os.fspath(base) in PACKAGED else "nf4"
 
 
 def locate(base: str | os.PathLike[str]) -> Located:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from brainstacks.base_files import base_name, is_gguf, locate, quiet_transformers
+from brainstacks.base_files import base_name, default_quantization, is_gguf, locate, quiet_transformers
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, outline, plain_checkpoint
 from brainstacks.config import Quantization
@@ -103,7 +103,7 @@ class BaseModel:
 def load_base(
     base: str | os.PathLike[str],
     *,
-    quantization: Quantization = "nf4",
+    quantization: Quantization | None = None,
     device: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> BaseModel:
@@ -112,7 +112,7 @@ def load_base(
     Args:
         base: local directory, hub id, `.gguf` file, or a name in `PACKAGED`.
         quantization: `nf4` (with double quantisation), `int8`, `none`, or `native`, which computes with the
-            values that a GGUF file's own blocks stand for.
+            values that a GGUF file's own blocks stand for; None is `default_quantization`.
         device: `auto` takes CUDA when there is one. A GPU becomes the calling thread's own.
         dtype: of activations and unquantised weights; None takes bfloat16 for a quantised base, the
             checkpoint's own dtype for an unquantised one, and float32 for a native one, whose values are
@@ -123,6 +123,7 @@ def load_base(
         ConfigError: an unknown quantization or device, or `native` for a base that is no GGUF file.
         UnsupportedModel: the base cannot be found, read, or lacks a projection.
     """
+    quantization = quantization or default_quantization(base)
     if quantization not in get_args(Quantization):
         raise ConfigError(
             f"quantization is {quantization!r}; it is one of {', '.join(get_args(Quantization))}",

@@ -46,7 +46,7 @@ class ComposedModel:
         cls,
         base: str | os.PathLike[str],
         registry: str | os.PathLike[str] | None = None,
-        quantization: Quantization = "nf4",
+        quantization: Quantization | None = None,
         device: str = "auto",
         dtype: torch.dtype | str | None = None,
     ) -> ComposedModel:

@@ -51,8 +51,10 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    quantization: Quantization = Field(
-        default="nf4", description="how the base is held in memory; native is a .gguf file's own"
+    quantization: Quantization | None = Field(
+        default=None,
+        description="how the base is held in memory; native is a .gguf file's own. When left out, native for "
+        "a packaged base and nf4 for any other",
     )
     device: str = Field(
         default="auto",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brainstacks import base_files
-from brainstacks.base_files import PackagedFile, base_name, locate
+from brainstacks.base_files import PackagedFile, base_name, default_quantization, locate
 from brainstacks.errors import UnsupportedModel
 
 
@@ -33,6 +33,12 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused_with_what_else_there_is(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UnsupportedModel, match=r"'nobody/nothing' is no local directory.*packaged:smollm2"):
         locate("nobody/nothing")
+
+
+def test_a_packaged_base_is_held_in_its_own_bits_and_any_other_in_nf4() -> None:
+    assert default_quantization("packaged:smollm2-135m-instruct") == "native"
+    assert default_quantization("model.gguf") == "nf4"
+    assert default_quantization(Path("directory")) == "nf4"
 
 
 def test_names_are_short() -> None:

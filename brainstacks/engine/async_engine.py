@@ -70,7 +70,7 @@ class AsyncEngine:
         *,
         base: str | os.PathLike[str],
         registry: str | os.PathLike[str],
-        quantization: Quantization = "nf4",
+        quantization: Quantization | None = None,
         device: str = "auto",
         dtype: str | None = None,
         config: EngineConfig | None = None,

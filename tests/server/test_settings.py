@@ -38,10 +38,10 @@ def test_the_flags_of_the_contract_are_there() -> None:
     assert (settings.drain_timeout, settings.max_upload_bytes, settings.deterministic) == (2.5, 2048, True)
 
 
-def test_defaults_serve_the_packaged_base_in_nf4_on_the_local_host() -> None:
+def test_defaults_serve_the_packaged_base_in_its_own_bits_on_the_local_host() -> None:
     settings = parse()
     assert settings.base == "packaged:smollm2-135m-instruct"
-    assert (settings.host, settings.port, settings.quantization) == ("127.0.0.1", 8000, "nf4")
+    assert (settings.host, settings.port, settings.quantization) == ("127.0.0.1", 8000, None)
     assert settings.api_key == ()
     assert settings.admin_key is None
 

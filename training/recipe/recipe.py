@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from brainstacks.base_files import default_quantization
 from brainstacks.config import Quantization, from_mapping
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
@@ -256,6 +257,7 @@ def recipe_from(document: Mapping[str, Any]) -> Recipe:
             values[key] = _part(cls, values[key], key)
     domains = _sequence(values.get("domains", ()), "domains")
     values["domains"] = tuple(_domain(d, f"domain {i}") for i, d in enumerate(domains, 1))
+    values.setdefault("quantization", default_quantization(str(values.get("base"))))
     return from_mapping(Recipe, values)
 
 

@@ -177,3 +177,10 @@ def test_recipes_are_frozen() -> None:
     assert isinstance(recipe_from(MINIMAL), Recipe)
     with pytest.raises(AttributeError):
         recipe_from(MINIMAL).base = "other"  # type: ignore[misc]
+
+
+def test_a_recipe_trains_on_the_base_as_a_server_holds_it() -> None:
+    document = {"base": "packaged:smollm2-135m-instruct", "domains": [{"name": "law", "licence": "MIT"}]}
+    assert recipe_from(document).quantization == "native"
+    assert recipe_from({**document, "base": "organisation/model"}).quantization == "nf4"
+    assert recipe_from({**document, "quantization": "int8"}).quantization == "int8"
