@@ -163,6 +163,8 @@ def in_float32(base: BaseModel) -> BaseModel:
         base: freshly loaded: its model is changed in place, and must have had no forward.
     """
     dequantize(base.model)
+    if base.gguf is not None:  # whose values a narrower dtype has rounded
+        base.gguf.fill(base.model)
     return dataclasses.replace(base, dtype=torch.float32, sites=find_sites(base.model))
 
 

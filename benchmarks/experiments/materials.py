@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.parameters import lora_of, parameters
 from benchmarks.experiments.settings import Settings
-from brainstacks.base_model import identify_base, load_base
+from brainstacks.base_model import identify_base
 from brainstacks.config import Quantization, StackConfig
 from brainstacks.layers.hooks import CompositionHooks
 from training.data.domains import prepare
 from training.data.encoding import Example, encode
 from training.recipe.settings import StackRecipe, require
+from training.rounds.compute import choose, load_as_stored
 from training.rounds.workshop import Workshop, make_accelerator
 from training.runs.log import NoLog
 from training.runs.signals import StopRequest
@@ -55,7 +56,9 @@ class Materials:
     def _workshop(self, quantization: Quantization) -> Workshop:
         """The base in this quantisation, open to gradients, with hooks."""
         device = str(self._accelerator.device)
-        base = load_base(self.settings.base, quantization=quantization, device=device)
+        recipe = replace(self.settings.recipe(), quantization=quantization)
+        base = load_as_stored(recipe, device)
+        base = choose(base, recipe.compute, backward=True).of(base)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         return Workshop(self._accelerator, base, hooks, NoLog(), self.stop)

@@ -103,9 +103,9 @@ def _active(recipe: Recipe, model: nn.Module) -> ActiveStack:
 
 
 def own_dtype(recipe: Recipe, model: nn.Module) -> torch.dtype:
-    """Of activations and unquantised weights, as `load_base` chooses it."""
+    """Of activations and unquantised weights, where a run does not widen them."""
     if recipe.quantization != "none":
-        return torch.float32 if recipe.quantization == "native" else torch.bfloat16
+        return torch.bfloat16
     return model.config.dtype or torch.float32  # type: ignore[return-value]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from brainstacks.base_model import BaseModel, load_base
+from brainstacks.base_model import BaseModel
 from brainstacks.durable import atomic_write
 from brainstacks.errors import BrainstacksError
 from brainstacks.layers.hooks import CompositionHooks
@@ -27,7 +27,7 @@ from training.curriculum.forgetting import ForgettingMatrix, measure_row
 from training.data.domains import DomainData, check_data, has_directory, prepare
 from training.progress import silent, working
 from training.recipe.recipe import DomainRecipe, Recipe
-from training.rounds.compute import Compute, choose
+from training.rounds.compute import Compute, choose, load_as_stored
 from training.rounds.device import named
 from training.rounds.frozen_stacks import FrozenStacks
 from training.rounds.optimizer import settled
@@ -127,7 +127,7 @@ def _open(
             resources.enter_context(silent())
         records = prepare(recipe, data, recipe.domains if only is None else _needed(recipe, only, data))
         with working("loading the base"):
-            base = load_base(recipe.base, quantization=recipe.quantization, device=named(accelerator.device))
+            base = load_as_stored(recipe, named(accelerator.device))
         recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))
         check_data(recipe, records, base.chat_tokenizer())
         compute = _compute(recipe, base, run, accelerator)

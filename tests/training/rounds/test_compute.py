@@ -16,9 +16,10 @@ from brainstacks.cpu import cpu
 from brainstacks.errors import ConfigError
 from brainstacks.layers.dequantized import float32_bytes
 from tests.tiny import save_base
+from tests.tiny_gguf import save_gguf
 from training.recipe.recipe import recipe_from
 from training.rounds import compute
-from training.rounds.compute import candidates, choose, load_to_measure, memory_of, seconds
+from training.rounds.compute import candidates, choose, load_as_stored, load_to_measure, memory_of, seconds
 
 CPU = torch.device("cpu")
 
@@ -72,6 +73,22 @@ def test_the_base_becomes_what_was_chosen(base: BaseModel) -> None:
     assert choose(base, "bfloat16", backward=True).of(base) is base
     widened = choose(base, "float32", backward=True).of(base)
     assert widened.dtype == widened.model.dtype == torch.float32
+
+
+def test_a_native_base_is_rounded_to_bfloat16_or_has_the_files_own_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = str(save_gguf(tmp_path / "base.gguf"))
+    plan = recipe_from({"base": path, "quantization": "native", "domains": [{"name": "a", "licence": "MIT"}]})
+    exact = dict(load_base(path, quantization="native", device="cpu").model.named_parameters())
+    stored = load_as_stored(plan, "cpu")
+    for name, values in stored.model.named_parameters():
+        assert torch.equal(values, exact[name].bfloat16()), name
+    assert choose(stored, "auto", backward=True, measure=measured(0.004, 0.25)).of(stored) is stored
+    widened = choose(stored, "auto", backward=True, measure=measured(0.25, 0.004)).of(stored)
+    for name, values in widened.model.named_parameters():
+        assert torch.equal(values, exact[name]), name
 
 
 def test_without_the_room_auto_keeps_the_packed_weights_and_says_so(
