@@ -24,7 +24,7 @@ from training.options import (
     RunOption,
     ServedOption,
 )
-from training.recipe.recipe import load_recipe
+from training.recipe.recipe import FormatName, load_recipe
 from training.rounds.allocator import keep_freed_memory
 from training.runs.signals import exit_status
 
@@ -119,8 +119,9 @@ def add(
     ],
     server: Annotated[str, typer.Option(help="A running server, http://HOST:PORT.")],
     form: Annotated[
-        str, typer.Option("--format", help="Of the records: prompt_response, messages, alpaca, ...")
-    ] = "prompt_response",
+        FormatName | None,
+        typer.Option("--format", help="Of the records; by default as the first one looks."),
+    ] = None,
     recipe: RecipeOption = "add",
     licence: Annotated[str, typer.Option(help="Of the records, for the registry's card.")] = "",
     registry: Annotated[

@@ -136,7 +136,11 @@ class Signatures:
         Returns:
             [B, S] float32.
         """
-        offsets = seen_from(self._centre, pooled(features, mask)[:, None]) - self._mean
+        return self.scores_of(pooled(features, mask))
+
+    def scores_of(self, prompts: Tensor) -> Tensor:
+        """The same of prompts that are `pooled`: [B, 2, d] float32."""
+        offsets = seen_from(self._centre, prompts[:, None]) - self._mean
         return (distances(offsets, self._spread) - self._mu) / self._sigma
 
 

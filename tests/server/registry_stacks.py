@@ -25,7 +25,9 @@ class RegistryStacks(FakeStacks):
 
     def sync(self) -> None:
         self._engine.generation = self.registry.generation
-        self._engine.names = list(self.registry.snapshot().domains)
+        domains = self.registry.snapshot().domains
+        self._engine.names = list(domains)
+        self._engine.versions = {name: history.current.version for name, history in domains.items()}
 
     def _synced(self, published: Published) -> Published:
         self.sync()

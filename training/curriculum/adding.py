@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from training.curriculum.outer_loop import run_stack
 from training.data.domains import prepare
+from training.data.formats import format_of
 from training.data.records import Record
 from training.recipe.recipe import DomainRecipe, FormatName, Recipe, SourceRecipe
 from training.runs.paths import RunPaths
@@ -21,9 +23,18 @@ from training.runs.paths import RunPaths
 Report = Callable[[str], None]
 
 
-def recipe_for(recipe: Recipe, domain: str, file: Path, form: FormatName, licence: str = "") -> Recipe:
-    """`recipe`, of the one domain `domain` with the records of `file`."""
-    source = SourceRecipe(f"jsonl:{file}", format=form)
+def recipe_for(
+    recipe: Recipe, domain: str, file: Path, form: FormatName | None = None, licence: str = ""
+) -> Recipe:
+    """`recipe`, of the one domain `domain` with the records of `file`.
+
+    Args:
+        form: of its rows; None: what the columns of the first one say.
+
+    Raises:
+        ConfigError: the name is none that a domain can have.
+    """
+    source = SourceRecipe(f"jsonl:{file}", format=form or _format_of(file))
     router = dataclasses.replace(recipe.router, floors={})  # of domains that are not in it any more
     return dataclasses.replace(
         recipe, domains=(DomainRecipe(domain, licence=licence, sources=(source,)),), router=router
@@ -43,7 +54,8 @@ def add(
 
     Args:
         admin, client: of the server; the second asks for routes.
-        path: the run's directory; started anew, it goes on.
+        path: a directory for the run, in `training`, and, without `registry`, for one of its own; started
+            anew, it goes on.
         registry: on top of whose stacks it is trained, and where it is published besides; None: of none.
 
     Returns:
@@ -56,15 +68,25 @@ def add(
     (domain,) = recipe.domains
     admin.manifest()  # a wrong key or address is told before anything is trained
     _check_base(recipe, admin)
-    paths = RunPaths(path)
-    own = Registry(registry or paths.registry, create=True)
-    if run_stack(recipe, domain.name, own, path, None, report, device):
+    run, own = path / "training", Registry(registry or path / "registry", create=True)
+    if run_stack(recipe, domain.name, own, run, None, report, device):
         return False
-    published = admin.push(paths.stack(domain.name), domain.name, None, lambda moved: None)
+    published = admin.push(RunPaths(run).stack(domain.name), domain.name, None, lambda moved: None)
     report(f"{domain.name}: version {published.version} on {admin.url}")
     held_out = prepare(recipe, None, recipe.domains)[domain.name].validation
     report(_routed(client, domain.name, held_out))
     return True
+
+
+def _format_of(file: Path) -> FormatName:
+    """By the first row. One that is no JSON object is refused, with its line, where the file is read."""
+    with file.open(encoding="utf-8") as rows:
+        first = next((line for line in rows if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        row = None
+    return format_of(row if isinstance(row, dict) else {})
 
 
 def _check_base(recipe: Recipe, admin: AdminClient) -> None:

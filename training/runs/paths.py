@@ -9,7 +9,6 @@ RUN/<domain>/round-<n>             finished rounds
 RUN/<domain>/stack.safetensors     the finished stack; its digest is in stack.sha256
 RUN/forgetting.json                losses of each domain after each domain
 RUN/outcomes.jsonl, router.safetensors             what `router` makes
-RUN/registry/                      where `add` publishes, beside the server
 RUN/evaluation.json, expert_use.json, report.html  what `evaluate` and `report` make
 """
 
@@ -22,7 +21,6 @@ from brainstacks.errors import ConfigError
 LOCK, IDENTITY = "lock", "run.json"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 FORGETTING, OUTCOMES, ROUTER = "forgetting.json", "outcomes.jsonl", "router.safetensors"
-REGISTRY = "registry"
 EVALUATION, EXPERT_USE, REPORT = "evaluation.json", "expert_use.json", "report.html"
 
 RESERVED = (
@@ -33,7 +31,6 @@ RESERVED = (
     FORGETTING,
     OUTCOMES,
     ROUTER,
-    REGISTRY,
     EVALUATION,
     EXPERT_USE,
     REPORT,
@@ -58,10 +55,6 @@ class RunPaths:
 
     def round(self, domain: str, number: int) -> Path:
         return self.domain(domain) / f"round-{number}"
-
-    @property
-    def registry(self) -> Path:
-        return self.path / REGISTRY
 
     def stack(self, domain: str) -> Path:
         return self.domain(domain) / "stack.safetensors"

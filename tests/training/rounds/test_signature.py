@@ -69,9 +69,8 @@ def test_the_distance_is_that_of_a_probabilistic_pca() -> None:
     V = vectors[:, -DIRECTIONS:]
     covariance = V @ torch.diag(kept - noise) @ V.T + noise * torch.eye(2 * WIDTH).double()
     y = seen_from(signature.centre, prompts_of(10, 5, sample=2)) - signature.mean
-    plain = [
-        math.sqrt(float(noise * row @ torch.linalg.solve(covariance, row))) for row in y.flatten(1).double()
-    ]
+    rows = y.flatten(1).double()
+    plain = [math.sqrt(float(noise * row @ torch.linalg.solve(covariance, row))) for row in rows]
     found = distances(y[:, None], signature.spread[None])[:, 0]
     torch.testing.assert_close(found, torch.tensor(plain), atol=1e-4, rtol=1e-4)
 
