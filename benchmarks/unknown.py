@@ -199,7 +199,8 @@ def tables(found: Mapping[str, Any]) -> str:
             "interval of resampled prompts; applied: some domain is above the gate by its signature).",
             markdown_table(["set", "prompts", "AUROC", "mean gap", "applied"], sets),
             "Each domain as if the router had not been trained with it: how its own prompts, the others' and "
-            "the unknown ones are given to its stack; and the gap's AUROC for its prompts when nobody knows it.",
+            "the unknown ones are given to its stack; and the gap's AUROC for its prompts when nobody "
+            "knows it.",
             markdown_table(
                 [
                     "new domain",

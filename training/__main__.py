@@ -18,6 +18,7 @@ from training.options import (
     DataOption,
     DeviceOption,
     DryRunOption,
+    KeyFileOption,
     LimitOption,
     PublishOption,
     RecipeOption,
@@ -114,9 +115,7 @@ def stack(
 @app.command()
 def add(
     domain: Annotated[str, typer.Argument(help="Name of the new domain.")],
-    data: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Its records, a JSON object a line.")
-    ],
+    data: Annotated[Path, typer.Option(dir_okay=False, help="Its records, a JSON object a line.")],
     server: Annotated[str, typer.Option(help="A running server, http://HOST:PORT.")],
     form: Annotated[
         FormatName | None,
@@ -133,10 +132,7 @@ def add(
     run: Annotated[
         Path | None, typer.Option(help="Working directory, runs/DOMAIN by default; again to go on.")
     ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Holds the admin key. Else $BRAINSTACKS_ADMIN_KEY."),
-    ] = None,
+    key_file: KeyFileOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Bring a new domain into a running server with its records alone: train a stack, sign it, upload it, and

@@ -28,3 +28,7 @@ DeviceOption = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or cuda:N for the GPU number N.")
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Most validation records per domain.")]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Holds the admin key. Else $BRAINSTACKS_ADMIN_KEY."),
+]
