@@ -132,7 +132,7 @@ class Metrics:
             "router_confidence", "The highest of the router's probabilities for a prompt", _PROBABILITIES
         )
         self.gap = self._histogram(
-            "gap_probability", "Probabilities that no stack that is served helps a prompt", _PROBABILITIES
+            "gap_probability", "Probabilities that no stack helps a prompt", _PROBABILITIES
         )
         self.router = self._histogram("router_seconds", "Time of the router pass", _FAST)
         self.queue = self._histogram("queue_seconds", "Arrival to the first step of a completion", _SLOW)

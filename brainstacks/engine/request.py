@@ -60,8 +60,8 @@ class Routing:
         router_ms: milliseconds of the router pass (features and network); 0.0 when it did not run.
         routed_by: who gave each domain its weight: the router, the signature in the stack's file where the
             router was not trained with it, or the request; a domain that nobody decided on is left out.
-        gap: probability that no served domain's stack helps, by their signatures; None where none has one,
-            or the prompt was not read.
+        gap: probability that no stack helps that is routed to, by their signatures; None where one of them
+            has none, or the prompt was not read.
         created: Unix seconds at which the request was routed.
         generation: the registry's manifest number at that moment.
         tenant: whose request it was.

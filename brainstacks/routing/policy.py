@@ -20,7 +20,7 @@ class Route:
         probabilities: sigmoid per domain.
         weights: per domain, after the floors.
         active: the domains that are applied: those above the gate threshold.
-        gap: probability that no domain's stack helps, by their signatures; None without any.
+        gap: probability that no stack helps, by their signatures; None where one of them has none.
     """
 
     probabilities: Mapping[str, float]

@@ -33,7 +33,8 @@ class Reading:
 
     Attributes:
         probabilities: per domain that is decided on: the router's sigmoid, or what its signature says.
-        gap: probability that none of the domains that have a signature is the prompt's; None without any.
+        gap: probability that the prompt is of none of the domains; None where one that is decided on has no
+            signature, for its prompts would be taken for strangers.
     """
 
     probabilities: Mapping[str, float]
@@ -65,6 +66,8 @@ class Reader:
                 self.deciders[domain] = "router"
             elif domain in used:
                 self.deciders[domain] = "signature"
+
+        self._knows_all = all(domain in used for domain in self.deciders)
 
     @property
     def sequence_length(self) -> int:
@@ -132,7 +135,7 @@ class Reader:
         scores = self._signatures.scores(features, mask)
         signed, gap = probabilities(scores).tolist(), gaps(scores).tolist()
         return [
-            Reading(row | self._by_signature(values), missing)
+            Reading(row | self._by_signature(values), missing if self._knows_all else None)
             for row, values, missing in zip(routed, signed, gap, strict=True)
         ]
 
