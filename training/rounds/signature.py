@@ -11,6 +11,7 @@ was made of itself. `brainstacks/routing/signature.py` says what is computed wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,10 @@ from training.progress import tracked
 
 DIRECTIONS = 8
 """K; each takes 2d numbers of the file."""
+
+ROUNDING = 0.16
+"""What int8 activations add to a distance, in quadrature: so much it was on the demo's base. Prompts that are
+all but alike are nearer to each other than that, and a server that rounds would not know them."""
 
 FOLDS = 4
 
@@ -112,8 +117,14 @@ def signature_of(neutral: Tensor, prompts: Tensor) -> Signature | None:
     if sigma < LEAST_SIGMA:
         return None
     mean, spread = _fit(seen)
-    calibration = torch.stack([held_out.mean(), sigma])
+    calibration = as_served(float(held_out.mean()), float(sigma))
     return Signature(SignatureConfig(width, len(spread), count), centre, mean, spread, calibration)
+
+
+def as_served(mu: float, sigma: float) -> Tensor:
+    """Mean and standard deviation [2] of distances that a server may round or not: half way between."""
+    half = (math.hypot(mu, ROUNDING) - mu) / 2
+    return torch.tensor([mu + half, math.hypot(sigma, half)])
 
 
 def _fit(seen: Tensor) -> tuple[Tensor, Tensor]:

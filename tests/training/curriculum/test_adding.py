@@ -31,7 +31,7 @@ def serving(registry: Registry, tiny_directory: Path) -> Iterator[Serving]:
 @pytest.fixture
 def plan(tiny_directory: Path, tmp_path: Path) -> Path:
     """A recipe for the tiny base, as a file."""
-    document = dataclasses.asdict(recipe(tiny_directory, "chat", steps=8))
+    document = dataclasses.asdict(recipe(tiny_directory, "chat", steps=4))
     document["data"] |= {"selection": 5, "validation": 6}
     document["router"]["floors"] = {}
     path = tmp_path / "plan.yaml"

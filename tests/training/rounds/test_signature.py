@@ -18,6 +18,8 @@ from training.rounds.signature import (
     FOLDS,
     LEAST_PROMPTS,
     MOST_PROMPTS,
+    ROUNDING,
+    as_served,
     make_signature,
     prompt_vectors,
     signature_of,
@@ -53,8 +55,8 @@ def scores(signature: Signature, prompts: Tensor) -> Tensor:
 def test_prompts_of_its_kind_are_near_and_others_far() -> None:
     signature = made(prompts_of(10, 60))
     own = scores(signature, prompts_of(10, 200, sample=1))
-    assert own.mean().abs() < 0.6
-    assert 0.6 < own.std() < 1.5
+    assert -1.2 < own.mean() < 0.6, "of a server that does not round"
+    assert 0.4 < own.std() < 1.5
     assert scores(signature, prompts_of(20, 50)).min() > 5
 
 
@@ -81,6 +83,15 @@ def test_distances_are_of_prompts_that_it_was_not_made_of() -> None:
     seen_again = scores(signature, prompts) * signature.distances[1] + signature.distances[0]
     assert signature.distances[0] > seen_again.mean()
     assert len(prompts) % FOLDS == 0
+
+
+def test_prompts_that_are_all_but_alike_are_known_whether_a_server_rounds_or_not() -> None:
+    mu, sigma = 0.3, 0.04
+    served = as_served(mu, sigma).tolist()
+    for distance in (mu, math.hypot(mu, ROUNDING)):
+        assert abs(distance - served[0]) / served[1] < 0.5
+    broad = as_served(1.0, 0.1).tolist()
+    assert broad == pytest.approx([1.0, 0.1], abs=0.01), "where prompts differ it is nothing"
 
 
 @pytest.mark.parametrize("prompts", [prompts_of(10, LEAST_PROMPTS - 1), prompts_of(10, 1).repeat(20, 1, 1)])
