@@ -60,7 +60,7 @@ class Signature:
         """From the tensors of a checked file. Raises InvalidArtifact: sigma is none."""
         parts = {name: tensors[SIGNATURE + name] for name in ("centre", "mean", "spread", "distances")}
         sigma = float(parts["distances"][1])
-        if sigma < LEAST_SIGMA:
+        if not sigma >= LEAST_SIGMA:  # also what is no number
             raise InvalidArtifact(
                 f"signature.distances has the standard deviation {sigma:g}; it is at least {LEAST_SIGMA:g}; "
                 "make the signature of prompts that differ (brainstacks-train sign)"

@@ -115,7 +115,7 @@ def test_a_spread_that_takes_out_more_than_there_is_leaves_no_distance() -> None
 
 def test_a_standard_deviation_that_is_none_is_refused() -> None:
     sound = signature(1)
-    for sigma in (0.0, -1.0):
+    for sigma in (0.0, -1.0, math.nan):
         tensors = {**sound.tensors(), "signature.distances": torch.tensor([1.0, sigma])}
         with pytest.raises(InvalidArtifact, match="standard deviation"):
             Signature.of(sound.config, tensors)
