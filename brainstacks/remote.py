@@ -190,11 +190,11 @@ def status(server: ServerOption, key_file: KeyOption = None, as_json: JsonOption
 
 @contextmanager
 def _connected(server: str, key_file: Path | None) -> Iterator[AdminClient]:
-    with AdminClient(server, _admin_key(key_file)) as opened:
+    with AdminClient(server, admin_key(key_file)) as opened:
         yield opened
 
 
-def _admin_key(file: Path | None) -> str:
+def admin_key(file: Path | None) -> str:
     """Never an argument: those are in plain view of everyone on the machine.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,18 @@ from rich.console import Console
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.document import printable
 from brainstacks.stacks.registry import Registry
-from training.recipe.recipe import load_recipe
+from training.options import (
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    KeyFileOption,
+    LimitOption,
+    PublishOption,
+    RecipeOption,
+    RunOption,
+    ServedOption,
+)
+from training.recipe.recipe import FormatName, load_recipe
 from training.rounds.allocator import keep_freed_memory
 from training.runs.signals import exit_status
 
@@ -30,28 +42,6 @@ app = typer.Typer(
     epilog=EXIT_STATUS,
     pretty_exceptions_enable=False,
 )
-
-RecipeOption = Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Directory with <domain>/train.jsonl and, optionally, <domain>/validation.jsonl, "
-        "in place of these domains' sources in the recipe."
-    ),
-]
-PublishOption = Annotated[Path, typer.Option("--registry", help="To publish to; made when it is not there.")]
-ServedOption = Annotated[Path, typer.Option("--registry", help="Whose active stacks and router count.")]
-RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to go on.")]
-DryRunOption = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Only print what the run would take: memory, steps, time, the router too."
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or cuda:N for the GPU number N.")
-]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Most validation records per domain.")]
 
 
 @app.callback()
@@ -120,6 +110,64 @@ def stack(
     from training.curriculum.outer_loop import run_stack
 
     _finish(run_stack(plan, domain, Registry(registry, create=True), run, data, device=device))
+
+
+@app.command()
+def add(
+    domain: Annotated[str, typer.Argument(help="Name of the new domain.")],
+    data: Annotated[Path, typer.Option(dir_okay=False, help="Its records, a JSON object a line.")],
+    server: Annotated[str, typer.Option(help="A running server, http://HOST:PORT.")],
+    form: Annotated[
+        FormatName | None, typer.Option("--format", help="Of the records; by default as the first looks.")
+    ] = None,
+    recipe: RecipeOption = "add",
+    licence: Annotated[str, typer.Option(help="Of the records, for the registry's card.")] = "",
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train on top of the stacks that it serves, and publish there too; by default on none."
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Working directory, runs/DOMAIN by default; again to go on.")
+    ] = None,
+    key_file: KeyFileOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Bring a new domain into a running server with its records alone: train a stack, upload it with a
+    signature, tell how the server routes what was held out.
+
+    A server with API keys is asked for routes with $BRAINSTACKS_API_KEY.
+    """
+    from brainstacks.client import AdminClient, Client
+    from brainstacks.remote import admin_key
+    from training.curriculum.adding import add as add_domain
+    from training.curriculum.adding import recipe_for
+
+    plan = recipe_for(load_recipe(recipe), domain, data, form, licence)
+    with (
+        AdminClient(server, admin_key(key_file)) as admin,
+        Client(server, os.environ.get("BRAINSTACKS_API_KEY", "")) as client,
+    ):
+        learned = add_domain(plan, admin, client, run or Path("runs") / domain, registry, device=device)
+    _finish(() if learned else (domain,))
+
+
+@app.command()
+def sign(
+    registry: PublishOption,
+    data: DataOption = None,
+    recipe: RecipeOption = "demo",
+    device: DeviceOption = "auto",
+) -> None:
+    """Give the stacks that a registry serves signatures: new versions of the same weights, and of its router.
+
+    By them the gap is told, and new domains are told from them.
+    """
+    from training.curriculum.signing import sign as sign_stacks
+    from training.data.domains import prepare
+
+    sign_stacks(plan := load_recipe(recipe), prepare(plan, data), Registry(registry), device=device)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from benchmarks import (
     residency,
     shared_prompts,
     step_profile,
+    unknown,
 )
 
 BENCHMARKS = {
@@ -30,4 +31,5 @@ BENCHMARKS = {
     "contention": contention.app,
     "shared_prompts": shared_prompts.app,
     "step_profile": step_profile.app,
+    "unknown": unknown.app,
 }

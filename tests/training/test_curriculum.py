@@ -51,6 +51,8 @@ def test_train_publish_route_and_evaluate(
         (losses,) = stack.losses
         assert losses["selection_after"] < losses["selection_before"] - 0.3
         assert losses["validation_after"] < losses["validation_before"] - 0.3
+        assert stack.signature is not None
+        assert stack.signature.prompts == 23, "all that it was trained on"
 
     # Starting anew trains nothing again.
     generation, log = registry.generation, (run / "metrics.jsonl").read_bytes()

@@ -29,6 +29,7 @@ from training.rounds.frozen_stacks import FrozenStacks
 from training.rounds.inner_loop import train_round
 from training.rounds.null_space import NullSpace
 from training.rounds.objective import mean_nll
+from training.rounds.signature import make_signature
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.workshop import Workshop
 from training.runs import checkpoint
@@ -119,7 +120,7 @@ class DomainTraining:
                 break
             rounds.append(result)
         if rounds:
-            self._freeze(domain, rounds, validation, space)
+            self._freeze(domain, rounds, train, validation, space)
 
     def _told(self, domain: str, train: Sequence[Example]) -> str:
         """What of a domain's training records is learnt."""
@@ -203,6 +204,7 @@ class DomainTraining:
         self,
         domain: DomainRecipe,
         rounds: Sequence[RoundResult],
+        train: Sequence[Example],
         validation: Sequence[Example],
         space: NullSpace | None,
     ) -> None:
@@ -216,7 +218,7 @@ class DomainTraining:
         self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
         losses = [_losses(result) for result in rounds]
         losses[0]["validation_before"], losses[-1]["validation_after"] = _finite(before), _finite(after)
-        identity = self._workshop.base.identity
+        identity, signature = self._workshop.base.identity, make_signature(self._workshop.base, train)
         metadata = StackMetadata(
             domain=domain.name,
             rounds=len(rounds),
@@ -232,10 +234,12 @@ class DomainTraining:
             tool_versions=tool_versions(),
             licence=domain.licence,
             description=domain.description,
+            signature=signature.config if signature is not None else None,
         )
+        tensors = _named(rounds) | (signature.tensors() if signature is not None else {})
 
         def write() -> None:
-            file = save_stack(self._run.stack(domain.name), metadata, _named(rounds))
+            file = save_stack(self._run.stack(domain.name), metadata, tensors)
             atomic_write(self._run.stack_digest(domain.name), file.digest + "\n")
 
         self._on_main(write)

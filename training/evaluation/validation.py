@@ -22,24 +22,26 @@ from training.router.outcomes import Outcome, measure
 from training.router.stacked_base import StackedBase, Weights, routed_weights
 
 
-def load_served(base: BaseModel, registry: Registry) -> tuple[StackedBase, Router]:
-    """`base` with the active stacks of `registry`, and its router.
+def load_served(base: BaseModel, registry: Registry) -> tuple[StackedBase, Router | None]:
+    """`base` with the active stacks of `registry`, and its router; None where signatures alone route.
 
     Raises:
-        ConfigError: the registry has no stacks or no router.
+        ConfigError: the registry has no stacks, or neither a router nor a signature.
     """
     stacked = StackedBase.load(base, registry)
     history = registry.snapshot().router
-    if history is None or not stacked.digests:
+    if not stacked.digests or (history is None and not stacked.signatures):
         raise ConfigError(
             "the registry has no router or no stacks; run `brainstacks-train curriculum` and `router`"
         )
-    return stacked, Router.load(registry.blob_path(history.current.digest), stacked.base)
+    return stacked, None if history is None else Router.load(
+        registry.blob_path(history.current.digest), stacked.base
+    )
 
 
 def evaluate(
     stacked: StackedBase,
-    router: Router,
+    router: Router | None,
     data: Mapping[str, DomainData],
     limit: int | None = None,
     oracle_limit: int = 16,
@@ -87,21 +89,21 @@ def validation_examples(
     return found
 
 
-def route(stacked: StackedBase, router: Router, examples: Sequence[Example]) -> list[Weights]:
+def route(stacked: StackedBase, router: Router | None, examples: Sequence[Example]) -> list[Weights]:
     """What serving applies to each prompt."""
     found: list[Mapping[str, float]] = [{}] * len(examples)
-    batches = within_budget([len(e.prompt) for e in examples], TOKENS)
+    reader, batches = stacked.reader(router), within_budget([len(e.prompt) for e in examples], TOKENS)
     with tracked(batches, "routing prompts", "batches") as each:
         for rows in each:
-            given = router.probabilities(stacked.base, [examples[i].prompt for i in rows])
-            for i, probabilities in zip(rows, given, strict=True):
-                found[i] = probabilities
+            read = reader.read(stacked.base, [examples[i].prompt for i in rows])
+            for i, reading in zip(rows, read, strict=True):
+                found[i] = reading.probabilities
     return routed_weights(stacked, router, found)
 
 
 def _records(
     stacked: StackedBase,
-    router: Router,
+    router: Router | None,
     domain: str,
     examples: Sequence[Example],
     oracles: Sequence[Outcome],

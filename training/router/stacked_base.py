@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +17,13 @@ from brainstacks.base_model import BaseModel
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.routing.policy import active_domains, floored
+from brainstacks.routing.reader import Reader, Served
 from brainstacks.routing.router import Router
+from brainstacks.routing.signature import Signature
 from brainstacks.stacks.artifact import check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.tensors import load_stack
+from brainstacks.stacks.signature_file import check_width
+from brainstacks.stacks.tensors import load_signature, load_stack
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.batches import TOKENS, collate, loss_batches
 from training.data.encoding import Example
@@ -49,6 +52,7 @@ class StackedBase:
 
     Attributes:
         digests: domain -> digest of its stack, in the registry's order.
+        signatures: domain -> its signature, of the stacks that have one.
     """
 
     base: BaseModel
@@ -56,6 +60,7 @@ class StackedBase:
     hooks: CompositionHooks
     bank: StackBank
     digests: Mapping[str, str]
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
 
     @classmethod
     def load(cls, base: BaseModel, registry: Registry) -> StackedBase:
@@ -63,15 +68,23 @@ class StackedBase:
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         bank = StackBank(base.device, base.dtype)
-        digests = {}
+        digests, signatures = {}, {}
         for domain, history in registry.snapshot().domains.items():
             digest = history.current.digest
             path = registry.blob_path(digest)
             metadata = read_stack_metadata(path)
             check_base(metadata, base.identity.fingerprint, base.identity.dims, base.identity.layers)
-            bank.add(domain, load_stack(path))
+            check_width(metadata.signature, base.identity.hidden_size)
+            bank.add(domain, load_stack(path, metadata))
             digests[domain] = digest
-        return cls(base, base.chat_tokenizer(), hooks, bank, digests)
+            if metadata.signature is not None:
+                signatures[domain] = Signature.of(metadata.signature, load_signature(path))
+        return cls(base, base.chat_tokenizer(), hooks, bank, digests, signatures)
+
+    def reader(self, router: Router | None) -> Reader:
+        """What serving reads prompts with: `router`, and the signatures."""
+        served = {d: Served(digest, self.signatures.get(d)) for d, digest in self.digests.items()}
+        return Reader(router, served, self.base.device)
 
     @torch.no_grad()
     def nll(
@@ -153,17 +166,18 @@ class StackedBase:
 
 
 def routed_weights(
-    stacked: StackedBase, router: Router, probabilities: Sequence[Mapping[str, float]]
+    stacked: StackedBase, router: Router | None, probabilities: Sequence[Mapping[str, float]]
 ) -> list[Weights]:
     """What serving applies for each prompt's `probabilities`: floors, then the gate.
 
-    As in serving, a stack other than the one that the router was trained with is left out.
+    As in serving, a stack other than the one that the router was trained with is left out, unless it has a
+    signature.
     """
-    routable = [d for d, digest in stacked.digests.items() if router.metadata.knows(d, digest)]
+    reader = stacked.reader(router)
     applied: list[Weights] = []
     for given in probabilities:
-        chosen = floored(given, router.config.floors)
-        weights = {d: chosen[d] for d in routable}
-        active = active_domains(weights, router.config.gate_threshold)
+        chosen = floored(given, reader.floors)
+        weights = {d: chosen[d] for d in stacked.digests if d in reader.deciders}
+        active = active_domains(weights, reader.gate_threshold)
         applied.append({d: weights[d] for d in active})
     return applied

@@ -38,7 +38,9 @@ def served(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
     for domain, stack in stacks.items():
         publish_stack(registry, identity, domain, stack, directory)
     registry.publish_router(write_router(directory / "router.safetensors", registry, identity))
-    return *load_served(load_base(tiny_directory, quantization="none"), registry), stacks
+    stacked, router = load_served(load_base(tiny_directory, quantization="none"), registry)
+    assert router is not None
+    return stacked, router, stacks
 
 
 def data(*domains: str) -> dict[str, DomainData]:

@@ -71,7 +71,7 @@ class OwnHelps(Priced):
 def priced(base: BaseModel, price: float = 0.0, kind: type[Priced] = Priced) -> tuple[RouterMetadata, Priced]:
     digests = {"a": "1" * 64, "b": "2" * 64}
     bank = StackBank(base.device, base.dtype)
-    stacked = kind(base, base.chat_tokenizer(), CompositionHooks(base.sites), bank, digests, price)
+    stacked = kind(base, base.chat_tokenizer(), CompositionHooks(base.sites), bank, digests, price=price)
     config = MetaRouterConfig(domains=("a", "b"), token_dim=32, hidden_dim=16)
     return RouterMetadata(config, digests, base.identity.ref), stacked
 
