@@ -16,8 +16,10 @@ from benchmarks import (
     shared_prompts,
     step_profile,
 )
+from benchmarks.adapter_routers import __main__ as adapter_routers
 
 BENCHMARKS = {
+    "adapter_routers": adapter_routers.app,
     "decode": decode.app,
     "prefill": prefill.app,
     "hot_load": hot_load.app,
