@@ -141,7 +141,7 @@ class LastOutputs(DeltaSource):
                 if projection in INPUT_GROUPS[group]:
                     nothing = x.new_zeros(*x.shape[:-1], d_out)
                     output = stack.corrections(layer, group, x)[projection](nothing)
-                    self.outputs[number] = output[torch.arange(len(output)), self._last]
+                    self.outputs[number] = output[torch.arange(len(output), device=output.device), self._last]
         return {}
 
 
