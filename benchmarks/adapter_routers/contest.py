@@ -127,69 +127,55 @@ class Contest:
 
     def round(self, seed: int, routers: Mapping[str, Contestant]) -> Round:
         """Measure the records of `seed`."""
-        stacked, kept = self._stacked, self._kept
-        names = tuple(stacked.digests)
-        records = [(d, e) for d, found in self.validation(seed).items() for e in found]
+        records = _pairs(self.validation(seed))
         domains, examples = [d for d, _ in records], [e for _, e in records]
-        count = len(examples)
         unseen = {d: [*data.router, *data.selection] for d, data in self._data.items()}
-        choosing = [
-            (d, e) for d, found in self._drawn(unseen, self._sizes.choosing, seed).items() for e in found
-        ]
-        single = self._best_single(choosing)
+        choosing = _pairs(self._drawn(unseen, self._sizes.choosing, seed))
+        single, thirds = self._best_single(choosing), self._best_thirds(choosing, routers[OURS])
         beliefs = {name: router.believe([e.prompt for e in examples]) for name, router in routers.items()}
-        applied: dict[str, list[Weights]] = {
+        applied = {**self._simple(domains, single), **_applied(routers, beliefs)}
+        nats, best = self._measured(self._stacked, examples, applied)
+        twins = with_random_twins(self._stacked, self._registry, seed)
+        random_nats, _ = self._measured(twins, examples, applied)
+        nats |= {name + TOKEN: self._per_token(examples, name) for name in self._rules}
+        nats[OURS + BY_THIRDS] = self._under_thirds(examples, applied[OURS], thirds)
+        chosen = {SINGLE: single, OURS + BY_THIRDS: thirds}
+        return Round(domains, examples, nats, random_nats, beliefs, best, chosen)
+
+    def _simple(self, domains: Sequence[str], single: str) -> dict[str, Sequence[Weights]]:
+        """What needs no router, for records of these `domains`."""
+        names, count = tuple(self._stacked.digests), len(domains)
+        return {
             BASE: [{}] * count,
             UNIFORM: [dict.fromkeys(names, 1 / len(names))] * count,
             UNGATED: [dict.fromkeys(names, 1.0)] * count,
             SINGLE: [{single: 1.0}] * count,
             OWN: [{d: 1.0} for d in domains],
         }
-        for name, router in routers.items():
-            applied[name] = rounded(router.apply(beliefs[name]))
-            applied[name + UNIT] = units(applied[name], router.unit)
-        subsets = combinations(names)
-        nats, best = self._measured(stacked, examples, applied, subsets)
-        random_nats, _ = self._measured(
-            with_random_twins(stacked, self._registry, seed), examples, applied, subsets
-        )
-        for name, rule in self._rules.items():
-            nats[name + TOKEN] = kept.varied(
-                stacked,
-                examples,
-                [[name, rule.top]] * count,
-                lambda rows, rule=rule: Varying.of(stacked, len(rows), rule),  # type: ignore[misc]
-            )
-        thirds = self._best_thirds(choosing, routers[OURS])
-        nats[OURS + BY_THIRDS] = self._under_thirds(examples, applied[OURS], thirds)
-        return Round(
-            domains,
-            examples,
-            nats,
-            random_nats,
-            {name: beliefs[name] for name in routers},
-            best,
-            {SINGLE: single, OURS + BY_THIRDS: thirds},
-        )
 
     def _measured(
-        self,
-        stacked: StackedBase,
-        examples: Sequence[Example],
-        applied: Mapping[str, Sequence[Weights]],
-        subsets: Sequence[tuple[str, ...]],
+        self, stacked: StackedBase, examples: Sequence[Example], applied: Mapping[str, Sequence[Weights]]
     ) -> tuple[dict[str, Sequence[float]], list[tuple[str, ...]]]:
-        """(contestant, and ORACLE -> NLL of each record; the best of `subsets` for each)."""
-        every = [e for e in examples for _ in subsets]
-        found = self._kept.under(
-            stacked, every, [dict.fromkeys(subset, 1.0) for _ in examples for subset in subsets]
-        )
+        """(contestant, and ORACLE -> NLL of each record; the best combination for each)."""
+        subsets = combinations(tuple(stacked.digests))
+        every = [(e, dict.fromkeys(subset, 1.0)) for e in examples for subset in subsets]
+        found = self._kept.under(stacked, [e for e, _ in every], [weights for _, weights in every])
         tables = [found[i : i + len(subsets)] for i in range(0, len(found), len(subsets))]
         nats: dict[str, Sequence[float]] = {
             name: self._kept.under(stacked, examples, weights) for name, weights in applied.items()
         }
         nats[ORACLE] = [min(table) for table in tables]
         return nats, [subsets[table.index(min(table))] for table in tables]
+
+    def _per_token(self, examples: Sequence[Example], name: str) -> list[float]:
+        """NLL of each record where every token and projection is routed for itself."""
+        rule = self._rules[name]
+        return self._kept.varied(
+            self._stacked,
+            examples,
+            [[name, rule.top]] * len(examples),
+            lambda rows: Varying.of(self._stacked, len(rows), rule),
+        )
 
     def _best_single(self, choosing: Sequence[tuple[str, Example]]) -> str:
         examples = [e for _, e in choosing]
@@ -241,6 +227,17 @@ class Contest:
         return found
 
 
+def _applied(
+    routers: Mapping[str, Contestant], beliefs: Mapping[str, Sequence[Weights]]
+) -> dict[str, Sequence[Weights]]:
+    """What each router applies, and the same stacks at 1."""
+    found: dict[str, Sequence[Weights]] = {}
+    for name, router in routers.items():
+        found[name] = rounded(router.apply(beliefs[name]))
+        found[name + UNIT] = units(found[name], router.unit)
+    return found
+
+
 def units(weights: Sequence[Weights], above: float) -> list[Weights]:
     """1 for every stack with a weight above that."""
     return [{d: 1.0 for d, w in row.items() if w > above} for row in weights]
@@ -258,6 +255,11 @@ def mean_nll(records: Sequence[tuple[str, Example]], nats: Sequence[float]) -> f
         total, tokens = sums.get(domain, (0.0, 0))
         sums[domain] = (total + value, tokens + len(example.response))
     return sum(total / tokens for total, tokens in sums.values()) / len(sums)
+
+
+def _pairs(examples: Mapping[str, Sequence[Example]]) -> list[tuple[str, Example]]:
+    """(domain, record) of all."""
+    return [(domain, example) for domain, found in examples.items() for example in found]
 
 
 def _changed(factors: Thirds, third: int, level: float) -> Thirds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import torch
@@ -34,7 +35,8 @@ def served_stacks(registry: Registry) -> dict[str, StackTensors]:
 def with_random_twins(stacked: StackedBase, registry: Registry, seed: int) -> StackedBase:
     """`stacked` with random twins of all its stacks, on the same base."""
     bank = StackBank(stacked.base.device, stacked.base.dtype)
-    for number, (domain, stack) in enumerate(served_stacks(registry).items()):
-        bank.add(domain, random_twin(stack, seed + 1000 * number))
     digests = {domain: f"random twin {seed} of {digest}" for domain, digest in stacked.digests.items()}
+    for domain, stack in served_stacks(registry).items():
+        own = hashlib.sha256(digests[domain].encode()).hexdigest()[:12]
+        bank.add(domain, random_twin(stack, int(own, 16)))
     return replace(stacked, bank=bank, digests=digests)

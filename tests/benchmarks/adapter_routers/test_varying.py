@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.adapter_routers.varying import Varying, by_thirds
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import find_sites
 from tests.benchmarks.adapter_routers.slow import coefficients
-from tests.tiny import plain_delta, plain_logits
+from tests.tiny import bank_of, plain_delta, plain_logits
 from training.data.encoding import Example
 from training.router.stacked_base import StackedBase
 
@@ -66,7 +67,7 @@ def test_factors_of_thirds_multiply_the_weights_of_their_layers(
     assert kept.varied(
         stacked, examples, [1, 1, 1], lambda rows: by_thirds(stacked, [weights[i] for i in rows], (1, 1, 1))
     ) == pytest.approx(plain, abs=1e-4)
-    # Of two layers the first is in the lower third, the second in the middle one.
+    # Of two layers, the first is in the lower third, the second in the middle one.
     halved = by_thirds(stacked, weights, (1.0, 0.5, 9.0))
     assert [float(halved.coefficients(layer, 0, torch.empty(0))[1, 0, 0, 0]) for layer in (0, 1)] == (
         pytest.approx([0.8, 0.4])
@@ -75,6 +76,22 @@ def test_factors_of_thirds_multiply_the_weights_of_their_layers(
         stacked, examples[:1], [2], lambda rows: by_thirds(stacked, [weights[0]], (1.0, 0.0, 1.0))
     )
     assert upper != pytest.approx(plain[0], abs=1e-3)
+
+
+def test_stacks_that_act_on_the_response_alone_do_so_with_varying_weights_too(
+    stacked: StackedBase, stacks: dict[str, StackTensors], examples: list[Example], kept: KeptLosses
+) -> None:
+    late = {
+        domain: replace(stack, config=replace(stack.config, applies="response"))
+        for domain, stack in stacks.items()
+    }
+    acting_late = replace(stacked, bank=bank_of(late))
+    weights = [{"art": 0.5, "zoology": 1.0}] * 3
+    found = kept.varied(
+        acting_late, examples, [0] * 3, lambda rows: by_thirds(acting_late, weights[: len(rows)], (1, 1, 1))
+    )
+    assert found == pytest.approx(acting_late.losses(examples, weights), abs=1e-4)
+    assert found != pytest.approx(stacked.losses(examples, weights), abs=1e-2)
 
 
 def test_what_is_kept_is_not_measured_again_whatever_a_kill_left(
