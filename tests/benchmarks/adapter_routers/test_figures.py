@@ -1,17 +1,12 @@
-"""Figures are the plain ones, and random twins have the norms of what they stand for."""
+"""Figures are the plain ones."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from benchmarks.adapter_routers.contest import BASE, ORACLE, Round, units
+from benchmarks.adapter_routers.contest import BASE, ORACLE, Round
 from benchmarks.adapter_routers.figures import RANDOM, Calibrated, Figures, cost_table
-from benchmarks.adapter_routers.random_twins import random_twin, with_random_twins
-from brainstacks.layers.packed_stack import StackTensors
-from brainstacks.stacks.registry import Registry
 from training.data.encoding import Example
-from training.router.stacked_base import StackedBase
 
 
 def found(first: float) -> Round:
@@ -50,23 +45,3 @@ def test_calibration_is_against_the_best_combination() -> None:
 def test_costs_are_told_beside_the_prefill() -> None:
     table = cost_table({"prefill": [10.0, 20.0, 40.0], "ours": [20.0, 20.0, 60.0]})
     assert "| ours    | 20.0           | 20.0..60.0 | 1.50" in table
-
-
-def test_on_or_off_is_by_the_routers_own_bound() -> None:
-    assert units([{"chat": 0.3, "math": 0.2}], 0.2) == [{"chat": 1.0}]
-
-
-def test_twins_have_the_norms_of_every_factor_and_other_values(
-    stacks: dict[str, StackTensors], stacked: StackedBase, served: Registry
-) -> None:
-    stack = stacks["art"]
-    one, other = random_twin(stack, 0), random_twin(stack, 1)
-    for name, tensor in stack.tensors.items():
-        assert one.tensors[name].norm() == pytest.approx(float(tensor.norm()), rel=1e-5)
-        for different in (tensor, other.tensors[name]):
-            cosine = torch.cosine_similarity(one.tensors[name].flatten(), different.flatten(), dim=0)
-            assert abs(cosine) < 0.75
-    twins = with_random_twins(stacked, served, 0)
-    assert twins.base is stacked.base
-    assert list(twins.digests) == list(stacked.digests)
-    assert not set(twins.digests.values()) & set(stacked.digests.values())
