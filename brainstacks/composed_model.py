@@ -153,8 +153,8 @@ class ComposedModel:
         Returns:
             [B, T, d] float32.
         """
-        router = self._engine.serving.router
-        mix = (router.config.mid_weight, router.config.last_weight) if router is not None else (0.45, 0.55)
+        reader = self._engine.serving.reader
+        mix = reader.mix if reader.can_read else (0.45, 0.55)
         ids = self._ids(input_ids)
         return mixed_hidden_states(self.base.model, ids, mid_weight=mix[0], last_weight=mix[1])
 
@@ -165,12 +165,15 @@ class ComposedModel:
             InvalidRequest: several prompts, or no router in the registry.
         """
         prompt = self._prompt(text_or_input_ids)
-        if self._engine.serving.router is None:
-            raise InvalidRequest("there is no meta-router in the registry; train and publish one")
+        if not self._engine.serving.reader.can_read:
+            raise InvalidRequest(
+                "there is no meta-router in the registry, and no stack with a signature; train and publish "
+                "one of them"
+            )
         ((reply,),) = self._told([RouteRequest("route", tuple(prompt))])
         if not isinstance(reply, Routing):
             raise TypeError(f"a request for a route got {type(reply).__name__}")
-        return Route(reply.probabilities or {}, reply.weights, reply.active)
+        return Route(reply.probabilities or {}, reply.weights, reply.active, reply.gap)
 
     @overload
     def generate(  # type: ignore[overload-overlap]

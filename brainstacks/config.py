@@ -31,6 +31,9 @@ MAX_ALPHA = 2.0**14
 """Far beyond what anybody trains with. With it, and with weights of at most
 `safetensors_file.MAX_MAGNITUDE`, the products of one delta stay far within float32."""
 
+Features = tuple[int, float, float]
+"""Tokens of a prompt that are read, and the weights of their middle and their last hidden state."""
+
 T = TypeVar("T")
 
 
@@ -163,6 +166,50 @@ class MetaRouterConfig:
         _require(
             0.0 <= self.gate_threshold < 1.0, f"gate_threshold is {self.gate_threshold}; it lies in 0..1"
         )
+
+    @property
+    def features(self) -> Features:
+        return (self.sequence_length, float(self.mid_weight), float(self.last_weight))
+
+
+@dataclass(frozen=True)
+class SignatureConfig:
+    """What the routing signature of a stack was made of, and how large it is.
+
+    Attributes:
+        width: d, width of the base's hidden states.
+        directions: K, directions in which the domain's prompts were found to spread, 1..64.
+        prompts: of the domain, that it was made of (count).
+        sequence_length, mid_weight, last_weight: the features, as `MetaRouterConfig` has them.
+    """
+
+    width: int
+    directions: int
+    prompts: int
+    sequence_length: int = 256
+    mid_weight: float = 0.45
+    last_weight: float = 0.55
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("width", 1, 1 << 20),
+            ("directions", 1, 64),
+            ("prompts", 1, 1 << 40),
+            ("sequence_length", 1, 1 << 20),
+        ):
+            value = getattr(self, name)
+            _require(
+                type(value) is int and low <= value <= high,
+                f"{name} is {value!r}; it is an integer in {low}..{high}",
+            )
+        for name in ("mid_weight", "last_weight"):
+            value = getattr(self, name)
+            _require(type(value) in (int, float) and 0 <= value <= 1, f"{name} is {value!r}; it lies in 0..1")
+
+    @property
+    def features(self) -> Features:
+        """What it can be compared with: the features of the same tokens and layers."""
+        return (self.sequence_length, float(self.mid_weight), float(self.last_weight))
 
 
 @dataclass(frozen=True)

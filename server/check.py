@@ -42,5 +42,5 @@ def _served(engine: Engine) -> Iterator[str]:
 
 
 def _stack(one: DomainStatus) -> str:
-    routed = "routed to" if one.routable else "not known to the router: by name and by fixed weights alone"
+    routed = f"routed to by the {one.routed_by}" if one.routable else "by name and by fixed weights alone"
     return f"{one.domain} version {one.version}, {one.digest[:12]}, {one.bytes} bytes, {routed}"

@@ -73,6 +73,8 @@ def routing_object(routing: Routing) -> dict[str, Any]:
         "mode": routing.mode,
         "probabilities": None if routing.probabilities is None else dict(routing.probabilities),
         "weights": dict(routing.weights),
+        "routed_by": dict(routing.routed_by),
+        "gap": routing.gap,
         "active": list(routing.active),
         "stacks": {
             domain: {"version": ref.version, "digest": ref.digest} for domain, ref in routing.stacks.items()

@@ -131,6 +131,9 @@ class Metrics:
         self.confidence = self._histogram(
             "router_confidence", "The highest of the router's probabilities for a prompt", _PROBABILITIES
         )
+        self.gap = self._histogram(
+            "gap_probability", "Probabilities that no stack that is served helps a prompt", _PROBABILITIES
+        )
         self.router = self._histogram("router_seconds", "Time of the router pass", _FAST)
         self.queue = self._histogram("queue_seconds", "Arrival to the first step of a completion", _SLOW)
         self.prefill = self._histogram("prefill_seconds", "First step to first token", _SLOW)
@@ -145,6 +148,8 @@ class Metrics:
             self.confidence.observe(max(routing.probabilities.values()))
             for domain, probability in routing.probabilities.items():
                 self.probability.labels(domain).observe(probability)
+        if routing.gap is not None:
+            self.gap.observe(routing.gap)
         self.active.observe(len(routing.active))
         self.compositions.labels(self._composition(routing.active)).inc()
         for domain in routing.active:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from brainstacks.engine.request import Decider
 from brainstacks.stacks.cache_stats import Tier
 
 
@@ -49,7 +50,9 @@ class DomainStatus:
         version, digest: of the version that is served. It is the active one, unless that one is corrupt or
             does not fit, and the last good one goes on.
         versions: all published versions, oldest first: `{"version", "digest", "bytes", "created"}`.
-        routable: the current router knows this domain and was trained with this very digest.
+        routable: routed requests use this very version.
+        routed_by: who decides when: the router in force, which was trained with it, or the signature in its
+            file; None where nobody does.
         residency: where the served version is.
         pinned: it never leaves the device.
         in_flight: running requests that use any version of it.
@@ -67,6 +70,7 @@ class DomainStatus:
     residency: Tier
     pinned: bool
     routable: bool
+    routed_by: Decider | None
     in_flight: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,13 +13,14 @@ from brainstacks.engine.block_manager import BlockManager
 from brainstacks.engine.completion import Completion
 from brainstacks.engine.jobs import Job, prefix_root
 from brainstacks.engine.request import GenerationRequest, Request, SamplingParams, sequences
-from brainstacks.engine.routes import Conversation, Probabilities, RoutingRecords, StickyRoutes
+from brainstacks.engine.routes import Conversation, RoutingRecords, StickyRoutes
 from brainstacks.engine.runner.model_runner import ModelRunner
 from brainstacks.engine.scheduler import Row
 from brainstacks.engine.serving.composer import Composer
 from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, ContextTooLong, EngineFailure, InvalidRequest
-from brainstacks.routing.router import Router, not_finite
+from brainstacks.routing.reader import Reader, Reading
+from brainstacks.routing.router import not_finite
 
 
 class RouterPass:
@@ -38,34 +39,33 @@ class RouterPass:
         self._blocks = blocks
         self._runner = runner
 
-    def run(self, router: Router, requests: Sequence[Request]) -> tuple[list[dict[str, float]], float]:
-        """What `router` makes of the prompts of one or more `requests`, and the milliseconds that it took."""
+    def run(self, reader: Reader, requests: Sequence[Request]) -> tuple[list[Reading], float]:
+        """What `reader` makes of the prompts of one or more `requests`, and the milliseconds that it took."""
         started = perf_counter()
         prompts = [request.prompt_ids for request in requests]
         if self._config.deterministic:  # each alone, so that no other decides the shape of what is computed
-            found = [router.probabilities(self._base, [prompt])[0] for prompt in prompts]
+            found = [reader.read(self._base, [prompt])[0] for prompt in prompts]
         else:
-            found = self._kept(router, requests) or router.probabilities(self._base, prompts)
+            found = self._kept(reader, requests) or reader.read(self._base, prompts)
         return found, 1000 * (perf_counter() - started)
 
-    def _kept(self, router: Router, requests: Sequence[Request]) -> list[dict[str, float]] | None:
+    def _kept(self, reader: Reader, requests: Sequence[Request]) -> list[Reading] | None:
         """With keys and values stored; None where they are not kept, or there is no room for them."""
         if not self._blocks.prefix_caching:
             return None
-        config = router.config
-        completions = [_reading(request, config.sequence_length) for request in requests]
+        completions = [_reading(request, reader.sequence_length) for request in requests]
         try:
             if not all(self._blocks.admit(completion, 0, reuse=False) for completion in completions):
                 return None
             rows = [Row(completion, 0, completion.length) for completion in completions]
-            features = self._runner.features(rows, config.mid_weight, config.last_weight)
+            features = self._runner.features(rows, *reader.mix)
             for completion in completions:
                 completion.computed = completion.length
                 self._blocks.remember(completion)
         finally:
             for completion in completions:
                 self._blocks.release(completion)
-        return router.from_features(features)
+        return reader.from_features(features)
 
 
 def _reading(request: Request, length: int) -> Completion:
@@ -151,16 +151,16 @@ class Intake:
 
     def take(self) -> list[Job]:
         """The next to be routed, in their order: up to as many as one router pass reads."""
-        router = self._serving.router
+        reader = self._serving.reader
         taken: list[Job] = []
         names: set[Conversation] = set()
         prompts = tokens = 0
         for job in self._line:
             if job.composition is not None:
                 continue
-            if router is not None and self._reads(job, router):
+            if reader.can_read and self._reads(job, reader):
                 prompts += 1
-                tokens += min(len(job.request.prompt_ids), router.config.sequence_length)
+                tokens += min(len(job.request.prompt_ids), reader.sequence_length)
                 full = prompts > self._config.max_router_batch or tokens > self._config.max_prefill_tokens
                 name = _conversation(job)
                 if (full and prompts > 1) or name in names:  # a conversation's first prompt decides for both
@@ -176,40 +176,35 @@ class Intake:
         Args:
             on_change: called, on any thread, when stacks that some of them need are on the device.
         """
-        router = self._serving.router  # another may be published while this runs
-        read: dict[Job, Probabilities] = {}
+        reader = self._serving.reader  # another may be published while this runs
+        read: dict[Job, Reading] = {}
         milliseconds = 0.0
         for job in jobs:
             job.timing.routing = perf_counter()
-        reading = [job for job in jobs if router is not None and self._reads(job, router)]
-        if reading and router is not None:
-            rows, milliseconds = self._router_pass.run(router, [job.request for job in reading])
-            read = dict(zip(reading, rows, strict=True))
+        unread = [job for job in jobs if reader.can_read and self._reads(job, reader)]
+        if unread:
+            rows, milliseconds = self._router_pass.run(reader, [job.request for job in unread])
+            read = dict(zip(unread, rows, strict=True))
         for job in jobs:
-            name, probabilities = _conversation(job), read.get(job)
-            if probabilities is not None and router is not None:
-                if not all(map(math.isfinite, probabilities.values())):  # no record may hold what JSON cannot
-                    problem = not_finite(probabilities)
-                    self._serving.router_failed(router, problem)
+            name, reading, by = _conversation(job), read.get(job), reader
+            if reading is not None:
+                if not all(map(math.isfinite, reading.probabilities.values())):  # JSON has no such numbers
+                    problem = not_finite(reading.probabilities)
+                    self._serving.reading.failed(reader, problem)
                     self._end(job, EngineFailure(f"{problem}; name a stack, or publish another router"))
                     continue
-                self._sticky.remember(name, router, probabilities)
-            elif router is not None:
-                probabilities = self._sticky.recall(name, router)
-            asked = (
-                job.request,
-                self._serving.generation,
-                probabilities,
-                milliseconds if job in read else 0.0,
-            )
+                self._sticky.remember(name, reader, reading)
+            elif (known := self._sticky.recall(name, reader)) is not None:
+                by, reading = known
+            asked = (job.request, self._serving.generation, reading, milliseconds if job in read else 0.0)
             try:
                 if isinstance(job.request, GenerationRequest):
-                    job.composition = self._composer.compose(*asked, router=router, on_change=on_change)
+                    job.composition = self._composer.compose(*asked, reader=by, on_change=on_change)
                     job.timing.routed = perf_counter()
                     if job.request.recorded:
                         self._records.add(job.composition.routing)
                 else:
-                    routing = self._composer.route(*asked, router=router)
+                    routing = self._composer.route(*asked, reader=by)
                     self._records.add(routing)
                     job.sink(routing)
                     self._end(job, None)
@@ -222,10 +217,10 @@ class Intake:
         self._line = [job for job in self._line if job not in loaded]
         return loaded
 
-    def _reads(self, job: Job, router: Router) -> bool:
-        """Whether `router` is to read the job's prompt."""
+    def _reads(self, job: Job, reader: Reader) -> bool:
+        """Whether `reader` is to read the job's prompt."""
         routed = job.request.composition.mode == "routed"
-        return routed and self._sticky.recall(_conversation(job), router) is None
+        return routed and self._sticky.recall(_conversation(job), reader) is None
 
     def _check_choice(self, params: SamplingParams) -> None:
         """Something can be chosen at every step."""

@@ -8,6 +8,8 @@ from typing import Literal
 
 Mode = Literal["routed", "base", "ungated", "fixed"]
 FinishReason = Literal["stop", "length", "abort"]
+Decider = Literal["router", "signature", "request"]
+"""Who gave a domain its weight."""
 
 MAX_TOP_LOGPROBS = 20
 MAX_GRAMMAR = 1 << 16
@@ -56,6 +58,10 @@ class Routing:
             the gate threshold, or that `top` leaves out, is not, whatever `weights` shows.
         stacks: version and digest of each active domain's stack.
         router_ms: milliseconds of the router pass (features and network); 0.0 when it did not run.
+        routed_by: who gave each domain its weight: the router, the signature in the stack's file where the
+            router was not trained with it, or the request; a domain that nobody decided on is left out.
+        gap: probability that no served domain's stack helps, by their signatures; None where none has one,
+            or the prompt was not read.
         created: Unix seconds at which the request was routed.
         generation: the registry's manifest number at that moment.
         tenant: whose request it was.
@@ -68,6 +74,8 @@ class Routing:
     active: tuple[str, ...]
     stacks: Mapping[str, StackRef]
     router_ms: float
+    routed_by: Mapping[str, Decider] = field(default_factory=dict)
+    gap: float | None = None
     created: float = 0.0
     generation: int = 0
     tenant: str = ""

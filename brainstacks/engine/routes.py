@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 
 from brainstacks.engine.request import Routing
 from brainstacks.errors import RecordNotFound
-from brainstacks.routing.router import Router
+from brainstacks.routing.reader import Reader, Reading
 
 
 class RoutingRecords:
@@ -51,7 +50,6 @@ class RoutingRecords:
         return records
 
 
-Probabilities = Mapping[str, float]
 Conversation = tuple[str, str]
 """Whose it is, and its name."""
 
@@ -63,24 +61,24 @@ class StickyRoutes:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._routes: OrderedDict[Conversation, tuple[Router, Probabilities]] = OrderedDict()
+        self._routes: OrderedDict[Conversation, tuple[Reader, Reading]] = OrderedDict()
 
-    def recall(self, name: Conversation | None, router: Router) -> Probabilities | None:
-        """What `router` made of the first prompt of `name`; None where it has to read this one."""
+    def recall(self, name: Conversation | None, reader: Reader) -> tuple[Reader, Reading] | None:
+        """What was made of `name`'s first prompt, and by whom; None where `reader` is to read this one."""
         if name is None or name not in self._routes:
             return None
-        by, probabilities = self._routes[name]
-        if by is not router:
+        by, _ = self._routes[name]
+        if not reader.still_holds(by):
             del self._routes[name]  # another router is in force: its opinion counts
             return None
         self._routes.move_to_end(name)
-        return probabilities
+        return self._routes[name]
 
-    def remember(self, name: Conversation | None, router: Router, probabilities: Probabilities) -> None:
-        """Keep `probabilities` for `name`; None keeps nothing."""
+    def remember(self, name: Conversation | None, reader: Reader, reading: Reading) -> None:
+        """Keep `reading` for `name`; None keeps nothing."""
         if name is None:
             return
-        self._routes[name] = (router, probabilities)
+        self._routes[name] = (reader, reading)
         self._routes.move_to_end(name)
         if len(self._routes) > self._capacity:
             self._routes.popitem(last=False)

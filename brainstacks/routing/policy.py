@@ -20,11 +20,13 @@ class Route:
         probabilities: sigmoid per domain.
         weights: per domain, after the floors.
         active: the domains that are applied: those above the gate threshold.
+        gap: probability that no domain's stack helps, by their signatures; None without any.
     """
 
     probabilities: Mapping[str, float]
     weights: Mapping[str, float]
     active: tuple[str, ...]
+    gap: float | None = None
 
 
 def floored(probabilities: Mapping[str, float], floors: Mapping[str, float]) -> dict[str, float]:

@@ -64,13 +64,15 @@ class Router:
         features = mixed_hidden_states(
             base.model, input_ids, mid_weight=config.mid_weight, last_weight=config.last_weight
         )
-        return self._probabilities(features, mask)
+        return self.of_features(features, mask)
 
     @torch.no_grad()
     def from_features(self, features: Sequence[Tensor]) -> list[dict[str, float]]:
         """The same from the features [T, d] float32 of each prompt's first `sequence_length` tokens."""
-        return self._probabilities(*pad_features(features))
+        return self.of_features(*pad_features(features))
 
-    def _probabilities(self, features: Tensor, mask: Tensor) -> list[dict[str, float]]:
+    @torch.no_grad()
+    def of_features(self, features: Tensor, mask: Tensor) -> list[dict[str, float]]:
+        """The same from padded features [B, T, d] float32 and their mask [B, T] bool."""
         rows = self.network(features, mask).sigmoid().tolist()
         return [dict(zip(self.config.domains, row, strict=True)) for row in rows]

@@ -4,7 +4,8 @@
     rounds.<n>.layers.<layer>.<projection>.B      [d_out, N*r]   all experts' B, in the same order
     rounds.<n>.layers.<layer>.<projection>.gate   [N, d_in]      the expert gate
 
-Rounds and layers count from 0 without holes; every tensor has the same dtype: F32, F16 or BF16.
+Rounds and layers count from 0 without holes; every tensor has the same dtype: F32, F16 or BF16. A file may
+have a routing signature besides (`signature_file.py`).
 `__metadata__` has the single key `brainstacks`, so that equal contents give equal bytes, and so one digest.
 No torch here; `tensors.py` has the torch side. The written format is `stacks_registry/README.md`.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from brainstacks.base_identity import BaseRef
-from brainstacks.config import RESERVED_DOMAINS, StackConfig
+from brainstacks.config import RESERVED_DOMAINS, SignatureConfig, StackConfig
 from brainstacks.errors import CorruptBlob, IncompatibleArtifact, InvalidArtifact
 from brainstacks.stacks.document import Fields, dump_json, show
 from brainstacks.stacks.envelope import (
@@ -31,6 +32,7 @@ from brainstacks.stacks.envelope import (
     objects,
     open_document,
 )
+from brainstacks.stacks.signature_file import signature_shapes
 
 MAX_ROUNDS = 64
 MAX_DIM = 2**24
@@ -137,6 +139,7 @@ class StackMetadata:
         data, hyperparameters, seed, tool_versions: how it was trained.
         losses: one mapping per round, in nats per response token.
         licence, description: for people.
+        signature: of the routing signature, where the file has one.
 
     Raises:
         InvalidArtifact: a value breaks its rule.
@@ -156,6 +159,7 @@ class StackMetadata:
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
     description: str = ""
+    signature: SignatureConfig | None = None
 
     def __post_init__(self) -> None:
         check_domain_name(self.domain)
@@ -174,6 +178,8 @@ class StackMetadata:
         document = {"format_version": FORMAT_VERSION, "kind": "stack", **dataclasses.asdict(self)}
         if self.config.applies == EVERYWHERE["applies"]:
             del document["config"]["applies"]
+        if self.signature is None:  # readers that know of none read it
+            del document["signature"]
         return dump_json(document | {"scaling": self.config.scaling})
 
     @classmethod
@@ -190,6 +196,7 @@ class StackMetadata:
             raise InvalidArtifact(
                 f"scaling is {scaling}; alpha / sqrt(rank) is {config.scaling}; correct the one that is wrong"
             )
+        signature = fields.optional(fields.mapping, "signature")
         metadata = cls(
             domain=fields.text("domain"),
             rounds=fields.integer("rounds"),
@@ -208,6 +215,7 @@ class StackMetadata:
             tool_versions=fields.mapping("tool_versions"),
             licence=fields.text("licence"),
             description=fields.text("description"),
+            signature=None if signature is None else build_config(SignatureConfig, signature, "signature"),
         )
         fields.end()
         return metadata
@@ -228,7 +236,7 @@ def stack_shapes(metadata: StackMetadata) -> Iterator[tuple[str, tuple[int, int]
 
 
 StackFile = CheckedFile[StackMetadata]
-STACK = Kind(StackMetadata.from_json, stack_shapes)
+STACK = Kind(StackMetadata.from_json, stack_shapes, lambda metadata: signature_shapes(metadata.signature))
 read_stack_metadata = STACK.read
 inspect_stack = STACK.inspect
 

@@ -156,6 +156,10 @@ class Fields:
             return self._values.pop(name)  # type: ignore[no-any-return]
         return read(name)
 
+    def optional(self, read: Callable[[str], T], name: str) -> T | None:
+        """None where there is no such field, else `read(name)`."""
+        return read(name) if name in self._values else None
+
     def end(self) -> None:
         if self._values:
             unknown = ", ".join(show(name) for name in list(self._values)[:5])

@@ -11,13 +11,23 @@ from typing import Any, Generic, TypeVar
 from brainstacks.config import from_mapping
 from brainstacks.errors import ConfigError, InvalidArtifact
 from brainstacks.stacks.document import Fields, parse_json, show
-from brainstacks.stacks.safetensors_file import EXPONENT_BITS, Header, check_values, read_header
+from brainstacks.stacks.safetensors_file import (
+    EXPONENT_BITS,
+    ITEM_BYTES,
+    Header,
+    TensorInfo,
+    check_values,
+    read_header,
+)
 
 FORMAT_VERSION = 1
 METADATA_KEY = "brainstacks"
 MAX_METADATA_CHARS = 2**20
 
 T = TypeVar("T")
+
+Shaped = tuple[str, tuple[int, ...]]
+"""A tensor's name and shape."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,13 @@ class Kind(Generic[T]):
 
     Attributes:
         parse: its metadata document -> what it says.
-        shapes: name and shape of every tensor that it then has.
+        shapes: name and shape of every tensor that it then has, all of one dtype.
+        float32: the same of those that are F32, whatever the others are.
     """
 
     parse: Callable[[str], T]
-    shapes: Callable[[T], Iterable[tuple[str, tuple[int, ...]]]]
+    shapes: Callable[[T], Iterable[Shaped]]
+    float32: Callable[[T], Iterable[Shaped]] = lambda metadata: ()
 
     def read(self, path: Path) -> T:
         """The metadata of a file, its header and tensor set checked, its values not read.
@@ -53,7 +65,7 @@ class Kind(Generic[T]):
     def _read(self, path: Path) -> tuple[Header, T]:
         header = read_header(path)
         metadata = self.parse(metadata_text(header))
-        check_tensors(header, self.shapes(metadata))
+        check_tensors(header, self.shapes(metadata), self.float32(metadata))
         return header, metadata
 
 
@@ -91,19 +103,22 @@ def open_document(text: str, kind: str) -> Fields:
     return fields
 
 
-def build_config(cls: type[T], values: Mapping[str, Any]) -> T:
+def build_config(cls: type[T], values: Mapping[str, Any], what: str = "config") -> T:
     """The configuration dataclass `cls` from a file's `values`, which must give every field.
+
+    Args:
+        what: the field of the metadata that it is.
 
     Raises:
         InvalidArtifact: a field is unknown, missing, of another type or out of range.
     """
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         if f.name not in values:
-            raise InvalidArtifact(f"'config' lacks the field {f.name!r}")
+            raise InvalidArtifact(f"{what!r} lacks the field {f.name!r}")
     try:
         return from_mapping(cls, values)
     except (ConfigError, TypeError, AttributeError, ValueError) as error:
-        raise InvalidArtifact(f"'config' of the metadata is refused: {str(error)[:300]}") from error
+        raise InvalidArtifact(f"{what!r} of the metadata is refused: {str(error)[:300]}") from error
 
 
 def objects(fields: Fields, name: str) -> list[Mapping[str, Any]]:
@@ -125,27 +140,41 @@ def metadata_text(header: Header) -> str:
     return header.metadata[METADATA_KEY]
 
 
-def check_tensors(header: Header, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-    """Check that `header` has exactly the `expected` tensors, in one float dtype.
+def check_tensors(header: Header, expected: Iterable[Shaped], float32: Iterable[Shaped] = ()) -> None:
+    """Check that `header` has exactly the `expected` tensors, in one float dtype, and the `float32` ones.
 
     Raises:
-        InvalidArtifact: a tensor is missing, extra, misshapen or of another dtype; it is named.
+        InvalidArtifact: a tensor is missing, extra, misshapen, misplaced or of another dtype; it is named.
     """
     extra = dict(header.tensors)
     dtype: str | None = None
     for name, shape in expected:  # stops at the first one missing, so that a huge claim costs nothing
-        info = extra.pop(name, None)
-        if info is None:
-            raise InvalidArtifact(f"the tensor {name!r} is missing; it has shape {list(shape)}")
-        if info.shape != shape:
-            raise InvalidArtifact(f"tensor {name!r} has shape {list(info.shape)}; it needs {list(shape)}")
+        info = _taken(extra, name, shape)
         dtype = dtype or info.dtype
         if info.dtype not in EXPONENT_BITS or info.dtype != dtype:
             raise InvalidArtifact(
                 f"tensor {name!r} has dtype {info.dtype}; all tensors of a file share one of "
                 f"{', '.join(EXPONENT_BITS)}"
             )
+    for name, shape in float32:
+        if (info := _taken(extra, name, shape)).dtype != "F32":
+            raise InvalidArtifact(f"tensor {name!r} has dtype {info.dtype}; it is F32")
     if extra:
         raise InvalidArtifact(
             f"the file has {len(extra)} tensors too many, such as {show(next(iter(extra)))}; leave them out"
         )
+
+
+def _taken(tensors: dict[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+    """The tensor `name` of this shape, out of `tensors`."""
+    info = tensors.pop(name, None)
+    if info is None:
+        raise InvalidArtifact(f"the tensor {name!r} is missing; it has shape {list(shape)}")
+    if info.shape != shape:
+        raise InvalidArtifact(f"tensor {name!r} has shape {list(info.shape)}; it needs {list(shape)}")
+    if info.start % ITEM_BYTES[info.dtype]:  # among tensors of another dtype, by which none can be viewed
+        raise InvalidArtifact(
+            f"tensor {name!r} begins at byte {info.start}; {info.dtype} begins at a multiple of "
+            f"{ITEM_BYTES[info.dtype]}: put tensors of wide dtypes first"
+        )
+    return info

@@ -18,6 +18,7 @@ from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import StackFile, StackMetadata, inspect_stack, read_stack_metadata
 from brainstacks.stacks.envelope import METADATA_KEY, CheckedFile
 from brainstacks.stacks.router_artifact import RouterFile, RouterMetadata, inspect_router
+from brainstacks.stacks.signature_file import SIGNATURE
 
 File = TypeVar("File")
 
@@ -70,12 +71,24 @@ def load_stack(path: Path, metadata: StackMetadata | None = None) -> StackTensor
         InvalidArtifact: the file is not a sound stack.
     """
     metadata = metadata or read_stack_metadata(path)
-    return StackTensors(metadata.config, metadata.rounds, load_file(path, device="cpu"))
+    return StackTensors(metadata.config, metadata.rounds, _weights(load_file(path, device="cpu")))
 
 
 def received_stack(file: StackFile) -> StackTensors:
     """A checked stack file whose data was kept: views of these."""
-    return StackTensors(file.metadata.config, file.metadata.rounds, received_tensors(file))
+    return StackTensors(file.metadata.config, file.metadata.rounds, _weights(received_tensors(file)))
+
+
+def _weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a stack file that are computed with, and not its signature."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(SIGNATURE)}
+
+
+def load_signature(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checked stack file's routing signature, on the CPU; none where it has none."""
+    return {
+        name: tensor for name, tensor in load_file(path, device="cpu").items() if name.startswith(SIGNATURE)
+    }
 
 
 def received_tensors(file: CheckedFile[Any]) -> dict[str, torch.Tensor]:

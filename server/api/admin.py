@@ -115,8 +115,10 @@ async def activate_stack(
 
 def _routed(ctx: Context, domain: str) -> dict[str, Any]:
     """What a reply tells of whether routed requests use what is served now."""
-    routable = any(one.routable for one in ctx.engine.stacks.domains() if one.domain == domain)
-    return {"routable": routable, **({} if routable else {"note": f"{domain}: {NOT_ROUTED}"})}
+    served = (one.routed_by for one in ctx.engine.stacks.domains() if one.domain == domain)
+    by = next(served, None)
+    note = {} if by is not None else {"note": f"{domain}: {NOT_ROUTED}"}
+    return {"routable": by is not None, "routed_by": by, **note}
 
 
 @routes.get(

@@ -64,7 +64,9 @@ function router(records, domains) {
     return [element("span", {}, swatch(domains, name), name), known.length ? bar(mean, 1, colour(domains, name)) : "not known to it", `${active} of ${records.length}`];
   }) : [], 3, "No routed request yet.");
   const times = records.map((record) => record.router_ms).filter(Boolean).sort((a, b) => a - b);
-  $("router-note").textContent = times.length ? `Median time of its pass: ${times[Math.floor(times.length / 2)].toFixed(1)} ms.` : "";
+  const gaps = records.map((record) => record.gap).filter((gap) => gap !== null);
+  const open = gaps.length ? ` No stack fits ${gaps.filter((gap) => gap > 0.5).length} of ${gaps.length} prompts.` : "";
+  $("router-note").textContent = times.length ? `Median time of its pass: ${times[Math.floor(times.length / 2)].toFixed(1)} ms.${open}` : "";
 }
 
 export async function stacks(domains, changed) {
@@ -95,7 +97,7 @@ export async function stacks(domains, changed) {
     return [
       element("span", {}, swatch(domains, stack.domain), stack.domain), versions,
       `${stack.rounds} × ${stack.experts} × ${stack.rank}`, size(stack.bytes),
-      stack.residency + (stack.pinned ? ", pinned" : ""), stack.in_flight, stack.routable ? "yes" : "no",
+      stack.residency + (stack.pinned ? ", pinned" : ""), stack.in_flight, stack.routed_by ?? "no",
       element("span", { className: "buttons" }, stack.pinned ? button("unpin", "Unpin") : button("pin", "Pin"), there ? button("evict", "Evict") : button("load", "Load")),
     ];
   }), 8, "No stacks yet.");

@@ -37,8 +37,11 @@ function shown(routing) {
     }
   }
   const active = routing.active.map((name) => `${name} ${routing.weights[name].toFixed(2)}`).join(", ") || "the base alone";
+  const signed = routing.active.filter((name) => routing.routed_by[name] === "signature");
+  const by = signed.length ? ` By their signatures: ${signed.join(", ")}.` : "";
+  const gap = routing.gap === null ? "" : ` That no stack helps has the probability ${routing.gap.toFixed(2)}.`;
   $("routing-note").textContent = routing.probabilities
-    ? `The router would take ${active} (${routing.router_ms.toFixed(0)} ms).`
+    ? `The router would take ${active} (${routing.router_ms.toFixed(0)} ms).${by}${gap}`
     : "There is no router: the base answers alone unless you set weights.";
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from brainstacks.engine.request import Mode
+from brainstacks.engine.request import Decider, Mode
 from server.replies.reply import Reply
 
 
@@ -20,6 +20,13 @@ class Routing(Reply):
     mode: Mode
     probabilities: dict[str, float] | None = Field(description="null where the router was not asked")
     weights: dict[str, float]
+    routed_by: dict[str, Decider] = Field(
+        description="who gave each weight; of a domain that is left out, nobody: it is not in here"
+    )
+    gap: float | None = Field(
+        description="probability that no stack helps; null where none that is served has a signature, or the "
+        "prompt was not read"
+    )
     active: list[str]
     stacks: dict[str, StackReference] = Field(description="of the active domains")
     router_ms: float

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import MISSING, Field
 
+from brainstacks.engine.request import Decider
 from brainstacks.stacks.cache_stats import Tier
 from server.replies.reply import Reply
 
@@ -37,6 +38,7 @@ class Stack(Reply):
     residency: Tier
     pinned: bool
     routable: bool
+    routed_by: Decider | None = Field(description="null where routed requests leave it out")
     in_flight: int
     provenance: dict[str, Any]
 
@@ -49,7 +51,8 @@ class Stacks(Reply):
 class PublishedStack(Reply):
     """What serves after a change. `created` is false where the same bytes were there already.
 
-    `routable` says whether routed requests use it, and `note` what to do where they do not.
+    `routable` says whether routed requests use it, `routed_by` who decides when, and `note` what to do where
+    they do not.
     """
 
     domain: str
@@ -58,6 +61,7 @@ class PublishedStack(Reply):
     generation: int
     created: bool
     routable: bool | MISSING = MISSING
+    routed_by: Decider | MISSING | None = MISSING
     note: str | MISSING = MISSING
     purged: bool | MISSING = MISSING
 

@@ -6,56 +6,67 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from brainstacks.engine.request import CompositionRequest
 from brainstacks.engine.routes import StickyRoutes
+from brainstacks.routing.reader import Reader, Reading
 from brainstacks.routing.router import Router
 from tests.engine.driving import Served, prompt_of, request, run, serve
 from tests.tiny import publish_stack, random_stack
+
+READING = Reading({"math": 0.9}, 0.25)
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 @pytest.fixture
-def router(tmp_path: Path) -> Router:
-    found = serve(tmp_path, router=True).engine.serving.router
-    assert found is not None
+def reader(tmp_path: Path) -> Reader:
+    found = serve(tmp_path, router=True).engine.serving.reader
+    assert found.router is not None
     return found
 
 
-def test_what_was_remembered_is_recalled_by_name(router: Router) -> None:
+def another_router(reader: Reader) -> Reader:
+    """One that reads with the same network out of another file."""
+    assert reader.router is not None
+    again = Router(reader.router.metadata, reader.router.network)
+    return Reader(again, {}, torch.device("cpu"))
+
+
+def test_what_was_remembered_is_recalled_by_name(reader: Reader) -> None:
     sticky = StickyRoutes(8)
-    sticky.remember(("", "a"), router, {"math": 0.9})
-    assert sticky.recall(("", "a"), router) == {"math": 0.9}
-    assert sticky.recall(("", "b"), router) is None
+    sticky.remember(("", "a"), reader, READING)
+    assert sticky.recall(("", "a"), reader) == (reader, READING)
+    assert sticky.recall(("", "b"), reader) is None
 
 
-def test_no_name_is_never_recalled(router: Router) -> None:
+def test_no_name_is_never_recalled(reader: Reader) -> None:
     sticky = StickyRoutes(8)
-    sticky.remember(None, router, {"math": 0.9})
-    assert sticky.recall(None, router) is None
+    sticky.remember(None, reader, READING)
+    assert sticky.recall(None, reader) is None
 
 
-def test_another_router_reads_the_prompt_itself(router: Router, tmp_path: Path) -> None:
+def test_another_router_reads_the_prompt_itself(reader: Reader, tmp_path: Path) -> None:
     sticky = StickyRoutes(8)
-    sticky.remember(("", "a"), router, {"math": 0.9})
-    assert sticky.recall(("", "a"), Router(router.metadata, router.network)) is None
-    assert sticky.recall(("", "a"), router) is None, "the old route is forgotten, not kept for its return"
+    sticky.remember(("", "a"), reader, READING)
+    assert sticky.recall(("", "a"), another_router(reader)) is None
+    assert sticky.recall(("", "a"), reader) is None, "the old route is forgotten, not kept for its return"
 
 
-def test_the_conversation_that_was_longest_silent_gives_way(router: Router) -> None:
+def test_the_conversation_that_was_longest_silent_gives_way(reader: Reader) -> None:
     sticky = StickyRoutes(2)
     for name in ("a", "b"):
-        sticky.remember(("", name), router, {"math": 0.9})
-    sticky.recall(("", "a"), router)
-    sticky.remember(("", "c"), router, {"math": 0.1})
-    assert [sticky.recall(("", name), router) is not None for name in ("a", "b", "c")] == [True, False, True]
+        sticky.remember(("", name), reader, READING)
+    sticky.recall(("", "a"), reader)
+    sticky.remember(("", "c"), reader, Reading({"math": 0.1}))
+    assert [sticky.recall(("", name), reader) is not None for name in ("a", "b", "c")] == [True, False, True]
 
 
-def test_a_name_is_a_tenant_s_own(router: Router) -> None:
+def test_a_name_is_a_tenant_s_own(reader: Reader) -> None:
     sticky = StickyRoutes(8)
-    sticky.remember(("one", "a"), router, {"math": 0.9})
-    assert sticky.recall(("two", "a"), router) is None
+    sticky.remember(("one", "a"), reader, READING)
+    assert sticky.recall(("two", "a"), reader) is None
 
 
 @pytest.fixture

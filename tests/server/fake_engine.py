@@ -196,6 +196,7 @@ class FakeEngine:
         stacks = {name: StackRef(self.versions[name], f"digest-{name}") for name in active}
         return Routing(
             request_id, composition.mode, probabilities, weights, active, stacks, 1.5 if routed else 0.0,
+            dict.fromkeys(weights, "router" if routed else "request"), 0.25 if routed else None,
             1_700_000_001.0, self.generation, tenant,
         )  # fmt: skip
 

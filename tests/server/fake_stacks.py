@@ -42,7 +42,7 @@ class FakeStacks:
         version = asdict(self._version(name))
         return DomainStatus(
             name, self._engine.versions[name], f"digest-{name}", (version,), 2, 4, 4, 100,
-            self._engine.tiers.get(name, "disk"), name in self._engine.pinned, True,
+            self._engine.tiers.get(name, "disk"), name in self._engine.pinned, True, "router",
             int(name in self._engine.used),
         )  # fmt: skip
 

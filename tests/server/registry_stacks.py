@@ -34,11 +34,11 @@ class RegistryStacks(FakeStacks):
     def domain(self, name: str) -> DomainStatus:
         history = self.registry.snapshot().domain(name)
         served, router = history.current, self.router()
+        known = router is not None and router.provenance["stacks"].get(name) == served.digest
         return DomainStatus(
             name, served.version, served.digest, tuple(dataclasses.asdict(v) for v in history.versions),
             served.rounds, served.rank, served.experts, served.bytes, self._engine.tiers.get(name, "disk"),
-            name in self._engine.pinned,
-            router is not None and router.provenance["stacks"].get(name) == served.digest, 0,
+            name in self._engine.pinned, known, "router" if known else None, 0,
         )  # fmt: skip
 
     def router(self) -> RouterStatus | None:

@@ -40,7 +40,7 @@ async def test_stacks_are_listed_and_shown_with_the_generation_as_etag(admin: ht
     assert one.json() == listed.json()["stacks"][0]
     assert set(one.json()) >= {
         "version", "versions", "digest", "rounds", "rank", "experts", "bytes", "residency", "pinned",
-        "routable", "in_flight", "provenance",
+        "routable", "routed_by", "in_flight", "provenance",
     }  # fmt: skip
     assert error_of(await admin.get("/admin/stacks/other"), 404)["code"] == "domain_not_found"
 

@@ -131,6 +131,7 @@ async def test_what_is_routed_is_counted_by_composition_and_by_how_sure_the_rout
     assert [value(app, "active_domains_bucket", le=le) for le in ("0.0", "1.0", "2.0")] == [1, 2, 4]
     assert value(app, "router_confidence_sum") == pytest.approx(0.9 * 2)
     assert value(app, "router_probability_sum", domain="math") == pytest.approx(0.45 * 2)
+    assert value(app, "gap_probability_sum") == pytest.approx(0.25 * 2)
     assert value(app, "stack_tier", domain="math", tier="device") == 1
     assert value(app, "stack_tier", domain="math", tier="disk") == 0
 

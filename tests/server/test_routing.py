@@ -126,6 +126,8 @@ async def test_route_tells_the_composition_and_generates_nothing(
         assert body["probabilities"] == {"chat": 0.9, "math": 0.45}
         assert body["weights"] == {"chat": 0.9, "math": 0.45}
         assert body["active"] == ["chat", "math"]
+        assert body["routed_by"] == {"chat": "router", "math": "router"}
+        assert body["gap"] == 0.25
         assert body["stacks"]["math"] == {"version": 1, "digest": "digest-math"}
         assert body["router_ms"] == 1.5
         assert body["request_id"] == reply.headers["x-request-id"]

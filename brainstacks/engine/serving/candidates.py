@@ -11,6 +11,7 @@ from brainstacks.errors import ArtifactTooLarge, DomainNotFound
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack, Shape, StackTensors
 from brainstacks.routing.router import Router
+from brainstacks.routing.signature import Signature
 from brainstacks.stacks.artifact import (
     StackFile,
     StackMetadata,
@@ -23,7 +24,8 @@ from brainstacks.stacks.loader import Loader
 from brainstacks.stacks.manifest import StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterFile
-from brainstacks.stacks.tensors import load_stack, received_stack, received_tensors
+from brainstacks.stacks.signature_file import check_width
+from brainstacks.stacks.tensors import load_signature, load_stack, received_stack, received_tensors
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Candidates:
             IncompatibleArtifact, ArtifactTooLarge, InvalidArtifact: it cannot be served.
         """
         self._check(file.metadata)
+        if file.metadata.signature is not None:
+            Signature.of(file.metadata.signature, received_tensors(file))
         stack = self._tried(file.digest, received_stack(file))
         self._received[file.digest] = Candidate(file.metadata, stack)
 
@@ -99,6 +103,11 @@ class Candidates:
         received = self._received.get(stack.digest)
         return received.stack if received else load_stack(self._path(stack.digest), stack.metadata)
 
+    def signature(self, stack: ServedStack) -> Signature | None:
+        """The routing signature in a served stack's file. Raises CorruptBlob, InvalidArtifact."""
+        config = stack.metadata.signature
+        return None if config is None else Signature.of(config, load_signature(self._path(stack.digest)))
+
     def forget(self) -> None:
         """Keep nothing in memory any more that was received."""
         self._received = {}
@@ -112,6 +121,7 @@ class Candidates:
         """
         identity = self._base.identity
         check_base(metadata, identity.fingerprint, identity.dims, identity.layers)
+        check_width(metadata.signature, identity.hidden_size)
         nbytes = Shape.of(metadata.config, metadata.dims).nbytes(metadata.rounds, self._base.dtype)
         if self._device_bytes is not None and nbytes > self._device_bytes:
             raise ArtifactTooLarge(

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from brainstacks.engine.request import CompositionRequest, Request, Routing, StackRef
+from brainstacks.engine.request import CompositionRequest, Decider, Request, Routing, StackRef
 from brainstacks.engine.serving.serving import Serving
 from brainstacks.errors import BrainstacksError, Conflict, InvalidRequest
-from brainstacks.routing.policy import GATE_THRESHOLD, active_domains, floored
-from brainstacks.routing.router import Router
+from brainstacks.routing.policy import active_domains, floored
+from brainstacks.routing.reader import Reader, Reading
 from brainstacks.stacks.lease import Lease, ServedStack, StackKey
 
 
@@ -32,7 +32,7 @@ class Composition:
 
 
 class Composer:
-    """Router + policy + what is served -> compositions."""
+    """Reader + policy + what is served -> compositions."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -64,33 +64,33 @@ class Composer:
         self,
         request: Request,
         generation: int,
-        probabilities: Mapping[str, float] | None = None,
+        reading: Reading | None = None,
         router_ms: float = 0.0,
         *,
-        router: Router | None = None,
+        reader: Reader | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> Composition:
         """Resolve, pin, and start to load what is not on the device.
 
         Args:
-            probabilities: the router's, for a routed request; None when it did not run.
-            router: the one that gave them: its floors and gate go with them, even when another has been
-                published since. None: the one in force.
+            reading: of a routed request's prompt; None where it was not read.
+            reader: whose it is: its floors and gate go with it, even when another has come since. None: the
+                one in force.
             on_change: see `StackCache.acquire`.
 
         Raises:
             InvalidRequest: as `check`; or the stacks do not fit on the device together.
             DomainNotFound, Conflict: a domain was deleted or replaced in this very moment.
         """
-        router = router or self._serving.router
-        weights, active = self._chosen(request.composition, probabilities, router)
+        reader = reader or self._serving.reader
+        weights, active, deciders = self._chosen(request.composition, reading, reader)
         lease = self._cache.acquire(active, on_change)
         try:
             self._check_versions(request.composition, lease.stacks)  # another may have come since
         except BrainstacksError:
             self._cache.release(lease)
             raise
-        routing = _routing(request, generation, probabilities, router_ms, weights, lease.stacks)
+        routing = _routing(request, generation, reading, router_ms, weights, lease.stacks, deciders)
         bound = {stack.key: weights[domain] for domain, stack in lease.stacks.items()}
         return Composition(routing, lease, bound, on_prompt(bound, lease.stacks.values()))
 
@@ -98,16 +98,17 @@ class Composer:
         self,
         request: Request,
         generation: int,
-        probabilities: Mapping[str, float] | None = None,
+        reading: Reading | None = None,
         router_ms: float = 0.0,
         *,
-        router: Router | None = None,
+        reader: Reader | None = None,
     ) -> Routing:
         """What `compose` would run with; pins and loads nothing. Arguments and errors as there."""
-        weights, active = self._chosen(request.composition, probabilities, router or self._serving.router)
+        chosen = self._chosen(request.composition, reading, reader or self._serving.reader)
+        weights, active, deciders = chosen
         serving = self._cache.serving
         stacks = {domain: serving[domain] for domain in active if domain in serving}
-        return _routing(request, generation, probabilities, router_ms, weights, stacks)
+        return _routing(request, generation, reading, router_ms, weights, stacks, deciders)
 
     def _check_versions(self, composition: CompositionRequest, stacks: Mapping[str, ServedStack]) -> None:
         """That `stacks` are the versions that the composition names."""
@@ -122,25 +123,35 @@ class Composer:
                 )
 
     def _chosen(
-        self,
-        composition: CompositionRequest,
-        probabilities: Mapping[str, float] | None,
-        router: Router | None,
-    ) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Weights of all served domains, and which of these are applied."""
+        self, composition: CompositionRequest, reading: Reading | None, reader: Reader
+    ) -> tuple[dict[str, float], tuple[str, ...], dict[str, Decider]]:
+        """Weights of all served domains, which of these are applied, and who gave each."""
         self.check(composition)
-        weights = self._weights(composition, probabilities, router)
-        return weights, active_domains(weights, _gate_threshold(router), composition.top)
+        deciders = self._deciders(composition, reading, reader)
+        weights = self._weights(composition, reading, reader, deciders)
+        return weights, active_domains(weights, reader.gate_threshold, composition.top), deciders
 
     @property
     def gate_threshold(self) -> float:
-        return _gate_threshold(self._serving.router)
+        return self._serving.reader.gate_threshold
+
+    def _deciders(
+        self, composition: CompositionRequest, reading: Reading | None, reader: Reader
+    ) -> dict[str, Decider]:
+        """Who decides on each served domain. A stack that the reader does not know is left out: it means
+        something else than what was learnt."""
+        serving = self._cache.serving
+        if composition.mode != "routed":
+            return dict.fromkeys(serving, "request")
+        known = {domain: reader.decides(domain, stack.digest) for domain, stack in serving.items()}
+        return {d: decider for d, decider in known.items() if decider is not None and reading is not None}
 
     def _weights(
         self,
         composition: CompositionRequest,
-        probabilities: Mapping[str, float] | None,
-        router: Router | None,
+        reading: Reading | None,
+        reader: Reader,
+        deciders: Mapping[str, Decider],
     ) -> dict[str, float]:
         """Weight per served domain, in the registry's order."""
         served = tuple(self._cache.serving)
@@ -148,10 +159,9 @@ class Composer:
             return dict.fromkeys(served, 1.0)
         if composition.mode == "fixed":
             return {domain: composition.weights.get(domain, 0.0) for domain in served}
-        if composition.mode == "routed" and router is not None and probabilities is not None:
-            chosen = floored(probabilities, router.config.floors)
-            # A stack that is newer than the router means something else than what the router learnt.
-            return {d: (chosen.get(d, 0.0) if self._serving.routable(d, router) else 0.0) for d in served}
+        if composition.mode == "routed" and reading is not None:
+            chosen = floored(reading.probabilities, reader.floors)
+            return {domain: chosen[domain] if domain in deciders else 0.0 for domain in served}
         return dict.fromkeys(served, 0.0)
 
 
@@ -164,24 +174,23 @@ def on_prompt(weights: Mapping[StackKey, float], stacks: Iterable[ServedStack]) 
 def _routing(
     request: Request,
     generation: int,
-    probabilities: Mapping[str, float] | None,
+    reading: Reading | None,
     router_ms: float,
     weights: Mapping[str, float],
     active: Mapping[str, ServedStack],
+    deciders: Mapping[str, Decider],
 ) -> Routing:
     return Routing(
         request_id=request.request_id,
         mode=request.composition.mode,
-        probabilities=probabilities,
+        probabilities=reading.probabilities if reading is not None else None,
         weights=weights,
         active=tuple(active),
         stacks={domain: StackRef(r.version, r.digest) for domain, r in active.items()},
         router_ms=router_ms,
+        routed_by=deciders,
+        gap=reading.gap if reading is not None else None,
         created=time.time(),
         generation=generation,
         tenant=request.tenant,
     )
-
-
-def _gate_threshold(router: Router | None) -> float:
-    return router.config.gate_threshold if router is not None else GATE_THRESHOLD

@@ -10,13 +10,16 @@ from functools import partial
 from brainstacks import fresh_thread
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.engine.request import Decider
 from brainstacks.engine.serving.candidates import Candidates
+from brainstacks.engine.serving.served_reader import ServedReader
 from brainstacks.errors import BrainstacksError, Conflict, DomainNotFound, VersionNotFound
 from brainstacks.layers.bank import StackBank
+from brainstacks.routing.reader import Reader
 from brainstacks.routing.router import Router
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.lease import Lease, ServedStack
-from brainstacks.stacks.manifest import Manifest, StackVersion, Version
+from brainstacks.stacks.manifest import Manifest, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import NOT_ROUTED
 from brainstacks.stacks.stack_cache import StackCache
@@ -33,7 +36,7 @@ class Serving:
         cache: where the stacks are.
         candidates: what may come to be served.
         registry_problem: why changes of the registry do not get through, if they do not.
-        router: the one in force, None where there is none.
+        reading: what reads prompts for their routes.
     """
 
     def __init__(self, base: BaseModel, registry: Registry | None, config: EngineConfig) -> None:
@@ -43,10 +46,7 @@ class Serving:
         budget = config.device_stack_bytes
         self.candidates = Candidates(base, registry, bank, budget)
         self.cache = StackCache(bank, self.candidates.read, budget, config.host_stack_bytes)
-        self.router: Router | None = None
-        self.router_version: Version | None = None  # of `router`, which is not the active one if that failed
-        self._router_problem: str | None = None
-        self._router_failure: tuple[Router, str] | None = None  # in a request; until another is in force
+        self.reading = ServedReader(base, self.candidates)
         self._changing = threading.Lock()  # one change of what is served at a time
         self._refused: dict[str, str] = {}
         self.sync()
@@ -59,13 +59,18 @@ class Serving:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is active in the registry and cannot be served, and why."""
-        failed = self._router_failure
-        failure = f"a routed request failed: {failed[1]}" if failed and failed[0] is self.router else None
-        return (*self.stack_problems, *filter(None, (self._router_problem, failure, self.registry_problem)))
+        registry = () if self.registry_problem is None else (self.registry_problem,)
+        return (*self.stack_problems, *self.reading.problems, *registry)
 
-    def router_failed(self, router: Router, problem: str) -> None:
-        """Name in `problems` what `router` did to a request, for as long as it is in force."""
-        self._router_failure = (router, problem)
+    @property
+    def reader(self) -> Reader:
+        """What reads prompts now."""
+        return self.reading.reader
+
+    @property
+    def router(self) -> Router | None:
+        """The one in force, None where there is none."""
+        return self.reader.router
 
     @property
     def stack_problems(self) -> tuple[str, ...]:
@@ -73,15 +78,15 @@ class Serving:
         failed = [_problem(*key, text) for key, text in self.cache.failures().items()]
         return (*self._refused.values(), *failed)
 
-    def routable(self, domain: str, router: Router | None = None) -> bool:
-        """`router`, or the one in force, was trained with the very stack that is served for `domain`."""
-        router, stack = router or self.router, self.cache.serving.get(domain)
-        return stack is not None and router is not None and router.metadata.knows(domain, stack.digest)
+    def routed_by(self, domain: str) -> Decider | None:
+        """Who decides in routed requests on the very stack that is served for `domain`; None: nobody."""
+        stack = self.cache.serving.get(domain)
+        return None if stack is None else self.reader.decides(domain, stack.digest)
 
     @property
     def unrouted(self) -> tuple[str, ...]:
-        """What the router in force, if there is one, leaves out, and why."""
-        left_out = [d for d in self.cache.serving if self.router is not None and not self.routable(d)]
+        """What routed requests leave out, where anything is routed, and why."""
+        left_out = [d for d in self.cache.serving if self.reader.can_read and self.routed_by(d) is None]
         return tuple(f"{domain}: {NOT_ROUTED}" for domain in left_out)
 
     def require_version(self, domain: str, wanted: int | str) -> None:
@@ -125,7 +130,7 @@ class Serving:
             _failed(leases)  # waits; what failed is in `problems`
             for lease in leases:
                 self.cache.release(lease)
-            self._sync_router(manifest)
+            self.reading.sync_router(manifest)
 
     def try_all(self) -> None:
         """Try what came to be served before there was an engine to try it; what fails is served no more, and
@@ -139,27 +144,7 @@ class Serving:
                 except BrainstacksError as error:
                     self._refused[domain] = _problem(*stack.key, error.message)
             self._serve(sound)
-            try:
-                if self.router is not None:
-                    self.candidates.check_router(self.router)
-            except BrainstacksError as error:
-                self.router = self.router_version = None
-                self._router_problem = error.message
-
-    def _sync_router(self, manifest: Manifest) -> None:
-        """The same bytes stay the same router, which conversations remember."""
-        if manifest.router is None:
-            self.router = self.router_version = self._router_problem = None
-            if self.cache.serving:
-                self._router_problem = "there is no router: routed requests are answered by the base alone"
-            return
-        active = manifest.router.current
-        try:
-            if self.router_version is None or active.digest != self.router_version.digest:
-                self.router = self.candidates.router(active.digest)
-            self.router_version, self._router_problem = active, None
-        except BrainstacksError as error:
-            self._router_problem = f"router version {active.version}: {error.message}"
+            self.reading.try_router()
 
     def load(self, domain: str) -> None:
         """Serve the registry's active version of `domain`, and wait until it is on the device.
@@ -250,6 +235,7 @@ class Serving:
                 else:
                     log.warning("%s version %d has grown and is pinned no more", domain, stack.version)
         self.cache.serve(serving, pinned)
+        self.reading.serve(serving)
         for domain in pinned:
             if self.cache.tier(domain) != "device":
                 fresh_thread.start(partial(self._bring, domain), "pin")

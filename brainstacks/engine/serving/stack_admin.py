@@ -69,13 +69,14 @@ class StackAdmin:
             bytes=served.bytes,
             residency=self._cache.tier(name),
             pinned=name in self._cache.pinned,
-            routable=self._serving.routable(name),
+            routable=(routed_by := self._serving.routed_by(name)) is not None,
+            routed_by=routed_by,
             in_flight=self._cache.in_use(name),
             provenance=stack.provenance if stack is not None else {},
         )
 
     def router(self) -> RouterStatus | None:
-        router, version = self._serving.router, self._serving.router_version
+        router, version = self._serving.router, self._serving.reading.router_version
         if router is None or version is None:
             return None
         metadata = asdict(router.metadata)

@@ -12,6 +12,7 @@ from brainstacks.engine.request import CompositionRequest, RouteRequest
 from brainstacks.engine.serving.composer import Composition
 from brainstacks.errors import Conflict, DomainNotFound, InvalidRequest, VersionNotFound
 from brainstacks.routing.policy import GATE_THRESHOLD
+from brainstacks.routing.reader import Reading
 from tests.engine.driving import DOMAINS, Served, fixed, serve
 from tests.tiny import publish_stack, random_stack, write_router
 
@@ -24,7 +25,8 @@ def served(tmp_path: Path) -> Served:
 def compose(
     served: Served, asked: CompositionRequest, probabilities: dict[str, float] | None = None
 ) -> Composition:
-    return served.engine.composer.compose(RouteRequest("r", (), asked), 7, probabilities, 1.5)
+    reading = None if probabilities is None else Reading(probabilities, 0.25)
+    return served.engine.composer.compose(RouteRequest("r", (), asked), 7, reading, 1.5)
 
 
 PROBABILITIES = {"chat": 0.05, "code": 0.6, "math": 0.9}
@@ -78,13 +80,9 @@ def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
     identity = served.base.identity
     publish_stack(served.registry, identity, "math", random_stack(identity.dims, 99), tmp_path)
     served.engine.serving.sync()
-    assert [served.engine.serving.routable(domain) for domain in DOMAINS] == [
-        True,
-        True,
-        False,
-    ]
+    assert [served.engine.serving.routed_by(domain) for domain in DOMAINS] == ["router", "router", None]
     (told,) = served.engine.serving.unrouted
-    assert told.startswith("math: no router in force was trained with it, so routed requests leave it out")
+    assert told.startswith("math: no router in force was trained with it and its file has no signature")
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights == {"chat": 0.05, "code": 0.6, "math": 0.0}
     assert routed.routing.active == ("code",)
@@ -92,14 +90,16 @@ def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
     served.registry.activate("math", 1)
     served.engine.serving.sync()
     assert served.engine.serving.unrouted == ()
-    assert served.engine.serving.routable("math"), "rolled back to the stack that the router knows"
+    assert served.engine.serving.routed_by("math") == "router", (
+        "rolled back to the stack that the router knows"
+    )
 
 
 def test_a_domain_that_the_router_does_not_know_is_not_routed_to(served: Served, tmp_path: Path) -> None:
     identity = served.base.identity
     publish_stack(served.registry, identity, "law", random_stack(identity.dims, 5), tmp_path)
     served.engine.serving.sync()
-    assert not served.engine.serving.routable("law")
+    assert served.engine.serving.routed_by("law") is None
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights["law"] == 0.0
     assert ("law", 1) in compose(served, CompositionRequest("ungated")).weights
@@ -131,7 +131,7 @@ def test_a_composition_keeps_its_versions_until_its_lease_is_released(served: Se
 def test_a_route_is_told_without_pinning_or_loading_anything(served: Served) -> None:
     serving, composer = served.engine.serving, served.engine.composer
     serving.evict("math")
-    told = composer.route(RouteRequest("r", ()), 7, PROBABILITIES, 1.5)
+    told = composer.route(RouteRequest("r", ()), 7, Reading(PROBABILITIES, 0.25), 1.5)
     assert serving.cache.tier("math") == "host"
     assert serving.cache.in_use("math") == 0
     composed = compose(served, CompositionRequest("routed"), PROBABILITIES).routing
@@ -140,14 +140,16 @@ def test_a_route_is_told_without_pinning_or_loading_anything(served: Served) -> 
 
 def test_probabilities_go_with_the_router_that_gave_them(served: Served, tmp_path: Path) -> None:
     """Published between the router's pass and the composition: its floors are not for the old one's words."""
-    asked = served.engine.serving.router
+    asked = served.engine.serving.reader
     path = write_router(
         tmp_path / "floored.safetensors", served.registry, served.base.identity, floors={"chat": 0.2}
     )
     served.registry.publish_router(path)
     served.engine.serving.sync()
-    assert served.engine.serving.router is not asked
-    composition = served.engine.composer.compose(RouteRequest("r", ()), 7, PROBABILITIES, 1.5, router=asked)
+    assert served.engine.serving.router is not asked.router
+    composition = served.engine.composer.compose(
+        RouteRequest("r", ()), 7, Reading(PROBABILITIES), 1.5, reader=asked
+    )
     assert composition.weights == {("code", 1): 0.6, ("math", 1): 0.9}
 
 

@@ -200,7 +200,7 @@ async def test_a_router_that_fails_on_one_prompt_fails_that_request_alone_and_le
     """No record may hold what JSON cannot say: all records would be unreadable with it."""
     engine, router = running.engine, running.served.engine.serving.router
     assert router is not None
-    plain = router._probabilities
+    plain = router.of_features
     gate = running.hold()
 
     def not_a_number(*args: Tensor) -> list[dict[str, float]]:
@@ -208,7 +208,7 @@ async def test_a_router_that_fails_on_one_prompt_fails_that_request_alone_and_le
         rows[0] = dict.fromkeys(rows[0], math.nan)
         return rows
 
-    monkeypatch.setattr(router, "_probabilities", not_a_number)
+    monkeypatch.setattr(router, "of_features", not_a_number)
     sticky = CompositionRequest("routed", sticky="talk")
     bad = asyncio.create_task(engine.route("bad", prompt_of(5), sticky))
     await asyncio.sleep(0)
