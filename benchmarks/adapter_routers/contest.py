@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from benchmarks.adapter_routers.contestants import Contestant, logo, nearest_prototype, ours, spectral
+from benchmarks.adapter_routers.contestants import (
+    Contestant,
+    by_signature,
+    logo,
+    nearest_prototype,
+    ours,
+    spectral,
+)
 from benchmarks.adapter_routers.kept_losses import KeptLosses
 from benchmarks.adapter_routers.random_twins import served_stacks, with_random_twins
 from benchmarks.adapter_routers.spectra import Spectral
@@ -25,8 +32,8 @@ from training.router.stacked_base import StackedBase, Weights
 BASE, UNIFORM, UNGATED, OWN, SINGLE, ORACLE = (
     "base", "uniform, 1/n each", "ungated, 1 each", "own domain's label", "best single", "oracle",
 )  # fmt: skip
-OURS, PROTOTYPE, ARROW, SPECTR, LOGO_NORM, LOGO_ENTROPY = ROUTERS = (
-    "ours", "nearest prototype", "Arrow", "SpectR", "LoGo, norms", "LoGo, entropies",
+OURS, SIGNATURE, PROTOTYPE, ARROW, SPECTR, LOGO_NORM, LOGO_ENTROPY = ROUTERS = (
+    "ours", "ours, by signature", "nearest prototype", "Arrow", "SpectR", "LoGo, norms", "LoGo, entropies",
 )  # fmt: skip
 UNIT, TOKEN, BY_THIRDS = ", 0/1", ", per token", ", by thirds of the layers"
 TOP = 3
@@ -107,11 +114,15 @@ class Contest:
         }
 
     def routers(self, seed: int) -> dict[str, Contestant]:
-        """Every router by name; prototypes are of this seed's training prompts."""
+        """Every router by name; prototypes are of this seed's training prompts, signatures the stacks' own.
+
+        A registry without signatures has no contestant of these.
+        """
         prompts = self._drawn({d: data.train for d, data in self._data.items()}, self._sizes.prompts, seed)
-        stacked = self._stacked
+        stacked, signatures = self._stacked, by_signature(self._stacked, self._registry)
         return {
             OURS: ours(stacked, self._router),
+            **({SIGNATURE: signatures} if signatures is not None else {}),
             PROTOTYPE: nearest_prototype(stacked, self._router.config, prompts),
             **{name: spectral(stacked, rule) for name, rule in self._rules.items()},
             LOGO_NORM: logo(stacked, TOP, entropy=False),

@@ -16,7 +16,13 @@ from brainstacks.layers.bank import BoundStack
 from brainstacks.layers.hooks import Correction, DeltaSource
 from brainstacks.layers.projections import INPUT_GROUPS
 from brainstacks.routing.features import pad_prompts
+from brainstacks.routing.policy import active_domains
+from brainstacks.routing.reader import Reader, Served
 from brainstacks.routing.router import Router
+from brainstacks.routing.signature import Signature
+from brainstacks.stacks.artifact import read_stack_metadata
+from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.tensors import load_signature
 from training.data.batches import TOKENS, within_budget
 from training.data.encoding import Example
 from training.router.prompts import prompt_features
@@ -52,6 +58,27 @@ def ours(stacked: StackedBase, router: Router) -> Contestant:
         return in_batches(prompts, partial(router.probabilities, stacked.base))
 
     return Contestant(believe, 0.0, partial(routed_weights, stacked, router))
+
+
+def by_signature(stacked: StackedBase, registry: Registry) -> Contestant | None:
+    """The routing signatures that the stacks' files carry, as served without a router; None without any."""
+    signed = {}
+    for domain, history in registry.snapshot().domains.items():
+        path = registry.blob_path(history.current.digest)
+        config = read_stack_metadata(path).signature
+        if config is not None:
+            signed[domain] = Served(history.current.digest, Signature.of(config, load_signature(path)))
+    if not signed:
+        return None
+    reader = Reader(None, signed, stacked.base.device)
+
+    def believe(prompts: Prompts) -> list[Weights]:
+        return [reading.probabilities for reading in reader.read(stacked.base, prompts)]
+
+    def apply(told: Sequence[Weights]) -> list[Weights]:
+        return [{d: row[d] for d in active_domains(row, reader.gate_threshold)} for row in told]
+
+    return Contestant(partial(in_batches, route=believe), 0.0, apply)
 
 
 def nearest_prototype(

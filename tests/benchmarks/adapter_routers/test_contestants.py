@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from benchmarks.adapter_routers.contestants import logo, nearest_prototype
+from benchmarks.adapter_routers.contestants import by_signature, logo, nearest_prototype
 from brainstacks.config import MetaRouterConfig
 from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.registry import Registry
 from tests.benchmarks.adapter_routers.slow import inputs
+from tests.routing.signed import signature_around, write_signed
 from tests.tiny import plain_delta
 from training.data.encoding import Example
 from training.router.stacked_base import StackedBase
@@ -31,6 +34,22 @@ def test_logo_shares_the_signals_of_the_stacks_own_outputs(
         assert weights == pytest.approx({d: s / sum(signals.values()) for d, s in signals.items()}, abs=1e-5)
     assert sorted(only.values()) == [0.0, 1.0]
     assert max(only, key=only.__getitem__) == max(told[0], key=told[0].__getitem__)
+
+
+def test_signatures_route_as_they_are_served(
+    stacked: StackedBase, stacks: dict[str, StackTensors], served: Registry, tmp_path: Path
+) -> None:
+    assert by_signature(stacked, served) is None
+    near = {"zoology": [tuple(range(30, 39))] * 2, "art": [tuple(range(150, 159))] * 2}
+    for domain, prompts in near.items():
+        signature = signature_around(stacked.base, prompts)
+        path = tmp_path / f"{domain}-signed.safetensors"
+        served.publish(write_signed(path, stacked.base, domain, stacks[domain], signature))
+    router = by_signature(StackedBase.load(stacked.base, served), served)
+    assert router is not None
+    told = router.believe([near["art"][0], near["zoology"][0]])
+    assert [set(weights) for weights in router.apply(told)] == [{"art"}, {"zoology"}]
+    assert router.apply([{"zoology": 0.1, "art": 0.6}]) == [{"art": 0.6}], "the gate holds"
 
 
 def test_the_nearest_prototype_is_that_of_the_domain_whose_prompts_are_alike(stacked: StackedBase) -> None:
