@@ -61,6 +61,7 @@ BENCHMARK_ROOMS: dict[str, tuple[str, ...]] = {
     "serving": (INSTRUMENTS,),
     "peers": (INSTRUMENTS,),
     "experiments": (INSTRUMENTS,),
+    "adapter_routers": (INSTRUMENTS, "experiments"),
     "gpu_sections": (INSTRUMENTS, "serving", "peers"),
 }
 """What the commands at the top of `benchmarks` share, and which others each room knows."""

@@ -17,8 +17,10 @@ from benchmarks import (
     step_profile,
     unknown,
 )
+from benchmarks.adapter_routers import __main__ as adapter_routers
 
 BENCHMARKS = {
+    "adapter_routers": adapter_routers.app,
     "decode": decode.app,
     "prefill": prefill.app,
     "hot_load": hot_load.app,
