@@ -74,18 +74,24 @@ class Sandbox:
         """Whether `code` and then `tests`, in one namespace, come to their ends. Raises as `run`."""
         return self.run({"answer": code, "tests": tests}).ended == "passed"
 
-    def check(self) -> None:
-        """See that programs can run here, before hours of work that needs it.
+    def problem(self) -> str | None:
+        """Why programs cannot run here, in words; None where they can."""
+        try:
+            ran = self.run({"check": "import math"})
+        except ConfigError as error:
+            return error.message
+        if ran.ended == "passed":
+            return None
+        return (
+            f"the sandbox cannot run a line of Python here ({ran.ended}: {ran.output.strip()}); it needs more "
+            "time or memory"
+        )
 
-        Raises:
-            ConfigError: they cannot.
-        """
-        ran = self.run({"check": "import math"})
-        if ran.ended != "passed":
-            raise ConfigError(
-                f"the sandbox cannot run a line of Python here ({ran.ended}: {ran.output.strip()}); give it "
-                "more time or memory"
-            )
+    def check(self) -> None:
+        """Raises ConfigError: programs cannot run here; better said before hours of work that needs it."""
+        problem = self.problem()
+        if problem is not None:
+            raise ConfigError(problem)
 
     def run(self, parts: Mapping[str, str]) -> Ran:
         """Run `parts` (name -> source) one after another, in one namespace.
