@@ -83,8 +83,8 @@ class Sandbox:
         if ran.ended == "passed":
             return None
         return (
-            f"the sandbox cannot run a line of Python here ({ran.ended}: {ran.output.strip()}); it needs more "
-            "time or memory"
+            f"the sandbox cannot run a line of Python here ({ran.ended}: {ran.output.strip()}); it needs "
+            "more time or memory"
         )
 
     def check(self) -> None:
