@@ -135,12 +135,17 @@ def _prepare(directory: Path, seed: int) -> dict[str, str]:
     prompts = ["".join(rng.choices("mnopqr", k=6)) + str(i) for i in range(16)]
     pairs = [{"prompt": p, "chosen": "well hello", "rejected": "12345678"} for p in prompts]
     (directory / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return {name: str(directory / name) for name in ("base", "data", "pairs.jsonl")}
+    questions = [{"prompt": prompt, "answer": "8"} for prompt in prompts]
+    (directory / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    return {name: str(directory / name) for name in ("base", "data", "pairs.jsonl", "questions.jsonl")}
 
 
 def _recipe(setting: dict[str, str]) -> dict[str, Any]:
-    stage = {"steps": 3, "batch_size": 2, "learning_rate": 4e-3, "warmup_steps": 1, "eval_every": 2}
-    pairs = {"method": "dpo", "data": setting["pairs.jsonl"], "held_out": 4, "max_nll_rise": 9.0}
+    stage = {"steps": 5, "batch_size": 2, "learning_rate": 4e-3, "warmup_steps": 1, "eval_every": 2}
+    stage |= {"held_out": 4, "max_nll_rise": 9.0}
+    pairs = {"method": "dpo", "data": setting["pairs.jsonl"]}
+    answers = {"group_size": 4, "max_new_tokens": 4, "updates": 2, "beta": 0.1, "min_gain": 0.0}
+    rewards = {"method": "grpo", "data": setting["questions.jsonl"], **answers}
     return {
         "base": setting["base"],
         "quantization": "none",
@@ -161,7 +166,7 @@ def _recipe(setting: dict[str, str]) -> dict[str, Any]:
         },
         "domains": [
             {"name": "chat", "licence": "CC0", "max_rounds": 1, "rl": {**stage, **pairs}},
-            {"name": "math", "licence": "CC0"},
+            {"name": "math", "licence": "CC0", "rl": [{**stage, **rewards}]},
         ],
     }
 

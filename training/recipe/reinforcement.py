@@ -28,7 +28,8 @@ class StageRecipe:
         held_out: of a file, items set aside to choose the snapshot, at most a fifth of them (count); of the
             domain's records, the selection records are.
         steps: optimiser steps.
-        batch_size: items of a forward; as in a round, a step has `round.accumulation` of these.
+        batch_size: items of a step, times `round.accumulation`: pairs, of which so many are in a forward, or
+            prompts.
         learning_rate: peak.
         warmup_steps: steps of the warm-up.
         eval_every: steps between evaluations on what is held out.

@@ -67,8 +67,8 @@ def load_stages(
     Of a file, records that share their first question with a validation record of the domain are left out.
 
     Raises:
-        ConfigError: a file cannot be read, or has a row of another form; there is nothing to learn from, or
-            to choose a snapshot by.
+        ConfigError: a reward cannot be told here; a file cannot be read, or has a row of another form; there
+            is nothing to learn from, or to choose a snapshot by.
     """
     return {
         domain.name: [
@@ -89,6 +89,8 @@ def stages_identity(stages: Mapping[str, Sequence[StageRecords]]) -> dict[str, l
 
 
 def _load(where: str, recipe: Recipe, stage: StageRecipe, data: DomainData) -> StageRecords:
+    if isinstance(stage, GrpoRecipe):
+        REWARDS[stage.reward].check()
     if stage.data is None:
         found = StageRecords(_own(stage, data.train), _own(stage, data.selection))
     else:

@@ -13,6 +13,7 @@ from training.data.encoding import Example
 from training.data.records import Record
 from training.recipe.reinforcement import StageRecipe
 from training.reinforce.dpo import PreferenceTraining
+from training.reinforce.grpo import RewardTraining
 from training.reinforce.items import Pair, Question, StageRecords, pairs_of, questions_of
 from training.reinforce.stage import StageResult, StageTask, StageTraining
 from training.rounds.inner_loop import carry_out
@@ -20,7 +21,7 @@ from training.rounds.objective import mean_nll
 from training.rounds.task import RoundTask
 from training.rounds.workshop import Workshop
 
-TRAININGS: Mapping[str, type[StageTraining]] = {"dpo": PreferenceTraining}
+TRAININGS: Mapping[str, type[StageTraining]] = {"dpo": PreferenceTraining, "grpo": RewardTraining}
 """By the method that a recipe names."""
 
 

@@ -21,8 +21,8 @@ def record(number: int, response: str, rejected: str | None = None) -> Record:
 
 
 def preferences(count: int = 12, held_out: int = 6, *, against: bool = False) -> StageRecords:
-    """Always the same answer is preferred to the same other one: that of the selection records (`task_of`), or
-    `against` it the other."""
+    """Always the same answer is preferred to the same other one: that of the selection records (`task_of`),
+    or `against` it the other."""
     answers = ("not at all", "yes it is") if against else ("yes it is", "not at all")
     every = [record(i, *answers) for i in range(count + held_out)]
     return StageRecords(every[:count], every[count:])

@@ -23,7 +23,7 @@ def test_the_loss_is_that_of_the_paper_and_of_trl() -> None:
     reference = torch.tensor([[-13.0, -14.0], [-3.0, -2.5]])
     losses, differentiable = dpo_loss(policy, reference, 0.1)
     margins = differentiable.detach()
-    # As TRL has it: chosen less rejected, of each model; -logsigmoid(beta * (the policy's - the reference's)).
+    # As TRL has it: chosen less rejected, of each model; -logsigmoid(beta * (policy's - reference's)).
     for i, (ours, theirs) in enumerate((((-12.0 + 15.0), (-13.0 + 14.0)), ((-3.5 + 2.0), (-3.0 + 2.5)))):
         margin = 0.1 * (ours - theirs)
         assert float(margins[i]) == pytest.approx(margin)

@@ -16,10 +16,20 @@ from tests.training.curricula import digests, quiet, recipe
 from training.curriculum.outer_loop import run_curriculum
 from training.recipe.recipe import Recipe
 from training.reinforce.stage import StageTraining
+from training.report.records import RunRecords
+from training.report.reinforcement import reinforcement
 from training.runs.log import canonical
+from training.runs.paths import RunPaths
 from training.runs.signals import Interrupted
 
-STAGE = {"steps": 4, "batch_size": 2, "learning_rate": 5e-3, "warmup_steps": 1, "eval_every": 2, "held_out": 4}
+STAGE = {
+    "steps": 4,
+    "batch_size": 2,
+    "learning_rate": 5e-3,
+    "warmup_steps": 1,
+    "eval_every": 2,
+    "held_out": 4,
+}
 
 
 @pytest.fixture
@@ -63,6 +73,16 @@ def test_a_stage_is_a_round_more_of_its_domains_stack_and_is_told_of_before_and_
     said = [line for line in told if line.startswith("chat, stage 1: ")]
     assert "accuracy 0.5000 -> " in said[0]
     assert "validation chat " in said[1]
+
+    records = RunRecords(RunPaths(tmp_path / "run"), registry)
+    assert [len(rounds) for rounds in records.logged.values()] == [1, 1], "curves are those of rounds"
+    assert records.unfinished is None
+    figures, losses = reinforcement(records).tables
+    accuracy = next(row for row in figures.rows if row[3] == "accuracy")
+    assert accuracy[:3] == ("chat", "1", "dpo")
+    assert accuracy[4] == "0.5"
+    assert accuracy[6].startswith("frozen; ")
+    assert [row[2] for row in losses.rows] == ["chat", "math"]
 
 
 def test_a_stage_that_is_stopped_goes_on_to_the_same_bytes(
@@ -118,6 +138,8 @@ def test_a_stage_that_gains_nothing_leaves_the_stack_as_its_rounds_made_it(
     assert read_stack_metadata(registry.blob_path(digests(registry)["chat"])).rounds == 1
     assert any("not frozen" in line for line in told)
     assert not [line for line in lines(tmp_path / "run") if line["kind"] == "reinforced"]
+    section = reinforcement(RunRecords(RunPaths(tmp_path / "run"), registry))
+    assert {row[6][:10] for row in section.tables[0].rows} == {"not frozen"}
 
 
 def test_what_cannot_be_learnt_from_is_refused_before_the_base_is_loaded(
