@@ -88,7 +88,11 @@ def test_a_reward_that_cannot_be_told_here_is_refused_before_anything_is_read(
     def check() -> None:
         raise ConfigError("no namespaces")
 
-    monkeypatch.setattr(items, "REWARDS", {"python_tests": Reward("tests", "", lambda r: "", max, check)})
+    monkeypatch.setattr(
+        items,
+        "REWARDS",
+        {"python_tests": Reward("tests", "", lambda r: "", lambda answer, tests: 0.0, check)},
+    )
     with pytest.raises(ConfigError, match="no namespaces"):
         load(recipe(method="grpo", reward="python_tests", data="nowhere.jsonl"), domain([], [], []))
 
