@@ -127,7 +127,8 @@ def _open(
         else:
             resources.enter_context(silent())
         records = prepare(recipe, data, recipe.domains if only is None else _needed(recipe, only, data))
-        stages = load_stages(recipe, records, recipe.domains if only is None else (only,))
+        trained = recipe.domains if only is None else (only,)
+        stages = load_stages(recipe, records, trained, accelerator.num_processes)
         with working("loading the base"):
             base = load_base(recipe.base, quantization=recipe.quantization, device=named(accelerator.device))
         recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))

@@ -60,16 +60,25 @@ class StageRecords:
 
 
 def load_stages(
-    recipe: Recipe, records: Mapping[str, DomainData], domains: Sequence[DomainRecipe]
+    recipe: Recipe, records: Mapping[str, DomainData], domains: Sequence[DomainRecipe], processes: int = 1
 ) -> dict[str, list[StageRecords]]:
     """Domain -> records of each of its stages, in order.
 
     Of a file, records that share their first question with a validation record of the domain are left out.
 
+    Args:
+        processes: that train.
+
     Raises:
-        ConfigError: a reward cannot be told here; a file cannot be read, or has a row of another form; there
-            is nothing to learn from, or to choose a snapshot by.
+        ConfigError: several processes train; a reward cannot be told here; a file cannot be read, or has a
+            row of another form; there is nothing to learn from, or to choose a snapshot by.
     """
+    staged = [domain.name for domain in domains if domain.rl]
+    if staged and processes > 1:
+        raise ConfigError(
+            f"{processes} processes train, and a stage of `rl:`, which {', '.join(staged)} has, takes one; "
+            "start one"
+        )
     return {
         domain.name: [
             _load(f"{domain.name}, {stage.method} {n}", recipe, stage, records[domain.name])

@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import DeltaSource
 from training.data.batches import Batch
 from training.data.encoding import Example
 from training.recipe.reinforcement import StageRecipe
 from training.reinforce.items import Pair, Question
+from training.rounds.allocator import return_freed_memory
 from training.rounds.objective import response_logits
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.training import RoundState, RoundTraining
@@ -88,22 +88,13 @@ class StageState(RoundState):
 
 
 class StageTraining(RoundTraining, ABC):
-    """A stage on its way.
-
-    Raises:
-        ConfigError: several processes train; a stage takes one.
-    """
+    """A stage on its way, in one process (`items.load_stages` sees to that)."""
 
     state_class = StageState
     state: StageState
     task: StageTask
 
     def __init__(self, workshop: Workshop, task: StageTask) -> None:
-        if workshop.accelerator.num_processes > 1:
-            raise ConfigError(
-                f"{workshop.accelerator.num_processes} processes train, and a stage of `rl:` takes one; "
-                "start one"
-            )
         super().__init__(workshop, task)
         self.step_figures: dict[str, float] = {}
 
@@ -134,6 +125,7 @@ class StageTraining(RoundTraining, ABC):
         """Take a snapshot where the score rose; stop where the NLL did, on a plateau or at the end."""
         state, stage = self.state, self.task.stage
         found = self._measured()
+        return_freed_memory()
         state.history.append(
             {"step": state.step, "train_loss": sum(state.window) / len(state.window), **found}
         )

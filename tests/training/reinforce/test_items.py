@@ -82,6 +82,14 @@ def test_without_a_file_the_domains_own_records_serve_and_its_selection_records_
         load(recipe(method="dpo"), data)
 
 
+def test_several_processes_are_refused_by_the_domain_that_has_a_stage() -> None:
+    plan = recipe(method="dpo")
+    with pytest.raises(ConfigError, match="2 processes train, and a stage of `rl:`, which math has"):
+        load_stages(plan, {}, plan.domains, processes=2)
+    plain = recipe_from({"base": "b", "domains": [{"name": "math"}]})
+    assert load_stages(plain, {}, plain.domains, processes=2) == {}
+
+
 def test_a_reward_that_cannot_be_told_here_is_refused_before_anything_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
