@@ -117,7 +117,7 @@ def _find(lab: Laboratory) -> Findings:
     figures = {kind: _figures(measured, kind, domains) for kind in KINDS}
     short = measured.difference(f"{RANDOM}: as trained", f"{PRETRAINED}: base")
     return Findings(
-        _verdict(figures, short),
+        _verdict(figures, short, lab.settings.steps),
         "\n\n".join((_table(figures), _losses(measured, domains), HOW_SURE + " " + _READING)),
         {
             "validation_nll": measured.to_dict(),
@@ -154,7 +154,7 @@ def _figures(measured: Measurements, kind: str, domains: Sequence[str]) -> dict[
     return {**found, _SHARE: measured.ratio(gains[GAINS[3]], gains[GAINS[2]])}
 
 
-def _verdict(figures: dict[str, dict[str, Estimate]], short: Estimate) -> str:
+def _verdict(figures: dict[str, dict[str, Estimate]], short: Estimate, steps: int) -> str:
     confirmed = short.interval[0] > 0
     random, pretrained = figures[RANDOM], figures[PRETRAINED]
     return (
@@ -162,7 +162,8 @@ def _verdict(figures: dict[str, dict[str, Estimate]], short: Estimate) -> str:
         f"{_percent(pretrained[GAINS[0]])} of the base's, as trained; random weights with them lie {short} "
         f"nats above the base without any. Of what a domain's own stack gains, others' stacks gain "
         f"{_percent(random[_SHARE])} on random weights and {_percent(pretrained[_SHARE])} on the base. "
-        f"That coherent hidden states are needed is {'confirmed' if confirmed else 'not confirmed'}."
+        f"As far as {steps} steps a stack can tell, coherent hidden states are "
+        f"{'needed' if confirmed else 'not shown to be needed'}."
     )
 
 

@@ -46,11 +46,11 @@ def test_both_bases_are_trained_alike_and_told_by_what_stacks_take_away(lab: Lab
     short = found.figures["random_with_stacks_less_pretrained_without"]["value"]
     of_random = losses["random: as trained"]["mean"]["value"]
     assert short == pytest.approx(of_random - losses["pretrained: base"]["mean"]["value"])
-    assert ("not confirmed" in found.verdict) == (not found.figures["confirmed"])
+    assert ("not shown" in found.verdict) == (not found.figures["confirmed"])
 
 
 def test_the_papers_finding_is_confirmed_where_random_weights_stay_behind_for_sure() -> None:
     names = (*psn.GAINS, psn._SHARE)
     figures = {kind: dict.fromkeys(names, Estimate(0.1, (0.05, 0.15))) for kind in psn.KINDS}
-    assert psn._verdict(figures, Estimate(2.0, (1.5, 2.5))).endswith("is confirmed.")
-    assert psn._verdict(figures, Estimate(0.2, (-0.1, 0.5))).endswith("is not confirmed.")
+    assert psn._verdict(figures, Estimate(2.0, (1.5, 2.5)), 4).endswith("are needed.")
+    assert psn._verdict(figures, Estimate(0.2, (-0.1, 0.5)), 4).endswith("not shown to be needed.")
