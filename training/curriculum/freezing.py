@@ -53,7 +53,10 @@ def losses_of(result: RoundResult) -> dict[str, Any]:
         "history": [{name: finite(value) for name, value in point.items()} for point in result.history],
     }
     if isinstance(result, StageResult):
-        return {**found, "method": result.method, "before": dict(result.before), "after": dict(result.after)}
+        figures = {
+            when: {k: finite(v) for k, v in getattr(result, when).items()} for when in ("before", "after")
+        }
+        return {**found, "method": result.method, **figures}
     return found
 
 
