@@ -20,6 +20,8 @@ REFUSED = 125
 """Exit status: the system gives no namespaces; the reason is on stderr. No code has run."""
 
 NOBODY = 65534
+OWN = 1 << 20
+"""Above it are the users that root becomes: each run another, as the system counts processes by user."""
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _NOSUID, _NODEV, _BIND, _REC, _PRIVATE = 2, 4, 4096, 16384, 1 << 18
@@ -36,7 +38,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     job = json.load(sys.stdin)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    root = os.getuid() == 0
+    root, user = os.getuid() == 0, OWN + os.getpid()
     try:
         _open_namespaces(root)
         _shut_files(os.getcwd(), job["files"])
@@ -53,7 +55,7 @@ def main() -> None:
         os.close(job["done"])
         _exit_as(code)
     _limit(job)
-    _give_up(root)
+    _give_up(user if root else None)
     _run(job)
 
 
@@ -88,15 +90,22 @@ def _limit(job: Mapping[str, Any]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
 
 
-def _give_up(root: bool) -> None:
-    """Every capability; root becomes nobody, who may still read what root does: its Python may be there."""
+def _give_up(user: int | None) -> None:
+    """Every capability.
+
+    Args:
+        user: that root becomes, who may still read what root does: its Python may be there.
+    """
     _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
-    if root:
+    if user is not None:
         _call("prctl", _KEEPCAPS, 1, 0, 0, 0)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    kept = _READ_SEARCH if root else 0
+        try:
+            os.setresuid(user, user, user)
+        except OSError:  # a container that knows few users
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    kept = 0 if user is None else _READ_SEARCH
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
 
@@ -104,7 +113,7 @@ def _give_up(root: bool) -> None:
 def _run(job: Mapping[str, Any]) -> None:
     """Run the parts one after another in one namespace; say so on `done` when the last came to its end."""
     scope: dict[str, Any] = {"__name__": "__main__"}
-    done, word = job["done"], job["word"]
+    done, word, own = job["done"], job["word"], os.getpid()
     for name, source in job["parts"].items():
         try:
             exec(compile(source, f"<{name}>", "exec"), scope)
@@ -112,7 +121,8 @@ def _run(job: Mapping[str, Any]) -> None:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             os._exit(1)
     sys.stdout.flush()
-    os.write(done, word.encode())
+    if os.getpid() == own:  # and none that the code has forked
+        os.write(done, word.encode())
     os._exit(0)
 
 

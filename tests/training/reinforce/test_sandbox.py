@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ def test_a_fork_bomb_is_refused_by_the_system_and_leaves_nothing() -> None:
     found = ran("import os\nwhile True:\n    os.fork()")
     assert found.ended == "failed"
     assert "BlockingIOError" in found.output
+
+
+def test_processes_are_counted_for_each_run_alone() -> None:
+    """A run that takes all that it may have leaves the others theirs."""
+    many = (
+        "import os, time\n"
+        "for _ in range(12):\n    if os.fork() == 0:\n        time.sleep(0.5)\n        break\n"
+        "else:\n    [os.wait() for _ in range(12)]"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        assert [found.ended for found in pool.map(ran, [many] * 4)] == ["passed"] * 4
 
 
 def test_what_code_left_running_ends_with_it() -> None:
