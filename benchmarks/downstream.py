@@ -37,6 +37,7 @@ from training.evaluation.local_tasks import (
     harness_task,
     wanted,
 )
+from training.reinforce.sandbox import Sandbox
 from training.runs.stored import read_json
 
 NAME = "downstream"
@@ -119,17 +120,18 @@ def _constant(documents: Documents, task: LocalTask) -> float | None:
 
 
 def _at_hand(
-    names: list[str], data: Path, most: int | None, passes: Passes | None
+    names: list[str], data: Path, most: int | None, sandbox: Sandbox
 ) -> tuple[dict[LocalTask, Documents], dict[str, str]]:
     """(tasks that can be measured, with their documents; why others cannot)."""
     found: dict[LocalTask, Documents] = {}
     left_out: dict[str, str] = {}
+    shut_in = sandbox.problem() if any(TASKS[name].runs_code for name in names) else None
     for task in (TASKS[name] for name in names):
         documents = documents_of(task, data)
         if documents is None:
             left_out[task.name] = f"no documents: it needs {wanted(task)} in --data"
-        elif task.runs_code and passes is None:
-            left_out[task.name] = "there is no sandbox to run the code of answers in"
+        elif task.runs_code and shut_in is not None:
+            left_out[task.name] = shut_in
         else:
             found[task] = documents.first(most)
     for name, why in left_out.items():
@@ -167,8 +169,9 @@ def main(
     """
     chosen = [name for name in TASKS if name in options.some_of(tasks, tuple(TASKS))]
     asked = options.some_of(modes, (*MODES, OWN))
-    passes: Passes | None = None
-    at_hand, left_out = _at_hand(chosen, data, documents, passes)
+    sandbox = Sandbox()
+    passes: Passes = sandbox.passes
+    at_hand, left_out = _at_hand(chosen, data, documents, sandbox)
     facts = machine()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     say("loading ...")

@@ -49,7 +49,7 @@ ORDER = {
 """A module imports only from its own level of `brainstacks` and those below; base and stacks stand side by
 side and know nothing of each other."""
 
-ROOMS = ("recipe", "data", "runs", "rounds", "curriculum", "router", "evaluation", "report")
+ROOMS = ("recipe", "data", "runs", "rounds", "reinforce", "curriculum", "router", "evaluation", "report")
 """Of training: each imports only from itself and from those before it, and `progress`, which all may use."""
 
 ENGINE_ROOMS = ("sampling", "runner", "serving")

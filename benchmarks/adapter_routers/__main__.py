@@ -24,6 +24,7 @@ from benchmarks.adapter_routers.kept_losses import KeptLosses
 from benchmarks.instruments import options
 from benchmarks.instruments.results import RESULTS, machine, write_results
 from benchmarks.instruments.timing import Progress, say
+from brainstacks.errors import ConfigError
 from brainstacks.routing.features import decoder_states
 from brainstacks.stacks.registry import Registry
 from training.data.domains import prepare
@@ -98,6 +99,10 @@ def main(
     say("loading ...")
     served = Registry(registry)
     stacked, router = load_served(options.load(base, quantization, device), served)
+    if router is None:
+        raise ConfigError(
+            f"{registry.name} has no router, and the contest is about it; train one, or take another"
+        )
     records = prepare(plan, data, [plan.domain(domain) for domain in stacked.digests])
     identity = stacked.base.identity.fingerprint
     kept = KeptLosses(

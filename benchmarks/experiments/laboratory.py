@@ -65,6 +65,10 @@ class Laboratory:
         self._made = side_by_side or self._in_turn
         self.key = cache(self._key)
 
+    def on(self, base: str) -> Laboratory:
+        """One that does the same on another base, and keeps it in the same place."""
+        return Laboratory(self.materials.on(base), self._kept, self.report)
+
     def train_all(self, trainings: Iterable[Training], later: int = 0) -> None:
         """Train what is missing, and tell how long the rest takes.
 

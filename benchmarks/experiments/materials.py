@@ -39,6 +39,7 @@ class Materials:
 
     def __init__(self, settings: Settings, data: Path, stop: StopRequest, device: str = "auto") -> None:
         self.settings = settings
+        self._place = data, device
         self._accelerator = make_accelerator(device)
         self.identity = identify_base(settings.base)
         self.data = prepare(settings.recipe(), data)
@@ -52,6 +53,11 @@ class Materials:
             f"{', '.join(empty)}: a split has no record of {settings.max_tokens} tokens; raise max_tokens",
         )
         self.digests = {place: digest([*map(astuple, found)]) for place, found in self.examples.items()}
+
+    def on(self, base: str) -> Materials:
+        """The same data on another base."""
+        data, device = self._place
+        return Materials(replace(self.settings, base=base), data, self.stop, device)
 
     def _workshop(self, quantization: Quantization) -> Workshop:
         """The base in this quantisation, open to gradients, with hooks."""

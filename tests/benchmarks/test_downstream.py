@@ -17,6 +17,7 @@ from brainstacks.stacks.registry import Registry
 from tests.tiny import write_records
 from training.evaluation.downstream import Downstream
 from training.evaluation.harness import document_scores
+from training.reinforce.sandbox import Sandbox
 from training.report.card import card
 
 QUESTIONS = [("1 + 1?", "#### 2"), ("2 + 2?", "#### 4"), ("3 + 3?", "#### 6")]
@@ -81,4 +82,17 @@ def test_without_any_document_it_says_what_it_needs(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "gsm8k.jsonl").write_text(json.dumps({"question": "q"}))
     with pytest.raises(ConfigError, match=r"gsm8k\.jsonl, line 1"):
-        downstream._at_hand(["gsm8k"], tmp_path, None, None)
+        downstream._at_hand(["gsm8k"], tmp_path, None, Sandbox())
+
+
+def test_code_is_run_where_there_is_a_sandbox_and_left_out_with_its_reason_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path / "math" / "validation.jsonl", QUESTIONS)
+    prompt = "Add.\nYour code should pass this test:\nassert add(1, 2) == 3"
+    write_records(tmp_path / "code" / "validation.jsonl", [(prompt, "x")])
+    for problem in (None, "no namespaces"):
+        monkeypatch.setattr(Sandbox, "problem", lambda self, said=problem: said)
+        found, left_out = downstream._at_hand(["gsm8k", "mbpp"], tmp_path, None, Sandbox())
+        assert [task.name for task in found] == ["gsm8k", *([] if problem else ["mbpp"])]
+        assert left_out == ({"mbpp": problem} if problem else {})

@@ -125,19 +125,29 @@ def _without_times(value: Any) -> Any:
 
 
 def _prepare(directory: Path, seed: int) -> dict[str, str]:
-    """A tiny base and two domains of data."""
+    """A tiny base, two domains of data, and what stages of `rl:` learn from."""
     rng = random.Random(seed)
     save_base(directory / "base")
     for domain, answer in (("chat", "well hello"), ("math", "12345678")):
         rows = [("".join(rng.choices("abcdefgh", k=6)) + str(i), answer) for i in range(30)]
         write_records(directory / "data" / domain / "train.jsonl", rows[:24])
         write_records(directory / "data" / domain / "validation.jsonl", rows[24:])
-    return {"base": str(directory / "base"), "data": str(directory / "data")}
+    prompts = ["".join(rng.choices("mnopqr", k=6)) + str(i) for i in range(16)]
+    pairs = [{"prompt": p, "chosen": "well hello", "rejected": "12345678"} for p in prompts]
+    (directory / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    questions = [{"prompt": prompt, "answer": "8"} for prompt in prompts]
+    (directory / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    return {name: str(directory / name) for name in ("base", "data", "pairs.jsonl", "questions.jsonl")}
 
 
-def _recipe(base: str) -> dict[str, Any]:
+def _recipe(setting: dict[str, str]) -> dict[str, Any]:
+    stage = {"steps": 5, "batch_size": 2, "learning_rate": 4e-3, "warmup_steps": 1, "eval_every": 2}
+    stage |= {"held_out": 4, "max_nll_rise": 9.0}
+    pairs = {"method": "dpo", "data": setting["pairs.jsonl"]}
+    answers = {"group_size": 4, "max_new_tokens": 4, "updates": 2, "beta": 0.1, "min_gain": 0.0}
+    rewards = {"method": "grpo", "data": setting["questions.jsonl"], **answers}
     return {
-        "base": base,
+        "base": setting["base"],
         "quantization": "none",
         "earlier_stacks": "sampled",
         "max_rounds": 2,
@@ -154,7 +164,10 @@ def _recipe(base: str) -> dict[str, Any]:
             "eval_every": 2,
             "checkpoint_every": 3,
         },
-        "domains": [{"name": "chat", "licence": "CC0"}, {"name": "math", "licence": "CC0"}],
+        "domains": [
+            {"name": "chat", "licence": "CC0", "max_rounds": 1, "rl": {**stage, **pairs}},
+            {"name": "math", "licence": "CC0", "rl": [{**stage, **rewards}]},
+        ],
     }
 
 
@@ -203,7 +216,7 @@ def _child(setting: dict[str, str], run: str, write: int | None, writes: Any) ->
     directory = Path(run)
     registry = Registry(directory / "registry", create=True)
     run_curriculum(
-        recipe_from(_recipe(setting["base"])),
+        recipe_from(_recipe(setting)),
         registry,
         directory / "run",
         Path(setting["data"]),

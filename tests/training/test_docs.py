@@ -14,6 +14,7 @@ import typer.main
 from training.__main__ import app
 from training.data.formats import read
 from training.recipe.recipe import DomainRecipe, FormatName, Recipe, SourceRecipe
+from training.recipe.reinforcement import METHODS, StageRecipe
 from training.recipe.settings import DataRecipe, NullSpaceConfig, RoundConfig, RouterRecipe, StackRecipe
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,17 @@ def commands(text: str) -> list[list[str]]:
 def test_every_field_of_a_recipe_is_documented_with_its_default_and_no_other() -> None:
     fields = {f"{prefix}{f.name}": shown(f) for prefix, cls in PARTS.items() for f in dataclasses.fields(cls)}
     assert rows("Recipes") == fields
+
+
+def test_every_field_of_a_stage_is_documented_with_its_default_and_no_other() -> None:
+    shared = {f.name: shown(f) for f in dataclasses.fields(StageRecipe)}
+    own = {
+        f"{method}: {f.name}": shown(f)
+        for method, cls in METHODS.items()
+        for f in dataclasses.fields(cls)
+        if f.name not in shared
+    }
+    assert rows("Reinforcement") == {**shared, **own}
 
 
 def test_every_format_has_an_example_that_can_be_read() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,20 @@ from torch import Tensor
 
 from brainstacks.config import StackConfig
 from brainstacks.durable import atomic_write
-from brainstacks.errors import ConfigError, CorruptBlob
+from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
+from brainstacks.layers.hooks import DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
-from brainstacks.stacks.artifact import StackMetadata, sha256_file
+from brainstacks.stacks.artifact import DataSource, StackMetadata, sha256_file
 from brainstacks.stacks.tensors import save_stack
+from training.curriculum.freezing import finite, hyperparameters, losses_of, named
 from training.data.domains import DomainData
 from training.data.encoding import Example, encode
 from training.progress import working
 from training.recipe.recipe import DomainRecipe, Recipe
+from training.reinforce.items import StageRecords
+from training.reinforce.stage import StageResult
+from training.reinforce.stages import stage_task, train_stage, with_effects
 from training.rounds import null_space
 from training.rounds.earlier_stacks import EarlierStacks
 from training.rounds.frozen_stacks import FrozenStacks
@@ -33,15 +37,13 @@ from training.rounds.signature import make_signature
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.workshop import Workshop
 from training.runs import checkpoint
-from training.runs.directory import SPLITTING, RunDirectory
+from training.runs.directory import RunDirectory
+from training.runs.kept import Kept, Made
 from training.runs.provenance import tool_versions
 
 _log = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
-
-Made = tuple[Mapping[str, Tensor], Mapping[str, Any]]
-"""Tensors and JSON state of something that a run makes once."""
 
 
 class DomainTraining:
@@ -50,6 +52,7 @@ class DomainTraining:
     Args:
         frozen: the stacks of earlier domains; grows while the run goes on.
         records: the data of every domain of the recipe.
+        stages: domain -> what each of its stages of `rl:` learns from.
     """
 
     def __init__(
@@ -59,10 +62,12 @@ class DomainTraining:
         run: RunDirectory,
         frozen: FrozenStacks,
         records: Mapping[str, DomainData],
+        stages: Mapping[str, Sequence[StageRecords]],
         report: Report,
     ) -> None:
         self._recipe, self._workshop, self._run = recipe, workshop, run
-        self._frozen, self._records, self._report = frozen, records, report
+        self._frozen, self._records, self._stages, self._report = frozen, records, stages, report
+        self._kept = Kept(workshop.accelerator)
         self._tokenizer = workshop.base.chat_tokenizer()
         self._log_position = 0
 
@@ -78,13 +83,14 @@ class DomainTraining:
         self._workshop.accelerator.wait_for_everyone()  # all look before one of them removes it
         if there and not whole:
             _log.warning("%s of %s does not verify; it is made again from its rounds", path.name, domain)
-            self._on_main(path.unlink)
+            self._kept.on_main(path.unlink)
         return whole
 
     def skip(self, domain: DomainRecipe) -> None:
         """Leave the log of a domain that an earlier start finished as it is."""
-        for number in range(self._recipe.rounds_of(domain)):
-            found = checkpoint.load(self._run.round(domain.name, number))
+        rounds = [self._run.round(domain.name, n) for n in range(self._recipe.rounds_of(domain))]
+        for path in (*rounds, *(self._run.stage(domain.name, n) for n in range(len(domain.rl)))):
+            found = checkpoint.load(path)
             if found is not None:
                 self._log_position = found.state["log_position"]
 
@@ -94,24 +100,34 @@ class DomainTraining:
         validation = self.encoded(domain.name, "validation")
         self._report(self._told(domain.name, train))
         mode, seed = self._recipe.earlier_stacks, self._recipe.round.seed
-        earlier = EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed)
         space = self._null_space(domain.name)
+        first = RoundTask(
+            domain=domain.name,
+            number=0,
+            stack=self._stack_config(),
+            train=train,
+            selection=selection,
+            data=self._recipe.data,
+            config=self._recipe.round_of(domain, 0),
+            earlier=EarlierStacks(self._frozen.bank, self._frozen.domains, mode, seed),
+            null_space=space,
+        )
+        rounds = self._rounds(domain, first)
+        for place in range(len(domain.rl)):
+            self._workshop.stop_here_if_asked(f"before stage {place + 1} of {domain.name}")
+            result = self._stage(domain, place, first, rounds)
+            if result.tensors is not None:
+                rounds.append(result)
+        if rounds:
+            self._freeze(domain, rounds, train, validation, space)
+
+    def _rounds(self, domain: DomainRecipe, first: RoundTask) -> list[RoundResult]:
+        """The residual rounds of `domain` that gained enough."""
         rounds: list[RoundResult] = []
         for number in range(self._recipe.rounds_of(domain)):
             self._workshop.stop_here_if_asked(f"before {domain.name}, round {number + 1}")
-            task = RoundTask(
-                domain=domain.name,
-                number=number,
-                stack=self._stack_config(),
-                train=train,
-                selection=selection,
-                data=self._recipe.data,
-                config=self._recipe.round_of(domain, number),
-                earlier=earlier,
-                own=[self._bank_of(domain.name, rounds).bind([{domain.name: 1.0}])] if rounds else [],
-                null_space=space,
-            )
-            result = self._round(task)
+            config, own = self._recipe.round_of(domain, number), self._own(domain.name, rounds)
+            result = self._round(dataclasses.replace(first, number=number, config=config, own=own))
             self._report(
                 f"{domain.name}, round {number + 1}: selection {result.baseline:.4f} -> {result.best:.4f} "
                 f"nats; {result.stopped}"
@@ -119,8 +135,7 @@ class DomainTraining:
             if result.tensors is None or result.baseline - result.best < self._recipe.min_gain:
                 break
             rounds.append(result)
-        if rounds:
-            self._freeze(domain, rounds, train, validation, space)
+        return rounds
 
     def _told(self, domain: str, train: Sequence[Example]) -> str:
         """What of a domain's training records is learnt."""
@@ -138,17 +153,57 @@ class DomainTraining:
         checkpoints = self._run.checkpoints(task.domain) / f"round-{task.number}"
 
         def train() -> Made:
-            result = train_round(self._workshop, task, checkpoints, self._log_position)
-            dtype = getattr(torch, self._recipe.stack.dtype)
-            tensors = {name: tensor.to(dtype) for name, tensor in (result.tensors or {}).items()}
-            state = {k: v for k, v in vars(result).items() if k != "tensors"}
-            return tensors, {**state, "log_position": self._workshop.log.position}
+            return self._made(train_round(self._workshop, task, checkpoints, self._log_position))
 
-        found = self._kept(self._run.round(task.domain, task.number), train)
-        self._on_main(lambda: checkpoint.prune(checkpoints, keep=0))
+        found = self._kept.once(self._run.round(task.domain, task.number), train)
+        tensors, state = self._taken(found, checkpoints)
+        return RoundResult(tensors, **state)
+
+    def _stage(
+        self, domain: DomainRecipe, place: int, first: RoundTask, rounds: Sequence[RoundResult]
+    ) -> StageResult:
+        """The same of one stage of `rl:`, on top of `rounds`."""
+        checkpoints = self._run.checkpoints(domain.name) / f"reinforce-{place}"
+        own = self._own(domain.name, rounds)
+
+        def train() -> Made:
+            number, config = self._recipe.rounds_of(domain) + place, self._recipe.stage_of(domain, place)
+            round = dataclasses.replace(first, number=number, config=config, own=own)
+            task = stage_task(
+                round, domain.rl[place], place, self._stages[domain.name][place], self._tokenizer
+            )
+            result = train_stage(self._workshop, task, checkpoints, self._log_position)
+            if result.tensors is not None:  # what it does is measured of what is kept
+                kept = dataclasses.replace(result, tensors=self._made(result)[0])
+                after = self._own(domain.name, [*rounds, kept])
+                compositions = [[*self._frozen.all_on(), *sources] for sources in (own, after)]
+                result = with_effects(self._workshop, task, result, self._reported(), compositions)
+            return self._made(result)
+
+        tensors, state = self._taken(self._kept.once(self._run.stage(domain.name, place), train), checkpoints)
+        result = StageResult(tensors, **state)
+        for line in result.told(f"{domain.name}, stage {place + 1}"):
+            self._report(line)
+        return result
+
+    def _reported(self) -> dict[str, list[Example]]:
+        """Domain -> the validation examples that a stage's effects are measured on."""
+        limit = self._recipe.data.forgetting
+        return {domain: self.encoded(domain, "validation")[:limit] for domain in self._records}
+
+    def _made(self, result: RoundResult) -> Made:
+        """`result` as it is kept, its tensors in the file's dtype."""
+        tensors = {name: tensor.to(self._dtype) for name, tensor in (result.tensors or {}).items()}
+        state = {k: v for k, v in vars(result).items() if k != "tensors"}
+        return tensors, {**state, "log_position": self._workshop.log.position}
+
+    def _taken(
+        self, found: checkpoint.Checkpoint, checkpoints: Path
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        """Tensors and state of a result, whose checkpoints go."""
+        self._kept.on_main(lambda: checkpoint.prune(checkpoints, keep=0))
         self._log_position = found.state["log_position"]
-        state = {k: v for k, v in found.state.items() if k != "log_position"}
-        return RoundResult(found.tensors or None, **state)
+        return found.tensors or None, {k: v for k, v in found.state.items() if k != "log_position"}
 
     def _null_space(self, domain: str) -> NullSpace | None:
         """Where the earlier domains' stacks write, or what their inputs hold."""
@@ -172,31 +227,9 @@ class DomainTraining:
                 )
             return space.to_tensors(), {"facts": space.facts()}
 
-        found = self._kept(self._run.domain(domain) / "null-space", measure)
+        found = self._kept.once(self._run.domain(domain) / "null-space", measure)
         here = {name: tensor.to(self._workshop.base.device) for name, tensor in found.tensors.items()}
         return NullSpace.from_tensors(here, found.state["facts"])
-
-    def _kept(self, directory: Path, make: Callable[[], Made]) -> checkpoint.Checkpoint:
-        """What `make` gives, made once a run; always as read from disk, so that a resumed run has the same.
-
-        Raises:
-            CorruptBlob: it was written, and cannot be read.
-        """
-        missing = checkpoint.load(directory) is None
-        self._workshop.accelerator.wait_for_everyone()  # all look before one of them writes
-        if missing:
-            tensors, state = make()
-            self._on_main(lambda: checkpoint.save(directory, tensors, state))
-        found = checkpoint.load(directory)
-        if found is None:
-            raise CorruptBlob(f"{directory.name} of the run was written and does not verify; check the disk")
-        return found
-
-    def _on_main(self, write: Callable[[], object]) -> None:
-        """Let the main process write what all of them will read."""
-        if self._workshop.accelerator.is_main_process:
-            write()
-        self._workshop.accelerator.wait_for_everyone()
 
     # --- the stack -------------------------------------------------------------------------------
 
@@ -212,12 +245,11 @@ class DomainTraining:
         model, hooks = self._workshop.base.model, self._workshop.hooks
         alone = self._recipe.earlier_stacks == "none"
         earlier = [] if alone else self._frozen.all_on()
-        own = self._bank_of(domain.name, rounds).bind([{domain.name: 1.0}])
         before = mean_nll(model, hooks, validation, earlier)
-        after = mean_nll(model, hooks, validation, (*earlier, own))
+        after = mean_nll(model, hooks, validation, (*earlier, *self._own(domain.name, rounds)))
         self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
-        losses = [_losses(result) for result in rounds]
-        losses[0]["validation_before"], losses[-1]["validation_after"] = _finite(before), _finite(after)
+        losses = [losses_of(result) for result in rounds]
+        losses[0]["validation_before"], losses[-1]["validation_after"] = finite(before), finite(after)
         identity, signature = self._workshop.base.identity, make_signature(self._workshop.base, train)
         metadata = StackMetadata(
             domain=domain.name,
@@ -227,8 +259,8 @@ class DomainTraining:
             base=identity.ref,
             null_space=space.facts() if space is not None else None,
             predecessors=() if alone else tuple(self._frozen.predecessors),
-            data=self._records[domain.name].sources,
-            hyperparameters=self._hyperparameters(domain),
+            data=self._sources(domain.name),
+            hyperparameters=hyperparameters(self._recipe, domain, self._workshop.base.dtype_name),
             seed=self._recipe.round.seed,
             losses=tuple(losses),
             tool_versions=tool_versions(),
@@ -236,58 +268,33 @@ class DomainTraining:
             description=domain.description,
             signature=signature.config if signature is not None else None,
         )
-        tensors = _named(rounds) | (signature.tensors() if signature is not None else {})
+        tensors = named(rounds) | (signature.tensors() if signature is not None else {})
 
         def write() -> None:
             file = save_stack(self._run.stack(domain.name), metadata, tensors)
             atomic_write(self._run.stack_digest(domain.name), file.digest + "\n")
 
-        self._on_main(write)
+        self._kept.on_main(write)
 
-    def _hyperparameters(self, domain: DomainRecipe) -> dict[str, Any]:
-        recipe = self._recipe
-        return {
-            **dataclasses.asdict(recipe.round_of(domain, 0)),
-            "quantization": recipe.quantization,
-            "compute": self._workshop.base.dtype_name,
-            "max_tokens": recipe.data.max_tokens,
-            "packing": recipe.data.packing,
-            "splits": {name: getattr(recipe.data, name) for name in SPLITTING},
-            "max_rounds": recipe.rounds_of(domain),
-            "min_gain": recipe.min_gain,
-            "earlier_stacks": recipe.earlier_stacks,
-        }
+    def _sources(self, domain: str) -> tuple[DataSource, ...]:
+        """Files that the domain's stack learnt from."""
+        stages = self._stages.get(domain, ())
+        return (*self._records[domain].sources, *(s for stage in stages for s in stage.sources))
 
-    def _bank_of(self, domain: str, rounds: Sequence[RoundResult]) -> StackBank:
-        """A bank of the domain's own frozen rounds."""
+    def _own(self, domain: str, rounds: Sequence[RoundResult]) -> list[DeltaSource]:
+        """The domain's own frozen rounds, on at 1.0; none where there are none."""
+        if not rounds:
+            return []
         base = self._workshop.base
         bank = StackBank(base.device, base.dtype)
-        if rounds:
-            bank.add(domain, StackTensors(self._stack_config(), len(rounds), _named(rounds)))
-        return bank
+        bank.add(domain, StackTensors(self._stack_config(), len(rounds), named(rounds)))
+        return [bank.bind([{domain: 1.0}])]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the file."""
+        found: torch.dtype = getattr(torch, self._recipe.stack.dtype)
+        return found
 
     def _stack_config(self) -> StackConfig:
         return self._recipe.stack.config(self._workshop.base.identity.layers)
-
-
-def _losses(result: RoundResult) -> dict[str, Any]:
-    return {
-        "selection_before": result.baseline,
-        "selection_after": result.best,
-        "stopped": result.stopped,
-        "history": [{name: _finite(value) for name, value in point.items()} for point in result.history],
-    }
-
-
-def _finite(value: Any) -> Any:
-    """`value`, or None: a round that diverged after its best snapshot has losses that have no JSON form."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _named(rounds: Sequence[RoundResult]) -> dict[str, Tensor]:
-    """The tensors of all rounds, named as a stack file names them."""
-    return {
-        f"rounds.{n}.{name}": tensor
-        for n, result in enumerate(rounds)
-        for name, tensor in (result.tensors or {}).items()
-    }

@@ -56,6 +56,9 @@ def dry_run(
     model = empty_model(config)
     dtypes = candidates(model, own_dtype(recipe, model), recipe.compute, device)
     memory = {_name(dtype): estimate(plan, model, device, dtype, earlier) for dtype in dtypes}
+    staged = [d.name for d in plan.domains if d.rl]
+    if staged:
+        console.print(f"not counted in what follows: the stages of `rl:` of {', '.join(staged)}")
     show(run_size(plan, model), memory, memory_of(device), device, console)
     most = frozen_rounds_on(plan, earlier)
     frozen = most if domain else most // 2  # of a whole curriculum, about the mean

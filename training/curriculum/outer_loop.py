@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from training.curriculum.forgetting import ForgettingMatrix, measure_row
 from training.data.domains import DomainData, check_data, has_directory, prepare
 from training.progress import silent, working
 from training.recipe.recipe import DomainRecipe, Recipe
+from training.reinforce.items import StageRecords, load_stages, stages_identity
 from training.rounds.compute import Compute, choose, load_as_stored
 from training.rounds.device import named
 from training.rounds.frozen_stacks import FrozenStacks
@@ -126,6 +127,8 @@ def _open(
         else:
             resources.enter_context(silent())
         records = prepare(recipe, data, recipe.domains if only is None else _needed(recipe, only, data))
+        trained = recipe.domains if only is None else (only,)
+        stages = load_stages(recipe, records, trained, accelerator.num_processes)
         with working("loading the base"):
             base = load_as_stored(recipe, named(accelerator.device))
         recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))
@@ -133,14 +136,16 @@ def _open(
         compute = _compute(recipe, base, run, accelerator)
         if main:
             report(str(compute))
-            run.check_identity(_identity(recipe, command, base, compute, records, accelerator.num_processes))
+            run.check_identity(
+                _identity(recipe, command, base, compute, records, stages, accelerator.num_processes)
+            )
         base = compute.of(base)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         resources.callback(hooks.detach)
         log = resources.enter_context(RunLog(path)) if main else NoLog()
         workshop = Workshop(accelerator, base, hooks, log, stop)
-        yield _Curriculum(recipe, workshop, run, records, report if main else lambda line: None)
+        yield _Curriculum(recipe, workshop, run, records, stages, report if main else lambda line: None)
 
 
 def _needed(recipe: Recipe, domain: DomainRecipe, data: Path | None) -> tuple[DomainRecipe, ...]:
@@ -165,12 +170,17 @@ def _identity(
     base: BaseModel,
     compute: Compute,
     records: Mapping[str, DomainData],
+    stages: Mapping[str, Sequence[StageRecords]],
     processes: int,
 ) -> dict[str, Any]:
-    """What the stacks of a run depend on: what `compute: auto` chose, and none of the router's settings."""
+    """What the stacks of a run depend on: what `compute: auto` chose, and none of the router's settings. Of a
+    domain without stages it says nothing about them: a run of before there were any goes on."""
     settings = dataclasses.asdict(recipe)
     del settings["router"], settings["compute"]
-    return {
+    for domain in settings["domains"]:
+        if not domain["rl"]:
+            del domain["rl"]
+    found = {
         "command": command,
         "recipe": settings,
         "base": base.identity.fingerprint,
@@ -179,6 +189,7 @@ def _identity(
         "processes": processes,
         "tools": tool_versions(),
     }
+    return {**found, "stages": stages_identity(stages)} if stages else found
 
 
 class _Curriculum:
@@ -190,12 +201,13 @@ class _Curriculum:
         workshop: Workshop,
         run: RunDirectory,
         records: Mapping[str, DomainData],
+        stages: Mapping[str, Sequence[StageRecords]],
         report: Report,
     ) -> None:
         self._recipe, self._workshop, self._run = recipe, workshop, run
         self._records, self._report = records, report
         self._frozen = FrozenStacks(workshop.base)
-        self._training = DomainTraining(recipe, workshop, run, self._frozen, records, report)
+        self._training = DomainTraining(recipe, workshop, run, self._frozen, records, stages, report)
         self._forgetting = self._known_forgetting()
 
     def take_in(self, domain: DomainRecipe, registry: Registry) -> bool:

@@ -100,14 +100,11 @@ def wanted(task: LocalTask) -> str:
     return f"`pip install {task.package[2]}`, or {own}" if task.package else own
 
 
-def harness_task(task: LocalTask, documents: Documents, passes: Passes | None) -> dict[str, Any]:
+def harness_task(task: LocalTask, documents: Documents, passes: Passes) -> dict[str, Any]:
     """The task's configuration for lm-eval, over `documents`.
 
     Args:
-        passes: what runs answers that are code.
-
-    Raises:
-        ConfigError: the answers are code, and there is nothing to run it.
+        passes: what runs answers that are code, as `training.reinforce.sandbox.Sandbox` does.
     """
     metric = {"metric": task.metric, "aggregation": "mean", "higher_is_better": True, **task.metric_options}
     found = {
@@ -119,11 +116,8 @@ def harness_task(task: LocalTask, documents: Documents, passes: Passes | None) -
         "metric_list": [metric],
     }
     if task.runs_code:
-        if passes is None:
-            raise ConfigError(f"{task.name} runs the code of answers, and there is no sandbox to run it in")
-        run = passes
         found["process_results"] = lambda document, answers: {
-            PASSES: float(run(document["begun"] + answers[0], document["tests"]))
+            PASSES: float(passes(document["begun"] + answers[0], document["tests"]))
         }
     return found
 

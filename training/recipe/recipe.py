@@ -18,6 +18,7 @@ from brainstacks.config import Quantization, from_mapping
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import check_domain_name
 from training.recipe.fields import check_fields, shown
+from training.recipe.reinforcement import StageRecipe, stages_of
 from training.recipe.settings import (
     ComputeMode,
     DataRecipe,
@@ -125,6 +126,7 @@ class DomainRecipe:
         licence: of its training data; empty where nobody else is to have what is made of it.
         description: for the model card.
         steps, max_rounds: in place of the recipe's own, for this domain; None takes the recipe's.
+        rl: stages of preferences or rewards after its rounds, each a further round.
     """
 
     name: str
@@ -133,6 +135,7 @@ class DomainRecipe:
     sources: tuple[SourceRecipe, ...] = ()
     steps: int | None = None
     max_rounds: int | None = None
+    rl: tuple[StageRecipe, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -204,6 +207,13 @@ class Recipe:
         seed = self.round.seed + 1000 * place + number
         return dataclasses.replace(self.round, steps=domain.steps or self.round.steps, seed=seed)
 
+    def stage_of(self, domain: DomainRecipe, number: int) -> RoundConfig:
+        """The settings of one stage of `domain`, as those of the round that it is."""
+        stage, shared = domain.rl[number], self.round_of(domain, self.rounds_of(domain) + number)
+        names = ("steps", "batch_size", "learning_rate", "warmup_steps", "eval_every", "patience")
+        own = {name: getattr(stage, name) for name in names}
+        return dataclasses.replace(shared, **own, gate_noise=False, dropout=0.0, gate_learning_rate=None)
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
@@ -267,6 +277,7 @@ def _domain(document: Any, where: str) -> DomainRecipe:
     values["sources"] = tuple(
         _part(SourceRecipe, s, f"{where}, source {i}") for i, s in enumerate(sources, 1)
     )
+    values["rl"] = stages_of(values.get("rl") or (), where)
     return _part(DomainRecipe, values, where)
 
 

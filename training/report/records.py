@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from brainstacks.errors import ConfigError
@@ -53,24 +54,37 @@ class RunRecords:
 
     @cached_property
     def logged(self) -> dict[str, list[list[Line]]]:
-        """Domain -> rounds -> lines of the log, in the order they were written."""
+        """Domain -> rounds -> lines of the log, in the order they were written; without those of stages."""
         found: dict[str, dict[int, list[Line]]] = {}
         for line in read_lines(self.run.metrics):
+            if line["kind"].startswith("reinforce"):
+                continue
             found.setdefault(line["domain"], {}).setdefault(line["round"], []).append(line)
         return {domain: list(rounds.values()) for domain, rounds in found.items()}
 
     @cached_property
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
         """Domain, in curriculum order -> what the inner loop said of each finished round."""
-        domains = [domain["name"] for domain in self.identity["recipe"]["domains"]]
-        found = {domain: self._finished(domain) for domain in domains}
-        return {domain: states for domain, states in found.items() if states}
+        return self._finished(self.run.round)
 
-    def _finished(self, domain: str) -> list[dict[str, Any]]:
-        states: list[dict[str, Any]] = []
-        while (state := read_json(self.run.round(domain, len(states)) / STATE)) is not None:
-            states.append(state)
-        return states
+    @cached_property
+    def stages(self) -> dict[str, list[dict[str, Any]]]:
+        """The same of each finished stage of `rl:`."""
+        return self._finished(self.run.stage)
+
+    @property
+    def wants_stages(self) -> bool:
+        return any(domain.get("rl") for domain in self.identity["recipe"]["domains"])
+
+    def _finished(self, place: Callable[[str, int], Path]) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for domain in self.identity["recipe"]["domains"]:
+            states: list[dict[str, Any]] = []
+            while (state := read_json(place(domain["name"], len(states)) / STATE)) is not None:
+                states.append(state)
+            if states:
+                found[domain["name"]] = states
+        return found
 
     @cached_property
     def unfinished(self) -> str | None:
@@ -91,9 +105,11 @@ class RunRecords:
         return f"{state}{place}: {', '.join(left)} not finished{advice}"
 
     def _done(self, domain: str, min_gain: float) -> bool:
-        """Its stack is there, or its first round gained too little for one."""
+        """Its stack is there, or its first round gained too little for one, and its stages nothing."""
+        (stages,) = [d.get("rl", ()) for d in self.identity["recipe"]["domains"] if d["name"] == domain]
         first = next(iter(self.rounds.get(domain, ())), None)
         nothing = first is not None and not first["baseline"] - first["best"] >= min_gain
+        nothing = nothing and len(self.stages.get(domain, ())) == len(stages)
         return nothing or self.run.stack(domain).is_file()
 
     @cached_property

@@ -12,6 +12,7 @@ from brainstacks.stacks.registry import Registry
 from training.progress import tracked
 from training.report.page import render
 from training.report.records import RunRecords
+from training.report.reinforcement import reinforcement
 from training.report.routing import router_training, routing
 from training.report.serving import evaluation, lm_eval, transfer
 from training.report.stacks import expert_use, null_space, spectra, subspaces
@@ -22,6 +23,7 @@ SECTIONS = (
     facts,
     loss_curves,
     residual_rounds,
+    reinforcement,
     forgetting,
     evaluation,
     lm_eval,

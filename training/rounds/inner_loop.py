@@ -31,15 +31,20 @@ def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_star
         StorageFull: a checkpoint could not be written; those before it are whole.
     """
     training = RoundTraining(workshop, task)
+    carry_out(training, checkpoints, log_start)
+    return training.result()
+
+
+def carry_out(training: RoundTraining, checkpoints: Path, log_start: int = 0) -> None:
+    """Bring `training` to its end. Arguments and errors are those of `train_round`."""
     try:
-        return _train(workshop, task, training, checkpoints, log_start)
+        _train(training, checkpoints, log_start)
     finally:
-        workshop.accelerator.free_memory()  # it keeps every module that it ever prepared
+        training.accelerator.free_memory()  # it keeps every module that it ever prepared
 
 
-def _train(
-    workshop: Workshop, task: RoundTask, training: RoundTraining, checkpoints: Path, log_start: int
-) -> RoundResult:
+def _train(training: RoundTraining, checkpoints: Path, log_start: int) -> None:
+    workshop, task = training.workshop, training.task
     found = checkpoint.latest(checkpoints)
     if found is None:
         workshop.log.rewind(log_start)
@@ -61,7 +66,6 @@ def _train(
                 training.save(checkpoints)
             if training.stop_asked:
                 raise Interrupted(f"stopped at step {training.state.step} of {task.title}")
-    return training.result()
 
 
 @contextmanager

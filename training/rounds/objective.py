@@ -21,8 +21,8 @@ SourcesOf = Callable[[Sequence[Example]], Sequence[DeltaSource]]
 """What composes a batch of these examples, one a row."""
 
 
-def response_nll(model: Any, batch: Batch, past: Cache | None = None) -> Tensor:
-    """NLL (nats) of each label of `batch`, row by row, in order.
+def response_logits(model: Any, batch: Batch, past: Cache | None = None) -> Tensor:
+    """Logits that predict each label of `batch`, row by row, in order.
 
     The head runs on the labelled positions alone: on a small model with a large vocabulary it would
     otherwise cost as much as the layers.
@@ -31,7 +31,7 @@ def response_nll(model: Any, batch: Batch, past: Cache | None = None) -> Tensor:
         past: keys and values of what comes before each row; the row's own are added to it.
 
     Returns:
-        [M] float32 (float64 of a float64 model), M the number of labels in the batch.
+        [M, V] float32 (float64 of a float64 model), M the number of labels in the batch.
     """
     # Padding is on the right and attention is causal, so no real token sees any of it: without a mask the
     # attention takes its faster causal path. Positions that restart keep packed examples apart.
@@ -41,12 +41,17 @@ def response_nll(model: Any, batch: Batch, past: Cache | None = None) -> Tensor:
         past_key_values=past,
         use_cache=past is not None,
     ).last_hidden_state
-    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[batch.labelled])
+    logits: Tensor = model.get_output_embeddings()(hidden.flatten(0, 1)[batch.labelled])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    return F.cross_entropy(logits, batch.labels.flatten()[batch.labelled], reduction="none")
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def response_nll(model: Any, batch: Batch, past: Cache | None = None) -> Tensor:
+    """NLL (nats) of each label of `batch`, row by row, in order: [M]; arguments and dtype as in
+    `response_logits`."""
+    labels = batch.labels.flatten()[batch.labelled]
+    return F.cross_entropy(response_logits(model, batch, past), labels, reduction="none")
 
 
 def row_sums(nll: Tensor, batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ from training.runs.stored import flatten, unflatten
 
 
 @dataclass
-class _State:
+class RoundState:
     """What a checkpoint holds besides tensors; `step` is the data cursor too."""
 
     step: int = 0
@@ -61,7 +61,13 @@ class _Objective(nn.Module):
 
 
 class RoundTraining:
-    """One round on its way."""
+    """One round on its way.
+
+    Attributes:
+        kept: tensors that a checkpoint holds besides: for those who train by another loss.
+    """
+
+    state_class = RoundState
 
     def __init__(self, workshop: Workshop, task: RoundTask) -> None:
         self.workshop, self.task, self.config = workshop, task, task.config
@@ -87,8 +93,9 @@ class RoundTraining:
             task.data.packing,
             task.data.max_tokens,
         )
-        self.state = _State()
+        self.state = self.state_class()
         self.snapshot: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
         self.stop_asked = False
         self.learning_rate = 0.0
 
@@ -96,9 +103,9 @@ class RoundTraining:
 
     def begin(self) -> None:
         """Measure the zero-delta baseline (or, of given weights, theirs)."""
-        value = self._selection_nll()
-        self.state = _State(baseline=value, best=value)
-        self._log("baseline", nll=value)
+        value = self.selection_nll()
+        self.state = self.state_class(baseline=value, best=value)
+        self.log("baseline", nll=value)
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
         """Go on as if the round had never stopped.
@@ -107,18 +114,19 @@ class RoundTraining:
             ConfigError: the checkpoint is of another version of the trainer.
         """
         state = found.state["round"]
-        if state.keys() != {field.name for field in dataclasses.fields(_State)}:
+        if state.keys() != {field.name for field in dataclasses.fields(self.state)}:
             raise ConfigError(
                 f"the checkpoint of {self.task.title} was written by another version of the trainer; go on "
                 "with that, or give another --run"
             )
-        self.state = _State(**state)
-        parts: dict[str, dict[str, Tensor]] = {"active": {}, "snapshot": {}, "optimizer": {}, "schedule": {}}
+        self.state = self.state_class(**state)
+        names = ("active", "snapshot", "kept", "optimizer", "schedule")
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for name, tensor in found.tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
         self.active.load_state_dict(parts["active"])
-        self.snapshot = parts["snapshot"]
+        self.snapshot, self.kept = parts["snapshot"], parts["kept"]
         restore(self.optimizer, unflatten(parts["optimizer"], found.state["optimizer"]))
         self.schedule.load_state_dict(unflatten(parts["schedule"], found.state["schedule"]))
         self.workshop.log.rewind(self.state.log_position)
@@ -133,6 +141,7 @@ class RoundTraining:
         parts = {
             "active": self.active.state_dict(),
             "snapshot": self.snapshot,
+            "kept": self.kept,
             "optimizer": optimizer,
             "schedule": schedule,
         }
@@ -151,6 +160,26 @@ class RoundTraining:
 
     def step(self) -> tuple[float, int]:
         """One optimiser step; (mean NLL of its response tokens, tokens in it, over all processes)."""
+        self.active.train()
+        self.active.at(self.state.step / self.config.steps)
+        total, count, tokens = self._backward()
+        self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # The one place of a step where the host waits for the device.
+        value, asked = self.workshop.summed(total, self.workshop.stop.requested)
+        self.stop_asked, loss = asked > 0, value / count
+        self.state.step += 1
+        self.state.window.append(loss)
+        if not math.isfinite(loss):
+            self.state.stopped = "the training loss is not finite"
+        return loss, tokens
+
+    def _backward(self) -> tuple[Tensor, int, int]:
+        """The gradients of a step; (this process's sum of the loss, float64; over all processes what it is a
+        mean of, and tokens)."""
         device, rows = self.workshop.base.device, self.order.batch(self.state.step)
         examples = [example for row in rows for example in row]
         responses = sum(len(e.response) for e in examples)
@@ -165,10 +194,8 @@ class RoundTraining:
             )
         mine = range(rank, len(parts), processes)
         total = torch.zeros((), dtype=torch.float64, device=device)
-        self.active.train()
-        self.active.at(self.state.step / self.config.steps)
         for i in mine:
-            torch.manual_seed(_mix(self.config.seed, self.state.step * self._parts + i))
+            torch.manual_seed(mixed(self.config.seed, self.state.step * self._parts + i))
             batch = collate([rows[j] for j in parts[i]]).to(device)
             with self._composed(parts[i], batch), self._synchronised(i == mine[-1]):
                 nll, balance = self.objective(batch)
@@ -178,19 +205,7 @@ class RoundTraining:
                 # Processes average their gradients; a step's loss is a sum over all of them.
                 self.accelerator.backward(loss * processes)
             total += nll.detach()
-        self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
-        self.learning_rate = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # The one place of a step where the host waits for the device.
-        nats, asked = self.workshop.summed(total, self.workshop.stop.requested)
-        self.stop_asked, loss_of_step = asked > 0, nats / responses
-        self.state.step += 1
-        self.state.window.append(loss_of_step)
-        if not math.isfinite(loss_of_step):
-            self.state.stopped = "the training loss is not finite"
-        return loss_of_step, tokens
+        return total, responses, tokens
 
     @property
     def _parts(self) -> int:
@@ -212,7 +227,7 @@ class RoundTraining:
 
     def log_step(self, loss: float, tokens: int, seconds: float) -> None:
         timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-        self._log("step", timing, loss=loss, learning_rate=self.learning_rate, tokens=tokens)
+        self.log("step", timing, loss=loss, learning_rate=self.learning_rate, tokens=tokens)
 
     # --- evaluation ------------------------------------------------------------------------------
 
@@ -227,12 +242,12 @@ class RoundTraining:
     def evaluate(self) -> None:
         """Take a snapshot when the selection NLL improved; stop on a spike, a plateau or at the end."""
         state, config = self.state, self.config
-        value = self._selection_nll()
+        value = self.selection_nll()
         return_freed_memory()
         train_loss = sum(state.window) / len(state.window)
         state.window = []
         state.history.append({"step": state.step, "train_loss": train_loss, "val_loss": value})
-        self._log("evaluation", nll=value, train_loss=train_loss)
+        self.log("evaluation", nll=value, train_loss=train_loss)
         if value < state.best:  # false for NaN
             state.best, state.stale = value, 0
             self.snapshot = {name: tensor.cpu() for name, tensor in self.active.export().items()}
@@ -247,7 +262,7 @@ class RoundTraining:
         elif state.step >= config.steps:
             state.stopped = "all steps done"
 
-    def _selection_nll(self) -> float:
+    def selection_nll(self) -> float:
         self.active.eval()
         task, base = self.task, self.workshop.base
 
@@ -263,7 +278,7 @@ class RoundTraining:
             self.snapshot or None, state.baseline, state.best, state.stopped or "", state.history
         )
 
-    def _log(self, kind: str, timing: Mapping[str, float] | None = None, **values: float) -> None:
+    def log(self, kind: str, timing: Mapping[str, float] | None = None, **values: float) -> None:
         self.workshop.log.record(
             kind,
             domain=self.task.domain,
@@ -274,6 +289,6 @@ class RoundTraining:
         )
 
 
-def _mix(seed: int, micro_batch: int) -> int:
+def mixed(seed: int, micro_batch: int) -> int:
     """A seed for one micro-batch: no two of them, nor two seeds, share a stream."""
     return (seed * 1_000_003 + micro_batch + 1) % 2**63

@@ -6,6 +6,7 @@ RUN/metrics.jsonl, tensorboard/    the log
 RUN/<domain>/null-space/           where it must not write, or read
 RUN/<domain>/checkpoints/round-<n>/step-<s>/       the round in progress
 RUN/<domain>/round-<n>             finished rounds
+RUN/<domain>/reinforce-<n>         finished stages of `rl:`; their checkpoints are beside those of rounds
 RUN/<domain>/stack.safetensors     the finished stack; its digest is in stack.sha256
 RUN/forgetting.json                losses of each domain after each domain
 RUN/outcomes.jsonl, router.safetensors             what `router` makes
@@ -55,6 +56,9 @@ class RunPaths:
 
     def round(self, domain: str, number: int) -> Path:
         return self.domain(domain) / f"round-{number}"
+
+    def stage(self, domain: str, number: int) -> Path:
+        return self.domain(domain) / f"reinforce-{number}"
 
     def stack(self, domain: str) -> Path:
         return self.domain(domain) / "stack.safetensors"

@@ -39,6 +39,14 @@ def test_a_run_s_size_and_memory_are_printed_for_a_base_without_weights(weightle
     assert "at most 4 rounds, 1,600 steps, 3,276,800 tokens" in out.getvalue()
     assert "the device has" in out.getvalue()
     assert "may not fit" not in out.getvalue()
+    assert "`rl:`" not in out.getvalue()
+
+
+def test_stages_of_rl_are_said_not_to_be_counted(weightless: Path) -> None:
+    out = StringIO()
+    domains = [{"name": "chat"}, {"name": "code", "rl": {"method": "dpo"}}]
+    dry_run(recipe(weightless, domains=domains), Console(file=out, width=120))
+    assert "not counted in what follows: the stages of `rl:` of code" in out.getvalue()
 
 
 def test_one_domain_is_estimated_on_top_of_what_is_served_with_its_time_and_its_router_s(

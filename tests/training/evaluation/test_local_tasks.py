@@ -17,6 +17,7 @@ from brainstacks.errors import ConfigError
 from tests.tiny import write_records
 from training.evaluation.known_tasks import TASKS
 from training.evaluation.local_tasks import Documents, documents_of, harness_task, wanted
+from training.reinforce.sandbox import Sandbox
 
 ROWS: dict[str, dict[str, Any]] = {
     "gsm8k": {"question": "1,000 + 1?", "answer": "1,000 + 1 = 1,001\n#### 1,001"},
@@ -114,10 +115,17 @@ def test_code_is_run_with_what_the_task_began_and_its_tests(name: str, code: str
     assert run == [(code, tests)] * 2
 
 
-def test_code_without_a_sandbox_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "mbpp.jsonl", ROWS["mbpp"])
-    with pytest.raises(ConfigError, match="mbpp runs the code of answers"):
-        harness_task(TASKS["mbpp"], read("mbpp", tmp_path), None)
+@pytest.mark.parametrize("name", ["mbpp", "humaneval"])
+def test_answers_that_solve_the_task_pass_in_the_sandbox_and_others_do_not(name: str, tmp_path: Path) -> None:
+    sandbox = Sandbox(seconds=20.0)
+    if (problem := sandbox.problem()) is not None:
+        pytest.skip(problem)
+    write(tmp_path / f"{name}.jsonl", ROWS[name])
+    task, _ = instances(name, read(name, tmp_path), passes=sandbox.passes)
+    document = task.test_docs()[0]
+    begun = "" if name == "humaneval" else "def add(a, b):"
+    for body, right in (("a + b", 1.0), ("a - b", 0.0), ("exit()", 0.0)):
+        assert task.process_results(document, [f"{begun}\n    return {body}\n"]) == {"pass@1": right}
 
 
 def test_validation_records_stand_in_and_say_so(tmp_path: Path) -> None:

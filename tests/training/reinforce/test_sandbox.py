@@ -1,0 +1,172 @@
+"""The sandbox ends what does not end, hides all that is outside, and believes no exit status."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from brainstacks.errors import ConfigError
+from training.reinforce import confinement
+from training.reinforce.sandbox import Ran, Sandbox
+
+SANDBOX = Sandbox(seconds=20.0, files=1 << 20, output=4096)
+
+
+def ran(source: str, sandbox: Sandbox = SANDBOX) -> Ran:
+    return sandbox.run({"answer": source})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespaces() -> None:
+    try:
+        SANDBOX.check()
+    except ConfigError as error:
+        pytest.skip(error.message)
+
+
+def test_code_passes_where_it_and_its_tests_come_to_their_ends() -> None:
+    code = "def add(a, b):\n    return a + b\n"
+    assert SANDBOX.passes(code, "assert add(1, 2) == 3")
+    assert not SANDBOX.passes(code, "assert add(1, 2) == 4")
+    assert not SANDBOX.passes("def add(a, b:", "assert True")
+    assert SANDBOX.run({"answer": code, "tests": "assert add(1, 2) == 4, 'no sum'"}) == Ran(
+        "failed", "tests: AssertionError: no sum\n"
+    )
+
+
+@pytest.mark.parametrize("leave", ["raise SystemExit(0)", "exit()", "import os; os._exit(0)"])
+def test_an_answer_that_leaves_before_its_tests_does_not_pass(leave: str) -> None:
+    assert not SANDBOX.passes(leave, "assert False")
+
+
+def test_an_endless_loop_and_a_sleeper_that_shut_its_output_are_stopped_in_time() -> None:
+    begin = time.monotonic()
+    quick = Sandbox(seconds=0.5)
+    assert ran("while True: pass", quick).ended == "time"
+    silent = "import os, time\nos.close(1); os.close(2)\ntime.sleep(1000)"
+    assert ran(silent, quick).ended == "time"
+    assert time.monotonic() - begin < 20
+
+
+def test_a_fork_bomb_is_refused_by_the_system_and_leaves_nothing() -> None:
+    found = ran("import os\nwhile True:\n    os.fork()")
+    assert found.ended == "failed"
+    assert "BlockingIOError" in found.output
+
+
+def test_processes_are_counted_for_each_run_alone() -> None:
+    """A run that takes all that it may have leaves the others theirs."""
+    many = (
+        "import os, time\n"
+        "for _ in range(12):\n    if os.fork() == 0:\n        time.sleep(0.5)\n        break\n"
+        "else:\n    [os.wait() for _ in range(12)]"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        assert [found.ended for found in pool.map(ran, [many] * 4)] == ["passed"] * 4
+
+
+def test_what_code_left_running_ends_with_it() -> None:
+    name = f"orphan-{os.getpid()}"
+    found = ran(
+        "import ctypes, os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        f"    ctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)\n"  # PR_SET_NAME
+        "    os.close(1); os.close(2)\n"
+        "    time.sleep(1000)\n"
+        "time.sleep(0.2)"
+    )
+    assert found.ended == "passed"
+    names = subprocess.run(["ps", "-eo", "comm"], capture_output=True, text=True, check=True).stdout
+    assert name[:15] not in names.split()
+
+
+def test_memory_and_files_and_output_have_an_end() -> None:
+    assert "MemoryError" in ran("bytearray(4 << 30)").output
+    assert "File too large" in ran("open('big', 'wb').write(b'x' * (2 << 20))").output
+    many = "for i in range(9):\n    open(str(i), 'wb').write(b'x' * (1 << 18))"
+    assert "No space left" in ran(many).output
+    found = ran("while True:\n    print('y' * 1000)")
+    assert (found.ended, len(found.output)) == ("output", 4096)
+
+
+def test_there_is_no_network_not_even_this_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = ran(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)")
+    assert found.ended == "failed"
+    assert "unreachable" in found.output
+
+
+def test_a_service_that_listens_at_a_name_is_not_seen() -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"\0sandbox-{os.getpid()}")
+        server.listen()
+        found = ran(f"import socket\nsocket.socket(socket.AF_UNIX).connect('\\0sandbox-{os.getpid()}')")
+    assert "refused" in found.output
+
+
+def test_the_parents_environment_and_processes_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    found = ran(
+        "import os, pathlib\n"
+        "print(sorted(os.environ), os.listdir('/proc'))\n"
+        f"print(pathlib.Path('/proc/{os.getpid()}/environ').read_bytes())"
+    )
+    assert "hunter2" not in found.output
+    assert "SECRET" not in found.output
+    assert found.output.splitlines()[0].endswith("[]")
+    assert "FileNotFoundError" in found.output
+
+
+def test_no_process_outside_can_be_signalled() -> None:
+    found = ran(f"import os\nos.kill({os.getpid()}, 9)")
+    assert "ProcessLookupError" in found.output
+    ran("import os\nos.kill(-1, 9)")
+    assert not SANDBOX.passes("import os\nos.kill(os.getppid(), 9)\nos.killpg(0, 9)", "")
+
+
+def test_files_outside_cannot_be_written_nor_made_writable_again(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    path = tmp_path / "mine"
+    path.write_text("kept")
+    path.chmod(0o666)
+    remount = (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\n"
+        "libc.mount(None, b'/', None, 4128, None)\n"
+        f"libc.mount(None, b'{tmp_path}', None, 4128, None)\n"
+    )
+    for before in ("", remount):
+        assert ran(f"{before}open('{path}', 'w').write('lost')").ended == "failed"
+        assert ran(f"{before}import os\nos.unlink('{path}')").ended == "failed"
+    assert path.read_text() == "kept"
+    assert ran("open('own', 'w').write('x')\nassert open('own').read() == 'x'").ended == "passed"
+    assert ran("import os\nassert os.listdir() == []").ended == "passed", "nothing of a run before"
+
+
+def test_code_has_the_standard_library_alone() -> None:
+    assert ran("import collections, dataclasses, re, heapq").ended == "passed"
+    assert "ModuleNotFoundError" in ran("import torch").output
+
+
+def test_a_system_without_namespaces_runs_nothing_and_says_what_to_allow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refusing = tmp_path / "confinement.py"
+    source = Path(confinement.__file__).read_text(encoding="utf-8")
+    refusing.write_text(source.replace('_call("unshare", _NEWNS', '_call("unshare", 1'))
+    assert refusing.read_text() != source
+    monkeypatch.setattr(confinement, "__file__", str(refusing))
+    with pytest.raises(ConfigError, match=r"shut itself in \(unshare: Invalid argument\).*user namespaces"):
+        ran("print('ran')")
+
+
+def test_a_machine_too_slow_or_small_for_a_line_of_python_is_told_before() -> None:
+    with pytest.raises(ConfigError, match="cannot run a line of Python here"):
+        Sandbox(seconds=0.001).check()

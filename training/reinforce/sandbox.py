@@ -1,0 +1,184 @@
+"""Runs code that nobody trusts: a model's answers, and the tests that come with public data.
+
+What holds: a process group of its own in a session of its own, in new namespaces of network (none, not even
+the loopback), processes (it sees and signals its own alone, and none outlives the run), mounts (all files
+read-only, `confinement.HIDDEN` empty, and one empty directory to write to) and IPC; no capability and no way
+to new ones; an empty environment; the standard library alone (`python -I -S`); limits of time, CPU, memory,
+files, processes and output.
+
+What does not: it may read the files that this account can read, though nothing but its output takes them
+away, and the kernel's own faults are open to it, for no call is filtered. Answer and tests share a process:
+an answer that ends early does not pass, one that looks for the word that says so in its caller's frames
+could. Where a system gives no namespaces, nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from brainstacks.errors import ConfigError
+from training.reinforce import confinement
+
+Ended = Literal["passed", "failed", "time", "output"]
+
+_CHUNK = 65536
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a program.
+
+    Attributes:
+        ended: `passed`: every part came to its end; `failed`: one raised, left early or was killed; `time`,
+            `output`: it was stopped at that limit.
+        output: what it wrote to stdout and stderr, up to the limit; at the end the error, if one was raised.
+    """
+
+    ended: Ended
+    output: str
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Limits of a run.
+
+    Attributes:
+        seconds: of wall time, for all of it; every process may use as much of a CPU.
+        memory: bytes of address space, of each process.
+        files: bytes that are written to files, of each and of all together.
+        processes: that there are at once, threads too.
+        output: bytes.
+    """
+
+    seconds: float = 5.0
+    memory: int = 1 << 30
+    files: int = 16 << 20
+    processes: int = 16
+    output: int = 64 << 10
+
+    def passes(self, code: str, tests: str) -> bool:
+        """Whether `code` and then `tests`, in one namespace, come to their ends. Raises as `run`."""
+        return self.run({"answer": code, "tests": tests}).ended == "passed"
+
+    def problem(self) -> str | None:
+        """Why programs cannot run here, in words; None where they can."""
+        try:
+            ran = self.run({"check": "import math"})
+        except ConfigError as error:
+            return error.message
+        if ran.ended == "passed":
+            return None
+        return (
+            f"the sandbox cannot run a line of Python here ({ran.ended}: {ran.output.strip()}); it needs "
+            "more time or memory"
+        )
+
+    def check(self) -> None:
+        """Raises ConfigError: programs cannot run here; better said before hours of work that needs it."""
+        problem = self.problem()
+        if problem is not None:
+            raise ConfigError(problem)
+
+    def run(self, parts: Mapping[str, str]) -> Ran:
+        """Run `parts` (name -> source) one after another, in one namespace.
+
+        Raises:
+            ConfigError: the system gives no namespaces, so nothing was run.
+        """
+        word = secrets.token_hex(16)
+        read, write = os.pipe()
+        try:
+            with tempfile.TemporaryDirectory(prefix="sandbox-") as work:
+                job = {"parts": dict(parts), "word": word, "done": write, **self._limits()}
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-B", str(Path(confinement.__file__))],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    cwd=work,
+                    env={},
+                    start_new_session=True,
+                    pass_fds=(write,),
+                )
+                stopped, output = self._watch(process, json.dumps(job).encode())
+            said = _said(read)
+        finally:
+            os.close(read)
+            os.close(write)
+        text = output.decode("utf-8", "replace")
+        if process.returncode == confinement.REFUSED and stopped is None:
+            raise ConfigError(
+                f"this system does not let a process shut itself in ({text.strip()}), so code of answers is "
+                "not run; allow user namespaces (sysctl user.max_user_namespaces, "
+                "kernel.unprivileged_userns_clone, or the container's seccomp profile), or leave out what "
+                "runs code"
+            )
+        return Ran(stopped or ("passed" if said == word.encode() else "failed"), text)
+
+    def _limits(self) -> dict[str, object]:
+        limits = {
+            "RLIMIT_CPU": math.ceil(self.seconds) + 1,
+            "RLIMIT_AS": self.memory,
+            "RLIMIT_FSIZE": self.files,
+            "RLIMIT_NOFILE": 64,
+            "RLIMIT_NPROC": self.processes,
+            "RLIMIT_CORE": 0,
+        }
+        return {"files": self.files, "limits": limits}
+
+    def _watch(self, process: subprocess.Popen[bytes], job: bytes) -> tuple[Ended | None, bytes]:
+        """(the limit that it was stopped at, its output), when it has ended, and all that it started."""
+        end = time.monotonic() + self.seconds
+        stopped, output = None, b""
+        try:
+            stopped, output = self._read(process, job, end)
+            if stopped is None:
+                process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:  # it has closed its output, and goes on
+            stopped = "time"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return stopped, output[: self.output]
+
+    def _read(self, process: subprocess.Popen[bytes], job: bytes, end: float) -> tuple[Ended | None, bytes]:
+        stdin, stdout = process.stdin, process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the process was started without pipes")
+        output = b""
+        with stdout, selectors.DefaultSelector() as selector:
+            with suppress(BrokenPipeError), stdin:  # who is refused need not read all; its status says so
+                stdin.write(job)
+            selector.register(stdout, selectors.EVENT_READ)
+            while selector.select(max(0.0, end - time.monotonic())):
+                found = os.read(stdout.fileno(), _CHUNK)
+                output += found
+                if len(output) > self.output:
+                    return "output", output
+                if not found:
+                    return None, output
+        return "time", output
+
+
+def _said(pipe: int) -> bytes:
+    """What is in `pipe`, whose other end this process holds too."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, _CHUNK)
+    except BlockingIOError:
+        return b""
