@@ -226,7 +226,10 @@ def main(
     seed: options.Seed = 0,
     output: options.Output = RESULTS,
 ) -> None:
-    """What signatures know: the gap on prompts of no domain, and domains that are new to the router."""
+    """What signatures know: the gap on prompts of no domain, and domains that are new to the router.
+
+    A quick look: python -m benchmarks.unknown --data DIR --train 16 --validation 8
+    """
     asked = options.asked(base, quantization, device, train=train, validation=validation, seed=seed)
     loaded, served = options.load(base, quantization, device), Registry(registry)
     domains = tuple(served.snapshot().domains)

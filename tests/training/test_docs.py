@@ -98,6 +98,6 @@ def test_the_picture_of_the_code_has_every_module_of_the_trainer_and_none_that_i
     modules = {path.name for path in (ROOT / "training").glob("*.py") if path.name != "__init__.py"}
     named = set(re.findall(r"\b\w+\.py\b", ARCHITECTURE))
     assert modules <= named
-    code = ("brainstacks", "server", "training", "tests")
+    code = ("brainstacks", "server", "training", "tests", "benchmarks")
     there = {path.name for part in code for path in (ROOT / part).rglob("*.py")}
     assert named <= there
