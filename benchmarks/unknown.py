@@ -33,6 +33,7 @@ from brainstacks.routing.policy import GATE_THRESHOLD
 from brainstacks.routing.signature import Signature, Signatures, gaps, probabilities
 from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.signature_file import holds
 from brainstacks.stacks.tensors import load_signature
 from training.data.encoding import Example, encode
 from training.data.records import Message, Record
@@ -113,12 +114,12 @@ def examples_of(base: BaseModel, texts: Sequence[str]) -> list[Example]:
 def domain_signatures(
     base: BaseModel, registry: Registry, train: Mapping[str, list[Example]]
 ) -> tuple[dict[str, Signature], list[str]]:
-    """Of every domain; and those whose stack's file has none, so that it was made here."""
+    """Of every domain; and those whose stack's file has none that holds here, so that it was made here."""
     found, made = {}, []
     for domain, history in registry.snapshot().domains.items():
         path = registry.blob_path(history.current.digest)
         config = read_stack_metadata(path).signature
-        if config is not None:
+        if config is not None and holds(config, base.quantization):
             found[domain] = Signature.of(config, load_signature(path))
             continue
         signature = make_signature(base, train[domain])

@@ -180,17 +180,23 @@ class SignatureConfig:
         width: d, width of the base's hidden states.
         directions: K, directions in which the domain's prompts were found to spread, 1..64.
         prompts: of the domain, that it was made of (count).
+        quantization: of the base that it was made on.
         sequence_length, mid_weight, last_weight: the features, as `MetaRouterConfig` has them.
     """
 
     width: int
     directions: int
     prompts: int
+    quantization: Quantization
     sequence_length: int = 256
     mid_weight: float = 0.45
     last_weight: float = 0.55
 
     def __post_init__(self) -> None:
+        _require(
+            self.quantization in get_args(Quantization),
+            f"quantization is {self.quantization!r}; it is one of {', '.join(get_args(Quantization))}",
+        )
         for name, low, high in (
             ("width", 1, 1 << 20),
             ("directions", 1, 64),

@@ -119,7 +119,7 @@ class Contest:
         A registry without signatures has no contestant of these.
         """
         prompts = self._drawn({d: data.train for d, data in self._data.items()}, self._sizes.prompts, seed)
-        stacked, signatures = self._stacked, by_signature(self._stacked, self._registry)
+        stacked, signatures = self._stacked, by_signature(self._stacked)
         return {
             OURS: ours(stacked, self._router),
             **({SIGNATURE: signatures} if signatures is not None else {}),

@@ -19,10 +19,6 @@ from brainstacks.routing.features import pad_prompts
 from brainstacks.routing.policy import active_domains
 from brainstacks.routing.reader import Reader, Served
 from brainstacks.routing.router import Router
-from brainstacks.routing.signature import Signature
-from brainstacks.stacks.artifact import read_stack_metadata
-from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.tensors import load_signature
 from training.data.batches import TOKENS, within_budget
 from training.data.encoding import Example
 from training.router.prompts import prompt_features
@@ -60,16 +56,11 @@ def ours(stacked: StackedBase, router: Router) -> Contestant:
     return Contestant(believe, 0.0, partial(routed_weights, stacked, router))
 
 
-def by_signature(stacked: StackedBase, registry: Registry) -> Contestant | None:
+def by_signature(stacked: StackedBase) -> Contestant | None:
     """The routing signatures that the stacks' files carry, as served without a router; None without any."""
-    signed = {}
-    for domain, history in registry.snapshot().domains.items():
-        path = registry.blob_path(history.current.digest)
-        config = read_stack_metadata(path).signature
-        if config is not None:
-            signed[domain] = Served(history.current.digest, Signature.of(config, load_signature(path)))
-    if not signed:
+    if not stacked.signatures:
         return None
+    signed = {d: Served(stacked.digests[d], signature) for d, signature in stacked.signatures.items()}
     reader = Reader(None, signed, stacked.base.device)
 
     def believe(prompts: Prompts) -> list[Weights]:

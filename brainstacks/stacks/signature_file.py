@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from brainstacks.config import SignatureConfig
+from brainstacks.config import Quantization, SignatureConfig
 from brainstacks.errors import IncompatibleArtifact
 
 SIGNATURE = "signature."
@@ -35,4 +35,20 @@ def check_width(config: SignatureConfig | None, hidden_size: int) -> None:
         raise IncompatibleArtifact(
             f"the stack's signature is of hidden states of width {config.width}; the base in use has "
             f"{hidden_size}; publish a stack that was trained on the base in use"
+        )
+
+
+def holds(config: SignatureConfig, quantization: Quantization) -> bool:
+    """Whether it holds for a base of this quantisation: NF4 moves prompts by more than they differ within a
+    domain, what other quantisations do is little."""
+    return (config.quantization == "nf4") == (quantization == "nf4")
+
+
+def check_holds(config: SignatureConfig, quantization: Quantization) -> None:
+    """Raises IncompatibleArtifact: it does not hold."""
+    if not holds(config, quantization):
+        raise IncompatibleArtifact(
+            f"it was made on a base in {config.quantization}, and the base in use is in {quantization}, "
+            f"where prompts look otherwise; sign the stack again (brainstacks-train sign, with quantization: "
+            f"{quantization} in the recipe), or hold the base as it was"
         )

@@ -33,7 +33,7 @@ def signature_around(
     seen = seen_from(torch.zeros(2, base.identity.hidden_size), vectors(base, prompts))
     mean = seen.mean(dim=0)
     mu = (seen - mean).flatten(1).norm(dim=1).mean()
-    config = SignatureConfig(base.identity.hidden_size, 1, len(prompts), **changes)  # type: ignore[arg-type]
+    config = SignatureConfig(base.identity.hidden_size, 1, len(prompts), base.quantization, **changes)  # type: ignore[arg-type]
     spread = torch.zeros(1, 2, base.identity.hidden_size)
     return Signature(config, torch.zeros_like(mean), mean, spread, torch.tensor([float(mu), sigma]))
 

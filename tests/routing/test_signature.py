@@ -31,7 +31,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def signature(directions: int, seed: int = 0) -> Signature:
     return Signature(
-        SignatureConfig(WIDTH, directions, 12),
+        SignatureConfig(WIDTH, directions, 12, "none"),
         centre=0.1 * normal(2, WIDTH, seed=seed),
         mean=0.3 * normal(2, WIDTH, seed=seed + 1),
         spread=0.2 * normal(directions, 2, WIDTH, seed=seed + 2),

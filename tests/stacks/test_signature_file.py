@@ -22,7 +22,7 @@ def test_a_file_may_have_a_signature_in_float32_beside_weights_of_another_dtype(
     path = tmp_path / "signed.safetensors"
     path.write_bytes(signed())
     found = inspect_stack(path)
-    assert found.metadata.signature == SignatureConfig(4, 2, 9)
+    assert found.metadata.signature == SignatureConfig(4, 2, 9, "nf4")
     assert "signature" not in json.loads(stack_metadata().to_json()), "readers that know of none read it"
 
 
@@ -47,10 +47,18 @@ def test_a_signature_that_is_not_what_the_metadata_say_is_refused(
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 0}, {"directions": 65}, {"directions": 0}, {"prompts": True}, {"mid_weight": 2}, {"other": 1}],
+    [
+        {"width": 0},
+        {"directions": 65},
+        {"directions": 0},
+        {"prompts": True},
+        {"mid_weight": 2},
+        {"quantization": "nf3"},
+        {"other": 1},
+    ],
 )
 def test_impossible_facts_of_a_signature_are_refused(change: dict[str, Any]) -> None:
-    document = json.loads(stack_metadata(signature=SignatureConfig(4, 2, 9)).to_json())
+    document = json.loads(stack_metadata(signature=SignatureConfig(4, 2, 9, "nf4")).to_json())
     document["signature"] |= change
     with pytest.raises(InvalidArtifact, match="'signature' of the metadata is refused"):
         StackMetadata.from_json(json.dumps(document))
@@ -58,7 +66,7 @@ def test_impossible_facts_of_a_signature_are_refused(change: dict[str, Any]) -> 
 
 def signed(change: Mapping[str, Any] | None = None) -> bytes:
     """A sound stack in BF16 with a signature, or with these tensors of it changed; None leaves one out."""
-    metadata = stack_metadata(signature=SignatureConfig(4, 2, 9))
+    metadata = stack_metadata(signature=SignatureConfig(4, 2, 9, "nf4"))
     weights = {
         name: ("BF16", shape, bytes(len(data) // 2)) for name, (_, shape, data) in stack_tensors().items()
     }
@@ -69,7 +77,9 @@ def signed(change: Mapping[str, Any] | None = None) -> bytes:
 def test_a_tensor_that_nothing_can_be_made_a_view_of_is_refused(tmp_path: Path) -> None:
     """Weights of two bytes before it: an odd number of them."""
     config = dataclasses.replace(CONFIG, projections=("v_proj",), experts=1, rank=1, layers=1)
-    metadata = StackMetadata("odd", 1, config, {"v_proj": (1, 1)}, BASE, signature=SignatureConfig(4, 2, 9))
+    metadata = StackMetadata(
+        "odd", 1, config, {"v_proj": (1, 1)}, BASE, signature=SignatureConfig(4, 2, 9, "nf4")
+    )
     weights = {name: ("BF16", shape, bytes(2 * math.prod(shape))) for name, shape in stack_shapes(metadata)}
     signature = random_tensors(signature_shapes(metadata.signature))
     path = tmp_path / "odd.safetensors"

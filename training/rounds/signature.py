@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
-from brainstacks.config import SignatureConfig
+from brainstacks.config import Quantization, SignatureConfig
 from brainstacks.routing.features import mixed_hidden_states, pad_prompts
 from brainstacks.routing.signature import LEAST_SIGMA, Signature, distances, pooled, seen_from
 from training.data.batches import TOKENS, within_budget
@@ -76,6 +76,7 @@ def make_signature(base: BaseModel, examples: Sequence[Example]) -> Signature | 
     return signature_of(
         prompt_vectors(base, [e.prompt for e in neutral]),
         prompt_vectors(base, [e.prompt for e in _some(examples)]),
+        base.quantization,
     )
 
 
@@ -91,7 +92,9 @@ def prompt_vectors(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     Returns:
         [n, 2, d] float32, on the CPU.
     """
-    features = SignatureConfig(base.identity.hidden_size, 1, 1)  # the defaults, which a router has too
+    features = SignatureConfig(
+        base.identity.hidden_size, 1, 1, base.quantization
+    )  # the defaults, which a router has too
     found = torch.zeros(len(prompts), 2, features.width)
     batches = within_budget([min(len(p), features.sequence_length) for p in prompts], TOKENS)
     with tracked(batches, "reading prompts", "batches") as each:
@@ -104,7 +107,7 @@ def prompt_vectors(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     return found
 
 
-def signature_of(neutral: Tensor, prompts: Tensor) -> Signature | None:
+def signature_of(neutral: Tensor, prompts: Tensor, quantization: Quantization) -> Signature | None:
     """The same of vectors [n, 2, d] float32 of neutral prompts and of the domain's."""
     count, _, width = prompts.shape
     if count < LEAST_PROMPTS:
@@ -118,7 +121,9 @@ def signature_of(neutral: Tensor, prompts: Tensor) -> Signature | None:
         return None
     mean, spread = _fit(seen)
     calibration = as_served(float(held_out.mean()), float(sigma))
-    return Signature(SignatureConfig(width, len(spread), count), centre, mean, spread, calibration)
+    return Signature(
+        SignatureConfig(width, len(spread), count, quantization), centre, mean, spread, calibration
+    )
 
 
 def as_served(mu: float, sigma: float) -> Tensor:

@@ -22,7 +22,7 @@ from brainstacks.routing.router import Router
 from brainstacks.routing.signature import Signature
 from brainstacks.stacks.artifact import check_base, read_stack_metadata
 from brainstacks.stacks.registry import Registry
-from brainstacks.stacks.signature_file import check_width
+from brainstacks.stacks.signature_file import check_width, holds
 from brainstacks.stacks.tensors import load_signature, load_stack
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.batches import TOKENS, collate, loss_batches
@@ -77,7 +77,7 @@ class StackedBase:
             check_width(metadata.signature, base.identity.hidden_size)
             bank.add(domain, load_stack(path, metadata))
             digests[domain] = digest
-            if metadata.signature is not None:
+            if metadata.signature is not None and holds(metadata.signature, base.quantization):
                 signatures[domain] = Signature.of(metadata.signature, load_signature(path))
         return cls(base, base.chat_tokenizer(), hooks, bank, digests, signatures)
 

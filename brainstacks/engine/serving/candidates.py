@@ -24,7 +24,7 @@ from brainstacks.stacks.loader import Loader
 from brainstacks.stacks.manifest import StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import RouterFile
-from brainstacks.stacks.signature_file import check_width
+from brainstacks.stacks.signature_file import check_holds, check_width
 from brainstacks.stacks.tensors import load_signature, load_stack, received_stack, received_tensors
 
 
@@ -104,9 +104,17 @@ class Candidates:
         return received.stack if received else load_stack(self._path(stack.digest), stack.metadata)
 
     def signature(self, stack: ServedStack) -> Signature | None:
-        """The routing signature in a served stack's file. Raises CorruptBlob, InvalidArtifact."""
+        """The routing signature in a served stack's file.
+
+        Raises:
+            CorruptBlob, InvalidArtifact
+            IncompatibleArtifact: it does not hold for the base as it is quantised here.
+        """
         config = stack.metadata.signature
-        return None if config is None else Signature.of(config, load_signature(self._path(stack.digest)))
+        if config is None:
+            return None
+        check_holds(config, self._base.quantization)
+        return Signature.of(config, load_signature(self._path(stack.digest)))
 
     def forget(self) -> None:
         """Keep nothing in memory any more that was received."""

@@ -39,13 +39,13 @@ def test_logo_shares_the_signals_of_the_stacks_own_outputs(
 def test_signatures_route_as_they_are_served(
     stacked: StackedBase, stacks: dict[str, StackTensors], served: Registry, tmp_path: Path
 ) -> None:
-    assert by_signature(stacked, served) is None
+    assert by_signature(stacked) is None
     near = {"zoology": [tuple(range(30, 39))] * 2, "art": [tuple(range(150, 159))] * 2}
     for domain, prompts in near.items():
         signature = signature_around(stacked.base, prompts)
         path = tmp_path / f"{domain}-signed.safetensors"
         served.publish(write_signed(path, stacked.base, domain, stacks[domain], signature))
-    router = by_signature(StackedBase.load(stacked.base, served), served)
+    router = by_signature(StackedBase.load(stacked.base, served))
     assert router is not None
     told = router.believe([near["art"][0], near["zoology"][0]])
     assert [set(weights) for weights in router.apply(told)] == [{"art"}, {"zoology"}]

@@ -128,6 +128,22 @@ def test_a_signature_of_other_features_is_not_used(served: Served, tmp_path: Pat
     assert routed(served, LAW[0]).gap is None
 
 
+def test_a_signature_that_was_made_on_nf4_is_not_used_on_finer_values_and_says_so(
+    served: Served, tmp_path: Path
+) -> None:
+    made = signature_around(served.base, LAW)
+    coarse = dataclasses.replace(made, config=dataclasses.replace(made.config, quantization="nf4"))
+    sign(served, tmp_path, signature=coarse)
+    assert [line.split(":")[0] for line in served.engine.serving.unrouted] == ["law"]
+    (problem,) = served.engine.serving.problems
+    assert problem.startswith(
+        "law version 1: its signature: it was made on a base in nf4, and the base in use"
+    )
+    rounded = dataclasses.replace(made, config=dataclasses.replace(made.config, quantization="int8"))
+    sign(served, tmp_path, signature=rounded)
+    assert (served.engine.serving.unrouted, served.engine.serving.problems) == ((), ())
+
+
 def test_a_conversation_keeps_its_route_when_another_domain_comes_and_not_when_its_own_changes(
     served: Served, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def prompts_of(seed: int, count: int, sample: int = 0) -> Tensor:
 
 
 def made(prompts: Tensor) -> Signature:
-    found = signature_of(normal(16, 2, WIDTH, seed=99), prompts)
+    found = signature_of(normal(16, 2, WIDTH, seed=99), prompts, "none")
     assert found is not None
     return found
 
@@ -96,7 +96,7 @@ def test_prompts_that_are_all_but_alike_are_known_whether_a_server_rounds_or_not
 
 @pytest.mark.parametrize("prompts", [prompts_of(10, LEAST_PROMPTS - 1), prompts_of(10, 1).repeat(20, 1, 1)])
 def test_too_few_prompts_or_all_alike_give_none(prompts: Tensor) -> None:
-    assert signature_of(normal(16, 2, WIDTH, seed=99), prompts) is None
+    assert signature_of(normal(16, 2, WIDTH, seed=99), prompts, "none") is None
 
 
 def test_of_a_base_it_is_what_the_server_computes(tiny_base: BaseModel) -> None:
@@ -128,4 +128,4 @@ def test_of_many_prompts_some_are_taken_from_everywhere(
     found = module.make_signature(tiny_base, examples)
     assert read[1] == (MOST_PROMPTS + 10) // 2
     assert found is not None
-    assert found.config == SignatureConfig(WIDTH, DIRECTIONS, read[1])
+    assert found.config == SignatureConfig(WIDTH, DIRECTIONS, read[1], "none")
