@@ -46,6 +46,15 @@ CHAT_TEMPLATE = (
 def tiny_config(family: str = "llama", **changes: Any) -> Any:
     from transformers import AutoConfig
 
+    if family == "gemma3":  # which sees pictures besides
+        seeing = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+        text = tiny_config("gemma3_text", **changes).to_dict()
+        return AutoConfig.for_model(family, text_config=text, vision_config=seeing)
     values: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
