@@ -82,7 +82,7 @@ def main(
     ] = 6,
     run: Annotated[Path, typer.Option(help="Losses are kept here.")] = Path("runs/adapter_routers"),
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = "native",
     device: options.Device = "auto",
     output: options.Output = RESULTS,
 ) -> None:
