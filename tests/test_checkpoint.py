@@ -140,7 +140,7 @@ def test_a_damaged_gguf_file_is_refused_by_name(tmp_path: Path, cache: Path) -> 
 
 @pytest.mark.slow
 def test_the_packaged_base_has_the_bits_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base(PACKAGED, device="cpu")
+    base = load_base(PACKAGED, quantization="nf4", device="cpu")
     exact = quantised_anew(PACKAGED, torch.bfloat16, monkeypatch)
     same(base.model, exact)
     assert base.identity.fingerprint == "7949630472879d0e1d041359876a1fd9fa176632b484377d083f390b41b3d864"

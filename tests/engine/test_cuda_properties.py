@@ -27,7 +27,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("family", "limits"), [("llama", 0), ("gemma3_text", 1), ("mistral", 3)])
 def test_random_traffic_equals_plain_generation(tmp_path: Path, family: str, limits: int) -> None:
     late = ("chat", "math") if limits == 0 else ()
-    assert_traffic_is_plain(tmp_path, family, limits, steps=10, longest=5, late=late)
+    assert_traffic_is_plain(tmp_path, family, limits, steps=6, longest=4, late=late)
 
 
 def test_it_is_the_cuda_backend_that_serves(tmp_path: Path) -> None:
