@@ -128,7 +128,10 @@ def test_a_start_without_a_cache_gives_the_same_base(
     first = load_base(path, device="cpu")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    same(load_base(path, device="cpu").model, first.model)
+    without = load_base(path, device="cpu")
+    same(without.model, first.model)
+    assert without.identity == first.identity
+    assert (tmp_path / "file").is_file(), "nothing could be kept"
 
 
 def test_a_damaged_gguf_file_is_refused_by_name(tmp_path: Path, cache: Path) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.experiments.applies --data DIR
 
 Two curricula of plain LoRA stacks, alike but for where their deltas act. What sharing gains is not measured
-here: `python -m benchmarks.prefill` does.
+here: `python -m benchmarks.shared_prompts` does.
 """
 
 from __future__ import annotations

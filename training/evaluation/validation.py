@@ -32,7 +32,8 @@ def load_served(base: BaseModel, registry: Registry) -> tuple[StackedBase, Route
     history = registry.snapshot().router
     if not stacked.digests or (history is None and not stacked.signatures):
         raise ConfigError(
-            "the registry has no router or no stacks; run `brainstacks-train curriculum` and `router`"
+            "the registry has no stacks, or neither a router nor a signature; run "
+            "`brainstacks-train curriculum` and `router`"
         )
     return stacked, None if history is None else Router.load(
         registry.blob_path(history.current.digest), stacked.base

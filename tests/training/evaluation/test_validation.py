@@ -118,7 +118,7 @@ def test_only_the_first_records_are_measured_where_a_limit_is_given(served: Serv
 
 
 def test_a_registry_without_router_is_refused(tiny_directory: Path, registry: Registry) -> None:
-    with pytest.raises(ConfigError, match="no router or no stacks"):
+    with pytest.raises(ConfigError, match="no stacks, or neither a router nor a signature"):
         load_served(load_base(tiny_directory, quantization="none"), registry)
 
 
