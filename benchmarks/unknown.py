@@ -111,6 +111,20 @@ def examples_of(base: BaseModel, texts: Sequence[str]) -> list[Example]:
     return encode(records, base.chat_tokenizer(), MOST_TOKENS)
 
 
+def drawn(
+    base: BaseModel, directory: Path, train: int, validation: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """So many of a domain's training records, and of its validation records; or all, where they are fewer."""
+    pool = load_directory(directory)
+    chance = random.Random(seed)
+    some = [
+        chance.sample(records, min(count, len(records)))
+        for records, count in ((pool.records, train), (pool.validation or [], validation))
+    ]
+    taken, shown = (encode(records, base.chat_tokenizer(), MOST_TOKENS) for records in some)
+    return taken, shown
+
+
 def domain_signatures(
     base: BaseModel, registry: Registry, train: Mapping[str, list[Example]]
 ) -> tuple[dict[str, Signature], list[str]]:
@@ -239,14 +253,7 @@ def main(
     taken: dict[str, list[Example]] = {}
     shown: dict[str, list[Example]] = {}
     for domain in domains:
-        pool = load_directory(data / domain)
-        chance = random.Random(seed)
-        for kept, records, count in (
-            (taken, pool.records, train),
-            (shown, pool.validation or [], validation),
-        ):
-            some = chance.sample(records, min(count, len(records)))
-            kept[domain] = encode(some, loaded.chat_tokenizer(), MOST_TOKENS)
+        taken[domain], shown[domain] = drawn(loaded, data / domain, train, validation, seed)
     signatures, made = domain_signatures(loaded, served, taken)
     unknown, left_out = unknown_prompts(seed)
     shown |= {name: examples_of(loaded, texts) for name, texts in unknown.items()}

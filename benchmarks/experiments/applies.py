@@ -90,6 +90,7 @@ STUDY = Study(
     "What does it cost that deltas act on the response alone?",
     _trainings,
     _find,
+    plain=True,
 )
 app = command(STUDY)
 

@@ -20,6 +20,7 @@ from benchmarks.instruments.results import RESULTS, machine, write_results
 from benchmarks.instruments.timing import Report, say
 from brainstacks.base_files import base_name
 from brainstacks.config import Quantization
+from training.recipe.settings import StackRecipe
 from training.rounds.allocator import keep_freed_memory
 from training.runs.directory import RunDirectory
 from training.runs.signals import StopRequest
@@ -55,12 +56,14 @@ class Study:
         question: one sentence; the first of the command's help.
         trainings: all that it needs, as far as is known before any is made.
         find: measures them, and makes others. A signal ends a measurement at once: what is costly is kept.
+        plain: its stacks are LoRAs of as many parameters as those of the settings (`Materials.lora`).
     """
 
     name: str
     question: str
     trainings: Callable[[Materials], list[Training]]
     find: Callable[[Laboratory], Findings]
+    plain: bool = False
 
 
 def run_studies(
@@ -109,7 +112,8 @@ def run_studies(
                 "records": counts,
                 **found.figures,
             }
-            text = f"{study.question}\n\n**{found.verdict}**\n\n{found.tables}\n\n{_told(settings)}"
+            told = _told(settings, materials.lora() if study.plain else settings.stack)
+            text = f"{study.question}\n\n**{found.verdict}**\n\n{found.tables}\n\n{told}"
             write_results(f"experiment-{study.name}", document, text, output, report=report)
 
 
@@ -120,13 +124,15 @@ def _facts(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _told(settings: Settings) -> str:
-    stack = settings.stack
+def _told(settings: Settings, stack: StackRecipe) -> str:
+    kind = f"plain LoRA r{stack.rank}"
+    if stack.experts > 1:
+        kind = f"MoE-LoRA {stack.experts} x r{stack.rank}, top {stack.top_k}"
     return (
         f"Base {base_name(settings.base)}, {settings.quantization}; {settings.steps} steps of "
-        f"{settings.batch_size} rows of up to {settings.max_tokens} tokens per domain and round; MoE-LoRA "
-        f"{stack.experts} x r{stack.rank}, top {stack.top_k}, alpha {stack.alpha:g}; peak learning rate "
-        f"{settings.learning_rate:g} where none is named; seeds {', '.join(map(str, settings.seeds))}; "
+        f"{settings.batch_size} rows of up to {settings.max_tokens} tokens per domain and round; {kind}, "
+        f"alpha {stack.alpha:g}; peak learning rate {settings.learning_rate:g} where none is named; "
+        f"seeds {', '.join(map(str, settings.seeds))}; "
         f"{settings.validation} validation records per domain at most. Snapshots are chosen on other records."
     )
 
