@@ -18,9 +18,9 @@ import typer
 from torch import Tensor
 
 from benchmarks.instruments import options
+from benchmarks.instruments.examples import drawn, examples_of
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import Progress
-from benchmarks.unknown import drawn, examples_of
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig, Quantization
 from brainstacks.engine.engine import StepEngine

