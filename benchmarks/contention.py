@@ -126,7 +126,7 @@ def main(
     rounds: options.Rounds = 5,
     prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     output: options.Output = RESULTS,

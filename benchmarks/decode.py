@@ -102,7 +102,7 @@ def main(
         str, typer.Option("--peers", help="Separated by commas; none in an empty text.")
     ] = ",".join(PEERS),
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     registry: options.Trained = options.DEMO_REGISTRY,
     seed: options.Seed = 0,

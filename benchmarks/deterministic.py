@@ -28,7 +28,7 @@ def main(
     tokens: options.RunTokens = 24,
     prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     registry: options.Trained = options.DEMO_REGISTRY,
     seed: options.Seed = 0,

@@ -157,7 +157,7 @@ def main(
     registry: Annotated[Path, typer.Option(help="Its active stacks and router.")] = options.DEMO_REGISTRY,
     run: Annotated[Path, typer.Option(help="What is measured is kept here.")] = Path("runs/downstream"),
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "native",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     output: options.Output = RESULTS,
 ) -> None:

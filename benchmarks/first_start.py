@@ -92,7 +92,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 def main(
     rounds: options.Rounds = 3,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     registry: options.Trained = options.DEMO_REGISTRY,
     output: options.Output = RESULTS,

@@ -180,7 +180,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=8, help="Tokens per stream; enough to outlast it.")] = 1024,
     rounds: options.Rounds = 3,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     output: options.Output = RESULTS,

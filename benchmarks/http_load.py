@@ -144,7 +144,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of each completion.")] = 32,
     rounds: options.Rounds = 3,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     output: options.Output = RESULTS,

@@ -162,7 +162,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each completion.")] = 16,
     rounds: options.Rounds = 3,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     output: options.Output = RESULTS,

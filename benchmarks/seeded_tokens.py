@@ -52,7 +52,7 @@ def main(
     output: Annotated[Path, typer.Argument(help="The file to write.")],
     requests: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     registry: options.Trained = options.DEMO_REGISTRY,
 ) -> None:

@@ -138,7 +138,7 @@ def main(
     lengths: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "64,512,1024",
     rounds: options.Rounds = 5,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     registry: options.Trained = options.DEMO_REGISTRY,
     seed: options.Seed = 0,

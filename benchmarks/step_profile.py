@@ -78,7 +78,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=3, help="Tokens to generate per row in each run.")] = 24,
     prompt_tokens: options.PromptTokens = 32,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = None,
     registry: options.Trained = options.DEMO_REGISTRY,
     seed: options.Seed = 0,
     output: options.Output = RESULTS,

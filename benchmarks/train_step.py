@@ -92,7 +92,7 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
     tokens: Annotated[int, typer.Option(min=2, help="Of each row.")] = 256,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "nf4",
+    quantization: options.Quantize = "nf4",  # as those train who come from PEFT
     device: options.Device = "auto",
     compute: Annotated[ComputeMode, typer.Option(help="Of the base, as in a recipe.")] = "auto",
     seed: options.Seed = 0,

@@ -209,7 +209,7 @@ def main(
     data: Annotated[Path, typer.Option(exists=True, help="Directory of <domain>/{train,validation}.jsonl.")],
     registry: options.Trained = options.DEMO_REGISTRY,
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "native",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     train: Annotated[int, typer.Option(min=8, help="Training prompts of a signature that is made.")] = 120,
     validation: Annotated[int, typer.Option(min=1, help="Validation prompts of each domain.")] = 40,

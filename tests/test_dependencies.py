@@ -62,6 +62,7 @@ BENCHMARK_ROOMS: dict[str, tuple[str, ...]] = {
     "peers": (INSTRUMENTS,),
     "experiments": (INSTRUMENTS,),
     "adapter_routers": (INSTRUMENTS, "experiments"),
+    "reinforcement": (INSTRUMENTS,),
     "gpu_sections": (INSTRUMENTS, "serving", "peers"),
 }
 """What the commands at the top of `benchmarks` share, and which others each room knows."""

@@ -82,7 +82,7 @@ def main(
     ] = 6,
     run: Annotated[Path, typer.Option(help="Losses are kept here.")] = Path("runs/adapter_routers"),
     base: options.Base = options.DEFAULT_BASE,
-    quantization: options.Quantize = "native",
+    quantization: options.Quantize = None,
     device: options.Device = "auto",
     output: options.Output = RESULTS,
 ) -> None:
@@ -107,7 +107,7 @@ def main(
     identity = stacked.base.identity.fingerprint
     kept = KeptLosses(
         run / "losses.jsonl",
-        {"base": identity, "quantization": quantization, "compute": stacked.base.dtype_name},
+        {"base": identity, "quantization": stacked.base.quantization, "compute": stacked.base.dtype_name},
     )
     sizes, tokens = Sizes(limit, prompts, choosing), plan.data.max_tokens
     contest = Contest(stacked, router, served, records, kept, sizes, numbers, tokens)

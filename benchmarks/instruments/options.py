@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from benchmarks.instruments.checkout import ROOT
-from brainstacks.base_files import base_name
+from brainstacks.base_files import base_name, default_quantization
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import Quantization
 from brainstacks.errors import BrainstacksError
@@ -23,7 +23,10 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds; every contestant runs 
 PromptTokens = Annotated[int, typer.Option(min=1, help="Length of the random prompts.")]
 RunTokens = Annotated[int, typer.Option(min=2, help="Tokens to generate per row in each run.")]
 Base = Annotated[str, typer.Option(help="Base model, named as for the server.")]
-Quantize = Annotated[str, typer.Option("--quantization", help="nf4, int8, none or native.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantization", help="nf4, int8, none or native; by default as a server holds the base."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or one of several, such as cuda:1.")]
 Trained = Annotated[
     Path, typer.Option("--registry", help="Trained registry; its cases are left out if it does not fit.")
@@ -32,19 +35,25 @@ Seed = Annotated[int, typer.Option(help="Of prompts, random stacks and traffic."
 Output = Annotated[Path, typer.Option(help="Directory of the results.")]
 
 
-def load(base: str, quantization: str, device: str) -> BaseModel:
+def held(base: str, quantization: str | None) -> str:
+    """How `base` is held: as the option says, or as a server would where nobody says it."""
+    return quantization or default_quantization(base)
+
+
+def load(base: str, quantization: str | None, device: str) -> BaseModel:
     """`load_base` with the options' values; nothing is shared with what an earlier call gave."""
-    return load_base(base, quantization=cast(Quantization, quantization), device=device)
+    return load_base(base, quantization=cast(Quantization, held(base, quantization)), device=device)
 
 
-def flags(base: str, quantization: str, device: str) -> list[str]:
+def flags(base: str, quantization: str | None, device: str) -> list[str]:
     """The same, as arguments of the server."""
-    return ["--base", base, "--quantization", quantization, "--device", device]
+    return ["--base", base, "--quantization", held(base, quantization), "--device", device]
 
 
-def asked(base: str, quantization: str, device: str, **others: Any) -> dict[str, Any]:
+def asked(base: str, quantization: str | None, device: str, **others: Any) -> dict[str, Any]:
     """What was asked for, for the results; of a base that is a path, the name alone."""
-    return {"base": base_name(base), "quantization": quantization, "device": device, **others}
+    chosen = {"base": base_name(base), "quantization": held(base, quantization), "device": device}
+    return {**chosen, **others}
 
 
 def positive_list(text: str, what: str) -> list[int]:

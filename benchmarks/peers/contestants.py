@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,19 @@ from benchmarks.peers.shuttle_baseline import ShuttleModel, shuttle_stream
 from benchmarks.peers.transformers_generate import dequantized, transformers_batch
 from brainstacks.base_model import BaseModel
 from brainstacks.stacks.registry import Registry
+from training.rounds.compute import choose
 
 PEERS = ("transformers", "peft", "published", "llama.cpp")
 """What the engine may be compared with."""
+
+
+def in_faster_dtype(base: BaseModel) -> BaseModel:
+    """`base`, freshly loaded; a native one, which peers hold as plain linears, in bfloat16 or in float32,
+    whichever this machine multiplies faster."""
+    if base.quantization != "native":
+        return base
+    narrow = replace(base, model=base.model.to(torch.bfloat16), dtype=torch.bfloat16)
+    return choose(narrow, "auto", backward=False).of(narrow)
 
 
 class Peers:
@@ -63,11 +74,11 @@ class Peers:
         if "transformers" in chosen:
             self._models[GENERATE_FLOAT32] = dequantized(load(), torch.float32)
             self._models[GENERATE_BFLOAT16] = dequantized(load(), torch.bfloat16)
-        self._shuttle = ShuttleModel(load(), registry) if "published" in chosen else None
+        self._shuttle = ShuttleModel(in_faster_dtype(load()), registry) if "published" in chosen else None
         self._peft: PeftPeer | None = None
         if "peft" in chosen:
             if available.installed("peft"):
-                self._peft = PeftPeer(load())
+                self._peft = PeftPeer(in_faster_dtype(load()))
             else:
                 say("PEFT is not installed (pip install peft): its contestants are left out")
         self._adapters: list[Path] = []

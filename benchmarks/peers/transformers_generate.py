@@ -66,7 +66,7 @@ def dequantized(base: BaseModel, dtype: torch.dtype) -> Any:
     Args:
         base: loaded and not run yet (its weights may be packed then); it becomes that model.
     """
-    if base.quantization == "none":
+    if base.quantization in ("none", "native"):
         return base.model.to(dtype)
     with quiet_transformers():
         return base.model.dequantize().to(dtype)
