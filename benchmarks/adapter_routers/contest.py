@@ -166,15 +166,18 @@ class Contest:
 
     def _measured(
         self, stacked: StackedBase, examples: Sequence[Example], applied: Mapping[str, Sequence[Weights]]
-    ) -> tuple[dict[str, Sequence[float]], list[tuple[str, ...]]]:
+    ) -> tuple[dict[str, list[float]], list[tuple[str, ...]]]:
         """(contestant, and ORACLE -> NLL of each record; the best combination for each)."""
         subsets = combinations(tuple(stacked.digests))
-        every = [(e, dict.fromkeys(subset, 1.0)) for e in examples for subset in subsets]
-        found = self._kept.under(stacked, [e for e, _ in every], [weights for _, weights in every])
-        tables = [found[i : i + len(subsets)] for i in range(0, len(found), len(subsets))]
-        nats: dict[str, Sequence[float]] = {
-            name: self._kept.under(stacked, examples, weights) for name, weights in applied.items()
-        }
+        every = [dict.fromkeys(subset, 1.0) for subset in subsets]
+        rows = [
+            (example, weights)  # those of one example stand together, and share its prompt
+            for i, example in enumerate(examples)
+            for weights in (*every, *(of_all[i] for of_all in applied.values()))
+        ]
+        found, width = self._kept.under(stacked, *zip(*rows, strict=True)), len(subsets) + len(applied)
+        tables = [found[start : start + len(subsets)] for start in range(0, len(found), width)]
+        nats = {name: found[len(subsets) + n :: width] for n, name in enumerate(applied)}
         nats[ORACLE] = [min(table) for table in tables]
         return nats, [subsets[table.index(min(table))] for table in tables]
 

@@ -18,7 +18,7 @@ from training.rounds.objective import response_nll, row_sums
 from training.router.stacked_base import StackedBase, Weights
 from training.runs.stored import read_lines
 
-AT_ONCE = 64
+AT_ONCE = 128
 """Rows measured before they are kept: enough to fill forwards, few enough to lose to a kill."""
 
 
