@@ -58,7 +58,7 @@ class OptimizerSteps:
             return self._hooks.composed(*sources, active)
 
         def loss() -> Tensor:
-            active.begin(batch.segments, batch.examples)
+            active.begin(batch.segments, batch.responses, batch.examples)
             nll = response_nll(base.model, batch).mean()
             tokens = batch.attention_mask.sum()
             return nll + settings.balance_coefficient * active.balance_sum() / tokens

@@ -139,7 +139,7 @@ def _seconds(
             response_nll(model, batch)
 
     def step() -> None:
-        active.begin(batch.segments, batch.examples)
+        active.begin(batch.segments, batch.responses, batch.examples)
         with hooks.composed(*others[:frozen], active):
             (response_nll(model, batch).mean() + active.balance_sum() / tokens).backward()
 

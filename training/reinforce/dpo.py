@@ -75,7 +75,7 @@ class PreferenceTraining(StageTraining):
         for part in micro_batches(len(pairs), self._parts):
             examples, host = _together([pairs[j] for j in part])
             batch = host.to(device)
-            self.active.begin(batch.segments, batch.examples)
+            self.active.begin(batch.segments, batch.responses, batch.examples)
             with self.composed(examples, batch):
                 policy = _of_pairs(self.logprobs(batch), host)
                 reference = self.kept["items"][[places[j] for j in part]]

@@ -106,7 +106,7 @@ class RewardTraining(StageTraining):
             tokens = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
             counts = torch.tensor([lengths[i] for i in chosen], device=model.device)
             of_tokens = advantages[chosen].repeat_interleave(counts)
-            self.active.begin(batch.segments, batch.examples)
+            self.active.begin(batch.segments, batch.responses, batch.examples)
             with self.composed(examples, batch):
                 logprobs = self.logprobs(batch, stage.temperature)
                 old = self.kept["old"][tokens].to(model.device) if stage.updates > 1 else logprobs.detach()

@@ -98,15 +98,16 @@ class ActiveStack(nn.Module, DeltaSource):
         """How much of the round is behind: 0.0 at its first step, 1.0 after its last."""
         self._progress = progress
 
-    def begin(self, segments: Tensor, examples: int) -> None:
+    def begin(self, segments: Tensor, responses: Tensor, examples: int) -> None:
         """Start a training forward.
 
         Args:
             segments: [B, T] int64, the example that each token belongs to, 0..E-1; -1 at padding.
+            responses: [B, T] bool, where a token of a response is predicted.
             examples: E.
         """
-        if self._responses is not None:  # only what acts is to be balanced
-            segments = segments.where(self._responses, -1)
+        if self.config.applies == "response":  # only what acts is to be balanced
+            segments = segments.where(responses, -1)
         numbers = torch.arange(examples, device=segments.device)
         members = (segments.flatten() == numbers[:, None]).float()
         self._tokens = members.sum(1)

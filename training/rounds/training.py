@@ -55,7 +55,7 @@ class _Objective(nn.Module):
         self._model = (model,)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.active.begin(batch.segments, batch.examples)
+        self.active.begin(batch.segments, batch.responses, batch.examples)
         nll = response_nll(self._model[0], batch).sum()
         return nll, self.active.balance_sum()
 

@@ -44,7 +44,8 @@ def recipe(tmp_path: Path, tiny_directory: Path) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path, tiny_directory: Path) -> Registry:
-    return trained_registry(tmp_path, identify_base(tiny_directory))
+    """As the demo's: its stacks act on the response alone."""
+    return trained_registry(tmp_path, identify_base(tiny_directory), applies="response")
 
 
 @pytest.fixture

@@ -96,7 +96,8 @@ def kept_by_a_forward(model: nn.Module, frozen: int) -> int:
         return tensor
 
     ids = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS)
-    active.begin(torch.arange(ROWS)[:, None].expand(ROWS, TOKENS), ROWS)
+    segments = torch.arange(ROWS)[:, None].expand(ROWS, TOKENS)
+    active.begin(segments, torch.ones_like(segments, dtype=torch.bool), ROWS)
     hooks = CompositionHooks(sites)
     hooks.attach()
     with hooks.composed(*sources, active), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):

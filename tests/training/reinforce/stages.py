@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from brainstacks.base_model import BaseModel
+from brainstacks.config import Applies
 from tests.training.workshop import task_of, workshop_of
 from training.data.records import Message, Record
 from training.recipe.reinforcement import DpoRecipe, GrpoRecipe, StageRecipe
@@ -28,11 +29,18 @@ def preferences(count: int = 12, held_out: int = 6, *, against: bool = False) ->
     return StageRecords(every[:count], every[count:])
 
 
-def stage_of(base: BaseModel, stage: StageRecipe, records: StageRecords, **options: Any) -> StageTask:
+def stage_of(
+    base: BaseModel,
+    stage: StageRecipe,
+    records: StageRecords,
+    applies: Applies = "everywhere",
+    **options: Any,
+) -> StageTask:
     """A stage on the base alone; `options` are those of `RoundConfig`."""
     names = ("steps", "batch_size", "learning_rate", "warmup_steps", "eval_every", "patience")
     own = {name: getattr(stage, name) for name in names}
     round = task_of(**{**own, "gate_noise": False, **options})
+    round = dataclasses.replace(round, stack=dataclasses.replace(round.stack, applies=applies))
     return stage_task(round, stage, 0, records, base.chat_tokenizer())
 
 

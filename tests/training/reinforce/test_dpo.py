@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from brainstacks.base_model import BaseModel
+from brainstacks.config import Applies
 from tests.tiny import bank_of, random_stack
 from tests.training.examples import plain_nll
 from tests.training.reinforce.stages import dpo, preferences, stage_of, trained
@@ -52,8 +53,9 @@ def test_at_zero_deltas_every_pair_is_undecided_and_the_reference_is_the_model_b
     assert training.kept["items"][0].tolist() == pytest.approx(plain, rel=1e-4)
 
 
-def test_a_stage_learns_what_is_preferred(tiny_base: BaseModel, tmp_path: Path) -> None:
-    result = trained(tiny_base, stage_of(tiny_base, dpo(), preferences()), tmp_path)
+@pytest.mark.parametrize("applies", ["everywhere", "response"])
+def test_a_stage_learns_what_is_preferred(tiny_base: BaseModel, applies: Applies, tmp_path: Path) -> None:
+    result = trained(tiny_base, stage_of(tiny_base, dpo(), preferences(), applies), tmp_path)
     assert result.tensors is not None
     assert result.after["accuracy"] == 1.0
     assert result.after["margin"] > 0.1

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from brainstacks.base_model import BaseModel
+from brainstacks.config import Applies
 from tests.tiny import bank_of, plain_greedy, random_stack, tiny_model
 from tests.training.forty_steps import StopAfter
 from tests.training.reinforce.stages import grpo, record, stage_of, trained
@@ -118,8 +119,10 @@ def test_draws_follow_the_generator_and_the_temperature(tiny_base: BaseModel) ->
 # --- the stage -----------------------------------------------------------------------------------
 
 
-def test_what_is_rewarded_becomes_likelier(tiny_base: BaseModel, tmp_path: Path) -> None:
-    result = trained(tiny_base, task_of(tiny_base, grpo(steps=16, group_size=8)), tmp_path)
+@pytest.mark.parametrize("applies", ["everywhere", "response"])
+def test_what_is_rewarded_becomes_likelier(tiny_base: BaseModel, applies: Applies, tmp_path: Path) -> None:
+    task = task_of(tiny_base, grpo(steps=16, group_size=8), applies=applies)
+    result = trained(tiny_base, task, tmp_path)
     assert result.tensors is not None
     assert result.after["reward"] > result.before["reward"]
 
@@ -135,7 +138,7 @@ def test_the_gradient_is_that_of_the_formula(tiny_base: BaseModel) -> None:
     for example, advantage in zip(examples, kept["advantages"], strict=True):
         ids = torch.tensor([[*example.prompt, *example.response]])
         with training.workshop.hooks.composed(training.active):
-            training.active.begin(torch.zeros_like(ids), 1)
+            training.active.begin(torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool), 1)
             logits = tiny_base.model(ids, use_cache=False).logits[0, len(example.prompt) - 1 : -1]
         chosen = logits.log_softmax(-1).gather(-1, torch.tensor(example.response)[:, None])
         (-advantage * chosen.mean() / len(examples)).backward()

@@ -26,7 +26,7 @@ def balance_of(active: ActiveStack, *batches: Batch) -> Tensor:
     active.train()
     total = torch.zeros(())
     for batch in batches:
-        active.begin(batch.segments, batch.examples)
+        active.begin(batch.segments, batch.responses, batch.examples)
         with hooks.composed(active):
             response_nll(model, batch)
         total = total + active.balance_sum()
@@ -87,10 +87,10 @@ def test_the_balance_loss_has_a_gradient_on_every_gate() -> None:
 def test_padding_is_not_balanced() -> None:
     active = active_stack(up=0.0, noise=False).train()
     x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
-    active.begin(torch.tensor([[0, 0, -1, -1]]), 1)
+    active.begin(torch.tensor([[0, 0, -1, -1]]), torch.ones(1, 4, dtype=torch.bool), 1)
     active.corrections(0, 0, x)
     half = active.balance_sum()
-    active.begin(torch.zeros(1, 2, dtype=torch.long), 1)
+    active.begin(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool), 1)
     active.corrections(0, 0, x[:, :2])
     torch.testing.assert_close(half, active.balance_sum())
 
@@ -106,7 +106,7 @@ def test_a_collapsed_gate_rebalances() -> None:
     optimizer = torch.optim.Adam(active.parameters(), lr=0.05)
     losses = []
     for _ in range(150):
-        active.begin(torch.zeros(1, 200, dtype=torch.long), 1)
+        active.begin(torch.zeros(1, 200, dtype=torch.long), torch.ones(1, 200, dtype=torch.bool), 1)
         active.corrections(0, INPUT_GROUPS.index(("q_proj", "k_proj", "v_proj")), x)
         loss = active.balance_sum() / 200
         losses.append(float(loss.detach()))
@@ -133,7 +133,7 @@ def test_soft_gates_take_all_experts_first_and_noise_anneals_but_what_is_measure
         found = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            active.begin(torch.zeros(1, 6, dtype=torch.long), 1)
+            active.begin(torch.zeros(1, 6, dtype=torch.long), torch.ones(1, 6, dtype=torch.bool), 1)
             (one,) = active.corrections(0, 0, x)["q_proj"]
             assert isinstance(one, LowRank)
             found.append(one.hidden)

@@ -33,7 +33,7 @@ def trained(device: torch.device, *, noise: bool, recomputed: bool = False) -> d
     there = batch.to(device)
     with layers_recomputed(model, recomputed), hooks.composed(bank.bind([{"earlier": 0.7}]), active):
         torch.manual_seed(3)
-        active.begin(there.segments, there.examples)
+        active.begin(there.segments, there.responses, there.examples)
         nll = response_nll(model, there)
         (nll.mean() + active.balance_sum()).backward()
     found = {name: gradient.cpu() for name, gradient in exported_gradients(active.cpu()).items()}

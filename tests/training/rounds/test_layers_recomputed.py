@@ -34,7 +34,7 @@ def trained(model: Any, frozen: int, recomputed: bool) -> tuple[float, int, Acti
 
     with layers_recomputed(model, recomputed), hooks.composed(*sources, active):
         torch.manual_seed(3)
-        active.begin(batch.segments, batch.examples)
+        active.begin(batch.segments, batch.responses, batch.examples)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = response_nll(model, batch).mean() + active.balance_sum()
         torch.manual_seed(4)  # what is drawn again is what was drawn, not what comes next
