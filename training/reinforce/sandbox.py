@@ -1,19 +1,23 @@
 """Runs code that nobody trusts: a model's answers, and the tests that come with public data.
 
-What holds: a process group of its own in a session of its own, in new namespaces of network (none, not even
-the loopback), processes (it sees and signals its own alone, and none outlives the run), mounts (all files
-read-only, `confinement.HIDDEN` empty, and one empty directory to write to) and IPC; no capability and no way
-to new ones; an empty environment; the standard library alone (`python -I -S`); limits of time, CPU, memory,
-files, processes and output.
+What holds: a process group of its own in a session of its own, in new namespaces of network, processes
+(it sees and signals its own alone, and none outlives the run), mounts and IPC; of files
+`confinement.SHOWN`, read-only, and one empty directory to write to, so none of an account, and no named
+pipe, terminal or other device; no socket, but a pair that is joined already; no call of the kernel that
+`confinement.calls_filter` refuses; no way to new rights; an empty environment; the standard library
+alone (`python -I -S`); limits of time, CPU, memory, files, processes and output.
 
-What does not: it may read the files that this account can read, though nothing but its output takes them
-away, and the kernel's own faults are open to it, for no call is filtered. Answer and tests share a process:
-an answer that ends early does not pass, one that looks for the word that says so in its caller's frames
-could. Where a system gives no namespaces, nothing is run.
+What does not: the kernel's own faults are open to it in the calls that are left. Under root it becomes
+another user, who may still read what root may, of what it is shown: root's Python can be for root alone.
+Memory is limited for each process, not for all; what the kernel keeps for pipes comes on top, by its own
+limits. Answer and tests share a process: an answer that ends early does not pass, one that looks for the
+word that says so in its caller's frames could. Where a system gives no namespaces, or no filter of
+calls, nothing is run.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -36,6 +40,8 @@ from training.reinforce import confinement
 Ended = Literal["passed", "failed", "time", "output"]
 
 _CHUNK = 65536
+_LINKED = ("zlib", "_bz2", "_ctypes", "_hashlib", "_lzma", "_sqlite3")
+"""Modules that a Python may lack, and that need libraries of the system where it has them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Sandbox:
     Attributes:
         seconds: of wall time, for all of it; every process may use as much of a CPU.
         memory: bytes of address space, of each process.
-        files: bytes that are written to files, of each and of all together.
+        files: bytes that are written to files and shared memory, of each and of all together.
         processes: that there are at once, threads too.
         output: bytes.
     """
@@ -76,15 +82,17 @@ class Sandbox:
 
     def problem(self) -> str | None:
         """Why programs cannot run here, in words; None where they can."""
+        modules = ("math", *filter(importlib.util.find_spec, _LINKED))
         try:
-            ran = self.run({"check": "import math"})
+            ran = self.run({"check": f"import {', '.join(modules)}"})
         except ConfigError as error:
             return error.message
         if ran.ended == "passed":
             return None
         return (
             f"the sandbox cannot run a line of Python here ({ran.ended}: {ran.output.strip()}); it needs "
-            "more time or memory"
+            "more time or memory, or libraries from where it sees none: use a Python whose libraries are in "
+            "its own directory or the system's"
         )
 
     def check(self) -> None:
@@ -97,7 +105,7 @@ class Sandbox:
         """Run `parts` (name -> source) one after another, in one namespace.
 
         Raises:
-            ConfigError: the system gives no namespaces, so nothing was run.
+            ConfigError: the system gives no namespaces, or no filter of calls, so nothing was run.
         """
         word = secrets.token_hex(16)
         read, write = os.pipe()
@@ -105,7 +113,7 @@ class Sandbox:
             with tempfile.TemporaryDirectory(prefix="sandbox-") as work:
                 job = {"parts": dict(parts), "word": word, "done": write, **self._limits()}
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", str(Path(confinement.__file__))],
+                    [os.path.realpath(sys.executable), "-I", "-S", "-B", str(Path(confinement.__file__))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -124,8 +132,9 @@ class Sandbox:
             raise ConfigError(
                 f"this system does not let a process shut itself in ({text.strip()}), so code of answers is "
                 "not run; allow user namespaces (sysctl user.max_user_namespaces, "
-                "kernel.unprivileged_userns_clone, or the container's seccomp profile), or leave out what "
-                "runs code"
+                "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, or the "
+                "container's seccomp profile), mounts in them and seccomp filters, on Linux 5.12 or later; "
+                "or leave out what runs code"
             )
         return Ran(stopped or ("passed" if said == word.encode() else "failed"), text)
 
