@@ -42,7 +42,7 @@ from training.runs.stored import read_json
 
 NAME = "downstream"
 OWN: Mode = "own"
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; raised when the same facts would give other scores."""
 
 

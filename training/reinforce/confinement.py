@@ -17,6 +17,7 @@ import signal
 import struct
 import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 REFUSED = 125
@@ -248,12 +249,18 @@ def _give_up(user: int | None) -> None:
 
 
 def _run(job: Mapping[str, Any]) -> None:
-    """Run the parts one after another in one namespace; say so on `done` when the last came to its end."""
-    scope: dict[str, Any] = {"__name__": "__main__"}
+    """Run the parts one after another in one module; say so on `done` when the last came to its end.
+
+    The last is run as a program, `__main__`; those before it as if it had imported them, by their names.
+    """
+    module, last = ModuleType("__main__"), list(job["parts"])[-1]
+    sys.modules["__main__"] = module  # in place of this one
     done, word, own = job["done"], job["word"], os.getpid()
     for name, source in job["parts"].items():
+        module.__name__ = "__main__" if name == last else name
+        sys.modules[module.__name__] = module
         try:
-            exec(compile(source, f"<{name}>", "exec"), scope)
+            exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
         except BaseException as error:  # whatever untrusted code raises, SystemExit too
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             os._exit(1)

@@ -77,7 +77,7 @@ class Sandbox:
     output: int = 64 << 10
 
     def passes(self, code: str, tests: str) -> bool:
-        """Whether `code` and then `tests`, in one namespace, come to their ends. Raises as `run`."""
+        """Whether `code`, and then `tests` as a program that has imported it, end. Raises as `run`."""
         return self.run({"answer": code, "tests": tests}).ended == "passed"
 
     def problem(self) -> str | None:
@@ -103,6 +103,9 @@ class Sandbox:
 
     def run(self, parts: Mapping[str, str]) -> Ran:
         """Run `parts` (name -> source) one after another, in one namespace.
+
+        The last is run as `__main__`; those before it as modules of their names, so that what they do as
+        programs (`if __name__ == "__main__":`) is not done.
 
         Raises:
             ConfigError: the system gives no namespaces, or no filter of calls, so nothing was run.

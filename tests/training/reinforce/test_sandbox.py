@@ -59,6 +59,47 @@ def test_an_answer_that_leaves_before_its_tests_does_not_pass(leave: str) -> Non
     assert not SANDBOX.passes(leave, "assert False")
 
 
+def test_code_is_compiled_as_a_file_of_its_own_would_be() -> None:
+    """Under the sandbox's own `from __future__ import annotations` no name in an annotation is missed."""
+    code = "def f(x: List[int]) -> int:\n    return 1"
+    assert not SANDBOX.passes(code, "assert f(1) == 1")
+    assert SANDBOX.passes(f"from typing import List\n{code}", "assert f.__annotations__['return'] is int")
+
+
+@pytest.mark.parametrize(
+    "block", ["n = int(input())", "import unittest; unittest.main()", "raise SystemExit(main())"]
+)
+def test_an_answer_is_imported_so_its_main_block_is_not_run(block: str) -> None:
+    code = f"def f():\n    return 1\nif __name__ == '__main__':\n    {block}"
+    assert SANDBOX.passes(code, "assert f() == 1")
+    assert not SANDBOX.passes(code, "assert f() == 2")
+
+
+def test_the_tests_are_the_program_so_their_main_block_is_run() -> None:
+    """Tests of which nothing is run would pass any answer."""
+    tests = "if __name__ == '__main__':\n    assert f() == 1"
+    assert SANDBOX.passes("def f():\n    return 1", tests)
+    assert not SANDBOX.passes("def f():\n    return 2", tests)
+
+
+def test_an_answer_has_a_module_that_is_none_of_the_sandboxs() -> None:
+    code = (
+        "import pickle\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Point:\n    x: 'int'\n"
+        "def double(x):\n    return 2 * x\n"
+        "def copy(x):\n    return pickle.loads(pickle.dumps(x))\n"
+    )
+    tests = (
+        "import __main__\nfrom multiprocessing import get_context\n"
+        "assert __main__.Point is Point and Point.__module__ == 'answer'\n"
+        "assert not hasattr(__main__, 'os') and not hasattr(__main__, '_libc')\n"
+        "assert copy(Point(1)) == Point(1)\n"
+        "class Own: pass\nassert type(copy(Own())) is Own\n"
+        "with get_context('fork').Pool(2) as pool:\n    assert pool.map(double, [1, 2]) == [2, 4]\n"
+    )
+    assert SANDBOX.run({"answer": code, "tests": tests}) == Ran("passed", "")
+
+
 def test_an_endless_loop_and_a_sleeper_that_shut_its_output_are_stopped_in_time() -> None:
     begin = time.monotonic()
     quick = Sandbox(seconds=0.5)
