@@ -151,7 +151,8 @@ class StackedBase:
             self.base.model.get_decoder()(input_ids=before, past_key_values=past, use_cache=True)
         rest = [Example(example.id, example.prompt[-1:], example.response)] * len(weights)
         found = list[float]()
-        for rows in loss_batches(rest, tokens):
+        # A row's copy of the prompt's keys and values takes room as if it had been computed for that row.
+        for rows in loss_batches([example] * len(weights), tokens):
             theirs = copy.deepcopy(past)
             theirs.batch_repeat_interleave(len(rows))
             found += self.nll([rest[i] for i in rows], [weights[i] for i in rows], theirs).tolist()

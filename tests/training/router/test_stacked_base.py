@@ -95,6 +95,21 @@ def test_one_prompt_for_several_compositions_gives_what_each_alone_does(
     assert computed.count([[1, 2, 3]]) == 2, "once for each weight of the stack that acts on it"
 
 
+def test_rows_that_share_a_prompt_are_as_many_as_a_budget_of_whole_rows_allows(stacked: StackedBase) -> None:
+    whole = example(tuple(range(1, 41)), (5, 6))
+    held: list[tuple[int, int]] = []
+    handle = stacked.base.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: held.append(
+            (len(kwargs["input_ids"]), kwargs["past_key_values"].get_seq_length())
+        ),
+        with_kwargs=True,
+    )
+    weights: list[Weights] = [{"a": 1.0}] * 7
+    stacked.losses([whole] * 7, weights, tokens=3 * len(whole))
+    handle.remove()
+    assert held == [(1, 0), (3, 39), (3, 39), (1, 39)], "rows, and the tokens before them that each keeps"
+
+
 def test_a_stack_of_another_base_is_refused(stacked: StackedBase, registry: Registry, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other", seed=1)
     with pytest.raises(IncompatibleArtifact):
