@@ -184,7 +184,7 @@ class Laboratory:
         sources = [bank.bind([{t.name: 1.0 for t in training.earlier}])]
         config = self.settings.null_space(training.null_space)
         return null_space.measure_examples(
-            workshop.base.model, workshop.hooks, sources, examples, config, domains
+            workshop.base.model, workshop.hooks, sources, examples, config, training.stack.applies, domains
         )
 
     # --- using it --------------------------------------------------------------------------------

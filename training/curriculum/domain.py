@@ -223,7 +223,7 @@ class DomainTraining:
             sources = self._frozen.all_on()
             with working("measuring the null space"):
                 space = null_space.measure_examples(
-                    model, self._workshop.hooks, sources, examples, config, known
+                    model, self._workshop.hooks, sources, examples, config, self._recipe.stack.applies, known
                 )
             return space.to_tensors(), {"facts": space.facts()}
 

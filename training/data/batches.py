@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from brainstacks.config import Applies
 from brainstacks.errors import ConfigError
 from training.data.encoding import Example
 
@@ -59,6 +60,10 @@ class Batch:
     def responses(self) -> Tensor:
         """[B, T] bool, true where a token predicts one of a response."""
         return self.labels != IGNORE
+
+    def acted_on(self, applies: Applies) -> Tensor:
+        """[B, T] bool, the tokens that a stack which `applies` there acts on."""
+        return self.responses if applies == "response" else self.attention_mask
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`; copies to CUDA leave from pinned memory, and are not waited for."""

@@ -93,7 +93,7 @@ def _run(
     model, alone = stacked.base.model, stacked.bank.bind([{domain: 1.0}])
     for group in by_length(examples, batch_size):
         batch = collate(group).to(stacked.base.device)
-        counter.begin(batch.responses if counter.applies == "response" else batch.attention_mask)
+        counter.begin(batch.acted_on(counter.applies))
         with stacked.hooks.composed(alone, counter, responses=batch.responses):
             model.get_decoder()(input_ids=batch.input_ids, use_cache=False)
 

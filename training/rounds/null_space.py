@@ -11,7 +11,8 @@ what later layers make of it. On the input side V [d_in, K] spans what earlier d
 `A' = A - (A V) V^T` keeps the experts from reading it; gates stay as they are, for they only select.
 
 The directions are those of a randomized SVD of all deltas, or inputs, of the measured tokens, as in the
-paper, but without collecting them. Sums are float64: a Gram matrix squares the singular values.
+paper, but without collecting them, and of the tokens that the new stack acts on. Sums are float64: a Gram
+matrix squares the singular values.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from brainstacks.config import Applies
 from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import CompositionHooks, Correction, DeltaSource, LowRank
 from training.data.batches import Batch, by_length, collate
@@ -97,11 +99,12 @@ def measure_examples(
     sources: Sequence[DeltaSource],
     examples: Sequence[Example],
     config: NullSpaceConfig,
+    applies: Applies,
     domains: Sequence[str],
 ) -> NullSpace:
     """`measure` over `examples`, which are batched by length."""
     batches = [collate(group) for group in by_length(examples, batch_size=16)]
-    return measure(model, hooks, sources, batches, config, domains)
+    return measure(model, hooks, sources, batches, config, applies, domains)
 
 
 def measure(
@@ -110,14 +113,16 @@ def measure(
     sources: Sequence[DeltaSource],
     batches: Sequence[Batch],
     config: NullSpaceConfig,
+    applies: Applies,
     domains: Sequence[str] = (),
 ) -> NullSpace:
-    """The K = `config.directions` principal directions at every place, over the real tokens of `batches`.
+    """The K = `config.directions` principal directions at every place, over the tokens of `batches`.
 
     Args:
         model: the base, a causal language model of transformers.
         hooks: attached to `model`.
         config: its `samples` are the caller's to take.
+        applies: where the new stack acts; other tokens it neither reads nor writes on.
         sources: the frozen stacks, all on at 1.0, for batches of any number of rows.
         batches: of the earlier `domains`; read once (output side) or iterations + 1 times (input side).
 
@@ -128,7 +133,7 @@ def measure(
     def run(recorder: _Recorder) -> None:
         for batch in batches:
             here = batch.to(model.device)
-            recorder.real = here.attention_mask
+            recorder.measured = here.acted_on(applies)
             with hooks.composed(recorder, responses=here.responses):
                 model.get_decoder()(input_ids=here.input_ids, position_ids=here.position_ids, use_cache=False)
 
@@ -149,7 +154,7 @@ def measure(
         "captured_energy": {"min": min(captured), "mean": sum(captured) / len(captured)},
         "domains": list(domains),
         "samples": sum(batch.examples for batch in batches),
-        "tokens": sum(int(batch.attention_mask.sum()) for batch in batches),
+        "tokens": sum(int(batch.acted_on(applies).sum()) for batch in batches),
         "oversampling": config.oversampling,
         "iterations": config.iterations,
         "seed": config.seed,
@@ -210,10 +215,10 @@ class _Recorder(DeltaSource, ABC):
     """A `DeltaSource` that passes on the corrections of `sources`, and sums what goes by.
 
     Attributes:
-        real: [B, T] bool, the tokens of the batch at hand that are no padding.
+        measured: [B, T] bool, the tokens of the batch at hand that are summed.
     """
 
-    real: Tensor
+    measured: Tensor
 
     def __init__(self, sources: Sequence[DeltaSource]) -> None:
         self._sources = self._acting = sources
@@ -246,7 +251,7 @@ class _Writes(_Recorder):
     def record(self, layer: int, group: int, x: Tensor, found: Mapping[str, Sequence[Correction]]) -> None:
         for projection, corrections in found.items():
             deltas = [_whole(correction) for correction in corrections]
-            h = torch.cat([delta.hidden[self.real] for delta in deltas], dim=-1).double()
+            h = torch.cat([delta.hidden[self.measured] for delta in deltas], dim=-1).double()
             place = (layer, projection)
             if place not in self.grams:
                 self.grams[place] = h.new_zeros(h.shape[-1], h.shape[-1])
@@ -277,7 +282,7 @@ class _Reads(_Recorder):
         self._random = torch.Generator().manual_seed(seed)
 
     def record(self, layer: int, group: int, x: Tensor, found: Mapping[str, Sequence[Correction]]) -> None:
-        x = x[self.real].double()
+        x = x[self.measured].double()
         place, d_in = (layer, group), x.shape[-1]
         if place not in self.sketches:
             draw = torch.randn(d_in, min(self._width, d_in), generator=self._random, dtype=torch.float64)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brainstacks.config import Applies
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.layers.projections import find_sites, projection_dims
@@ -33,10 +34,11 @@ def measured(
     config: NullSpaceConfig,
     stacks: Sequence[StackTensors] = EARLIER,
     batches: Sequence[Batch] | None = None,
+    applies: Applies = "everywhere",
 ) -> NullSpace:
-    """Directions of `stacks` on the tiny Llama, in float64."""
+    """Directions of `stacks` on the tiny Llama, in float64, for a new stack that acts there."""
     batches = BATCHES if batches is None else batches
-    return measure(*hooked_model(), sources_of(stacks), batches, config, ["chat", "code"])
+    return measure(*hooked_model(), sources_of(stacks), batches, config, applies, ["chat", "code"])
 
 
 def hooked_model() -> tuple[Any, CompositionHooks]:
@@ -51,13 +53,17 @@ def sources_of(stacks: Sequence[StackTensors]) -> list[DeltaSource]:
     return [bank_of(by_name, torch.float64).bind([dict.fromkeys(by_name, 1.0)])] if stacks else []
 
 
-def plain_inputs(stacks: Sequence[StackTensors], batch: Batch) -> dict[tuple[int, str], Tensor]:
-    """What every projection reads at the real tokens of `batch`, [tokens, d_in], under `stacks` at 1.0."""
+def plain_inputs(
+    stacks: Sequence[StackTensors], batch: Batch, tokens: Tensor | None = None
+) -> dict[tuple[int, str], Tensor]:
+    """What every projection reads at `tokens` [B, T] bool of `batch`, or the real ones: [tokens, d_in], under
+    `stacks` at 1.0."""
+    shown = batch.attention_mask if tokens is None else tokens
     model = tiny_model().double()
     inputs: dict[tuple[int, str], Tensor] = {}
     for key, site in find_sites(model).items():
         site.module.register_forward_pre_hook(
-            lambda module, args, at=key: inputs.__setitem__(at, args[0][batch.attention_mask])
+            lambda module, args, at=key: inputs.__setitem__(at, args[0][shown])
         )
     with torch.no_grad(), plainly_composed(model, [(stack, 1.0) for stack in stacks]):
         model(input_ids=batch.input_ids, use_cache=False)

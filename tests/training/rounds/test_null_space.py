@@ -58,6 +58,20 @@ def test_input_directions_are_those_of_a_full_svd_of_every_input() -> None:
 
 
 @pytest.mark.parametrize("side", ["output", "input"])
+def test_for_a_stack_that_acts_on_the_response_prompts_are_not_measured(side: Any) -> None:
+    config = NullSpaceConfig(side=side, directions=4, oversampling=44)
+    null_space = measured(config, applies="response")
+    batch = collate(EXAMPLES)
+    inputs = plain_inputs(EARLIER, batch, batch.responses)
+    vectors = inputs if side == "input" else plain_deltas(EARLIER, inputs)
+    for (layer, part), V in null_space.bases.items():
+        z = vectors[layer, part if isinstance(part, str) else INPUT_GROUPS[part][0]]
+        U = torch.linalg.svd(z.T, full_matrices=False).U[:, :4]
+        assert projector_distance(V, U) < 1e-5, (layer, part)
+    assert null_space.facts()["tokens"] == sum(len(e.response) for e in EXAMPLES)
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
 def test_a_sketch_narrower_than_the_rank_captures_almost_what_the_best_directions_do(side: Any) -> None:
     config = NullSpaceConfig(side=side, directions=4, oversampling=4, iterations=4)
     null_space = measured(config)
@@ -103,7 +117,7 @@ def test_measuring_is_repeatable_and_leaves_the_global_generator_alone(side: Any
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        bases.append(measure(model, hooks, sources_of(EARLIER), BATCHES, config).bases)
+        bases.append(measure(model, hooks, sources_of(EARLIER), BATCHES, config, "everywhere").bases)
         assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(V, bases[1][at]) for at, V in bases[0].items())
 
@@ -143,4 +157,4 @@ def test_sources_that_are_bound_to_packed_tokens_are_refused() -> None:
     bank = bank_of({"a": SMALL}, torch.float64)
     bound = bank.bind([{"a": 1.0}] * batch.input_ids.shape[1], apart=True)
     with pytest.raises(TypeError, match="whole LowRanks"):
-        measure(*hooked_model(), [bound], [batch], NullSpaceConfig())
+        measure(*hooked_model(), [bound], [batch], NullSpaceConfig(), "everywhere")
