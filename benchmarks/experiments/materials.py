@@ -11,16 +11,18 @@ from typing import Any
 
 from benchmarks.experiments.parameters import lora_of, parameters
 from benchmarks.experiments.settings import Settings
-from brainstacks.base_model import identify_base
+from brainstacks.base_model import BaseModel, identify_base
 from brainstacks.config import Quantization, StackConfig
+from brainstacks.durable import atomic_write, make_directory
 from brainstacks.layers.hooks import CompositionHooks
 from training.data.domains import prepare
 from training.data.encoding import Example, encode
-from training.recipe.settings import StackRecipe, require
-from training.rounds.compute import choose, load_as_stored
+from training.recipe.settings import ComputeMode, StackRecipe, require
+from training.rounds.compute import Compute, choose, load_as_stored
 from training.rounds.workshop import Workshop, make_accelerator
 from training.runs.log import NoLog
 from training.runs.signals import StopRequest
+from training.runs.stored import read_as
 
 SPLITS = ("train", "selection", "validation")
 
@@ -30,16 +32,20 @@ class Materials:
 
     Args:
         data: directory with `<domain>/{train,validation}.jsonl`.
+        kept: the studies' directory, which says what bases compute in, once one was loaded.
         stop: asked after every step of a training.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: as `make_accelerator` and `prepare`; or a domain has no record of some split that fits.
+        ConfigError: as `make_accelerator`, `prepare` and `choose`; a domain has no record of some split that
+            fits; or what is in `kept` was computed in another dtype.
     """
 
-    def __init__(self, settings: Settings, data: Path, stop: StopRequest, device: str = "auto") -> None:
+    def __init__(
+        self, settings: Settings, data: Path, kept: Path, stop: StopRequest, device: str = "auto"
+    ) -> None:
         self.settings = settings
-        self._place = data, device
+        self._data, self._kept, self._device = data, kept, device
         self._accelerator = make_accelerator(device)
         self.identity = identify_base(settings.base)
         self.data = prepare(settings.recipe(), data)
@@ -56,18 +62,36 @@ class Materials:
 
     def on(self, base: str) -> Materials:
         """The same data on another base."""
-        data, device = self._place
-        return Materials(replace(self.settings, base=base), data, self.stop, device)
+        return Materials(replace(self.settings, base=base), self._data, self._kept, self.stop, self._device)
 
     def _workshop(self, quantization: Quantization) -> Workshop:
         """The base in this quantisation, open to gradients, with hooks."""
         device = str(self._accelerator.device)
         recipe = replace(self.settings.recipe(), quantization=quantization)
         base = load_as_stored(recipe, device)
-        base = choose(base, recipe.compute, backward=True).of(base)
+        base = self._compute(base, recipe.compute).of(base)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         return Workshop(self._accelerator, base, hooks, NoLog(), self.stop)
+
+    def _compute(self, base: BaseModel, asked: ComputeMode) -> Compute:
+        """What the first start chose for bases that look like this one.
+
+        Chosen anew it might be another, of a random base beside the one that it is compared with as of a run
+        that goes on: some contestants would compute in bfloat16, and some in float32.
+        """
+        looks = [self.identity.dims, self.identity.layers, base.quantization, base.dtype_name]
+        path = self._kept / f"compute-{digest(looks)[:20]}.json"
+        begun = read_as(path, str)
+        found = choose(base, asked, begun, backward=True)
+        require(
+            begun in (None, found.dtype),
+            f"compute is {asked}, and what is kept was computed in {begun}; give another --run",
+        )
+        if begun is None:
+            make_directory(self._kept)
+            atomic_write(path, json.dumps(found.dtype) + "\n")
+        return found
 
     def _examples(self, domain: str, split: str) -> list[Example]:
         """The first records of a split that fit, as many as the settings say."""

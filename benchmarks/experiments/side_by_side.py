@@ -31,7 +31,8 @@ class SideBySide:
     """Trains what is given in so many processes; within it, they and their bases stay.
 
     Args:
-        kept: the laboratory's directory, which the trainings end up in.
+        kept: the laboratory's directory, which the trainings end up in, and which says what the first process
+            chose to compute in.
         stop: asked for, the processes write what they have, as one alone would.
     """
 
@@ -101,7 +102,7 @@ def _begin(settings: Settings, data: Path, kept: Path, device: str, stopping: An
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(threads)
     keep_freed_memory()
-    materials = Materials(settings, data, _SharedStop(stopping), device)
+    materials = Materials(settings, data, kept, _SharedStop(stopping), device)
     _laboratory = Laboratory(materials, kept, lambda line: None)
 
 

@@ -90,7 +90,7 @@ def run_studies(
     stop = StopRequest()
     with RunDirectory(run / "cache") as cache, ExitStack() as opened:
         cache.check_identity({"kept": "trainings and measurements"})
-        materials = Materials(settings, data, stop, device)
+        materials = Materials(settings, data, run / "cache", stop, device)
         several = None
         if processes > 1:
             pool = SideBySide(processes, settings, data, run / "cache", device, stop)
@@ -104,15 +104,17 @@ def run_studies(
             laboratory.train_all(study.trainings(materials))
             report(f"{study.name}: measuring")
             found = study.find(laboratory)
+            computed = materials.workshop(settings.quantization).base.dtype_name
             document = {
                 "machine": facts,
                 "question": study.question,
                 "verdict": found.verdict,
                 "settings": chosen,
+                "compute": computed,
                 "records": counts,
                 **found.figures,
             }
-            told = _told(settings, materials.lora() if study.plain else settings.stack)
+            told = _told(settings, computed, materials.lora() if study.plain else settings.stack)
             text = f"{study.question}\n\n**{found.verdict}**\n\n{found.tables}\n\n{told}"
             write_results(f"experiment-{study.name}", document, text, output, report=report)
 
@@ -124,15 +126,15 @@ def _facts(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _told(settings: Settings, stack: StackRecipe) -> str:
+def _told(settings: Settings, computed: str, stack: StackRecipe) -> str:
     kind = f"plain LoRA r{stack.rank}"
     if stack.experts > 1:
         kind = f"MoE-LoRA {stack.experts} x r{stack.rank}, top {stack.top_k}"
     return (
-        f"Base {base_name(settings.base)}, {settings.quantization}; {settings.steps} steps of "
-        f"{settings.batch_size} rows of up to {settings.max_tokens} tokens per domain and round; {kind}, "
-        f"alpha {stack.alpha:g}; peak learning rate {settings.learning_rate:g} where none is named; "
-        f"seeds {', '.join(map(str, settings.seeds))}; "
+        f"Base {base_name(settings.base)}, {settings.quantization}, computed in {computed}; "
+        f"{settings.steps} steps of {settings.batch_size} rows of up to {settings.max_tokens} tokens per "
+        f"domain and round; {kind}, alpha {stack.alpha:g}; peak learning rate "
+        f"{settings.learning_rate:g} where none is named; seeds {', '.join(map(str, settings.seeds))}; "
         f"{settings.validation} validation records per domain at most. Snapshots are chosen on other records."
     )
 

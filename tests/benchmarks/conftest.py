@@ -62,8 +62,8 @@ def settings(tiny_directory: Path) -> Settings:
 
 
 @pytest.fixture
-def materials(settings: Settings, data: Path) -> Materials:
-    return Materials(settings, data, StopRequest())
+def materials(settings: Settings, data: Path, tmp_path: Path) -> Materials:
+    return Materials(settings, data, tmp_path / "kept", StopRequest())
 
 
 @pytest.fixture

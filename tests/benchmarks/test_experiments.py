@@ -53,7 +53,8 @@ def test_rounds_stack_up_and_the_others_get_their_steps_or_parameters(lab: Labor
 def test_methods_see_equal_steps_with_equal_parameters_at_the_rate_that_selection_records_choose(
     lab: Laboratory,
 ) -> None:
-    found = find(methods.STUDY, lab).figures
+    findings = find(methods.STUDY, lab)
+    found, tables = findings.figures, findings.tables
     counts = found["trainable_parameters"]
     assert max(counts.values()) <= 1.1 * min(counts.values())
     assert set(found["routed_less_others"]) == {
@@ -106,7 +107,8 @@ def test_quantization_puts_nf4_stacks_on_the_unquantised_base(
     tiny_directory: Path, data: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(tiny_directory, quantization="nf4", steps=2)
-    lab = Laboratory(Materials(settings, data, StopRequest()), tmp_path / "kept", lambda line: None)
+    kept = tmp_path / "kept"
+    lab = Laboratory(Materials(settings, data, kept, StopRequest()), kept, lambda line: None)
     found = find(quantization.STUDY, lab)
     assert set(found.figures["gains"]) == {
         f"{case}, {what}" for case in quantization._cases(settings) for what in ("own", "other")
@@ -158,6 +160,8 @@ def test_options_become_settings(tiny_directory: Path, data: Path, tmp_path: Pat
     (file,) = (tmp_path / "results").glob("*.json")
     chosen = json.loads(file.read_text())["settings"]
     assert (chosen["domains"], chosen["seeds"], chosen["steps"]) == (["math", "chat"], [3], 2)
+    assert json.loads(file.read_text())["compute"] == "float32"
+    assert "none, computed in float32; 2 steps" in file.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,6 @@ def test_settings_that_fit_no_study_are_refused(tiny_directory: Path, changes: d
         settings_of(tiny_directory, **changes)
 
 
-def test_data_that_does_not_fit_is_refused(tiny_directory: Path, data: Path) -> None:
+def test_data_that_does_not_fit_is_refused(tiny_directory: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="raise max_tokens"):
-        Materials(settings_of(tiny_directory, max_tokens=16), data, StopRequest())
+        Materials(settings_of(tiny_directory, max_tokens=16), data, tmp_path, StopRequest())

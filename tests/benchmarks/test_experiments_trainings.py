@@ -12,9 +12,15 @@ import torch
 from benchmarks.experiments import designs, earlier_stacks
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.materials import Materials
+from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.trainings import factors
+from brainstacks.errors import ConfigError
 from brainstacks.layers.projections import INPUT_GROUPS
+from tests.benchmarks.experimenting import settings_of
+from tests.tiny import save_base
+from training.recipe.recipe import Recipe
 from training.recipe.settings import StackRecipe
+from training.rounds import compute
 from training.rounds.active_stack import ActiveStack
 from training.runs.signals import Interrupted, StopRequest
 
@@ -56,7 +62,7 @@ def test_the_key_tells_apart_whatever_decides_the_result(lab: Laboratory, data: 
         dataclasses.replace(settings, selection=3),
         dataclasses.replace(settings, records=7),
     ):
-        changed = Materials(changed_settings, data, stop)
+        changed = Materials(changed_settings, data, tmp_path, stop)
         keys.add(Laboratory(changed, tmp_path).key(training))
     assert len(keys) == 1 + len(others) + 3
 
@@ -79,9 +85,34 @@ def test_what_does_not_bear_on_a_training_leaves_its_key(lab: Laboratory, data: 
         assert first == designs.alone(settings, ["chat"], 0)
     assert designs.curriculum(settings, 0, "none")["math"] == designs.alone(settings, ["math"], 0)
     assert designs.rounds(settings, "math", 0, 3)[0] == designs.alone(settings, ["math"], 0)
-    changed = Materials(dataclasses.replace(settings, validation=2, directions=1), data, StopRequest())
+    other = dataclasses.replace(settings, validation=2, directions=1)
+    changed = Materials(other, data, tmp_path, StopRequest())
     training = designs.alone(settings, ["math"], 0)
     assert Laboratory(changed, tmp_path).key(training) == lab.key(training)
+
+
+def test_whoever_goes_on_computes_as_the_first_start_chose_and_nothing_else_is_mixed_in(
+    tiny_directory: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, settings = tmp_path / "kept", settings_of(tiny_directory, quantization="nf4")
+
+    def dtype_of(materials: Materials) -> str:
+        return materials.workshop("nf4").base.dtype_name
+
+    monkeypatch.setattr(compute, "seconds", lambda *asked: (2.0, 1.0))  # bfloat16, float32
+    assert dtype_of(Materials(settings, data, kept, StopRequest())) == "float32"
+    monkeypatch.setattr(compute, "seconds", lambda *asked: (1.0, 2.0))
+    again = Materials(settings, data, kept, StopRequest())
+    assert dtype_of(again) == "float32"
+    assert dtype_of(again.on(str(save_base(tmp_path / "alike", seed=1)))) == "float32"
+    assert dtype_of(Materials(settings, data, tmp_path / "new", StopRequest())) == "bfloat16"
+
+    class Asking(Settings):
+        def recipe(self) -> Recipe:
+            return dataclasses.replace(super().recipe(), compute="bfloat16")
+
+    with pytest.raises(ConfigError, match="compute is bfloat16, and what is kept was computed in float32"):
+        Materials(Asking(**vars(settings)), data, kept, StopRequest())
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(

@@ -108,7 +108,8 @@ def test_trainings_side_by_side_are_those_made_in_turn(
     stop = StopRequest()
     kept = tmp_path / "several"
     with SideBySide(2, settings, data, kept, "cpu", stop) as several:
-        lab = Laboratory(Materials(settings, data, stop, "cpu"), kept, lambda line: None, several.trained)
+        materials = Materials(settings, data, kept, stop, "cpu")
+        lab = Laboratory(materials, kept, lambda line: None, several.trained)
         lab.train_all(trainings)
         assert all(lab._result(t).is_dir() for t in trainings)
         alone = Laboratory(lab.materials, tmp_path / "alone", lambda line: None)
