@@ -6,6 +6,7 @@ All methods see each domain for equally many steps. Joint training sees all doma
 set of domains does not allow: it is the upper bound. A perfect domain label is not to be had either. One
 learning rate does not suit them all, least of all the LoRAs of a multiple of the rank: each method trains at
 all `rates` of the settings, which multiplies the study's cost by their number, and selection records choose.
+Two rates bracket no optimum: the table says where the one that was taken has none tried beyond it.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def _find(lab: Laboratory) -> Findings:
     rates = {name: settings.learning_rate * scale for name, scale in chosen.items()}
     tried = [f"{settings.learning_rate * scale:g}" for scale in settings.rates]
     rows = [
-        [name, n, *(f"{loss:.3f}" for loss in selection[name].values()), f"{rates[name]:g}"]
+        [name, n, *(f"{loss:.3f}" for loss in selection[name].values()), _taken(settings, chosen[name])]
         for name, n in counts.items()
     ]
     columns = ["", "trainable parameters", *(f"selection NLL at {rate}" for rate in tried), "rate taken"]
@@ -160,8 +161,9 @@ def _find(lab: Laboratory) -> Findings:
             measured.table(ROUTED),
             markdown_table(columns, rows),
             f"{HOW_SURE} Of each method, the learning rate with the lowest selection NLL (mean over "
-            "domains and seeds) is measured; what is routed is chosen with a perfect domain label. Routers' "
-            f"parameters come on top. O-LoRA: lambda {settings.orthogonality:g}.",
+            "domains and seeds) is measured; beyond the lowest and highest tried may be a better one. What "
+            "is routed is chosen with a perfect domain label. Routers' parameters come on top. O-LoRA: "
+            f"lambda {settings.orthogonality:g}.",
         )
     )
     figures = {
@@ -174,6 +176,12 @@ def _find(lab: Laboratory) -> Findings:
         "trainable_parameters": counts,
     }
     return Findings(_verdict(less), text, figures)
+
+
+def _taken(settings: Settings, scale: float) -> str:
+    """A learning rate, and whether what lies beyond it was tried."""
+    edges = {max(settings.rates): ", the highest tried", min(settings.rates): ", the lowest tried"}
+    return f"{settings.learning_rate * scale:g}{edges.get(scale, '')}"
 
 
 def _verdict(less: Mapping[str, Estimate]) -> str:

@@ -130,6 +130,8 @@ def _told(settings: Settings, computed: str, stack: StackRecipe) -> str:
     kind = f"plain LoRA r{stack.rank}"
     if stack.experts > 1:
         kind = f"MoE-LoRA {stack.experts} x r{stack.rank}, top {stack.top_k}"
+    if stack.applies == "response":
+        kind += ", on the response alone"
     return (
         f"Base {base_name(settings.base)}, {settings.quantization}, computed in {computed}; "
         f"{settings.steps} steps of {settings.batch_size} rows of up to {settings.max_tokens} tokens per "

@@ -28,7 +28,7 @@ def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(
                 "base": str(tiny_directory),
                 "quantization": "none",
                 "data": {"max_tokens": 96, "selection": 4},
-                "stack": {"rank": 2, "experts": 3, "top_k": 2},
+                "stack": {"rank": 2, "experts": 3, "top_k": 2, "applies": "response"},
                 "round": {"steps": 3, "batch_size": 2, "learning_rate": 5e-3, "warmup_steps": 1},
                 "domains": [{"name": name, "licence": "CC0"} for name in ("chat", "math")],
             }
@@ -48,6 +48,10 @@ def test_the_shipped_registry_meets_a_lora_that_saw_the_same_domains(
     assert found["settings"]["steps"] == 3
     counts = found["trainable_parameters"].values()
     assert max(counts) <= 1.1 * min(counts)
+    shown = file.with_suffix(".md").read_text()
+    assert "It acts on prompt and response, and a stack of the recipe on the response alone." in shown
+    assert "Its peak learning rate, 0.0004, was given" in shown
+    assert "MoE-LoRA 3 x r2, top 2, on the response alone, alpha" in shown
     for text in (file.read_text(), file.with_suffix(".md").read_text()):
         assert str(tmp_path) not in text
 
