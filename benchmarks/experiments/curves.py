@@ -24,14 +24,10 @@ def steps_to(curve: Curve, target: float) -> float | None:
     return None
 
 
-def times_faster(curves: Sequence[Curve], others: Sequence[Curve]) -> list[float | None]:
-    """Per seed: the other's steps over those in which this one comes to the other's final loss."""
-    found: list[float | None] = []
-    for curve, other in zip(curves, others, strict=True):
-        last, loss = other[-1]
-        steps = steps_to(curve, loss)
-        found.append(last / steps if steps else None)
-    return found
+def steps_to_the_end_of(others: Sequence[Curve], curves: Sequence[Curve]) -> list[float | None]:
+    """Per seed: `steps_to` of a curve and the other's final loss; 0 where the other ends no lower than both
+    began."""
+    return [steps_to(curve, other[-1][1]) for curve, other in zip(curves, others, strict=True)]
 
 
 def curve_of(lab: Laboratory, stacks: Mapping[str, Training]) -> Curve:

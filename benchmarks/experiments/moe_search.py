@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from benchmarks.experiments.curves import curve_of, curve_table, times_faster
+from benchmarks.experiments.curves import curve_of, curve_table, steps_to_the_end_of
 from benchmarks.experiments.laboratory import Laboratory
 from benchmarks.experiments.measurements import (
     HOW_SURE,
@@ -29,7 +29,6 @@ from benchmarks.experiments.measurements import (
     nats_of_base,
     nats_under,
 )
-from benchmarks.experiments.parameters import parameters
 from benchmarks.experiments.search import RATE, Budget, Search, Space
 from benchmarks.experiments.setting import Setting
 from benchmarks.experiments.settings import Settings
@@ -44,8 +43,6 @@ from training.recipe.settings import StackRecipe, require
 PAPER = 2.5
 MIXTURE, LORA = "MoE-LoRA", "LoRA"
 ALPHA = 16.0
-SHOWN = 5
-"""Settings of each length that the table has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +162,11 @@ def _find(lab: Laboratory) -> Findings:
     answers = {kind: contest.answer(kind, best) for kind, (best, _) in searched.items()}
     measured = _measured(lab, answers)
     curves = {kind: [curve_of(lab, stacks) for stacks in seeds] for kind, seeds in answers.items()}
-    speed = times_faster(curves[MIXTURE], curves[LORA])
+    reached = steps_to_the_end_of(curves[LORA], curves[MIXTURE])
     difference = measured.difference(MIXTURE, LORA)
     identity = lab.materials.identity
     counts = {
-        kind: parameters(best.stack(contest.ranks[kind]), identity.dims, identity.layers)
+        kind: best.parameters(contest.ranks[kind], identity.dims, identity.layers)
         for kind, (best, _) in searched.items()
     }
     text = "\n\n".join(
@@ -177,25 +174,26 @@ def _find(lab: Laboratory) -> Findings:
             measured.table(LORA),
             curve_table(curves),
             markdown_table(
-                ["trainable parameters", "rank", "deltas", "gates", "noise weights (training only)"],
-                [[k, contest.ranks[k], c.deltas, c.gates, c.noise] for k, c in counts.items()],
+                ["trainable parameters", "rank", "all", "deltas", "gates", "noise weights (training only)"],
+                [[k, contest.ranks[k], c.total, c.deltas, c.gates, c.noise] for k, c in counts.items()],
             ),
-            *(_search_tables(kind, search) for kind, (_, search) in searched.items()),
-            f"{HOW_SURE} Curves, and the losses of a search: selection NLL.",
+            *(search.tables(kind) for kind, (_, search) in searched.items()),
+            f"{HOW_SURE} The LoRA's rank gives as many parameters as the mixture has with noise. Curves, and "
+            "the losses of a search: selection NLL.",
         )
     )
     figures = {
         "best": {kind: asdict(best) for kind, (best, _) in searched.items()},
         "validation_nll": measured.to_dict(),
         "moe_less_lora": difference.to_dict(),
-        "lora_steps_over_moe_steps_to_its_final_loss": speed,
+        "moe_steps_to_the_final_loss_of_the_lora": reached,
         "selection_curves": {kind: [list(map(list, c)) for c in found] for kind, found in curves.items()},
         "trainable_parameters": {kind: asdict(count) for kind, count in counts.items()},
         "budget": asdict(contest.settings.budget),
         "searched_on": contest.settings.long_domains,
         "searches": {kind: _tried(search) for kind, (_, search) in searched.items()},
     }
-    verdict = f"{_told(difference)} {_fast(speed)} " + " ".join(
+    verdict = f"{_told(difference, len(reached))} {_fast(reached, lab.settings.steps)} " + " ".join(
         f"Best of {sum(map(len, search.found.values()))} trainings, {kind}: {best}."
         for kind, (best, search) in searched.items()
     )
@@ -219,40 +217,26 @@ def _tried(search: Search) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _search_tables(kind: str, search: Search) -> str:
-    """Markdown: the best of every length, and what each choice was worth alone."""
-    best = [
-        [f"{steps} steps, of {len(found)}", f"{loss:.4f}", str(setting)]
-        for steps, found in search.found.items()
-        for setting, loss in sorted(found.items(), key=lambda item: item[1])[:SHOWN]
-    ]
-    alone = [
-        [f"{name.replace('_', ' ')} {value}", f"{change:+.4f}"]
-        for name, values in search.worth.items()
-        for value, change in values.items()
-    ]
-    first = search.budget.lengths[0]
-    return (
-        markdown_table([f"{kind}: the best", "nats", "setting"], best)
-        + "\n\n"
-        + markdown_table([f"{kind}: changed alone, {first} steps", "nats"], alone)
-    )
-
-
-def _told(difference: Estimate) -> str:
+def _told(difference: Estimate, seeds: int) -> str:
     verdict = {-1: "pays", 0: "cannot be told from the LoRA", 1: "does not pay"}[difference.sign]
-    return f"The mixture {verdict}: {difference} nats of validation, each at its best, less the LoRA's."
+    given = "one seed" if seeds == 1 else f"{seeds} seeds"
+    return f"The mixture {verdict} ({given}): {difference} nats, each at its best, less the LoRA's."
 
 
-def _fast(speed: Sequence[float | None]) -> str:
-    reached = [s for s in speed if s is not None]
-    if len(reached) == len(speed):
-        times = Spread.of(reached)
-        return f"It reaches the LoRA's final loss in {times} times fewer steps (paper: {PAPER:g})."
-    return (
-        f"With {len(speed) - len(reached)} of {len(speed)} seeds it does not reach the LoRA's final loss in "
-        f"as many steps (paper: in {PAPER:g} times fewer)."
-    )
+def _fast(reached: Sequence[float | None], steps: int) -> str:
+    """Of `reached` (steps) after trainings of `steps`, a seed each."""
+    if None in reached:
+        return (
+            f"With {reached.count(None)} of {len(reached)} seeds it does not reach the LoRA's final loss in "
+            f"as many steps (paper: in {PAPER:g} times fewer)."
+        )
+    if 0 in reached:
+        return (
+            f"With {reached.count(0)} of {len(reached)} seeds the LoRA ends no lower than it began, so that "
+            "there is nothing to reach."
+        )
+    times = Spread.of(steps / taken for taken in reached if taken is not None)
+    return f"It reaches the LoRA's final loss in {times} times fewer steps (paper: {PAPER:g})."
 
 
 STUDY = Study(

@@ -30,12 +30,12 @@ class Parameters:
         return self.deltas + self.gates + self.noise
 
 
-def parameters(stack: StackRecipe, dims: Dims, layers: int) -> Parameters:
-    """Of one round with deltas on all projections of all layers; the noise is where the gate chooses."""
+def parameters(stack: StackRecipe, dims: Dims, layers: int, noise: bool = True) -> Parameters:
+    """Of one round with deltas on all projections of all layers; `noise`, if any, where a gate chooses."""
     inputs = sum(d_in for d_in, _ in dims.values())
     gates = layers * stack.experts * inputs if stack.experts > 1 else 0
-    noise = gates if stack.experts > stack.config(layers).top_k else 0
-    return Parameters(layers * stack.experts * stack.rank * _per_rank(dims), gates, noise)
+    noises = gates if noise and stack.experts > stack.config(layers).top_k else 0
+    return Parameters(layers * stack.experts * stack.rank * _per_rank(dims), gates, noises)
 
 
 def lora_of(count: int, alpha: float, dims: Dims, layers: int) -> StackRecipe:

@@ -9,8 +9,11 @@ from itertools import product
 from typing import Any
 
 from benchmarks.experiments.setting import Setting
+from benchmarks.instruments.results import markdown_table
 
 RATE = "rate"
+SHOWN = 5
+"""Settings of each length that the table has."""
 
 Losses = Callable[[Sequence[Setting], int], Sequence[float]]
 """Of each setting the loss after a training of so many steps."""
@@ -67,8 +70,9 @@ class Search:
 
     At the first length the knobs with a ratio are bracketed one after another, `rate` first; then every
     choice is tried alone, those that help together, at a rate of their own, and combinations at random up to
-    the width. The best of all these go on to the next length. At the last, `rate` is bracketed again: longer
-    trainings want lower ones.
+    the width: near the best and, where a small space has no more of these, near the next best. The best of
+    all these go on to the next length. At the last, `rate` is bracketed again: longer trainings want lower
+    ones.
 
     Attributes:
         found: steps -> setting -> loss, in the order in which they were tried.
@@ -104,8 +108,11 @@ class Search:
             self.worth[name] = {value: found[s] - found[best] for value, s in settings.items()}
         helpful = {n: min(w, key=w.__getitem__) for n, w in self.worth.items() if min(w.values()) < 0}
         self._bracketed(RATE, replace(best, **helpful), steps)
-        fresh = [s for s in dict.fromkeys(self.space.near(best)) if s not in found]
-        self._at(steps, fresh[: max(0, self.budget.widths[0] - len(found))])
+        left, fresh = max(0, self.budget.widths[0] - len(found)), dict[Setting, None]()
+        for centre in (best, *self._ranked(steps)):
+            if len(fresh) < left:
+                fresh |= dict.fromkeys(s for s in self.space.near(centre) if s not in found)
+        self._at(steps, [*fresh][:left])
 
     def _bracketed(self, knob: str, around: Setting, steps: int) -> Setting:
         """The best along `knob`, with a neighbour on either side that is no better."""
@@ -132,3 +139,22 @@ class Search:
     def _ranked(self, steps: int) -> list[Setting]:
         found = self.found[steps]
         return sorted(found, key=found.__getitem__)
+
+    def tables(self, kind: str) -> str:
+        """Markdown: the best of every length, and what each choice was worth alone, of a `kind` of stack."""
+        best = [
+            [f"{steps} steps, of {len(found)}", f"{found[setting]:.4f}", str(setting)]
+            for steps, found in self.found.items()
+            for setting in self._ranked(steps)[:SHOWN]
+        ]
+        alone = [
+            [f"{name.replace('_', ' ')} {value}", f"{change:+.4f}"]
+            for name, values in self.worth.items()
+            for value, change in values.items()
+        ]
+        return "\n\n".join(
+            (
+                markdown_table([f"{kind}: the best", "nats", "setting"], best),
+                markdown_table([f"{kind}: changed alone, {self.budget.lengths[0]} steps", "nats"], alone),
+            )
+        )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from benchmarks.experiments.parameters import Dims, Parameters, parameters
 from benchmarks.experiments.trainings import Training
 from brainstacks.config import Quantization
 from training.recipe.settings import StackRecipe
@@ -59,6 +60,10 @@ class Setting:
         """A stack of experts of this rank."""
         alpha = self.scaling * math.sqrt(rank)
         return StackRecipe(rank, alpha, self.experts, self.top_k, dtype="float32")
+
+    def parameters(self, rank: int, dims: Dims, layers: int) -> Parameters:
+        """Of one round of such a stack, as it trains."""
+        return parameters(self.stack(rank), dims, layers, noise=self.noise != "off")
 
     def training(self, rank: int, domain: str, steps: int, seed: int, quantization: Quantization) -> Training:
         """Of one domain, alone on the base."""

@@ -18,6 +18,7 @@ from benchmarks.experiments.side_by_side import SideBySide
 from benchmarks.experiments.study import run_studies
 from brainstacks.errors import ConfigError
 from tests.benchmarks.experimenting import settings_of
+from training.evaluation.intervals import Estimate
 from training.recipe.settings import StackRecipe
 from training.runs.signals import Interrupted, StopRequest
 
@@ -84,6 +85,15 @@ def test_presets_end_at_the_length_of_the_paper_and_say_what_they_spend() -> Non
     for name in ("gpu", "cpu"):
         assert f"about {PRESETS[name].about} steps" in shown
     assert "--preset quick" in shown
+
+
+def test_the_verdict_says_of_how_many_seeds_and_whether_there_was_a_loss_to_reach() -> None:
+    better = Estimate(-0.2, (-0.3, -0.1))
+    assert moe_search._told(better, 1).startswith("The mixture pays (one seed): -0.200")
+    assert moe_search._told(better, 2).startswith("The mixture pays (2 seeds)")
+    assert "final loss in 4 (4..4) times fewer" in moe_search._fast([10.0], 40)
+    assert "With 1 of 2 seeds it does not reach" in moe_search._fast([10.0, None], 40)
+    assert "With 1 of 2 seeds the LoRA ends no lower than it began" in moe_search._fast([0.0, 10.0], 40)
 
 
 def test_the_device_that_is_named_is_taken_or_refused(tiny_directory: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.experiments.curves import curve_table, steps_to, times_faster
+from benchmarks.experiments.curves import curve_table, steps_to, steps_to_the_end_of
 
 CURVE = [(0, 3.0), (10, 2.0), (20, 2.5), (30, 1.0)]
 
@@ -16,9 +16,9 @@ def test_steps_to_a_loss_are_interpolated_and_none_where_it_is_not_reached() -> 
     assert steps_to(CURVE, 0.9) is None
 
 
-def test_speed_is_of_each_seed_and_none_where_the_other_stays_ahead() -> None:
-    slow, unreached = [(0, 3.0), (30, 2.0)], [(0, 3.0), (30, 0.5)]
-    assert times_faster([CURVE, CURVE], [slow, unreached]) == [pytest.approx(3.0), None]
+def test_steps_to_the_end_of_another_are_none_where_it_stays_ahead_and_0_where_it_learnt_nothing() -> None:
+    slow, unreached, idle = ([(0, 3.0), (30, end)] for end in (2.0, 0.5, 3.0))
+    assert steps_to_the_end_of([slow, unreached, idle], [CURVE] * 3) == [pytest.approx(10), None, 0]
 
 
 @pytest.mark.parametrize("count", [2, 5, 41])

@@ -20,9 +20,11 @@ def test_parameters_are_those_of_an_active_stack(tiny_base: BaseModel, shape: tu
     active, silent = (ActiveStack(config, identity.dims, noise=noise) for noise in (True, False))
     idle = sum(d_in for d_in, _ in identity.dims.values()) * identity.layers if experts == 1 else 0
     assert found.total == sum(p.numel() for p in active.parameters()) - idle
-    assert found.noise == sum(p.numel() for p in active.parameters()) - sum(
-        p.numel() for p in silent.parameters()
+    without = parameters(
+        StackRecipe(rank=rank, experts=experts, top_k=top_k), identity.dims, identity.layers, noise=False
     )
+    assert without.total == sum(p.numel() for p in silent.parameters()) - idle
+    assert found.noise == found.total - without.total
 
 
 def test_the_lora_of_equal_parameters_is_the_nearest(tiny_base: BaseModel) -> None:

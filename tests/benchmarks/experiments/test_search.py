@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -68,6 +69,15 @@ def test_most_settings_get_short_trainings_and_few_long_ones_and_none_is_made_tw
     assert max(short[s] for s in middle) <= min(short[s] for s in short if s not in middle)
 
 
+def test_a_small_space_is_filled_to_the_same_number_from_around_the_next_best() -> None:
+    small = Space(Setting(rate=START.rate, scaling=4.0), SPACE.ratios, {"dropout": (0.1,)})
+    assert len(set(small.near(small.start))) == 18
+    for space in (SPACE, small):
+        landscape = Landscape(START.rate)
+        Search(space, Budget((10, 20), (25, 2)), landscape).best()
+        assert landscape.trained[10] == 25
+
+
 def test_what_each_choice_is_worth_alone_is_told_and_those_that_help_are_tried_together() -> None:
     search = Search(SPACE, BUDGET, Landscape(2.0**-10))
     search.best()
@@ -97,6 +107,14 @@ def test_a_setting_says_what_is_not_as_in_the_paper() -> None:
     assert str(START) == "rate 0.00098, scale 4"
     told = str(Setting(0.1, 1.0, experts=4, top_k=2, noise="off", gate_rate=4.0))
     assert told == "rate 0.1, scale 1, gate rate 4.0, noise off"
+
+
+def test_a_setting_counts_noise_weights_where_it_trains_them() -> None:
+    counted = [
+        dataclasses.replace(START, noise=noise).parameters(2, {"q_proj": (8, 6)}, layers=3).noise
+        for noise in ("on", "annealed", "off")
+    ]
+    assert counted == [3 * 4 * 8, 3 * 4 * 8, 0]
 
 
 def test_a_settings_training_has_all_of_it() -> None:
