@@ -8,6 +8,7 @@ here: `python -m benchmarks.shared_prompts` does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -28,6 +29,7 @@ from benchmarks.experiments.routers import routed
 from benchmarks.experiments.study import Findings, Study, command
 from benchmarks.experiments.trainings import Training
 from brainstacks.config import Applies
+from training.evaluation.intervals import Estimate
 
 KINDS: tuple[Applies, ...] = get_args(Applies)
 USES = ("routed", "only own", "ungated")
@@ -72,17 +74,19 @@ def _find(lab: Laboratory) -> Findings:
                 nats.setdefault(name, []).append(found)
     measured = Measurements(answer_tokens(materials, settings.domains), nats)
     costs = {use: measured.difference(f"response: {use}", f"everywhere: {use}") for use in USES}
-    within = "under" if costs["routed"].value < BOUND else "not under"
-    verdict = (
-        "To act on the response alone costs "
-        + ", ".join(f"{cost} nats {use}" for use, cost in costs.items())
-        + f"; routed that is {within} {BOUND}."
-    )
     figures = {
         "validation_nll": measured.to_dict(),
         "cost": {use: cost.to_dict() for use, cost in costs.items()},
     }
-    return Findings(verdict, f"{measured.table('base')}\n\n{HOW_SURE}", figures)
+    return Findings(_verdict(costs), f"{measured.table('base')}\n\n{HOW_SURE}", figures)
+
+
+def _verdict(costs: Mapping[str, Estimate]) -> str:
+    """By how the composition is used."""
+    low, high = costs["routed"].interval
+    within = "is under" if high < BOUND else "is not under" if low >= BOUND else "cannot be told from"
+    told = ", ".join(f"{cost} nats {use}" for use, cost in costs.items())
+    return f"To act on the response alone costs {told}; routed that {within} {BOUND}."
 
 
 STUDY = Study(

@@ -41,10 +41,11 @@ class Change:
     @property
     def accuracy(self) -> Share:
         """Pairs whose preferred answer gained more on the model without the stage than the other; what DPO
-        raises. Undecided ones count as lost."""
+        raises, and counts: undecided ones are half won. Without a stage all are."""
         before, after = self.before, self.after
         rows = zip(before.preferred, after.preferred, before.rejected, after.rejected, strict=True)
-        won = [a - b > c - d for a, b, c, d in rows]
+        gains = [(a - b) - (c - d) for a, b, c, d in rows]
+        won = [(gain > 0) + 0.5 * (gain == 0) for gain in gains]
         return Share(sum(won), len(won))
 
     def shares(self) -> dict[str, tuple[Share, Share, Estimate]]:

@@ -42,9 +42,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Share:
-    """`count` out of `total` prompts."""
+    """`count` out of `total` prompts, of which some may count half."""
 
-    count: int
+    count: float
     total: int
 
     @property

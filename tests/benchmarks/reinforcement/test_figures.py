@@ -17,6 +17,10 @@ def test_a_pair_is_won_where_the_preferred_answer_gained_more() -> None:
     assert change().accuracy.count == 1, "the first; in the others the rejected gained, or lost less"
 
 
+def test_without_a_stage_every_pair_is_undecided_and_half_won() -> None:
+    assert Change(change().before, change().before, {}).accuracy.value == 0.5
+
+
 def test_shares_and_losses_are_without_and_with_the_stage() -> None:
     shares = change().shares()
     without, given, difference = shares["reward"]
