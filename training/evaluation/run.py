@@ -95,6 +95,7 @@ def _measured(
         records,
         limit,
         oracle_limit,
+        router_digest=registry.snapshot().serving[1],
         max_tokens=tokens,
         search=recipe.router,
         report=console.print,

@@ -25,18 +25,18 @@ def card(
         licences: domain -> the licence of its data, where its file tells none.
 
     Raises:
-        ConfigError: `evaluation` or `downstream` is of other stacks; a stack does not say what its data's
-            licence is.
+        ConfigError: `evaluation` or `downstream` is of other stacks or another router; a stack does not say
+            what its data's licence is.
     """
     manifest = registry.snapshot()
-    served = {domain: history.current.digest for domain, history in manifest.domains.items()}
     for found, command in (
         (evaluation, "brainstacks-train evaluate"),
         (downstream, "python -m benchmarks.downstream"),
     ):
-        if found is not None and dict(found.stacks) != served:
+        if found is not None and (found.stacks, found.router) != manifest.serving:
             raise ConfigError(
-                f"what `{command}` wrote is of other stacks than the registry has; give that command again"
+                f"what `{command}` wrote is of other stacks, or another router, than the registry has; give "
+                "that command again"
             )
     stacks = {
         domain: (history.current, read_stack_metadata(registry.blob_path(history.current.digest)))

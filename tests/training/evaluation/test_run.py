@@ -63,8 +63,7 @@ def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Rec
     chat, math = Losses(2.0, 2.5, 2.25), Losses(1.0, 1.0, 1.5)
     matrix = ForgettingMatrix().add("chat", {"chat": Losses(2.0, 2.0, 2.0)})
     matrix = matrix.add("math", {"chat": chat, "math": math})
-    served = Registry(root / "registry").snapshot().domains
-    stacks = {domain: history.current.digest for domain, history in served.items()}
+    stacks, _ = Registry(root / "registry").snapshot().serving
     path = root / "run" / "forgetting.json"
     path.write_text(json.dumps({"stacks": stacks, **matrix.to_dict()}))
     document, shown = evaluated(recipe, root)
@@ -84,6 +83,7 @@ def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Rec
 
 def test_a_run_without_a_matrix_is_evaluated_all_the_same(recipe: Recipe, root: Path) -> None:
     document, shown = evaluated(recipe, root)
+    assert (document["stacks"], document["router"]) == Registry(root / "registry").snapshot().serving
     assert "forgetting" not in document
     assert "lm_eval" not in document
     assert "prefix" not in shown
