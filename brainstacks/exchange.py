@@ -10,9 +10,7 @@ import typer
 from brainstacks.base_files import PACKAGED, base_name, locate
 from brainstacks.config import Quantization
 from brainstacks.console import FileArgument, JsonOption, RegistryOption, check_absent, print_json
-from brainstacks.engine.request import MAX_WEIGHT
 from brainstacks.errors import ConfigError
-from brainstacks.routing.policy import GATE_THRESHOLD
 from brainstacks.stacks.artifact import (
     check_base,
     check_domain_name,
@@ -138,11 +136,5 @@ def _composition(text: str) -> dict[str, float]:
             ) from error
         if domain in weights:
             raise typer.BadParameter(f"{domain!r} is there twice", param_hint="--stacks")
-        if not GATE_THRESHOLD < abs(weight) <= MAX_WEIGHT:
-            raise typer.BadParameter(
-                f"the weight of {domain!r} is {weight}; its size is at most {MAX_WEIGHT}, and above "
-                f"{GATE_THRESHOLD}, up to which no stack is applied: leave it out",
-                param_hint="--stacks",
-            )
         weights[domain] = weight
     return weights
