@@ -71,7 +71,7 @@ def card(
     if manifest.router is not None:
         current = manifest.router.current
         router = read_router_metadata(registry.blob_path(current.digest))
-        lines += ["## Meta-router", "", router.description + ".", ""]
+        lines += ["## Meta-router", "", *_description(router.description)]
         lines += [f"- digest `{current.digest}`, {current.bytes:,} bytes, seed {router.seed}"]
         lines += [f"- {key}: {value}" for key, value in router.metrics.items() if key != "history"]
         lines += [f"- {key}: {value}" for key, value in sorted(router.hyperparameters.items())]
@@ -116,6 +116,11 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _description(text: str) -> list[str]:
+    """As a sentence; older imports, and people, end it themselves."""
+    return [text.removesuffix(".") + ".", ""] if text else []
+
+
 def _losses(metadata: StackMetadata) -> str:
     """First to last round, by the keys of training or of an imported stack."""
     if not metadata.losses:
@@ -137,7 +142,7 @@ def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
     return [
         f"### {domain}",
         "",
-        *([f"{metadata.description}.", ""] if metadata.description else []),
+        *_description(metadata.description),
         f"- digest `{digest}`",
         *(
             [f"- on top of: {', '.join(p.domain for p in earlier)}"]

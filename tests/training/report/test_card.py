@@ -48,7 +48,8 @@ def filled(registry: Registry, tiny_directory: Path, tmp_path: Path) -> Registry
         licence="CC0-1.0",
         description="Small talk",
     )
-    publish(registry, base, "code", tmp_path, losses=({"before": 3.0, "after": 2.0},), licence="MIT")
+    losses = ({"before": 3.0, "after": 2.0},)
+    publish(registry, base, "code", tmp_path, losses=losses, licence="MIT", description="Imported.")
     publish(registry, base, "math", tmp_path)
     registry.publish_router(write_router(tmp_path / "router.safetensors", registry, base))
     return registry
@@ -62,7 +63,8 @@ def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> No
         "CC0-1.0",
         "chat/train.jsonl (28 records",
         "splits (seed 3, selection 8), steps 40",
-        "Small talk.",
+        "\nSmall talk.\n",
+        "\nImported.\n",
     ):
         assert said in text
     assert f"- digest `{filled.snapshot().domain('chat').current.digest}`" in text
