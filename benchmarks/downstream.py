@@ -27,7 +27,7 @@ from brainstacks.durable import atomic_write
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from training.evaluation.downstream import Downstream, TaskScores
-from training.evaluation.harness import MODES, ComposedLM, Mode, document_scores
+from training.evaluation.harness import MODES, ComposedLM, Mode, check_chat, document_scores
 from training.evaluation.known_tasks import TASKS
 from training.evaluation.local_tasks import (
     Documents,
@@ -178,7 +178,10 @@ def main(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     say("loading ...")
     served = Registry(registry)
-    model = ComposedModel.from_base(options.load(base, quantization, device), served)
+    loaded = options.load(base, quantization, device)
+    if chat:
+        check_chat(loaded)
+    model = ComposedModel.from_base(loaded, served)
     stacks, router = served.snapshot().serving
     plan = planned(at_hand, model, stacks, router, tuple(m for m in (*MODES, OWN) if m in asked), chat)
 
