@@ -61,7 +61,10 @@ def import_peft(
 def export_peft(
     file: FileArgument, output: DirectoryOption, base: BaseOption = PACKAGED_BASE, as_json: JsonOption = False
 ) -> None:
-    """Make a stack of one expert a PEFT LoRA; several rounds become one, of the sum of their ranks."""
+    """Make a stack of one expert, which acts everywhere, a PEFT LoRA.
+
+    Several rounds become one, of the sum of their ranks.
+    """
     check_absent(output)
     metadata = inspect_stack(file).metadata
     from brainstacks.base_model import identify_base
@@ -103,7 +106,10 @@ def merge(
     ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Add a fixed composition of stacks of one expert, the registry's, to their base: a plain checkpoint."""
+    """Add a fixed composition of the registry's stacks to their base: a plain checkpoint.
+
+    Of stacks of one expert that act everywhere.
+    """
     check_absent(output)
     weights = _composition(stacks)
     from brainstacks.base_model import identify_base, parse_dtype
