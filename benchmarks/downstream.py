@@ -27,7 +27,7 @@ from brainstacks.durable import atomic_write
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
 from training.evaluation.downstream import Downstream, TaskScores
-from training.evaluation.harness import MODES, ComposedLM, Mode, document_scores
+from training.evaluation.harness import MODES, ComposedLM, Mode, check_chat, document_scores
 from training.evaluation.known_tasks import TASKS
 from training.evaluation.local_tasks import (
     Documents,
@@ -67,14 +67,16 @@ class Measurement:
 def planned(
     tasks: Mapping[LocalTask, Documents],
     model: ComposedModel,
-    registry: Registry,
+    stacks: Mapping[str, str],
+    router: str | None,
     modes: tuple[Mode, ...],
     chat: bool,
 ) -> list[Measurement]:
-    """Task by task, each in its modes; `own` where the registry has a stack of the task's domain."""
-    manifest = registry.snapshot()
-    stacks = {domain: history.current.digest for domain, history in manifest.domains.items()}
-    router = manifest.router.current.digest if manifest.router else None
+    """Task by task, each in its modes; `own` where there is a stack of the task's domain.
+
+    Args:
+        stacks, router: digests of what `model` serves.
+    """
     found = []
     for task, documents in tasks.items():
         applied: dict[Mode, Any] = {"base": {}, "ungated": stacks, "routed": [stacks, router]}
@@ -176,8 +178,12 @@ def main(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     say("loading ...")
     served = Registry(registry)
-    model = ComposedModel.from_base(options.load(base, quantization, device), served)
-    plan = planned(at_hand, model, served, tuple(m for m in (*MODES, OWN) if m in asked), chat)
+    loaded = options.load(base, quantization, device)
+    if chat:
+        check_chat(loaded)
+    model = ComposedModel.from_base(loaded, served)
+    stacks, router = served.snapshot().serving
+    plan = planned(at_hand, model, stacks, router, tuple(m for m in (*MODES, OWN) if m in asked), chat)
 
     def score(one: Measurement) -> list[float]:
         lm = ComposedLM(model, one.mode, one.task.domain)
@@ -186,7 +192,8 @@ def main(
 
     scores = measure(plan, run, score)
     found = Downstream(
-        {domain: history.current.digest for domain, history in served.snapshot().domains.items()},
+        stacks,
+        router,
         tuple(
             TaskScores(t.name, t.metric, t.domain, d.source, _constant(d, t), scores[t.name])
             for t, d in at_hand.items()

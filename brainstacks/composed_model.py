@@ -110,13 +110,15 @@ class ComposedModel:
     ) -> Tensor:
         """One forward, each row with its own composition.
 
-        The policy's gate holds: a domain with |weight| <= its threshold (0.12) is not applied.
+        The policy's gate holds: a domain with |weight| <= the router's threshold is not applied.
 
         Args:
             input_ids: [B, T] or [T].
             response_start: index of the first token of the response, 1 or more, of all rows or of each.
                 Stacks that apply to the response alone act from the token before it on. None: rows are
-                prompts, and these stacks act on the last token, as they do where a completion begins.
+                prompts, and these stacks act on the last token, as they do where a completion begins: not
+                for a response to be scored, where they would be missing, nor for rows padded on the right,
+                whose last token is padding; give each prompt's length there.
 
         Returns:
             [B, T, V] float32.

@@ -10,9 +10,7 @@ import typer
 from brainstacks.base_files import PACKAGED, base_name, locate
 from brainstacks.config import Quantization
 from brainstacks.console import FileArgument, JsonOption, RegistryOption, check_absent, print_json
-from brainstacks.engine.request import MAX_WEIGHT
 from brainstacks.errors import ConfigError
-from brainstacks.routing.policy import GATE_THRESHOLD
 from brainstacks.stacks.artifact import (
     check_base,
     check_domain_name,
@@ -63,7 +61,10 @@ def import_peft(
 def export_peft(
     file: FileArgument, output: DirectoryOption, base: BaseOption = PACKAGED_BASE, as_json: JsonOption = False
 ) -> None:
-    """Make a stack of one expert a PEFT LoRA; several rounds become one, of the sum of their ranks."""
+    """Make a stack of one expert, which acts everywhere, a PEFT LoRA.
+
+    Several rounds become one, of the sum of their ranks.
+    """
     check_absent(output)
     metadata = inspect_stack(file).metadata
     from brainstacks.base_model import identify_base
@@ -105,7 +106,10 @@ def merge(
     ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Add a fixed composition of stacks of one expert, the registry's, to their base: a plain checkpoint."""
+    """Add a fixed composition of the registry's stacks to their base: a plain checkpoint.
+
+    Of stacks of one expert that act everywhere.
+    """
     check_absent(output)
     weights = _composition(stacks)
     from brainstacks.base_model import identify_base, parse_dtype
@@ -138,11 +142,5 @@ def _composition(text: str) -> dict[str, float]:
             ) from error
         if domain in weights:
             raise typer.BadParameter(f"{domain!r} is there twice", param_hint="--stacks")
-        if not GATE_THRESHOLD < abs(weight) <= MAX_WEIGHT:
-            raise typer.BadParameter(
-                f"the weight of {domain!r} is {weight}; its size is at most {MAX_WEIGHT}, and above "
-                f"{GATE_THRESHOLD}, up to which no stack is applied: leave it out",
-                param_hint="--stacks",
-            )
         weights[domain] = weight
     return weights

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +15,14 @@ from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel, in_float32, load_base
 from brainstacks.config import Quantization
 from brainstacks.durable import creating_directory
+from brainstacks.engine.request import MAX_WEIGHT
+from brainstacks.errors import ConfigError
 from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.routing.policy import GATE_THRESHOLD
 from brainstacks.stacks.artifact import check_base, check_listed, read_stack_metadata
 from brainstacks.stacks.one_expert import check_one_expert, factors
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.router_artifact import read_router_metadata
 from brainstacks.stacks.tensors import load_stack
 
 Composition = Sequence[tuple[StackTensors, float]]
@@ -24,16 +30,27 @@ Composition = Sequence[tuple[StackTensors, float]]
 
 
 def read_composition(registry: Registry, weights: Mapping[str, float], base: BaseIdentity) -> Composition:
-    """The active stacks of the domains that have `weights`.
+    """The active stacks of the domains that have `weights`, as a server would apply them to a request.
 
     Raises:
-        DomainNotFound, CorruptBlob: there is none, or its bytes are damaged.
+        ConfigError: a weight is one that a server of the registry refuses, or does not apply.
+        DomainNotFound, CorruptBlob: there is no such stack, or its bytes are damaged.
         IncompatibleArtifact: it is of another base.
-        InvalidArtifact: it has several experts.
+        InvalidArtifact: it has several experts, or does not act everywhere.
     """
+    manifest = registry.snapshot()
+    threshold = GATE_THRESHOLD
+    if manifest.router is not None:
+        file = registry.blob_path(manifest.router.current.digest)
+        threshold = read_router_metadata(file).config.gate_threshold
     composition = []
     for domain, weight in weights.items():
-        path = registry.blob_path(registry.snapshot().domain(domain).current.digest)
+        if not threshold < abs(weight) <= MAX_WEIGHT:
+            raise ConfigError(
+                f"the weight of {domain!r} is {weight}; its size is at most {MAX_WEIGHT}, and above "
+                f"{threshold}, up to which a server of this registry applies no stack: leave it out"
+            )
+        path = registry.blob_path(manifest.domain(domain).current.digest)
         metadata = read_stack_metadata(path)
         check_listed(metadata, domain)
         check_base(metadata, base.fingerprint, base.dims, base.layers)
@@ -78,7 +95,19 @@ def save_checkpoint(base: BaseModel, directory: Path, dtype: torch.dtype) -> Non
         FileExistsError: there is such a directory.
         StorageFull: no room; none of it is left.
     """
-    with quiet_transformers(), creating_directory(directory) as making:
+    with quiet_transformers(), creating_directory(directory) as making, _os_errors():
         base.model.to(dtype).save_pretrained(making)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(making)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """What safetensors and tokenizers, written in Rust, tell of the system in words becomes an OSError."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

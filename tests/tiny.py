@@ -186,7 +186,7 @@ def publish_stack(
 
 def write_router(path: Path, registry: Registry, base: BaseIdentity, seed: int = 0, **changes: Any) -> Path:
     """A random router over every domain of `registry`, trained (as it were) with their active stacks."""
-    stacks = {name: history.current.digest for name, history in registry.snapshot().domains.items()}
+    stacks, _ = registry.snapshot().serving
     config = MetaRouterConfig(
         **{"domains": tuple(stacks), "token_dim": base.hidden_size, "hidden_dim": 16, **changes}
     )

@@ -25,7 +25,7 @@ class CompositionRequest:
     Attributes:
         mode: `routed` (the meta-router decides), `base` (no stacks), `ungated` (all at 1.0), `fixed`.
         weights: domain -> weight, only with `fixed`; a domain left out has weight 0. The policy's gate
-            holds here too: |weight| <= its threshold (0.12) is off.
+            holds here too: |weight| <= the router's threshold is off.
         top: keep at most this many domains, the heaviest (by |weight|) first.
         sticky: with `routed`, the name of a conversation: its first prompt is routed, those that follow run
             with that route, and so can reuse what is computed of their common beginning.

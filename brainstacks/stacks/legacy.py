@@ -181,7 +181,7 @@ def _stack_metadata(
         if isinstance(losses, list) and len(losses) == len(rounds) + 1
         else (),
         tool_versions={"torch": str(torch.__version__)},
-        description="Imported from the published .pt layout.",
+        description="Imported from the published .pt layout",
     )
 
 
@@ -229,7 +229,7 @@ def _convert_router(
         stacks={domain: digests[domain] for domain in domains},
         base=base.ref,
         tool_versions={"torch": str(torch.__version__)},
-        description="Imported from the published .pt layout.",
+        description="Imported from the published .pt layout",
     )
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):

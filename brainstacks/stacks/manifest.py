@@ -153,6 +153,12 @@ class Manifest:
             raise NotFound("the registry has no router; publish one")
         return self.router
 
+    @property
+    def serving(self) -> tuple[dict[str, str], str | None]:
+        """Digests of what serves: domain -> its stack's, and the router's, where there is one."""
+        stacks = {name: history.current.digest for name, history in self.domains.items()}
+        return stacks, self.router.current.digest if self.router else None
+
     def versions(self) -> list[Version]:
         """Every version that is listed, of stacks and of the router."""
         stacks: list[Version] = [v for history in self.domains.values() for v in history.versions]

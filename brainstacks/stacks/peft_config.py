@@ -198,7 +198,7 @@ def _take(values: dict[str, Any], name: str, read: Callable[[Any], Any], rule: s
     value = values.pop(name, None)
     try:
         return default if value is None else read(value)
-    except (ValueError, re.error) as error:
+    except (ValueError, OverflowError, RecursionError, re.error) as error:
         raise InvalidArtifact(
             f"{CONFIG_NAME} has {name} = {show(value)}; it is {rule}{f' ({error})' if str(error) else ''}"
         ) from error

@@ -30,7 +30,7 @@ def export_adapter(stack: StackTensors, what: str, base: str, names: Names, dire
         names: of all linears that stacks may adapt.
 
     Raises:
-        InvalidArtifact: it has several experts, or no delta at all.
+        InvalidArtifact: it has several experts, does not act everywhere, or has no delta at all.
         FileExistsError: there is such a directory.
         StorageFull: no room.
     """

@@ -170,7 +170,7 @@ def _metadata(
         base=base.ref,
         hyperparameters={"peft": document},
         tool_versions={"peft": str(document.get("peft_version", ""))},
-        description="Imported from a PEFT adapter.",
+        description="Imported from a PEFT adapter",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ pytest.importorskip("lm_eval")
 from benchmarks import downstream
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
-from tests.tiny import write_records
+from tests.tiny import save_base, write_records
 from training.evaluation.downstream import Downstream
 from training.evaluation.harness import document_scores
 from training.reinforce.sandbox import Sandbox
@@ -49,7 +50,7 @@ def test_every_task_is_measured_in_the_modes_that_it_has_and_the_card_quotes_it(
     assert "- gsm8k: validation records of math" in found
 
 
-def test_what_is_kept_is_not_measured_again_and_other_documents_are(
+def test_what_is_kept_is_not_measured_again_and_other_documents_or_settings_are(
     run: Any, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--data", str(tasks), "--tasks", "strategyqa", "--run", str(tmp_path / "kept")]
@@ -71,12 +72,29 @@ def test_what_is_kept_is_not_measured_again_and_other_documents_are(
     write_records(tasks / "reasoning" / "validation.jsonl", [("Is it?", "So the answer is no.")])
     run("downstream", *arguments, "--modes", "base")
     assert len(measured) == 3
+    task = downstream.TASKS["strategyqa"]
+    other = replace(task, config={**task.config, "gen_prefix": "The answer is"})
+    monkeypatch.setitem(downstream.TASKS, "strategyqa", other)
+    run("downstream", *arguments, "--modes", "base")
+    assert len(measured) == 4
 
 
 def test_without_any_document_it_says_what_it_needs(tmp_path: Path) -> None:
     result = CliRunner().invoke(downstream.app, ["--data", str(tmp_path), "--tasks", "pubmedqa"])
     assert result.exit_code == 1
     assert "pubmedqa.jsonl with QUESTION, CONTEXTS, final_decision" in result.output
+
+
+def test_a_base_without_a_chat_template_is_told_the_option(tasks: Path, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "plain")
+    (base / "chat_template.jinja").unlink()
+    arguments = ["--data", str(tasks), "--tasks", "strategyqa", "--run", str(tmp_path / "kept")]
+    result = CliRunner().invoke(
+        downstream.app, [*arguments, "--base", str(base), "--quantization", "none", "--device", "cpu"]
+    )
+    assert result.exit_code == 1
+    assert "the base 'plain' has no chat template to ask in; give --no-chat" in result.output
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_a_name_that_comes_back_goes_on_counting() -> None:
     assert (dict(back.retired), list(back.domains)) == ({"law": 4}, ["chat", "code"])
 
 
+def test_what_serves_is_told_by_its_digests() -> None:
+    assert MANIFEST.serving == ({"chat": "2" * 64, "code": "1" * 64}, "a" * 64)
+    assert Manifest().serving == ({}, None)
+
+
 def test_referenced_are_the_digests_of_all_versions() -> None:
     assert MANIFEST.referenced() == {"1" * 64, "2" * 64, "a" * 64}
     assert len(MANIFEST.versions()) == 4

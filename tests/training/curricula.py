@@ -52,4 +52,4 @@ def quiet(line: str) -> None:
 
 
 def digests(registry: Registry) -> dict[str, str]:
-    return {d: h.current.digest for d, h in registry.snapshot().domains.items()}
+    return registry.snapshot().serving[0]

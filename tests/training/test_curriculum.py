@@ -74,7 +74,7 @@ def test_train_publish_route_and_evaluate(
     result = evaluate_run(plan, data, tmp_path / "registry", run, console, oracle_limit=2)
     written = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert Evaluation.from_dict(written).nll == result.nll
-    assert written["stacks"] == digests(registry)
+    assert (written["stacks"], written["router"]) == registry.snapshot().serving
     assert written["transfer"]["nll"]["chat"].keys() == {"chat", "math"}
     assert load_expert_use(run / "expert_use.json").keys() == {"chat", "math"}
     for domain, row in result.nll.items():

@@ -91,8 +91,8 @@ def run_stack(
     Arguments, result and errors are those of `run_curriculum`.
     """
     new = recipe.domain(domain)
-    served = registry.snapshot().domains
-    earlier = {other: history.current.digest for other, history in served.items() if other != domain}
+    served, _ = registry.snapshot().serving
+    earlier = {other: digest for other, digest in served.items() if other != domain}
     command = {"stack": domain, "on top of": earlier}
     with _open(recipe, path, data, command, report, device, new) as curriculum:
         for digest in earlier.values():

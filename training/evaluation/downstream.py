@@ -73,16 +73,19 @@ class TaskScores:
 class Downstream:
     """Attributes:
     stacks: domain -> digest of what was served.
+    router: digest of what routed; None where there was none.
     left_out: task, or task and mode -> why there is no figure of it.
     """
 
     stacks: Mapping[str, str]
+    router: str | None
     tasks: tuple[TaskScores, ...]
     left_out: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "stacks": dict(self.stacks),
+            "router": self.router,
             "tasks": [task.to_dict() for task in self.tasks],
             "left_out": dict(self.left_out),
         }
@@ -91,7 +94,7 @@ class Downstream:
     def from_dict(cls, document: Mapping[str, Any]) -> Downstream:
         """What `to_dict` wrote, with anything beside it."""
         tasks = tuple(map(TaskScores.from_dict, document["tasks"]))
-        return cls(dict(document["stacks"]), tasks, dict(document["left_out"]))
+        return cls(dict(document["stacks"]), document["router"], tasks, dict(document["left_out"]))
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """A table's header, and a row per task: shares with their intervals, differences below them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -53,10 +53,12 @@ class Evaluation:
 
     Attributes:
         stacks: domain -> digest of what was served, in the registry's order.
+        router: digest of what routed; None where signatures alone did.
     """
 
     records: tuple[RecordResult, ...]
     stacks: Mapping[str, str]
+    router: str | None
 
     @cached_property
     def by_domain(self) -> dict[str, list[RecordResult]]:
@@ -69,7 +71,7 @@ class Evaluation:
     def compared(self) -> Evaluation:
         """The records on which the oracle was measured."""
         measured = tuple(record for record in self.records if record.oracle is not None)
-        return Evaluation(measured, self.stacks)
+        return replace(self, records=measured)
 
     @cached_property
     def modes(self) -> tuple[str, ...]:
@@ -120,13 +122,15 @@ class Evaluation:
             "compared": {"nll": compared.nll, "mean": compared.mean} if compared.records else None,
             "relative_regret": self.relative_regret,
             "stacks": dict(self.stacks),
+            "router": self.router,
             "records": [asdict(record) for record in self.records],
         }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
         """What `to_dict` wrote."""
-        return cls(tuple(RecordResult(**record) for record in document["records"]), document["stacks"])
+        records = tuple(RecordResult(**record) for record in document["records"])
+        return cls(records, document["stacks"], document["router"])
 
     def show(self, console: Console) -> None:
         """Print the tables; gains are against the base."""

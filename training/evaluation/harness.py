@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
+from brainstacks.base_model import BaseModel
 from brainstacks.composed_model import ComposedModel
 from brainstacks.errors import ConfigError
 from brainstacks.routing.features import pad_prompts
@@ -200,6 +201,12 @@ def check_tasks(names: Sequence[str]) -> None:
     strangers = [name for name in names if not known.match_tasks([name])]
     if strangers:
         raise ConfigError(f"lm-eval has no task {', '.join(strangers)}; `lm-eval ls tasks` lists them")
+
+
+def check_chat(base: BaseModel) -> None:
+    """Raises ConfigError: it has no chat template to ask in; better told before hours of measuring."""
+    if not base.chat_tokenizer().info()["chat_template"]:
+        raise ConfigError(f"the base {base.name!r} has no chat template to ask in; give --no-chat")
 
 
 def run_harness(

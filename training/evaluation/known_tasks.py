@@ -9,17 +9,20 @@ from training.evaluation.local_tasks import PASSES, Document, LocalTask
 _TEST = "Your code should pass this test:\n"
 
 _GENERATION = {"until": ["Question:"], "max_gen_toks": 256, "do_sample": False}
+"""An answer may have as many tokens as in lm-eval's own tasks of these names: 1024 in HumanEval's."""
+_DECISIONS = ["yes", "no", "maybe"]
 _YES_OR_NO = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{question}}",
     "doc_to_choice": ["yes", "no"],
     "doc_to_target": "{{answer}}",
 }
+_CODE_GENERATION = {**_GENERATION, "until": ["\n```"]}
 _CODE = {
     "output_type": "generate_until",
     "target_delimiter": "\n",
     "doc_to_target": "",
-    "generation_kwargs": {**_GENERATION, "until": ["\n```"]},
+    "generation_kwargs": _CODE_GENERATION,
 }
 
 
@@ -37,10 +40,22 @@ def _mbpp(prompt: str, tests: str) -> Document:
     return {"prompt": prompt, "begun": "", "tests": tests}
 
 
-def _yes_or_no(value: bool) -> str:
+def _yes_or_no(value: object) -> str:
     if not isinstance(value, bool):
         raise ValueError(f"answer is {value!r}; it is true or false")
     return "yes" if value else "no"
+
+
+def _decision(value: object) -> str:
+    if value not in _DECISIONS:
+        raise ValueError(f"final_decision is {value!r}; it is one of {', '.join(_DECISIONS)}")
+    return str(value)
+
+
+def _texts(value: object) -> list[str]:
+    if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise ValueError(f"{value!r} is no list of texts")
+    return value
 
 
 TASKS = {
@@ -92,7 +107,7 @@ TASKS = {
             ("question", "facts", "answer"),
             lambda row: {
                 "question": row["question"],
-                "facts": " ".join(row["facts"]),
+                "facts": " ".join(_texts(row["facts"])),
                 "answer": _yes_or_no(row["answer"]),
             },
             _strategyqa,
@@ -106,14 +121,14 @@ TASKS = {
                 "doc_to_text": "Abstract: {{abstract}}\nQuestion: {{question}}",
                 "target_delimiter": " ",
                 "gen_prefix": "Answer:",
-                "doc_to_choice": ["yes", "no", "maybe"],
+                "doc_to_choice": _DECISIONS,
                 "doc_to_target": "{{answer}}",
             },
             ("QUESTION", "CONTEXTS", "final_decision"),
             lambda row: {
-                "abstract": "\n".join(row["CONTEXTS"]),
+                "abstract": "\n".join(_texts(row["CONTEXTS"])),
                 "question": row["QUESTION"],
-                "answer": row["final_decision"],
+                "answer": _decision(row["final_decision"]),
             },
         ),
         LocalTask(
@@ -122,7 +137,9 @@ TASKS = {
             PASSES,
             {**_CODE, "doc_to_text": "{{prompt}}", "gen_prefix": "```python\n"},
             ("text", "test_list"),
-            lambda row: _mbpp(f"{row['text']}\n{_TEST}{row['test_list'][0]}", "\n".join(row["test_list"])),
+            lambda row: _mbpp(
+                f"{row['text']}\n{_TEST}{row['test_list'][0]}", "\n".join(_texts(row["test_list"]))
+            ),
             lambda prompt, _: _mbpp(prompt, prompt.partition(_TEST)[2]) if _TEST in prompt else None,
         ),
         LocalTask(
@@ -134,6 +151,7 @@ TASKS = {
                 "doc_to_text": "Write a solution to the following problem and make sure that it passes the "
                 "tests:\n```python\n{{begun}}\n```",
                 "gen_prefix": "```python\n{{begun}}",
+                "generation_kwargs": {**_CODE_GENERATION, "max_gen_toks": 1024},
             },
             ("prompt", "test", "entry_point"),
             lambda row: {

@@ -1,7 +1,7 @@
 """Downstream tasks as lm-eval takes them, over documents that are at hand: nothing is fetched.
 
-A task's documents are the first that there is of: its package; `<task>.jsonl`, its data set's own test split,
-a JSON object a line; the validation records of its domain, `<domain>/validation.jsonl`.
+A task's documents are the first that there is of: `<task>.jsonl`, its data set's own test split, a JSON
+object a line; its package; the validation records of its domain, `<domain>/validation.jsonl`.
 """
 
 from __future__ import annotations
@@ -70,8 +70,14 @@ def documents_of(task: LocalTask, data: Path) -> Documents | None:
     """Those of `task`; None where there are none.
 
     Raises:
-        ConfigError: a file is there and has a line that is no document of the task; names it.
+        ConfigError: a file is there, and has no document of the task, or a line that is none; names it.
     """
+    own = data / f"{task.name}.jsonl"
+    if own.is_file():
+        rows = tuple(_of_rows(task, own.name, own.read_bytes()))
+        if not rows:
+            raise ConfigError(f"{own.name} has no document; fill it, or remove it")
+        return Documents(own.name, rows)
     if task.package is not None:
         package, path, _ = task.package
         spec = importlib.util.find_spec(package)
@@ -79,9 +85,6 @@ def documents_of(task: LocalTask, data: Path) -> Documents | None:
         if locations:
             lines = gzip.decompress((Path(next(iter(locations))) / path).read_bytes())
             return Documents(f"the package {package.replace('_', '-')}", tuple(_of_rows(task, path, lines)))
-    own = data / f"{task.name}.jsonl"
-    if own.is_file():
-        return Documents(own.name, tuple(_of_rows(task, own.name, own.read_bytes())))
     records = data / task.domain / "validation.jsonl"
     if task.of_record is None or not records.is_file():
         return None
@@ -134,8 +137,8 @@ def _of_rows(task: LocalTask, name: str, lines: bytes) -> Iterator[Document]:
             document = task.of_row(row)
         except (TypeError, ValueError, AttributeError, LookupError) as error:
             raise ConfigError(f"{name}, document {number}: no document of {task.name} ({error!r})") from error
-        if document is None:
-            raise ConfigError(f"{name}, document {number}: its answer has not the form of {task.name}'s")
+        if document is None or not all(isinstance(value, str) for value in document.values()):
+            raise ConfigError(f"{name}, document {number}: it has not the form of {task.name}'s")
         yield document
 
 

@@ -55,11 +55,12 @@ def evaluate_run(
 
     Raises:
         ConfigError: the registry has no stacks or no router, or a domain no validation records; the
-            run is going on, or it trained on other splits.
+            run is going on, or it trained on other splits; lm-eval has no such task; `chat`, and
+            the base has no chat template.
         StorageFull: no room for what was measured.
     """
     if tasks:  # where they cannot be run, nothing is measured for nothing
-        from training.evaluation.harness import check_tasks
+        from training.evaluation.harness import check_chat, check_tasks
 
         check_tasks(tasks)
     records = prepare(recipe, data)
@@ -67,6 +68,8 @@ def evaluate_run(
         run.check_splits(recipe.data, records)
         served = Registry(registry)
         base = load_to_measure(recipe, run.compute(), console.print, device)
+        if tasks and chat:
+            check_chat(base)
         found, document = _measured(recipe, base, served, records, run, console, limit, oracle_limit)
         if tasks:  # these take long, and may fail: what is measured is written
             document["lm_eval"] = _harness(base, served, tasks, limit, chat)
@@ -95,6 +98,7 @@ def _measured(
         records,
         limit,
         oracle_limit,
+        router_digest=registry.snapshot().serving[1],
         max_tokens=tokens,
         search=recipe.router,
         report=console.print,

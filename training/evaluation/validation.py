@@ -7,6 +7,7 @@ every other mode is told for those records too, so that like is compared with li
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from brainstacks.base_model import BaseModel
 from brainstacks.errors import ConfigError
@@ -47,6 +48,7 @@ def evaluate(
     limit: int | None = None,
     oracle_limit: int = 16,
     *,
+    router_digest: str | None,
     max_tokens: int,
     search: RouterRecipe,
     report: Callable[[str], None] = print,
@@ -56,22 +58,23 @@ def evaluate(
     Args:
         limit: most records per domain; None takes all.
         oracle_limit: the oracle is measured on the first so many of them.
+        router_digest: of the router's file.
         max_tokens: of prompt and answer; a longer answer is cut.
         search: whose `soft_levels` and `min_gain` the oracle's search takes.
 
     Raises:
         ConfigError: a domain has no validation record that fits `max_tokens`.
     """
-    records: list[RecordResult] = []
+    measured = Evaluation((), dict(stacked.digests), router_digest)
     every = list(validation_examples(stacked, data, limit, max_tokens).items())
     with tracked(every, "evaluating", "domains") as domains:
         for domain, examples in domains:
             pairs = [(domain, e) for e in examples[:oracle_limit]]
             oracles = measure(stacked, pairs, search.soft_levels, search.min_gain)
-            found = Evaluation(tuple(_records(stacked, router, domain, examples, oracles)), stacked.digests)
+            found = replace(measured, records=_records(stacked, router, domain, examples, oracles))
             report(f"{domain}: " + ", ".join(f"{mode} {nll:.4f}" for mode, nll in found.nll[domain].items()))
-            records += found.records
-    return Evaluation(tuple(records), dict(stacked.digests))
+            measured = replace(measured, records=measured.records + found.records)
+    return measured
 
 
 def validation_examples(
@@ -108,7 +111,7 @@ def _records(
     domain: str,
     examples: Sequence[Example],
     oracles: Sequence[Outcome],
-) -> list[RecordResult]:
+) -> tuple[RecordResult, ...]:
     routed = route(stacked, router, examples)
     rows: dict[str, Sequence[Weights]] = {
         "base": [{}] * len(examples),
@@ -126,4 +129,4 @@ def _records(
             nats |= {COMBINATION: min(best.losses.values()) * tokens, ORACLE: best.oracle * tokens}
             weights = {d: w for d, w in best.weights.items() if w != 0.0}
         results.append(RecordResult(example.id, domain, tokens, nats, dict(routed[i]), weights))
-    return results
+    return tuple(results)

@@ -25,18 +25,18 @@ def card(
         licences: domain -> the licence of its data, where its file tells none.
 
     Raises:
-        ConfigError: `evaluation` or `downstream` is of other stacks; a stack does not say what its data's
-            licence is.
+        ConfigError: `evaluation` or `downstream` is of other stacks or another router; a stack does not say
+            what its data's licence is.
     """
     manifest = registry.snapshot()
-    served = {domain: history.current.digest for domain, history in manifest.domains.items()}
     for found, command in (
         (evaluation, "brainstacks-train evaluate"),
         (downstream, "python -m benchmarks.downstream"),
     ):
-        if found is not None and dict(found.stacks) != served:
+        if found is not None and (found.stacks, found.router) != manifest.serving:
             raise ConfigError(
-                f"what `{command}` wrote is of other stacks than the registry has; give that command again"
+                f"what `{command}` wrote is of other stacks, or another router, than the registry has; give "
+                "that command again"
             )
     stacks = {
         domain: (history.current, read_stack_metadata(registry.blob_path(history.current.digest)))
@@ -71,7 +71,7 @@ def card(
     if manifest.router is not None:
         current = manifest.router.current
         router = read_router_metadata(registry.blob_path(current.digest))
-        lines += ["## Meta-router", "", router.description + ".", ""]
+        lines += ["## Meta-router", "", *_description(router.description)]
         lines += [f"- digest `{current.digest}`, {current.bytes:,} bytes, seed {router.seed}"]
         lines += [f"- {key}: {value}" for key, value in router.metrics.items() if key != "history"]
         lines += [f"- {key}: {value}" for key, value in sorted(router.hyperparameters.items())]
@@ -116,6 +116,11 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _description(text: str) -> list[str]:
+    """As a sentence; older imports, and people, end it themselves."""
+    return [text.removesuffix(".") + ".", ""] if text else []
+
+
 def _losses(metadata: StackMetadata) -> str:
     """First to last round, by the keys of training or of an imported stack."""
     if not metadata.losses:
@@ -137,7 +142,7 @@ def _provenance(domain: str, digest: str, metadata: StackMetadata) -> list[str]:
     return [
         f"### {domain}",
         "",
-        *([f"{metadata.description}.", ""] if metadata.description else []),
+        *_description(metadata.description),
         f"- digest `{digest}`",
         *(
             [f"- on top of: {', '.join(p.domain for p in earlier)}"]

@@ -155,17 +155,19 @@ class RunRecords:
         return self._evaluated(lambda document: document.get("lm_eval"))
 
     def _evaluated(self, parse: Callable[[Any], T]) -> T | None:
-        """`parse` of what was evaluated; None where that was of other stacks than the registry serves now."""
+        """`parse` of what was evaluated; None where that was of other stacks, or another router, than the
+        registry serves now."""
+        serving = self.registry.snapshot().serving
 
         def current(document: Any) -> T | None:
-            return parse(document) if document["stacks"] == self._served else None
+            return parse(document) if (document["stacks"], document.get("router")) == serving else None
 
         return read_as(self.run.evaluation, current)
 
     @cached_property
     def _served(self) -> dict[str, str]:
         """Domain -> digest."""
-        return {d: history.current.digest for d, history in self.registry.snapshot().domains.items()}
+        return self.registry.snapshot().serving[0]
 
     @cached_property
     def router(self) -> RouterMetadata | None:

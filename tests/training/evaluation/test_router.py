@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -30,6 +31,7 @@ FOUND = Evaluation(
         result("chat", {"chat": 1.0}, {}),
     ),
     dict.fromkeys(STACKS, "1" * 64),
+    None,
 )
 
 
@@ -69,7 +71,7 @@ def test_the_claim_is_asked_of_router_and_oracle_with_and_without_other_stacks()
     }
     assert found.claim("law", ("chat", "math")) is None, "no such prompts"
     assert found.claim("medical", ("chat", "code")) is None, "no such stack"
-    unmeasured = analyse(Evaluation(FOUND.records[2:4], FOUND.stacks)).claim("medical", ("chat", "math"))
+    unmeasured = analyse(replace(FOUND, records=FOUND.records[2:4])).claim("medical", ("chat", "math"))
     assert unmeasured == {"router": Share(1, 2), "router, no other": Share(1, 2)}
 
 
@@ -85,7 +87,7 @@ def test_json_has_counts_and_intervals() -> None:
     assert share["count"] == 2
     assert share["interval"] == pytest.approx(Share(2, 4).interval)
     assert document["paper_claim"]["router"]["count"] == 3
-    fewer = Evaluation(FOUND.records, {"chat": "1" * 64})
+    fewer = replace(FOUND, stacks={"chat": "1" * 64})
     assert json.loads(json.dumps(analyse(fewer).to_dict()))["paper_claim"] is None
 
 

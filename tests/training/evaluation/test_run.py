@@ -15,7 +15,7 @@ from brainstacks import ComposedModel
 from brainstacks.base_model import identify_base
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.registry import Registry
-from tests.tiny import publish_stack, random_stack, write_records, write_router
+from tests.tiny import publish_stack, random_stack, save_base, write_records, write_router
 from training.curriculum.forgetting import ForgettingMatrix, Losses
 from training.data.domains import prepare
 from training.evaluation.run import evaluate_run
@@ -63,8 +63,7 @@ def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Rec
     chat, math = Losses(2.0, 2.5, 2.25), Losses(1.0, 1.0, 1.5)
     matrix = ForgettingMatrix().add("chat", {"chat": Losses(2.0, 2.0, 2.0)})
     matrix = matrix.add("math", {"chat": chat, "math": math})
-    served = Registry(root / "registry").snapshot().domains
-    stacks = {domain: history.current.digest for domain, history in served.items()}
+    stacks, _ = Registry(root / "registry").snapshot().serving
     path = root / "run" / "forgetting.json"
     path.write_text(json.dumps({"stacks": stacks, **matrix.to_dict()}))
     document, shown = evaluated(recipe, root)
@@ -84,6 +83,7 @@ def test_the_matrix_of_the_run_is_shown_and_written_with_its_figures(recipe: Rec
 
 def test_a_run_without_a_matrix_is_evaluated_all_the_same(recipe: Recipe, root: Path) -> None:
     document, shown = evaluated(recipe, root)
+    assert (document["stacks"], document["router"]) == Registry(root / "registry").snapshot().serving
     assert "forgetting" not in document
     assert "lm_eval" not in document
     assert "prefix" not in shown
@@ -140,6 +140,18 @@ def test_a_task_that_lm_eval_does_not_know_is_refused_before_anything_is_measure
     monkeypatch.setattr("training.evaluation.harness.TaskManager", lambda: only)
     with pytest.raises(ConfigError, match="lm-eval has no task smus"):
         evaluated(recipe, root, tasks=("smus",))
+    assert not (root / "run" / "evaluation.json").exists()
+
+
+def test_a_base_that_cannot_be_asked_in_chat_is_refused_before_anything_is_measured(
+    recipe: Recipe, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    base = save_base(tmp_path / "plain")
+    (base / "chat_template.jinja").unlink()
+    monkeypatch.setattr("training.evaluation.harness.check_tasks", lambda names: None)
+    with pytest.raises(ConfigError, match="'plain' has no chat template to ask in; give --no-chat"):
+        evaluated(dataclasses.replace(recipe, base=str(base)), root, tasks=("sums",))
     assert not (root / "run" / "evaluation.json").exists()
 
 

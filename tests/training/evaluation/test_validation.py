@@ -60,7 +60,12 @@ def plain_nats(example: Example, weights: Weights, stacks: dict[str, StackTensor
 
 
 def run(served: Served, *domains: str, **options: int | None) -> Evaluation:
-    settings: dict[str, Any] = {"max_tokens": 512, "search": RouterRecipe(), **options}
+    settings: dict[str, Any] = {
+        "max_tokens": 512,
+        "router_digest": "d" * 64,
+        "search": RouterRecipe(),
+        **options,
+    }
     return evaluate(served[0], served[1], data(*domains), report=quiet, **settings)
 
 

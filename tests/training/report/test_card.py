@@ -48,22 +48,23 @@ def filled(registry: Registry, tiny_directory: Path, tmp_path: Path) -> Registry
         licence="CC0-1.0",
         description="Small talk",
     )
-    publish(registry, base, "code", tmp_path, losses=({"before": 3.0, "after": 2.0},), licence="MIT")
+    losses = ({"before": 3.0, "after": 2.0},)
+    publish(registry, base, "code", tmp_path, losses=losses, licence="MIT", description="Imported.")
     publish(registry, base, "math", tmp_path)
     registry.publish_router(write_router(tmp_path / "router.safetensors", registry, base))
     return registry
 
 
 def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> None:
-    served = {domain: history.current.digest for domain, history in filled.snapshot().domains.items()}
     records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
-    text = card(filled, Evaluation(records, served), {"math": "my own"})
+    text = card(filled, Evaluation(records, *filled.snapshot().serving), {"math": "my own"})
     for said in (
         "2.500 -> 1.250",
         "CC0-1.0",
         "chat/train.jsonl (28 records",
         "splits (seed 3, selection 8), steps 40",
-        "Small talk.",
+        "\nSmall talk.\n",
+        "\nImported.\n",
     ):
         assert said in text
     assert f"- digest `{filled.snapshot().domain('chat').current.digest}`" in text
@@ -71,15 +72,14 @@ def test_the_card_tells_losses_data_settings_and_licence(filled: Registry) -> No
     assert "| chat | 4.000 | 3.000 | 2.000 | 1.000 |" in text
 
 
-def test_tasks_of_other_stacks_are_refused(filled: Registry) -> None:
-    with pytest.raises(ConfigError, match=r"benchmarks\.downstream.*of other stacks"):
-        card(filled, downstream=Downstream({"chat": "1" * 64}, (), {}))
-
-
-def test_an_evaluation_of_other_stacks_is_refused(filled: Registry) -> None:
-    records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
-    with pytest.raises(ConfigError, match="of other stacks"):
-        card(filled, Evaluation(records, {"chat": "1" * 64}))
+@pytest.mark.parametrize("other", ["stacks", "router"])
+def test_figures_of_other_stacks_or_another_router_are_refused(filled: Registry, other: str) -> None:
+    stacks, router = filled.snapshot().serving
+    served = ({"chat": "1" * 64}, router) if other == "stacks" else (stacks, "1" * 64)
+    with pytest.raises(ConfigError, match=r"benchmarks\.downstream.*of other stacks, or another router"):
+        card(filled, downstream=Downstream(*served, (), {}))
+    with pytest.raises(ConfigError, match=r"brainstacks-train evaluate.*of other stacks, or another router"):
+        card(filled, Evaluation((), *served))
 
 
 @pytest.mark.parametrize(("domain", "losses"), [("code", "3.000 -> 2.000"), ("math", "-")])
@@ -95,7 +95,7 @@ def test_imported_stacks_have_a_row_too(filled: Registry, domain: str, losses: s
 
 def test_the_table_ends_with_the_mean_over_domains() -> None:
     records = tuple(RecordResult("r", domain, 1, nats, {}) for domain, nats in ROWS.items())
-    assert table(Evaluation(records, {}))[-1] == "| **mean** | 3.000 | 2.500 | 1.500 | 1.000 |"
+    assert table(Evaluation(records, {}, None))[-1] == "| **mean** | 3.000 | 2.500 | 1.500 | 1.000 |"
 
 
 @pytest.mark.parametrize(

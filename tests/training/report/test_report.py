@@ -90,7 +90,7 @@ def publish_router(registry: Registry, base: Path, path: Path) -> None:
 
 def evaluate(run: Path, registry: Registry) -> None:
     """Add what a registry's evaluation leaves; the figures are made up."""
-    stacks = {d: history.current.digest for d, history in registry.snapshot().domains.items()}
+    stacks, router = registry.snapshot().serving
     records = [
         RecordResult(
             f"{domain}-{i}",
@@ -111,7 +111,7 @@ def evaluate(run: Path, registry: Registry) -> None:
     }
     task = {"acc,none": 0.5, "acc_stderr,none": 0.25, "sample_len": 4}
     document = {
-        **Evaluation(tuple(records), stacks).to_dict(),
+        **Evaluation(tuple(records), stacks, router).to_dict(),
         "transfer": Transfer(dict.fromkeys(DOMAINS, 3.0), alone, gains).to_dict(),
         "lm_eval": {
             "chat_template": True,
@@ -144,6 +144,15 @@ def test_what_was_measured_of_other_stacks_is_not_shown(finished: Path, tmp_path
     records = RunRecords(RunPaths(finished / "run"), registry)
     assert (records.evaluation, records.transfer, records.lm_eval) == (None, None, None)
     assert set(records.expert_use or {}) == set(DOMAINS[1:])
+
+
+def test_what_was_measured_with_another_router_is_not_shown(finished: Path, tmp_path: Path) -> None:
+    registry = Registry(shutil.copytree(finished / "registry", tmp_path / "registry"))
+    identity = identify_base(Path(json.loads((finished / "run" / "run.json").read_text())["recipe"]["base"]))
+    registry.publish_router(write_router(tmp_path / "router.safetensors", registry, identity, seed=1))
+    records = RunRecords(RunPaths(finished / "run"), registry)
+    assert (records.evaluation, records.transfer, records.lm_eval) == (None, None, None)
+    assert set(records.expert_use or {}) == set(DOMAINS)
 
 
 def sections(page: str) -> dict[str, str]:
