@@ -21,10 +21,15 @@ from brainstacks.routing.signature import Signature, Signatures, gaps, probabili
 
 @dataclass(frozen=True)
 class Served:
-    """What a reader has to know of a stack that is served: which one, and its signature, if it has one."""
+    """What a reader has to know of a stack that is served: which one, and its signature, if it has one.
+
+    Attributes:
+        problem: why the signature that its file has cannot be used.
+    """
 
     digest: str
     signature: Signature | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ from brainstacks.stacks.envelope import (
 from brainstacks.stacks.safetensors_file import read_header
 
 NOT_ROUTED = (
-    "no router in force was trained with it and its file has no signature to route by, so routed requests "
-    "leave it out; ask for it by name or by fixed weights, or publish it with a signature (brainstacks-train "
-    "sign), or a router that was trained with it (PUT /admin/router)"
+    "no router in force was trained with it, and its file has no signature that can be used here, so "
+    "routed requests leave it out; ask for it by name or by fixed weights, or publish it with a signature "
+    "(brainstacks-train sign), or a router that was trained with it (PUT /admin/router)"
 )
 """What is to be said of a stack that nothing routes to."""
 

@@ -31,7 +31,6 @@ class ServedReader:
         self._router_problem: str | None = None
         self._failure: tuple[Router | None, str] | None = None  # in a request; until another is in force
         self._served: dict[str, Served] = {}
-        self._signature_problems: dict[str, str] = {}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -40,7 +39,8 @@ class ServedReader:
         failure = (
             f"a routed request failed: {failed[1]}" if failed and failed[0] is self.reader.router else None
         )
-        return (*self._signature_problems.values(), *filter(None, (self._router_problem, failure)))
+        unusable = (stack.problem for stack in self._served.values())
+        return tuple(filter(None, (*unusable, self._router_problem, failure)))
 
     def failed(self, reader: Reader, problem: str) -> None:
         """Name in `problems` what `reader` did to a request, for as long as its router is in force."""
@@ -48,7 +48,7 @@ class ServedReader:
 
     def serve(self, serving: Mapping[str, ServedStack]) -> None:
         """Read by the signatures of these stacks; what is read already is not read again."""
-        before, self._served, self._signature_problems = self._served, {}, {}
+        before, self._served = self._served, {}
         for domain, stack in serving.items():
             known = before.get(domain)
             if known is None or known.digest != stack.digest:
@@ -87,8 +87,7 @@ class ServedReader:
             return Served(stack.digest, self._candidates.signature(stack))
         except BrainstacksError as error:
             problem = f"{stack.domain} version {stack.version}: its signature: {error.message}"
-            self._signature_problems[stack.domain] = problem
-            return Served(stack.digest)
+            return Served(stack.digest, problem=problem)
 
     def _read_with(self, router: Router | None) -> None:
         self.reader = Reader(router, self._served, self._base.device)

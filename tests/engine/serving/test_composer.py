@@ -82,7 +82,7 @@ def test_a_stack_newer_than_the_router_is_served_by_name_and_not_routed_to(
     served.engine.serving.sync()
     assert [served.engine.serving.routed_by(domain) for domain in DOMAINS] == ["router", "router", None]
     (told,) = served.engine.serving.unrouted
-    assert told.startswith("math: no router in force was trained with it and its file has no signature")
+    assert told.startswith("math: no router in force was trained with it, and its file has no signature")
     routed = compose(served, CompositionRequest("routed"), PROBABILITIES)
     assert routed.routing.weights == {"chat": 0.05, "code": 0.6, "math": 0.0}
     assert routed.routing.active == ("code",)

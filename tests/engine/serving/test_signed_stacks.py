@@ -139,6 +139,10 @@ def test_a_signature_that_was_made_on_nf4_is_not_used_on_finer_values_and_says_s
     assert problem.startswith(
         "law version 1: its signature: it was made on a base in nf4, and the base in use"
     )
+    served.engine.serving.try_all()  # as at a start
+    assert list(served.engine.serving.problems) == [problem]
+    sign(served, tmp_path, "tax")
+    assert list(served.engine.serving.problems) == [problem], "another domain changes nothing"
     rounded = dataclasses.replace(made, config=dataclasses.replace(made.config, quantization="int8"))
     sign(served, tmp_path, signature=rounded)
     assert (served.engine.serving.unrouted, served.engine.serving.problems) == ((), ())
