@@ -143,12 +143,12 @@ class Metrics:
 
     def observe_routing(self, routing: Routing) -> None:
         self.modes.labels(routing.mode).inc()
-        if routing.probabilities:
+        if routing.probabilities and routing.router_ms:  # else they are of the conversation's first prompt
             self.router.observe(routing.router_ms / 1000)
             self.confidence.observe(max(routing.probabilities.values()))
             for domain, probability in routing.probabilities.items():
                 self.probability.labels(domain).observe(probability)
-        if routing.gap is not None:
+        if routing.gap is not None and routing.router_ms:
             self.gap.observe(routing.gap)
         self.active.observe(len(routing.active))
         self.compositions.labels(self._composition(routing.active)).inc()

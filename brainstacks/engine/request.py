@@ -52,7 +52,8 @@ class Routing:
     """How a request was composed; the routing record that a client sees.
 
     Attributes:
-        probabilities: the router's sigmoid outputs per domain; None when the router did not run.
+        probabilities: the router's sigmoid outputs per domain, of a conversation's first prompt where that
+            one decides; None when the request was not routed.
         weights: weight per domain: the probability or its floor, the fixed weight, 1.0 for ungated.
         active: the domains that are applied, in the registry's order; one whose |weight| is at or below
             the gate threshold, or that `top` leaves out, is not, whatever `weights` shows.
@@ -60,8 +61,8 @@ class Routing:
         router_ms: milliseconds of the router pass (features and network); 0.0 when it did not run.
         routed_by: who gave each domain its weight: the router, the signature in the stack's file where the
             router was not trained with it, or the request; a domain that nobody decided on is left out.
-        gap: probability that no stack helps that is routed to, by their signatures; None where one of them
-            has none, or the prompt was not read.
+        gap: probability that no stack helps that is routed to, by their signatures, of the same prompt; None
+            where one of them has none, or no prompt was read.
         created: Unix seconds at which the request was routed.
         generation: the registry's manifest number at that moment.
         tenant: whose request it was.

@@ -24,8 +24,8 @@ class Routing(Reply):
         description="who gave each weight; of a domain that is left out, nobody: it is not in here"
     )
     gap: float | None = Field(
-        description="probability that no stack helps; null where one that is routed to has no signature, or "
-        "the prompt was not read"
+        description="probability that no stack helps; in a sticky conversation of its first prompt; null "
+        "where one that is routed to has no signature, or no prompt was read"
     )
     active: list[str]
     stacks: dict[str, StackReference] = Field(description="of the active domains")

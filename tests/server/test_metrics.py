@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import httpx2
@@ -134,6 +135,17 @@ async def test_what_is_routed_is_counted_by_composition_and_by_how_sure_the_rout
     assert value(app, "gap_probability_sum") == pytest.approx(0.25 * 2)
     assert value(app, "stack_tier", domain="math", tier="device") == 1
     assert value(app, "stack_tier", domain="math", tier="disk") == 0
+
+
+async def test_a_prompt_that_keeps_its_conversation_s_route_is_not_counted_as_read(
+    client: httpx2.AsyncClient, app: FastAPI, engine: FakeEngine
+) -> None:
+    await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})
+    follows = dataclasses.replace(engine.records[0], router_ms=0.0)
+    app.state.context.metrics.observe_routing(follows)
+    assert value(app, "compositions_total", composition="chat+math") == 2
+    read = ("router_seconds", "router_confidence", "gap_probability")
+    assert [value(app, f"{name}_count") for name in read] == [1, 1, 1]
 
 
 async def test_compositions_beyond_the_first_ones_are_counted_together(
