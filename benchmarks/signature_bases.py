@@ -25,7 +25,6 @@ from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig, Quantization
 from brainstacks.engine.engine import StepEngine
 from brainstacks.engine.request import RouteRequest
-from brainstacks.errors import ConfigError
 from brainstacks.routing.features import pad_features
 from brainstacks.routing.policy import GATE_THRESHOLD
 from brainstacks.routing.reader import Reader, Reading, Served
@@ -73,15 +72,12 @@ def served_vectors(base: BaseModel, prompts: Prompts, some: Signature) -> Vector
 
 
 def signatures_of(vectors: Vectors, quantization: Quantization) -> dict[str, Signature]:
-    """Of each domain. Raises ConfigError: one has too few prompts."""
-    found = {}
-    for domain, prompts in vectors.items():
-        if domain != NO_DOMAIN:
-            signature = signature_of(vectors[NO_DOMAIN], prompts, quantization)
-            if signature is None:
-                raise ConfigError(f"{domain} has too few prompts for a signature; give more with --train")
-            found[domain] = signature
-    return found
+    """Of each domain."""
+    return {
+        domain: signature_of(vectors[NO_DOMAIN], prompts, quantization)
+        for domain, prompts in vectors.items()
+        if domain != NO_DOMAIN
+    }
 
 
 def moved(signatures: Mapping[str, Signature], here: Vectors, there: Vectors) -> dict[str, float]:

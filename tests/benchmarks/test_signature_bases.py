@@ -51,7 +51,6 @@ def test_what_is_added_and_shifted_are_of_the_same_prompts() -> None:
         return torch.randn(n, 2, 16, generator=chance) + at
 
     signature = signature_of(prompts(16, 0.0), prompts(24, 1.0), "none")
-    assert signature is not None
     here = {"law": prompts(8, 1.0)}
     same = signature_bases.moved({"law": signature}, here, here)
     assert same["added"] == same["shift"] == 0

@@ -19,7 +19,7 @@ from brainstacks.layers.hooks import DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
 from brainstacks.stacks.artifact import DataSource, StackMetadata, sha256_file
 from brainstacks.stacks.tensors import save_stack
-from training.curriculum.freezing import finite, hyperparameters, losses_of, named
+from training.curriculum.freezing import finite, hyperparameters, losses_of, named, signed
 from training.data.domains import DomainData
 from training.data.encoding import Example, encode
 from training.progress import working
@@ -33,7 +33,6 @@ from training.rounds.frozen_stacks import FrozenStacks
 from training.rounds.inner_loop import train_round
 from training.rounds.null_space import NullSpace
 from training.rounds.objective import mean_nll
-from training.rounds.signature import make_signature
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.workshop import Workshop
 from training.runs import checkpoint
@@ -242,26 +241,26 @@ class DomainTraining:
         space: NullSpace | None,
     ) -> None:
         """Write the finished stack. Its validation losses are those with the stacks it was trained with."""
-        model, hooks = self._workshop.base.model, self._workshop.hooks
-        alone = self._recipe.earlier_stacks == "none"
+        base, hooks, recipe = self._workshop.base, self._workshop.hooks, self._recipe
+        alone = recipe.earlier_stacks == "none"
         earlier = [] if alone else self._frozen.all_on()
-        before = mean_nll(model, hooks, validation, earlier)
-        after = mean_nll(model, hooks, validation, (*earlier, *self._own(domain.name, rounds)))
+        before = mean_nll(base.model, hooks, validation, earlier)
+        after = mean_nll(base.model, hooks, validation, (*earlier, *self._own(domain.name, rounds)))
         self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
         losses = [losses_of(result) for result in rounds]
         losses[0]["validation_before"], losses[-1]["validation_after"] = finite(before), finite(after)
-        identity, signature = self._workshop.base.identity, make_signature(self._workshop.base, train)
+        signature = signed(base, recipe, domain.name, train, self._report)
         metadata = StackMetadata(
             domain=domain.name,
             rounds=len(rounds),
             config=self._stack_config(),
-            dims={projection: identity.dims[projection] for projection in self._recipe.stack.projections},
-            base=identity.ref,
+            dims={projection: base.identity.dims[projection] for projection in recipe.stack.projections},
+            base=base.identity.ref,
             null_space=space.facts() if space is not None else None,
             predecessors=() if alone else tuple(self._frozen.predecessors),
             data=self._sources(domain.name),
-            hyperparameters=hyperparameters(self._recipe, domain, self._workshop.base.dtype_name),
-            seed=self._recipe.round.seed,
+            hyperparameters=hyperparameters(recipe, domain, base.dtype_name),
+            seed=recipe.round.seed,
             losses=tuple(losses),
             tool_versions=tool_versions(),
             licence=domain.licence,

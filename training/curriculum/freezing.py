@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from brainstacks.base_model import BaseModel
+from brainstacks.routing.signature import Signature
+from training.data.encoding import Example
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.reinforce.stage import StageResult
+from training.rounds.signature import NoSignature, make_signature
 from training.rounds.task import RoundResult
 from training.runs.directory import SPLITTING
 
@@ -22,6 +26,17 @@ def named(rounds: Sequence[RoundResult]) -> dict[str, Tensor]:
         for n, result in enumerate(rounds)
         for name, tensor in (result.tensors or {}).items()
     }
+
+
+def signed(
+    base: BaseModel, recipe: Recipe, domain: str, train: Sequence[Example], report: Callable[[str], None]
+) -> Signature | None:
+    """The routing signature of `domain`; None, and `report` is told why, where there can be none."""
+    try:
+        return make_signature(base, train, recipe.router.sequence_length)
+    except NoSignature as error:
+        report(f"{domain}: no signature, so that only a router trained with it routes to it: {error.message}")
+        return None
 
 
 def hyperparameters(recipe: Recipe, domain: DomainRecipe, dtype: str) -> dict[str, Any]:

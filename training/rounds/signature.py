@@ -6,7 +6,8 @@
     S     V sqrt(1 - n / v): the distance under a probabilistic PCA of y, times sqrt(n)
 
 mu and sigma are of the distances of prompts to what the other folds gave: a prompt is always nearer to what
-was made of itself. `brainstacks/routing/signature.py` says what is computed with it.
+was made of itself, or of its like: each prompt counts once, and a fold is of neighbours, as the turns of a
+conversation are. `brainstacks/routing/signature.py` says what is computed with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from brainstacks.base_model import BaseModel
-from brainstacks.config import Quantization, SignatureConfig
+from brainstacks.config import Features, Quantization, SignatureConfig
+from brainstacks.errors import ConfigError
 from brainstacks.routing.features import mixed_hidden_states, pad_prompts
 from brainstacks.routing.signature import LEAST_SIGMA, Signature, distances, pooled, seen_from
 from training.data.batches import TOKENS, within_budget
@@ -36,7 +38,7 @@ all but alike are nearer to each other than that, and a server that rounds would
 FOLDS = 4
 
 LEAST_PROMPTS = 8
-"""Fewer tell nothing of how prompts differ, and no signature is made."""
+"""Fewer that differ tell nothing of how prompts do, and no signature is made."""
 
 MOST_PROMPTS = 256
 """More change little; each costs a pass of the base."""
@@ -61,40 +63,91 @@ NEUTRAL = (
 )
 """Prompts of no domain, of many forms."""
 
-NEUTRAL_TOKENS = 256
-"""More than any of `NEUTRAL` takes in a chat template."""
+Prompt = tuple[int, ...]
+"""Token ids."""
 
 
-def make_signature(base: BaseModel, examples: Sequence[Example]) -> Signature | None:
+class NoSignature(ConfigError):
+    """Of these prompts on this base none is made; says why."""
+
+
+def make_signature(
+    base: BaseModel, examples: Sequence[Example], sequence_length: int = SignatureConfig.sequence_length
+) -> Signature:
     """Of the prompts of a domain's examples, by the base alone; no stack may be composed.
 
-    Returns:
-        None where the examples are fewer than `LEAST_PROMPTS`, or their prompts all alike.
+    Args:
+        examples: in the order of their split, in which prompts that begin alike are neighbours.
+        sequence_length: tokens of a prompt that are read; as many as the router's that it is to serve beside.
+
+    Raises:
+        NoSignature: the prompts are too few, or all alike; or the base reads none of `NEUTRAL`.
     """
+    prompts = different_prompts(examples, sequence_length)
     answered = [Record(str(i), (Message("user", text),), "Yes.") for i, text in enumerate(NEUTRAL)]
-    neutral = encode(answered, base.chat_tokenizer(), NEUTRAL_TOKENS)
+    neutral = encode(answered, base.chat_tokenizer(), base.max_context)
+    if not neutral:
+        raise NoSignature("the base's chat template refuses every prompt that signatures are measured from")
     return signature_of(
-        prompt_vectors(base, [e.prompt for e in neutral]),
-        prompt_vectors(base, [e.prompt for e in _some(examples)]),
+        prompt_vectors(base, [e.prompt for e in neutral], sequence_length),
+        prompt_vectors(base, _some(prompts), sequence_length),
         base.quantization,
+        sequence_length,
     )
 
 
-def _some(examples: Sequence[Example]) -> Sequence[Example]:
-    """At most `MOST_PROMPTS` of them, from everywhere: sources may follow each other."""
-    return examples[:: -(-len(examples) // MOST_PROMPTS) or 1]
+def check_features(sequence_length: int, served: Features, where: str) -> None:
+    """Refuse a signature that would not be used beside a router.
+
+    Args:
+        sequence_length: the recipe's.
+        served: what `where`, which is a router, reads.
+
+    Raises:
+        ConfigError: signatures are of other features.
+    """
+    made = (sequence_length, SignatureConfig.mid_weight, SignatureConfig.last_weight)
+    if made != served:
+        raise ConfigError(
+            f"{where} reads {served[0]} tokens of a prompt, and mixes hidden states by {served[1]:g} and "
+            f"{served[2]:g}; signatures of {made[0]} tokens, by {made[1]:g} and {made[2]:g}, would not be "
+            f"used beside it. Set router.sequence_length: {served[0]} in the recipe, or publish a router "
+            "that reads the same"
+        )
+
+
+def different_prompts(examples: Sequence[Example], sequence_length: int) -> list[Prompt]:
+    """Each prompt once, as far as it is read. Raises NoSignature: they are too few."""
+    prompts = list(dict.fromkeys(example.prompt[:sequence_length] for example in examples))
+    _check_count(len(prompts))
+    return prompts
+
+
+def _check_count(prompts: int) -> None:
+    if prompts < LEAST_PROMPTS:
+        raise NoSignature(
+            f"it has {prompts} different training prompts that fit, and a signature takes {LEAST_PROMPTS}; "
+            "give more data"
+        )
+
+
+def _some(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """At most `MOST_PROMPTS` of them, from everywhere."""
+    return prompts[:: -(-len(prompts) // MOST_PROMPTS)]
 
 
 @torch.no_grad()
-def prompt_vectors(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+def prompt_vectors(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    sequence_length: int = SignatureConfig.sequence_length,
+) -> Tensor:
     """What of prompts is compared (`routing.signature.pooled`), by the code that serves.
 
     Returns:
         [n, 2, d] float32, on the CPU.
     """
-    features = SignatureConfig(
-        base.identity.hidden_size, 1, 1, base.quantization
-    )  # the defaults, which a router has too
+    features = SignatureConfig(base.identity.hidden_size, 1, 1, base.quantization, sequence_length)
     found = torch.zeros(len(prompts), 2, features.width)
     batches = within_budget([min(len(p), features.sequence_length) for p in prompts], TOKENS)
     with tracked(batches, "reading prompts", "batches") as each:
@@ -107,23 +160,32 @@ def prompt_vectors(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     return found
 
 
-def signature_of(neutral: Tensor, prompts: Tensor, quantization: Quantization) -> Signature | None:
-    """The same of vectors [n, 2, d] float32 of neutral prompts and of the domain's."""
+def signature_of(
+    neutral: Tensor,
+    prompts: Tensor,
+    quantization: Quantization,
+    sequence_length: int = SignatureConfig.sequence_length,
+) -> Signature:
+    """The same of vectors [n, 2, d] float32 of neutral prompts and of the domain's.
+
+    Raises:
+        NoSignature: they are not finite, or the domain's are too few or all alike.
+    """
     count, _, width = prompts.shape
-    if count < LEAST_PROMPTS:
-        return None
+    _check_count(count)
+    if not (neutral.isfinite().all() and prompts.isfinite().all()):
+        raise NoSignature("the base's hidden states of a prompt are not finite; is it damaged?")
     centre = neutral.mean(dim=0)
     seen = seen_from(centre, prompts)
-    fold = torch.arange(count) % FOLDS
+    fold = torch.arange(count) * FOLDS // count
     held_out = torch.cat([_distances(seen[fold == f], *_fit(seen[fold != f])) for f in range(FOLDS)])
     sigma = held_out.std()
     if sigma < LEAST_SIGMA:
-        return None
+        raise NoSignature("its training prompts are all alike to the base; give prompts that differ")
     mean, spread = _fit(seen)
     calibration = as_served(float(held_out.mean()), float(sigma))
-    return Signature(
-        SignatureConfig(width, len(spread), count, quantization), centre, mean, spread, calibration
-    )
+    config = SignatureConfig(width, len(spread), count, quantization, sequence_length)
+    return Signature(config, centre, mean, spread, calibration)
 
 
 def as_served(mu: float, sigma: float) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from brainstacks.base_model import BaseModel
+from brainstacks.base_model import BaseModel, load_base
 from brainstacks.config import SignatureConfig
 from brainstacks.routing.signature import Signature, Signatures, distances, seen_from
-from tests.training.examples import learnable_examples
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, save_base
 from training.data.encoding import Example
 from training.rounds.signature import (
     DIRECTIONS,
@@ -19,6 +20,7 @@ from training.rounds.signature import (
     LEAST_PROMPTS,
     MOST_PROMPTS,
     ROUNDING,
+    NoSignature,
     as_served,
     make_signature,
     prompt_vectors,
@@ -40,9 +42,7 @@ def prompts_of(seed: int, count: int, sample: int = 0) -> Tensor:
 
 
 def made(prompts: Tensor) -> Signature:
-    found = signature_of(normal(16, 2, WIDTH, seed=99), prompts, "none")
-    assert found is not None
-    return found
+    return signature_of(normal(16, 2, WIDTH, seed=99), prompts, "none")
 
 
 def scores(signature: Signature, prompts: Tensor) -> Tensor:
@@ -94,15 +94,66 @@ def test_prompts_that_are_all_but_alike_are_known_whether_a_server_rounds_or_not
     assert broad == pytest.approx([1.0, 0.1], abs=0.01), "where prompts differ it is nothing"
 
 
-@pytest.mark.parametrize("prompts", [prompts_of(10, LEAST_PROMPTS - 1), prompts_of(10, 1).repeat(20, 1, 1)])
-def test_too_few_prompts_or_all_alike_give_none(prompts: Tensor) -> None:
-    assert signature_of(normal(16, 2, WIDTH, seed=99), prompts, "none") is None
+@pytest.mark.parametrize(
+    ("prompts", "why"),
+    [
+        (prompts_of(10, LEAST_PROMPTS - 1), "it has 7 different training prompts"),
+        (prompts_of(10, 1).repeat(20, 1, 1), "are all alike"),
+    ],
+)
+def test_too_few_prompts_or_all_alike_give_none(prompts: Tensor, why: str) -> None:
+    with pytest.raises(NoSignature, match=why):
+        made(prompts)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_base_without_numbers_gives_none(which: int) -> None:
+    vectors = [normal(16, 2, WIDTH, seed=99), prompts_of(10, 20)]
+    vectors[which][3, 1, 2] = torch.nan
+    with pytest.raises(NoSignature, match="not finite"):
+        signature_of(vectors[0], vectors[1], "none")
+
+
+def test_a_prompt_is_not_measured_by_its_likes() -> None:
+    """The turns of a conversation are all but one prompt, and neighbours."""
+    prompts = prompts_of(10, 24)
+    turns = prompts.repeat_interleave(4, dim=0) + 0.01 * normal(96, 2, WIDTH, seed=5)
+    (once, _), (often, _) = (made(p).distances.tolist() for p in (prompts, turns))
+    assert often == pytest.approx(once, rel=0.05)
+
+
+def test_a_prompt_counts_once(tiny_base: BaseModel) -> None:
+    examples = [Example(str(i), (97 + i, 98, 99 + i % 5), (1,)) for i in range(12)]
+    once, often = make_signature(tiny_base, examples), make_signature(tiny_base, [*examples, *examples])
+    assert once.config == often.config
+    assert all(torch.equal(t, often.tensors()[name]) for name, t in once.tensors().items())
+    with pytest.raises(NoSignature, match="it has 7 different"):
+        make_signature(tiny_base, examples[:7] * 2)
+    with pytest.raises(NoSignature, match="it has 5 different"):
+        make_signature(tiny_base, [Example(e.id, e.prompt[::-1], (1,)) for e in examples], sequence_length=1)
+
+
+def with_template(directory: Path, template: str) -> BaseModel:
+    """The tiny base with another chat template."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(save_base(directory / "base", tokenizer=False))
+    return load_base(directory / "base", quantization="none", device="cpu", dtype=torch.float32)
+
+
+def test_a_long_preamble_leaves_no_neutral_prompt_out_and_a_template_that_refuses_all_gives_none(
+    tmp_path: Path,
+) -> None:
+    examples = [Example(str(i), (97 + i, 98, 99 + i % 5), (1,)) for i in range(12)]
+    long = make_signature(with_template(tmp_path / "long", "p" * 300 + CHAT_TEMPLATE), examples)
+    assert long.centre.isfinite().all()
+    with pytest.raises(NoSignature, match="chat template refuses"):
+        make_signature(with_template(tmp_path / "refuses", "{{ raise_exception('no') }}"), examples)
 
 
 def test_of_a_base_it_is_what_the_server_computes(tiny_base: BaseModel) -> None:
     examples = [Example(str(i), tuple(97 + (i * j) % 7 for j in range(4 + i % 5)), (1,)) for i in range(12)]
     signature = make_signature(tiny_base, examples)
-    assert signature is not None
     assert signature.config.width == tiny_base.identity.hidden_size
     assert signature.config.prompts == 12
     assert Signature.of(signature.config, signature.tensors()) == signature
@@ -119,13 +170,12 @@ def test_of_many_prompts_some_are_taken_from_everywhere(
 
     read: list[int] = []
 
-    def counted(base: BaseModel, prompts: list[tuple[int, ...]]) -> Tensor:
+    def counted(base: BaseModel, prompts: list[tuple[int, ...]], sequence_length: int) -> Tensor:
         read.append(len(prompts))
         return prompts_of(10, len(prompts))
 
     monkeypatch.setattr(module, "prompt_vectors", counted)
-    examples = learnable_examples(MOST_PROMPTS + 10)
+    examples = [Example(str(i), (i % 250, i // 250), (1,)) for i in range(MOST_PROMPTS + 10)]
     found = module.make_signature(tiny_base, examples)
     assert read[1] == (MOST_PROMPTS + 10) // 2
-    assert found is not None
     assert found.config == SignatureConfig(WIDTH, DIRECTIONS, read[1], "none")
