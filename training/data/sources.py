@@ -7,7 +7,7 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
 from training.data.formats import format_of, read
 from training.data.records import Record
-from training.recipe.recipe import FormatName, SourceRecipe
+from training.recipe.recipe import SourceRecipe
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,12 @@ class _Rows:
         digest: SHA-256 of the rows; of the whole file, where it is one.
         rows: by their number in the source, from 1.
         own_ids: a column `id` is unique in the data set, not only in the split.
-        format: that they are in; None: the source's.
     """
 
     name: str
     digest: str
     rows: Mapping[int, Mapping[str, Any]]
     own_ids: bool = False
-    format: FormatName | None = None
 
 
 def load_source(source: SourceRecipe) -> SourceRecords:
@@ -81,13 +79,8 @@ def load_directory(directory: Path) -> SourceRecords:
         ConfigError: there is no `train.jsonl`, or a line is no row of that format; names the line.
     """
     train, validation = directory / "train.jsonl", directory / "validation.jsonl"
-    source = SourceRecipe(f"jsonl:{train}")
-    return _read(source, _own(source, train), _own(source, validation) if validation.is_file() else None)
-
-
-def _own(source: SourceRecipe, path: Path) -> _Rows:
-    rows = _file(source, path)
-    return replace(rows, format=format_of(next(iter(rows.rows.values()), {})))
+    source = SourceRecipe(f"jsonl:{train}", format=None)
+    return _read(source, _file(source, train), _file(source, validation) if validation.is_file() else None)
 
 
 def _read(source: SourceRecipe, train: _Rows, validation: _Rows | None = None) -> SourceRecords:
@@ -115,11 +108,12 @@ def _check_columns(source: SourceRecipe, rows: _Rows) -> None:
 
 
 def _records(source: SourceRecipe, rows: _Rows) -> Iterator[Record]:
+    format = source.format or format_of(next(iter(rows.rows.values()), {}))
     for number, row in rows.rows.items():
         # Named by its content, a record keeps its id wherever the row stands.
         id = row["id"] if rows.own_ids and "id" in row else f"{Path(rows.name).stem}-{_digest([row])[:12]}"
         try:
-            yield from read(rows.format or source.format, row, str(id), source.columns)
+            yield from read(format, row, str(id), source.columns)
         except ConfigError as error:
             raise ConfigError(f"{rows.name}, row {number}: {error.message}") from error
 

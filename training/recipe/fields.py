@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from brainstacks.errors import ConfigError
 
@@ -40,7 +40,7 @@ def check_fields(owner: Any) -> None:
 
 def _check(name: str, value: Any, annotation: Any) -> None:
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
-    if kind is UnionType:
+    if kind in (UnionType, Union):  # the second where one of the parts is a Literal
         if value is not None:
             _check(name, value, *(part for part in parts if part is not NoneType))
     elif kind is Literal:

@@ -39,14 +39,7 @@ LEAST_WEIGHT = 1e-6
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 FormatName = Literal[
-    "prompt_response",
-    "prompt_completion",
-    "alpaca",
-    "messages",
-    "sharegpt",
-    "gsm8k",
-    "medqa",
-    "preference",
+    "prompt_response", "prompt_completion", "alpaca", "messages", "sharegpt", "gsm8k", "medqa", "preference"
 ]
 
 COLUMNS: Mapping[FormatName, tuple[str, ...]] = {
@@ -68,7 +61,7 @@ class SourceRecipe:
 
     Attributes:
         source: `hub:<dataset id>` (through `datasets`), `jsonl:<file>`, or `reasoning_gym:<generator>`.
-        format: how a row is read; see `training.data.formats`.
+        format: how a row is read; see `training.data.formats`. None: as the columns of the first row say.
         split: of a hub dataset; ignored by nothing: other sources refuse it.
         subset: configuration name of a hub dataset, or None.
         revision: commit, tag or branch of a hub dataset; None takes what is newest.
@@ -84,7 +77,7 @@ class SourceRecipe:
     """
 
     source: str
-    format: FormatName = "prompt_response"
+    format: FormatName | None = "prompt_response"
     split: str | None = None
     subset: str | None = None
     revision: str | None = None
@@ -104,11 +97,12 @@ class SourceRecipe:
         )
         check_least(self, 1, "limit")
         check_least(self, LEAST_WEIGHT, "weight")
-        strangers = [name for name in self.columns if name not in COLUMNS[self.format]]
+        require(self.format is not None or not self.columns, "columns are of a format; give the format too")
+        known = COLUMNS[self.format] if self.format is not None else ()
+        strangers = [name for name in self.columns if name not in known]
         require(
             not strangers,
-            f"columns names {', '.join(strangers)}; the format {self.format} reads "
-            f"{', '.join(COLUMNS[self.format])}",
+            f"columns names {', '.join(strangers)}; the format {self.format} reads {', '.join(known)}",
         )
         for name in ("split", "subset", "revision", "validation_split"):
             require(getattr(self, name) is None or kind == "hub", f"{name} is for hub: sources, not {kind}:")

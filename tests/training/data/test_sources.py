@@ -163,6 +163,26 @@ def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path: Path) -> None:
         load_source(SourceRecipe(f"jsonl:{path}"))
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+@pytest.mark.parametrize("rows", [{"prompt": "p", "completion": "r"}, {"messages": []}], ids=lambda r: min(r))
+def test_without_a_format_the_first_row_says_it(tmp_path: Path, mark: bytes, rows: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    said = {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]}
+    path.write_bytes(mark + json.dumps(rows).encode() + b"\n" + json.dumps({**rows, **said}).encode())
+    (record, *_) = load_source(SourceRecipe(f"jsonl:{path}", format=None)).records
+    assert (record.messages[0].content, record.response) == ("p", "r")
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"prompt": "\xe9"}', b"{" + b"[" * 100_000, b"3"], ids=["latin", "deep", "number"]
+)
+def test_without_a_format_what_is_no_row_is_named_too(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a\.jsonl, row 1: "):
+        load_source(SourceRecipe(f"jsonl:{path}", format=None))
+
+
 def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data file"):
         load_directory(tmp_path)

@@ -27,6 +27,7 @@ class Whole:
     name: str = "a"
     kind: Literal["a", "b"] = "a"
     limit: int | None = None
+    choice: Literal["a", "b"] | None = None
     pair: tuple[float, float] = (0.0, 1.0)
     many: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
@@ -39,7 +40,7 @@ class Whole:
     "values",
     [
         {},
-        {"count": -3, "rate": 2, "on": False, "name": "", "kind": "b", "limit": 5},
+        {"count": -3, "rate": 2, "on": False, "name": "", "kind": "b", "limit": 5, "choice": "a"},
         {"pair": [1, 2.5], "many": ["a", "b"], "parts": [Part(), Part(2)]},
         {"shares": {"a": 1, "b": 0.5}, "anything": {"a": None, "b": [math.nan]}},
     ],
@@ -53,6 +54,7 @@ def test_values_of_their_fields_kinds_are_taken_as_they_are(values: dict[str, An
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"choice": "c"}, "choice is 'c'; it is one of a, b"),
         ({"count": 2.5}, "count is 2.5; it is a whole number"),
         ({"count": 2.0}, "count is 2.0; it is a whole number"),
         ({"count": True}, "count is True; it is a whole number"),

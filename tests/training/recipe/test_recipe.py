@@ -124,6 +124,8 @@ def test_a_source_that_could_not_be_read_is_refused(source: dict[str, Any], name
 def test_a_column_that_the_format_does_not_read_is_refused_with_those_that_it_does() -> None:
     with pytest.raises(ConfigError, match="columns names inputs; the format alpaca reads instruction, "):
         SourceRecipe("jsonl:a", format="alpaca", columns={"inputs": "context"})
+    with pytest.raises(ConfigError, match="columns are of a format; give the format too"):
+        SourceRecipe("jsonl:a", format=None, columns={"input": "context"})
 
 
 def test_a_recipe_that_its_aliases_make_huge_is_refused_in_a_short_message(tmp_path: Path) -> None:

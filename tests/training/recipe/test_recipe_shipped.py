@@ -159,6 +159,7 @@ def test_the_recipe_of_a_domain_to_be_added_has_room_for_it_alone() -> None:
 @pytest.mark.parametrize("source", shipped_sources(), ids=lambda source: source.source)
 def test_every_source_of_a_shipped_recipe_is_read_in_its_own_columns(source: SourceRecipe) -> None:
     row = row_of(source)
+    assert source.format is not None
     assert source.where.items() <= row.items()
     (record,) = read(source.format, row, "row", source.columns)
     prompt, response = ANSWERS.get(source.source, ("Q", "A"))
