@@ -108,7 +108,7 @@ def domain_signatures(
     for domain, history in registry.snapshot().domains.items():
         path = registry.blob_path(history.current.digest)
         config = read_stack_metadata(path).signature
-        if config is not None and holds(config, base.quantization):
+        if config is not None and holds(config.quantization, base.quantization):
             found[domain] = Signature.of(config, load_signature(path))
             continue
         found[domain] = make_signature(base, train[domain])

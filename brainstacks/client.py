@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -72,9 +72,9 @@ class Client:
         asked = {"model": model, "messages": [{"role": "user", "content": prompt}], "completion": completion}
         return self._document(self._ask("POST", "/v1/attribution", json=asked))
 
-    def route(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What `POST /v1/route` tells of a conversation: weights, who gave them, the gap."""
-        found = self._document(self._ask("POST", "/v1/route", json={"messages": list(messages)}))
+    def route(self, **prompt: Any) -> dict[str, Any]:
+        """What `POST /v1/route` tells of `prompt` or `messages`: weights, who gave them, the gap."""
+        found = self._document(self._ask("POST", "/v1/route", json=prompt))
         if missing := [name for name in ("weights", "active", "routed_by", "gap") if name not in found]:
             raise self._foreign(f"a route without {missing[0]!r}")
         return found

@@ -29,9 +29,9 @@ from training.recipe.recipe import FormatName, load_recipe
 from training.rounds.allocator import keep_freed_memory
 from training.runs.signals import exit_status
 
-EXIT_STATUS = """Exit status: 0 done; 1 refused, and stderr says why; 2 wrong usage; 3 done, but a domain
-learned nothing and was not published; 75 stopped by a signal or a full disk: the same command goes on;
-130 a second Ctrl-C, or one in a command that has nothing to keep."""
+EXIT_STATUS = """Exit status: 0 done; 1 refused, or added and not routed to: stderr says why; 2 wrong usage;
+3 done, but a domain learned nothing and was not published; 75 stopped by a signal or a full disk: the
+same command goes on; 130 a second Ctrl-C, or one in a command that has nothing to keep."""
 
 WIDE = 200
 """Columns of the tables where there is no terminal."""
@@ -125,7 +125,7 @@ def add(
     registry: Annotated[
         Path | None,
         typer.Option(
-            help="Train on top of the stacks that it serves, and publish there too; by default on none."
+            help="Train on top of all stacks that it serves, and publish there too; by default on none."
         ),
     ] = None,
     run: Annotated[

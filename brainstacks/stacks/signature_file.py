@@ -38,15 +38,15 @@ def check_width(config: SignatureConfig | None, hidden_size: int) -> None:
         )
 
 
-def holds(config: SignatureConfig, quantization: Quantization) -> bool:
-    """Whether it holds for a base of this quantisation: NF4 moves prompts by more than they differ within a
-    domain, what other quantisations do is little."""
-    return (config.quantization == "nf4") == (quantization == "nf4")
+def holds(made: Quantization, used: Quantization) -> bool:
+    """Whether a signature of a base in one quantisation holds for the base in another: NF4 moves prompts by
+    more than they differ within a domain, what other quantisations do is little."""
+    return (made == "nf4") == (used == "nf4")
 
 
 def check_holds(config: SignatureConfig, quantization: Quantization) -> None:
     """Raises IncompatibleArtifact: it does not hold."""
-    if not holds(config, quantization):
+    if not holds(config.quantization, quantization):
         raise IncompatibleArtifact(
             f"it was made on a base in {config.quantization}, and the base in use is in {quantization}, "
             f"where prompts look otherwise; sign the stack again (brainstacks-train sign, with quantization: "

@@ -126,8 +126,7 @@ def different_prompts(examples: Sequence[Example], sequence_length: int) -> list
 def _check_count(prompts: int) -> None:
     if prompts < LEAST_PROMPTS:
         raise NoSignature(
-            f"it has {prompts} different training prompts that fit, and a signature takes {LEAST_PROMPTS}; "
-            "give more data"
+            f"{prompts} different training prompts fit, and a signature takes {LEAST_PROMPTS}; give more data"
         )
 
 

@@ -77,8 +77,9 @@ class StackedBase:
             check_width(metadata.signature, base.identity.hidden_size)
             bank.add(domain, load_stack(path, metadata))
             digests[domain] = digest
-            if metadata.signature is not None and holds(metadata.signature, base.quantization):
-                signatures[domain] = Signature.of(metadata.signature, load_signature(path))
+            made = metadata.signature
+            if made is not None and holds(made.quantization, base.quantization):
+                signatures[domain] = Signature.of(made, load_signature(path))
         return cls(base, base.chat_tokenizer(), hooks, bank, digests, signatures)
 
     def reader(self, router: Router | None) -> Reader:
