@@ -85,11 +85,17 @@ class RewardTraining(StageTraining):
         rewards = self._rewards(self._held_out, answers)
         return {"reward": float(rewards.mean()), "length": sum(map(len, answers)) / len(answers)}
 
-    def _backward(self) -> tuple[Tensor, int, int]:
-        stage, model = self._stage, self.workshop.base.model
-        draw_number, update = divmod(self.state.step, stage.updates)
+    def step(self) -> tuple[float, int]:
+        draw_number, update = divmod(self.state.step, self._stage.updates)
         if update == 0:
             self._draw(draw_number)
+        done = super().step()
+        if update == self._stage.updates - 1:
+            self.kept = {}
+        return done
+
+    def _backward(self) -> tuple[Tensor, int, int]:
+        stage, model = self._stage, self.workshop.base.model
         every, advantages = self._answers(), self.kept["advantages"].to(model.device)
         lengths = [len(e.response) for e in every]
         starts = [0, *accumulate(lengths)]
@@ -118,8 +124,6 @@ class RewardTraining(StageTraining):
                 balance = self.config.balance_coefficient * self.active.balance_sum() / self.acting(taught)
                 self.accelerator.backward(loss / len(every) + balance)
             total += loss.detach().double()
-        if update == stage.updates - 1:
-            self.kept = {}
         return total, len(every), sum(map(len, every))
 
     # --- answers ----------------------------------------------------------------------------------
@@ -146,7 +150,6 @@ class RewardTraining(StageTraining):
             self.kept["old"] = self._measured_tokens(examples)
         if stage.beta:
             self.kept["reference"] = self._measured_tokens(examples, active=False)
-        self.active.train()
 
     def _answers(self) -> list[Example]:
         """Those of the last draw."""

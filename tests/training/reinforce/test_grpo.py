@@ -210,3 +210,15 @@ def test_a_stop_between_two_steps_on_the_same_answers_changes_nothing(
     assert result.tensors is not None
     assert whole.tensors is not None
     assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in result.tensors.items())
+
+
+def test_gradient_checkpointing_changes_no_draw_and_no_step(tiny_base: BaseModel, tmp_path: Path) -> None:
+    """A layer that is recomputed drops its cache: an answer drawn so would be another model's."""
+    kept, recomputed = (
+        trained(tiny_base, task_of(tiny_base, gradient_checkpointing=enabled), tmp_path / str(enabled))
+        for enabled in (False, True)
+    )
+    assert recomputed.history == kept.history
+    assert recomputed.tensors is not None
+    assert kept.tensors is not None
+    assert all(torch.equal(tensor, kept.tensors[name]) for name, tensor in recomputed.tensors.items())
