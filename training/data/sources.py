@@ -14,7 +14,7 @@ from typing import Any
 from brainstacks.durable import storage_full
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
-from training.data.formats import format_of, read
+from training.data.formats import Reader, format_of, read, records_of
 from training.data.records import Record
 from training.recipe.recipe import FormatName, SourceRecipe
 
@@ -45,14 +45,14 @@ class _Rows:
         digest: SHA-256 of the rows; of the whole file, where it is one.
         rows: by their number in the source, from 1.
         own_ids: a column `id` is unique in the data set, not only in the split.
-        format: that they are in; None: the source's.
+        format: that they are in, or what reads them; None: the source's.
     """
 
     name: str
     digest: str
     rows: Mapping[int, Mapping[str, Any]]
     own_ids: bool = False
-    format: FormatName | None = None
+    format: FormatName | Reader | None = None
 
 
 def load_source(source: SourceRecipe) -> SourceRecords:
@@ -83,6 +83,16 @@ def load_directory(directory: Path) -> SourceRecords:
     train, validation = directory / "train.jsonl", directory / "validation.jsonl"
     source = SourceRecipe(f"jsonl:{train}")
     return _read(source, _own(source, train), _own(source, validation) if validation.is_file() else None)
+
+
+def load_file(path: Path, reader: Reader) -> SourceRecords:
+    """Records of a JSONL file, of whose rows `reader` makes turns.
+
+    Raises:
+        ConfigError: it cannot be read, or `reader` refuses a row; names the row.
+    """
+    source = SourceRecipe(f"jsonl:{path}")
+    return _read(source, replace(_file(source, path), format=reader))
 
 
 def _own(source: SourceRecipe, path: Path) -> _Rows:
@@ -118,8 +128,12 @@ def _records(source: SourceRecipe, rows: _Rows) -> Iterator[Record]:
     for number, row in rows.rows.items():
         # Named by its content, a record keeps its id wherever the row stands.
         id = row["id"] if rows.own_ids and "id" in row else f"{Path(rows.name).stem}-{_digest([row])[:12]}"
+        format = rows.format or source.format
         try:
-            yield from read(rows.format or source.format, row, str(id), source.columns)
+            if callable(format):
+                yield from records_of(format, row, str(id))
+            else:
+                yield from read(format, row, str(id), source.columns)
         except ConfigError as error:
             raise ConfigError(f"{rows.name}, row {number}: {error.message}") from error
 

@@ -29,7 +29,7 @@ class StageRecipe:
             domain's records, the selection records are.
         steps: optimiser steps.
         batch_size: items of a step, times `round.accumulation`: pairs, of which so many are in a forward, or
-            prompts.
+            prompts, whose answers share forwards of at most so many times `data.max_tokens` tokens.
         learning_rate: peak.
         warmup_steps: steps of the warm-up.
         eval_every: steps between evaluations on what is held out.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.batches import Batch, collate, loss_batches, micro_batches
+from training.data.batches import TOKENS, Batch, collate, loss_batches, micro_batches
 from training.data.encoding import Example
 from training.recipe.reinforcement import DpoRecipe
 from training.reinforce.items import Pair
@@ -92,7 +92,7 @@ class PreferenceTraining(StageTraining):
         """[N, 2] summed log-probabilities of the answers of all `pairs`, on the CPU."""
         found = torch.zeros(len(pairs), 2)
         longest = [max(pair.example, pair.rejected, key=len) for pair in pairs]
-        for rows in loss_batches(longest):
+        for rows in loss_batches(longest, TOKENS // 2):
             examples, host = _together([pairs[i] for i in rows])
             batch = host.to(self.workshop.base.device)
             with self.composed(examples, batch, active):

@@ -105,7 +105,7 @@ class RewardTraining(StageTraining):
         some = [i for i in range(len(every)) if stage.beta or bool(self.kept["advantages"][i])]
         taught = [every[i] for i in some]
         total = torch.zeros((), dtype=torch.float64, device=model.device)
-        for rows in loss_batches(taught):
+        for rows in loss_batches(taught, self.config.batch_size * self.task.data.max_tokens):
             chosen = [some[row] for row in rows]
             examples = [every[i] for i in chosen]
             batch = collate(examples).to(model.device)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.domains import DomainData
 from training.data.encoding import Example, examples_of
+from training.data.formats import FORMATS, Reader, Row, Turn
 from training.data.records import Record
-from training.data.sources import load_source
+from training.data.sources import load_file
 from training.data.splits import Pool, split
-from training.recipe.recipe import DomainRecipe, Recipe, SourceRecipe
+from training.recipe.recipe import DomainRecipe, Recipe
 from training.recipe.reinforcement import GrpoRecipe, StageRecipe
 from training.reinforce.rewards import REWARDS
 
@@ -103,7 +105,7 @@ def _load(where: str, recipe: Recipe, stage: StageRecipe, data: DomainData) -> S
     if stage.data is None:
         found = StageRecords(_own(stage, data.train), _own(stage, data.selection))
     else:
-        loaded = load_source(_source(stage, stage.data))
+        loaded = load_file(Path(stage.data), _reader(stage))
         settings = dataclasses.replace(recipe.data, selection=stage.held_out, router=0)
         splits = split(where, Pool(loaded.records, data.validation), settings)
         found = StageRecords(splits.train, splits.selection, loaded.sources)
@@ -113,10 +115,20 @@ def _load(where: str, recipe: Recipe, stage: StageRecipe, data: DomainData) -> S
     return dataclasses.replace(found, train=_numbered(found.train), held_out=_numbered(found.held_out))
 
 
-def _source(stage: StageRecipe, path: str) -> SourceRecipe:
-    if isinstance(stage, GrpoRecipe):
-        return SourceRecipe(f"jsonl:{path}", columns={"response": REWARDS[stage.reward].column})
-    return SourceRecipe(f"jsonl:{path}", format="preference")
+def _reader(stage: StageRecipe) -> Reader:
+    """What reads the rows of a stage's file."""
+    reward = REWARDS[stage.reward] if isinstance(stage, GrpoRecipe) else None
+
+    def turns(row: Row) -> list[Turn]:
+        for name in ("chosen", "rejected") if reward is None else ("prompt", reward.column):
+            if name not in row:
+                raise ConfigError(f"no {name!r}; it has {', '.join(map(str, row))}; {_wanted(stage)}")
+        if reward is None:
+            return FORMATS["preference"](row)
+        asked = {"prompt": row["prompt"], "completion": reward.given(row[reward.column])}
+        return FORMATS["prompt_completion"](asked)
+
+    return turns
 
 
 def _own(stage: StageRecipe, records: Sequence[Record]) -> list[Record]:

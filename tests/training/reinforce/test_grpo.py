@@ -15,6 +15,7 @@ from tests.tiny import bank_of, plain_greedy, random_stack, tiny_model
 from tests.training.forty_steps import StopAfter
 from tests.training.reinforce.stages import grpo, record, stage_of, trained
 from tests.training.workshop import workshop_of
+from training.data.batches import Batch
 from training.data.encoding import Example
 from training.recipe.reinforcement import GrpoRecipe
 from training.reinforce import grpo as module
@@ -148,6 +149,24 @@ def test_the_gradient_is_that_of_the_formula(tiny_base: BaseModel) -> None:
         if name in found:
             assert parameter.grad is not None
             assert torch.allclose(found[name], parameter.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_a_forward_with_a_backward_pass_has_no_more_tokens_than_the_recipe_allows_a_round(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = training_of(tiny_base, grpo(batch_size=2, beta=0.1))
+    training._draw(0)
+    tokens: list[int] = []
+    logprobs = training.logprobs
+
+    def counted(batch: Batch, temperature: float) -> torch.Tensor:
+        tokens.append(batch.input_ids.numel())
+        return logprobs(batch, temperature)
+
+    monkeypatch.setattr(training, "logprobs", counted)
+    training._backward()
+    most = 2 * training.task.data.max_tokens
+    assert sum(map(len, training._answers())) > most >= max(tokens)
 
 
 def test_steps_on_the_same_answers_know_the_policy_that_drew_them(tiny_base: BaseModel) -> None:
