@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.domains import DomainData
-from training.data.encoding import Example, examples_of
+from training.data.encoding import Example, encode
 from training.data.formats import FORMATS, Reader, Row, Turn
 from training.data.records import Record
 from training.data.sources import load_file
@@ -19,6 +20,8 @@ from training.data.splits import Pool, split
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.recipe.reinforcement import GrpoRecipe, StageRecipe
 from training.reinforce.rewards import REWARDS
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def load_stages(
 ) -> dict[str, list[StageRecords]]:
     """Domain -> records of each of its stages, in order.
 
-    Of a file, records that share their first question with a validation record of the domain are left out.
+    Of a file, records are left out that share their first question with one that a domain of `records` holds
+    out: for validation, selection or the router.
 
     Args:
         processes: that train.
@@ -81,9 +85,10 @@ def load_stages(
             f"{processes} processes train, and a stage of `rl:`, which {', '.join(staged)} has, takes one; "
             "start one"
         )
+    held_out = [r for data in records.values() for r in (*data.validation, *data.selection, *data.router)]
     return {
         domain.name: [
-            _load(f"{domain.name}, {stage.method} {n}", recipe, stage, records[domain.name])
+            _load(f"{domain.name}, {stage.method} {n}", recipe, stage, records[domain.name], held_out)
             for n, stage in enumerate(domain.rl, 1)
         ]
         for domain in domains
@@ -99,7 +104,9 @@ def stages_identity(stages: Mapping[str, Sequence[StageRecords]]) -> dict[str, l
     }
 
 
-def _load(where: str, recipe: Recipe, stage: StageRecipe, data: DomainData) -> StageRecords:
+def _load(
+    where: str, recipe: Recipe, stage: StageRecipe, data: DomainData, held_out: list[Record]
+) -> StageRecords:
     if isinstance(stage, GrpoRecipe):
         REWARDS[stage.reward].check()
     if stage.data is None:
@@ -107,11 +114,18 @@ def _load(where: str, recipe: Recipe, stage: StageRecipe, data: DomainData) -> S
     else:
         loaded = load_file(Path(stage.data), _reader(stage))
         settings = dataclasses.replace(recipe.data, selection=stage.held_out, router=0)
-        splits = split(where, Pool(loaded.records, data.validation), settings)
+        splits = split(where, Pool(loaded.records, held_out), settings)
         found = StageRecords(splits.train, splits.selection, loaded.sources)
     for what, some in (("to learn from", found.train), ("to choose a snapshot by", found.held_out)):
         if not some:
             raise ConfigError(f"{where}: there is nothing {what}; {_wanted(stage)}")
+    count = len(found.held_out)
+    if stage.min_gain * count < 1:
+        _log.warning(
+            "%s: min_gain is %g, and one of the %d items held out is %.3f: a single one that turns out well "
+            "has the stage frozen; hold out more, or raise min_gain",
+            *(where, stage.min_gain, count, 1 / count),
+        )
     return dataclasses.replace(found, train=_numbered(found.train), held_out=_numbered(found.held_out))
 
 
@@ -153,13 +167,13 @@ def _numbered(records: Sequence[Record]) -> list[Record]:
 
 def pairs_of(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Pair]:
     """Those of `records` of which both answers fit; longer ones are cut, as in training."""
-    chosen = {e.id: e for e in examples_of(records, tokenizer, max_tokens)}
+    chosen = {e.id: e for e in encode(records, tokenizer, max_tokens)}
     others = [dataclasses.replace(record, response=record.rejected or "") for record in records]
-    rejected = {e.id: e for e in examples_of(others, tokenizer, max_tokens)}
+    rejected = {e.id: e for e in encode(others, tokenizer, max_tokens)}
     return [Pair(chosen[id], rejected[id]) for id in chosen if id in rejected]
 
 
 def questions_of(records: Sequence[Record], tokenizer: ChatTokenizer, max_tokens: int) -> list[Question]:
     """Those of `records` whose prompt leaves room for an answer."""
     expected = {record.id: record.response for record in records}
-    return [Question(e, expected[e.id]) for e in examples_of(records, tokenizer, max_tokens)]
+    return [Question(e, expected[e.id]) for e in encode(records, tokenizer, max_tokens)]
