@@ -14,7 +14,7 @@ from benchmarks.serving.traffic import random_prompts
 from brainstacks.base_model import BaseModel
 from training.recipe.settings import RoundConfig, StackRecipe
 from training.rounds.device import take_device
-from training.rounds.inner_loop import layers_recomputed
+from training.rounds.layers_recomputed import layers_recomputed
 from training.rounds.optimizer import settled
 
 STACK = StackRecipe(rank=16, experts=4, top_k=2)

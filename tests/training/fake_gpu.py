@@ -31,7 +31,6 @@ from tests.training.examples import learnable_examples
 from tests.training.workshop import task_of, workshop_of
 from training.rounds.active_stack import ActiveStack
 from training.rounds.earlier_stacks import EarlierStacks
-from training.rounds.inner_loop import layers_recomputed
 from training.rounds.training import RoundTraining
 from training.router.stacked_base import StackedBase
 
@@ -141,7 +140,7 @@ def step(family: str, **options: Any) -> Found:
         to: Callable[..., Any] = lambda self, device: on_gpu(self, mode)  # noqa: E731
         ActiveStack.to = to  # type: ignore[method-assign]  # torch's own swaps tensors, and fake ones are held
         training = RoundTraining(workshop, task)
-        with layers_recomputed(base.model, task.config.gradient_checkpointing), Recorder(mode) as recorder:
+        with Recorder(mode) as recorder:
             training.step()
             found: Found = recorder.found()
     return found

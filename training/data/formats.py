@@ -18,6 +18,7 @@ from training.recipe.recipe import FormatName
 
 Row = Mapping[str, Any]
 Turn = tuple[tuple[Message, ...], str, str | None]
+Reader = Callable[[Row], list[Turn]]
 
 _ROLES = {
     "system": "system",
@@ -49,11 +50,17 @@ def read(format: FormatName, row: Row, id: str, columns: Mapping[str, str]) -> l
         ConfigError: the row lacks a column that `format` needs, or has no sense in it; names the row.
     """
     try:
-        turns = FORMATS[format](_named(row, columns)) or [_NOTHING]
-    except _ToolTurn:
-        turns = [_NOTHING]
+        return records_of(FORMATS[format], _named(row, columns), id)
     except ConfigError as error:
         raise ConfigError(f"row {id!r} is not in format {format}: {error.message}") from error
+
+
+def records_of(reader: Reader, row: Row, id: str) -> list[Record]:
+    """What `read` does, of a row with the columns that `reader` knows. Raises ConfigError: as that does."""
+    try:
+        turns = reader(row) or [_NOTHING]
+    except _ToolTurn:
+        turns = [_NOTHING]
     ids = [id] if len(turns) == 1 else [f"{id}/{i}" for i in range(len(turns))]
     return [_record(name, turn) for name, turn in zip(ids, turns, strict=True)]
 
@@ -138,7 +145,7 @@ def _preference(row: Row) -> list[Turn]:
     return [(history, chosen, rejected)]
 
 
-FORMATS: Mapping[FormatName, Callable[[Row], list[Turn]]] = {
+FORMATS: Mapping[FormatName, Reader] = {
     "prompt_response": _prompt_response,
     "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,

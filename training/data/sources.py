@@ -14,7 +14,7 @@ from typing import Any
 from brainstacks.durable import storage_full
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import DataSource
-from training.data.formats import format_of, read
+from training.data.formats import Reader, format_of, read, records_of
 from training.data.records import Record
 from training.recipe.recipe import SourceRecipe
 
@@ -83,9 +83,21 @@ def load_directory(directory: Path) -> SourceRecords:
     return _read(source, _file(source, train), _file(source, validation) if validation.is_file() else None)
 
 
-def _read(source: SourceRecipe, train: _Rows, validation: _Rows | None = None) -> SourceRecords:
+def load_file(path: Path, reader: Reader) -> SourceRecords:
+    """Records of a JSONL file, of whose rows `reader` makes turns.
+
+    Raises:
+        ConfigError: it cannot be read, or `reader` refuses a row; names the row.
+    """
+    source = SourceRecipe(f"jsonl:{path}")
+    return _read(source, _file(source, path), reader=reader)
+
+
+def _read(
+    source: SourceRecipe, train: _Rows, validation: _Rows | None = None, reader: Reader | None = None
+) -> SourceRecords:
     _check_columns(source, train)
-    records, skipped = _usable(_records(source, train))
+    records, skipped = _usable(_records(source, train, reader))
     if not records:
         selected = f" among the rows where {dict(source.where)}" if source.where else ""
         raise ConfigError(f"{train.name} has no record with a prompt and a response{selected}")
@@ -107,13 +119,17 @@ def _check_columns(source: SourceRecipe, rows: _Rows) -> None:
             )
 
 
-def _records(source: SourceRecipe, rows: _Rows) -> Iterator[Record]:
+def _records(source: SourceRecipe, rows: _Rows, reader: Reader | None = None) -> Iterator[Record]:
+    """Each row as `reader` takes it, or in the source's format, which the first row shows where it is None."""
     format = source.format or format_of(next(iter(rows.rows.values()), {}))
     for number, row in rows.rows.items():
         # Named by its content, a record keeps its id wherever the row stands.
         id = row["id"] if rows.own_ids and "id" in row else f"{Path(rows.name).stem}-{_digest([row])[:12]}"
         try:
-            yield from read(format, row, str(id), source.columns)
+            if reader is not None:
+                yield from records_of(reader, row, str(id))
+            else:
+                yield from read(format, row, str(id), source.columns)
         except ConfigError as error:
             raise ConfigError(f"{rows.name}, row {number}: {error.message}") from error
 

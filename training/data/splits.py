@@ -68,8 +68,8 @@ def split(domain: str, pool: Pool, settings: DataRecipe) -> Splits:
     kept = sum(map(len, by_prompt))
     if not kept and pool.records:
         raise ConfigError(
-            f"all {len(pool.records)} records of domain {domain!r} share their first question with its "
-            "validation records; give it others to train on"
+            f"all {len(pool.records)} records of domain {domain!r} share their first question with records "
+            "that are held out; give it others to train on"
         )
     asked = {"selection": settings.selection, "router": settings.router}
     if pool.validation is None:

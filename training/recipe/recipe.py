@@ -203,10 +203,7 @@ class Recipe:
 
     def stage_of(self, domain: DomainRecipe, number: int) -> RoundConfig:
         """The settings of one stage of `domain`, as those of the round that it is."""
-        stage, shared = domain.rl[number], self.round_of(domain, self.rounds_of(domain) + number)
-        names = ("steps", "batch_size", "learning_rate", "warmup_steps", "eval_every", "patience")
-        own = {name: getattr(stage, name) for name in names}
-        return dataclasses.replace(shared, **own, gate_noise=False, dropout=0.0, gate_learning_rate=None)
+        return domain.rl[number].round_of(self.round_of(domain, self.rounds_of(domain) + number))
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,6 +5,7 @@ Units are in the attributes' descriptions; paper, section 7.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from brainstacks.config import from_mapping
 from brainstacks.errors import ConfigError
 from training.recipe.fields import check_fields, shown
-from training.recipe.settings import check_least, check_positive, require
+from training.recipe.settings import RoundConfig, check_least, check_positive, require
 
 RewardName = Literal["exact_answer", "python_tests"]
 
@@ -26,15 +27,17 @@ class StageRecipe:
         method: which stage it is.
         data: a JSONL file, relative to where the command runs; None: the domain's own records.
         held_out: of a file, items set aside to choose the snapshot, at most a fifth of them (count); of the
-            domain's records, the selection records are.
+            domain's records, the selection records are. Of a file no item is taken whose first question a
+            domain holds out, for validation, selection or the router.
         steps: optimiser steps.
         batch_size: items of a step, times `round.accumulation`: pairs, of which so many are in a forward, or
-            prompts.
-        learning_rate: peak.
+            prompts, whose answers share forwards of at most so many times `data.max_tokens` tokens.
+        learning_rate: peak; that of the gates keeps the ratio that it has in the domain's rounds.
         warmup_steps: steps of the warm-up.
         eval_every: steps between evaluations on what is held out.
         patience: evaluations without improvement before stopping.
-        min_gain: by which the score (accuracy, reward: shares) must rise for the stage to be frozen.
+        min_gain: by which the score (accuracy, reward: shares) must rise for the stage to be frozen; by
+            default two of the 32 items held out.
         max_nll_rise: nats per token by which the domain's selection NLL may rise; the stage stops beyond it,
             and no such snapshot is kept.
     """
@@ -48,7 +51,7 @@ class StageRecipe:
     warmup_steps: int = 5
     eval_every: int = 10
     patience: int = 4
-    min_gain: float = 0.01
+    min_gain: float = 0.05
     max_nll_rise: float = 0.05
 
     def __post_init__(self) -> None:
@@ -56,6 +59,15 @@ class StageRecipe:
         check_least(self, 1, "held_out", "steps", "batch_size", "eval_every", "patience")
         check_least(self, 0, "warmup_steps", "min_gain", "max_nll_rise")
         check_positive(self, "learning_rate")
+
+    def round_of(self, shared: RoundConfig) -> RoundConfig:
+        """The settings of the round that the stage is, where the domain's rounds have `shared`."""
+        names = ("steps", "batch_size", "learning_rate", "warmup_steps", "eval_every", "patience")
+        own = {name: getattr(self, name) for name in names}
+        gates = shared.gate_learning_rate
+        if gates is not None:
+            gates *= self.learning_rate / shared.learning_rate
+        return dataclasses.replace(shared, **own, gate_noise=False, dropout=0.0, gate_learning_rate=gates)
 
 
 @dataclass(frozen=True)

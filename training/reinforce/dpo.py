@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.batches import Batch, collate, loss_batches, micro_batches
+from training.data.batches import TOKENS, Batch, collate, loss_batches, micro_batches
 from training.data.encoding import Example
+from training.progress import tracked
 from training.recipe.reinforcement import DpoRecipe
 from training.reinforce.items import Pair
 from training.reinforce.stage import Figures, StageTask, StageTraining
@@ -92,11 +93,12 @@ class PreferenceTraining(StageTraining):
         """[N, 2] summed log-probabilities of the answers of all `pairs`, on the CPU."""
         found = torch.zeros(len(pairs), 2)
         longest = [max(pair.example, pair.rejected, key=len) for pair in pairs]
-        for rows in loss_batches(longest):
-            examples, host = _together([pairs[i] for i in rows])
-            batch = host.to(self.workshop.base.device)
-            with self.composed(examples, batch, active):
-                found[rows] = _of_pairs(self.logprobs(batch), host)
+        with tracked(loss_batches(longest, TOKENS // 2), "measuring pairs", "batches") as each:
+            for rows in each:
+                examples, host = _together([pairs[i] for i in rows])
+                batch = host.to(self.workshop.base.device)
+                with self.composed(examples, batch, active):
+                    found[rows] = _of_pairs(self.logprobs(batch), host)
         return found
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.data.batches import collate, loss_batches
 from training.data.encoding import Example
+from training.progress import tracked
 from training.recipe.reinforcement import GrpoRecipe
 from training.reinforce.items import Question
 from training.reinforce.rewards import REWARDS
@@ -85,11 +86,17 @@ class RewardTraining(StageTraining):
         rewards = self._rewards(self._held_out, answers)
         return {"reward": float(rewards.mean()), "length": sum(map(len, answers)) / len(answers)}
 
-    def _backward(self) -> tuple[Tensor, int, int]:
-        stage, model = self._stage, self.workshop.base.model
-        draw_number, update = divmod(self.state.step, stage.updates)
+    def step(self) -> tuple[float, int]:
+        draw_number, update = divmod(self.state.step, self._stage.updates)
         if update == 0:
             self._draw(draw_number)
+        done = super().step()
+        if update == self._stage.updates - 1:
+            self.kept = {}
+        return done
+
+    def _backward(self) -> tuple[Tensor, int, int]:
+        stage, model = self._stage, self.workshop.base.model
         every, advantages = self._answers(), self.kept["advantages"].to(model.device)
         lengths = [len(e.response) for e in every]
         starts = [0, *accumulate(lengths)]
@@ -99,7 +106,7 @@ class RewardTraining(StageTraining):
         some = [i for i in range(len(every)) if stage.beta or bool(self.kept["advantages"][i])]
         taught = [every[i] for i in some]
         total = torch.zeros((), dtype=torch.float64, device=model.device)
-        for rows in loss_batches(taught):
+        for rows in loss_batches(taught, self.config.batch_size * self.task.data.max_tokens):
             chosen = [some[row] for row in rows]
             examples = [every[i] for i in chosen]
             batch = collate(examples).to(model.device)
@@ -118,8 +125,6 @@ class RewardTraining(StageTraining):
                 balance = self.config.balance_coefficient * self.active.balance_sum() / self.acting(taught)
                 self.accelerator.backward(loss / len(every) + balance)
             total += loss.detach().double()
-        if update == stage.updates - 1:
-            self.kept = {}
         return total, len(every), sum(map(len, every))
 
     # --- answers ----------------------------------------------------------------------------------
@@ -146,7 +151,6 @@ class RewardTraining(StageTraining):
             self.kept["old"] = self._measured_tokens(examples)
         if stage.beta:
             self.kept["reference"] = self._measured_tokens(examples, active=False)
-        self.active.train()
 
     def _answers(self) -> list[Example]:
         """Those of the last draw."""
@@ -158,35 +162,39 @@ class RewardTraining(StageTraining):
         self, questions: Sequence[Question], temperature: float, generator: torch.Generator | None = None
     ) -> list[tuple[int, ...]]:
         answers: list[tuple[int, ...]] = []
-        for first in range(0, len(questions), ROWS):
-            examples = [question.example for question in questions[first : first + ROWS]]
-            room = self.task.data.max_tokens
-            limits = [min(self._stage.max_new_tokens, room - len(e.prompt)) for e in examples]
-            answers += draw(
-                self.workshop.base.model,
-                self.workshop.hooks,
-                self.sources(examples),
-                [e.prompt for e in examples],
-                limits,
-                self._tokenizer.eos_token_ids,
-                temperature,
-                generator,
-            )
+        room = self.task.data.max_tokens
+        with tracked(range(0, len(questions), ROWS), "drawing answers", "batches") as each:
+            for first in each:
+                examples = [question.example for question in questions[first : first + ROWS]]
+                limits = [min(self._stage.max_new_tokens, room - len(e.prompt)) for e in examples]
+                answers += draw(
+                    self.workshop.base.model,
+                    self.workshop.hooks,
+                    self.sources(examples),
+                    [e.prompt for e in examples],
+                    limits,
+                    self._tokenizer.eos_token_ids,
+                    temperature,
+                    generator,
+                )
         return answers
 
     def _rewards(self, questions: Sequence[Question], answers: Sequence[Sequence[int]]) -> Tensor:
         texts = [self._tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-        return torch.tensor([self._score(text, q.expected) for text, q in zip(texts, questions, strict=True)])
+        answered = list(zip(texts, questions, strict=True))
+        with tracked(answered, "rewarding answers", "answers") as each:
+            return torch.tensor([self._score(text, question.expected) for text, question in each])
 
     @torch.no_grad()
     def _measured_tokens(self, examples: Sequence[Example], active: bool = True) -> Tensor:
         """Log-probabilities of the tokens of all answers, one after another, on the CPU."""
         found: list[Tensor] = [torch.empty(0)] * len(examples)
-        for rows in loss_batches(examples):
-            some = [examples[i] for i in rows]
-            batch = collate(some).to(self.workshop.base.device)
-            with self.composed(some, batch, active):
-                values = self.logprobs(batch, self._stage.temperature).cpu()
-            for i, of_answer in zip(rows, values.split([len(e.response) for e in some]), strict=True):
-                found[i] = of_answer
+        with tracked(loss_batches(examples), "measuring answers", "batches") as each:
+            for rows in each:
+                some = [examples[i] for i in rows]
+                batch = collate(some).to(self.workshop.base.device)
+                with self.composed(some, batch, active):
+                    values = self.logprobs(batch, self._stage.temperature).cpu()
+                for i, of_answer in zip(rows, values.split([len(e.response) for e in some]), strict=True):
+                    found[i] = of_answer
         return torch.cat(found)

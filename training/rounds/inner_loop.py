@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from brainstacks.layers.projections import decoder_layers
 from training.rounds.task import RoundResult, RoundTask
 from training.rounds.training import RoundTraining
 from training.rounds.workshop import Workshop
@@ -51,10 +47,7 @@ def _train(training: RoundTraining, checkpoints: Path, log_start: int) -> None:
         training.begin()
     else:
         training.resume(found)
-    with (
-        layers_recomputed(workshop.base.model, task.config.gradient_checkpointing),
-        workshop.log.progress(task.title, task.config.steps, training.state.step) as bar,
-    ):
+    with workshop.log.progress(task.title, task.config.steps, training.state.step) as bar:
         while training.state.stopped is None:
             started = time.monotonic()
             loss, tokens = training.step()
@@ -66,19 +59,3 @@ def _train(training: RoundTraining, checkpoints: Path, log_start: int) -> None:
                 training.save(checkpoints)
             if training.stop_asked:
                 raise Interrupted(f"stopped at step {training.state.step} of {task.title}")
-
-
-@contextmanager
-def layers_recomputed(model: Any, enabled: bool) -> Iterator[None]:
-    """Within the block, the layers keep their inputs only, and run again in the backward pass."""
-    if not enabled:
-        yield
-        return
-    model.activation_checkpointing_enable()
-    for layer in decoder_layers(model):
-        layer.training = True  # what transformers asks for; its modules stay in eval mode, without dropout
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-        model.eval()

@@ -24,6 +24,7 @@ from training.data.batches import Batch, TrainingOrder, collate, micro_batches
 from training.data.encoding import Example
 from training.rounds.active_stack import ActiveStack
 from training.rounds.allocator import return_freed_memory
+from training.rounds.layers_recomputed import layers_recomputed
 from training.rounds.objective import mean_nll, response_nll
 from training.rounds.optimizer import make_optimizer, make_schedule, rated, restore
 from training.rounds.task import RoundResult, RoundTask
@@ -162,7 +163,8 @@ class RoundTraining:
         """One optimiser step; (mean NLL of its response tokens, tokens in it, over all processes)."""
         self.active.train()
         self.active.at(self.state.step / self.config.steps)
-        total, count, tokens = self._backward()
+        with layers_recomputed(self.workshop.base.model, self.config.gradient_checkpointing):
+            total, count, tokens = self._backward()
         self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
         self.learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()

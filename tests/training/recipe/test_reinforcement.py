@@ -24,13 +24,19 @@ def test_one_stage_or_several_are_read_by_their_method() -> None:
 
 def test_a_stage_is_a_round_with_a_seed_of_its_own_and_neither_noise_nor_dropout() -> None:
     stages = [{"method": "dpo", "steps": 7, "batch_size": 3, "learning_rate": 0.1, "patience": 2}] * 2
-    plan = recipe(stages, round={"dropout": 0.1, "accumulation": 2, "clip": 0.5, "gate_learning_rate": 1.0})
+    plan = recipe(stages, round={"dropout": 0.1, "accumulation": 2, "clip": 0.5})
     (chat,) = plan.domains
     first, second = (plan.stage_of(chat, n) for n in (0, 1))
     assert (first.steps, first.batch_size, first.learning_rate, first.patience) == (7, 3, 0.1, 2)
     assert (first.accumulation, first.clip) == (2, 0.5)
     assert (first.dropout, first.gate_noise, first.gate_learning_rate) == (0.0, False, None)
     assert len({plan.round_of(chat, 0).seed, first.seed, second.seed}) == 3
+
+
+def test_the_gates_of_a_stage_learn_as_much_faster_as_those_of_a_round() -> None:
+    rates = {"learning_rate": 2e-4, "gate_learning_rate": 6e-4}
+    plan = recipe({"method": "dpo", "learning_rate": 5e-5}, round=rates)
+    assert plan.stage_of(plan.domains[0], 0).gate_learning_rate == pytest.approx(1.5e-4)
 
 
 @pytest.mark.parametrize(

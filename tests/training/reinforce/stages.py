@@ -37,10 +37,9 @@ def stage_of(
     **options: Any,
 ) -> StageTask:
     """A stage on the base alone; `options` are those of `RoundConfig`."""
-    names = ("steps", "batch_size", "learning_rate", "warmup_steps", "eval_every", "patience")
-    own = {name: getattr(stage, name) for name in names}
-    round = task_of(**{**own, "gate_noise": False, **options})
-    round = dataclasses.replace(round, stack=dataclasses.replace(round.stack, applies=applies))
+    round = task_of(**options)
+    shape = dataclasses.replace(round.stack, applies=applies)
+    round = dataclasses.replace(round, stack=shape, config=stage.round_of(round.config))
     return stage_task(round, stage, 0, records, base.chat_tokenizer())
 
 

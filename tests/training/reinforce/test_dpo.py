@@ -14,6 +14,7 @@ from tests.tiny import bank_of, random_stack
 from tests.training.examples import plain_nll
 from tests.training.reinforce.stages import dpo, preferences, stage_of, trained
 from tests.training.workshop import workshop_of
+from training.data.batches import LABEL_COST, TOKENS, Batch
 from training.data.encoding import Example
 from training.reinforce.dpo import PreferenceTraining, dpo_loss
 from training.rounds.earlier_stacks import EarlierStacks
@@ -102,3 +103,19 @@ def test_a_stage_that_diverges_is_not_frozen(tiny_base: BaseModel, tmp_path: Pat
     result = trained(tiny_base, task, tmp_path)
     assert result.tensors is None
     assert result.stopped
+
+
+def test_both_answers_of_the_pairs_that_are_measured_together_fit_a_forward(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = PreferenceTraining(workshop_of(tiny_base), stage_of(tiny_base, dpo(), preferences(4, 90)))
+    sizes: list[int] = []
+    logprobs = training.logprobs
+
+    def counted(batch: Batch) -> torch.Tensor:
+        sizes.append(max(batch.input_ids.numel(), LABEL_COST * len(batch.labelled)))
+        return logprobs(batch)
+
+    monkeypatch.setattr(training, "logprobs", counted)
+    training.prepare()
+    assert sum(sizes) > TOKENS >= max(sizes)

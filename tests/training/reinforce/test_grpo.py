@@ -15,6 +15,7 @@ from tests.tiny import bank_of, plain_greedy, random_stack, tiny_model
 from tests.training.forty_steps import StopAfter
 from tests.training.reinforce.stages import grpo, record, stage_of, trained
 from tests.training.workshop import workshop_of
+from training.data.batches import Batch
 from training.data.encoding import Example
 from training.recipe.reinforcement import GrpoRecipe
 from training.reinforce import grpo as module
@@ -150,6 +151,24 @@ def test_the_gradient_is_that_of_the_formula(tiny_base: BaseModel) -> None:
             assert torch.allclose(found[name], parameter.grad, rtol=1e-3, atol=1e-6), name
 
 
+def test_a_forward_with_a_backward_pass_has_no_more_tokens_than_the_recipe_allows_a_round(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = training_of(tiny_base, grpo(batch_size=2, beta=0.1))
+    training._draw(0)
+    tokens: list[int] = []
+    logprobs = training.logprobs
+
+    def counted(batch: Batch, temperature: float) -> torch.Tensor:
+        tokens.append(batch.input_ids.numel())
+        return logprobs(batch, temperature)
+
+    monkeypatch.setattr(training, "logprobs", counted)
+    training._backward()
+    most = 2 * training.task.data.max_tokens
+    assert sum(map(len, training._answers())) > most >= max(tokens)
+
+
 def test_steps_on_the_same_answers_know_the_policy_that_drew_them(tiny_base: BaseModel) -> None:
     training = training_of(tiny_base, grpo(updates=2, beta=0.1))
     training.step()
@@ -210,3 +229,15 @@ def test_a_stop_between_two_steps_on_the_same_answers_changes_nothing(
     assert result.tensors is not None
     assert whole.tensors is not None
     assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in result.tensors.items())
+
+
+def test_gradient_checkpointing_changes_no_draw_and_no_step(tiny_base: BaseModel, tmp_path: Path) -> None:
+    """A layer that is recomputed drops its cache: an answer drawn so would be another model's."""
+    kept, recomputed = (
+        trained(tiny_base, task_of(tiny_base, gradient_checkpointing=enabled), tmp_path / str(enabled))
+        for enabled in (False, True)
+    )
+    assert recomputed.history == kept.history
+    assert recomputed.tensors is not None
+    assert kept.tensors is not None
+    assert all(torch.equal(tensor, kept.tensors[name]) for name, tensor in recomputed.tensors.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -41,34 +42,73 @@ def asked(records: list[Record]) -> set[str]:
     return {r.messages[-1].content for r in records}
 
 
-def test_pairs_of_a_file_are_split_by_prompt_and_none_has_one_of_validation(tmp_path: Path) -> None:
+def test_pairs_of_a_file_are_split_by_prompt_and_none_has_one_that_is_held_out(tmp_path: Path) -> None:
     rows = [{"prompt": f"ask {i % 10}", "chosen": f"yes {i}", "rejected": "no"} for i in range(20)]
     path = write(tmp_path / "pairs.jsonl", *rows)
-    data = domain([], [], [record("ask 3", "x")])
+    data = domain([], [record("ask 4", "x")], [record("Ask 3", "x")])
+    data["math"] = dataclasses.replace(data["math"], router=[record("ask 5", "x")])
+    data["chat"] = domain([record("ask 7", "x")], [], [record("ask 6", "x")])["math"]
     found = load(recipe(method="dpo", data=str(path), held_out=4), data)
-    assert "ask 3" not in asked(found.train) | asked(found.held_out)
+    assert asked(found.train) | asked(found.held_out) == {f"ask {i}" for i in (0, 1, 2, 7, 8, 9)}
     assert not asked(found.train) & asked(found.held_out)
-    assert len(found.held_out) == 4
-    assert len(found.train) == 14
+    assert len(found.held_out) == 2
+    assert len(found.train) == 10
     assert all(r.rejected == "no" for r in (*found.train, *found.held_out))
     ids = [r.id for r in (*found.train, *found.held_out)]
-    assert len(set(ids[:14])) == 14
+    assert len(set(ids[:10])) == 10
     identity = stages_identity({"math": [found]})
     assert identity["math"][0][0][0] == f"{tmp_path.name}/pairs.jsonl"
+    data["math"] = dataclasses.replace(data["math"], validation=[record(f"ask {i}", "x") for i in range(10)])
+    with pytest.raises(
+        ConfigError, match="all 20 records of domain 'math, dpo 1' share their first question with"
+    ):
+        load(recipe(method="dpo", data=str(path)), data)
+
+
+def test_a_gain_that_one_item_makes_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": f"ask {i}", "chosen": "yes", "rejected": "no"} for i in range(100)]
+    path = write(tmp_path / "pairs.jsonl", *rows)
+    for min_gain, warned in ((0.05, False), (0.04, True)):
+        caplog.clear()
+        load(recipe(method="dpo", data=str(path), held_out=20, min_gain=min_gain), domain([], [], []))
+        assert ("one of the 20 items held out is 0.050" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(("reward", "column"), [("exact_answer", "answer"), ("python_tests", "tests")])
 def test_what_a_reward_asks_for_has_a_column_of_its_own(
     reward: str, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unchecked = {n: Reward(r.column, r.own, r.expected, r.score) for n, r in REWARDS.items()}
+    unchecked = {n: Reward(r.column, r.own, r.expected, r.score, r.given) for n, r in REWARDS.items()}
     monkeypatch.setattr(items, "REWARDS", unchecked)
     path = write(tmp_path / "asked.jsonl", *({"prompt": f"{i}?", column: str(i)} for i in range(10)))
     found = load(recipe(method="grpo", reward=reward, data=str(path), held_out=2), domain([], [], []))
     assert (len(found.train), len(found.held_out)) == (8, 2)
     assert {r.response for r in found.train} == {r.messages[0].content[:-1] for r in found.train}
-    with pytest.raises(ConfigError, match=f"has no column '{column}'"):
+    with pytest.raises(ConfigError, match=f"row 1: no '{column}'; it has prompt; give `data:`"):
         load(recipe(method="grpo", reward=reward, data=str(write(path, {"prompt": "a"}))), domain([], [], []))
+
+
+def test_a_row_that_asks_for_no_number_is_refused_by_its_own(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "1 + 1?", "answer": 2},
+        {"prompt": "and?", "answer": "who knows"},
+    ]
+    path = write(tmp_path / "asked.jsonl", *rows)
+    with pytest.raises(ConfigError, match=r"asked\.jsonl, row 2: 'answer' is 'who knows'; it is a number"):
+        load(recipe(method="grpo", data=str(path)), domain([], [], []))
+
+
+def test_a_prompt_may_be_a_conversation_and_an_answer_a_number(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for i in range(10):
+        contents = {"user": f"{i}, then?", "assistant": "what?"}
+        turns = [{"role": role, "content": text} for role, text in contents.items()]
+        rows.append({"prompt": [*turns, {"role": "user", "content": "add 1"}], "answer": i + 1})
+    path = write(tmp_path / "asked.jsonl", *rows, {"prompt": "10 + 1?", "answer": 11})
+    found = load(recipe(method="grpo", data=str(path)), domain([], [], []))
+    records = [*found.train, *found.held_out]
+    assert {r.response for r in records} == {str(n) for n in range(1, 12)}
+    assert {len(r.messages) for r in records} == {1, 3}
 
 
 def test_without_a_file_the_domains_own_records_serve_and_its_selection_records_choose() -> None:
@@ -99,7 +139,7 @@ def test_a_reward_that_cannot_be_told_here_is_refused_before_anything_is_read(
     monkeypatch.setattr(
         items,
         "REWARDS",
-        {"python_tests": Reward("tests", "", lambda r: "", lambda answer, tests: 0.0, check)},
+        {"python_tests": Reward("tests", "", lambda r: "", lambda answer, tests: 0.0, check=check)},
     )
     with pytest.raises(ConfigError, match="no namespaces"):
         load(recipe(method="grpo", reward="python_tests", data="nowhere.jsonl"), domain([], [], []))

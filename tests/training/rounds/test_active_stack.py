@@ -19,7 +19,7 @@ from tests.training.examples import random_examples
 from tests.training.rounds.active_stacks import CONFIG, DIMS, active_stack, exported_gradients
 from training.data.batches import Batch, collate
 from training.rounds.active_stack import ActiveStack
-from training.rounds.inner_loop import layers_recomputed
+from training.rounds.layers_recomputed import layers_recomputed
 from training.rounds.objective import response_nll
 
 

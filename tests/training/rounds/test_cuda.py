@@ -16,7 +16,7 @@ from tests.training.examples import learnable_examples
 from tests.training.rounds.active_stacks import DIMS, active_stack, exported_gradients
 from training.data.batches import collate
 from training.rounds.device import compute_repeatably
-from training.rounds.inner_loop import layers_recomputed
+from training.rounds.layers_recomputed import layers_recomputed
 from training.rounds.objective import response_nll, row_sums
 
 pytestmark = pytest.mark.gpu
