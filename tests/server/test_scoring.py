@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 COMPLETIONS = "/v1/completions"
 IDS = [5, 9, 2, 6, 5, 3, 5, 8, 9, 7] * 3
-ECHOED = {"echo": True, "logprobs": 0}
+ECHOED: dict[str, Any] = {"echo": True, "logprobs": 0}
 SCORED: list[dict[str, Any]] = [
     {**ECHOED, "max_tokens": 0},
     {**ECHOED, "max_tokens": 1},  # as lm-eval asks, whose client cannot ask for none
@@ -107,10 +107,10 @@ async def test_a_scored_text_is_all_response(
 async def test_an_answer_is_scored_as_it_was_generated(
     served: httpx2.AsyncClient, model: ComposedModel
 ) -> None:
-    asked = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    asked: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     (choice,) = (await post(served, prompt=IDS, logprobs=0, **asked))["choices"]
     answer = choice["token_ids"]
-    whole = {"prompt": [*IDS, *answer], "response_start": len(IDS)}
+    whole: dict[str, Any] = {"prompt": [*IDS, *answer], "response_start": len(IDS)}
     (scored,) = (await post(served, **whole, **ECHOED, max_tokens=0))["choices"]
     told = scored["logprobs"]["token_logprobs"]
     assert told[len(IDS) :] == pytest.approx(choice["logprobs"]["token_logprobs"], abs=CLOSE)
@@ -120,7 +120,7 @@ async def test_an_answer_is_scored_as_it_was_generated(
 async def test_a_response_start_means_what_attribution_tells(served: httpx2.AsyncClient) -> None:
     prompt, answer = "What is it? ", "It is this."
     tokens = (await post(served, "/v1/attribution", prompt=prompt, completion=answer))["tokens"]
-    how = {"prompt_logprobs": 0, "max_tokens": 0, "response_start": len(prompt)}
+    how: dict[str, Any] = {"prompt_logprobs": 0, "max_tokens": 0, "response_start": len(prompt)}
     (choice,) = (await post(served, prompt=prompt + answer, **how))["choices"]
     told = logprobs_of(choice, (prompt + answer).encode())[-len(answer) :]
     assert told == pytest.approx([token["composed"] for token in tokens], abs=CLOSE)
@@ -130,9 +130,11 @@ async def test_a_response_start_means_what_attribution_tells(served: httpx2.Asyn
 async def test_log_probabilities_of_a_prompt_do_not_change_what_it_is_continued_with(
     served: httpx2.AsyncClient, model: ComposedModel
 ) -> None:
-    asked = {"prompt": IDS, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    asked: dict[str, Any] = {"prompt": IDS, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    asked["return_token_ids"] = True
     (unscored,) = (await post(served, **asked))["choices"]
-    for how in (ECHOED, {"prompt_logprobs": 0}):
+    scorings: list[dict[str, Any]] = [ECHOED, {"prompt_logprobs": 0}]
+    for how in scorings:
         (choice,) = (await post(served, **asked, **how))["choices"]
         assert choice["token_ids"] == unscored["token_ids"]
         assert logprobs_of(choice, IDS) == pytest.approx(plain(model, IDS, "ungated"), abs=CLOSE)
@@ -145,7 +147,12 @@ async def test_a_conversation_is_a_prompt_but_for_the_message_that_is_gone_on_in
 ) -> None:
     path = "/v1/chat/completions"
     messages = [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "I say"}]
-    how = {"messages": messages, "prompt_logprobs": 0, "max_tokens": 1, "return_token_ids": True}
+    how: dict[str, Any] = {
+        "messages": messages,
+        "prompt_logprobs": 0,
+        "max_tokens": 1,
+        "return_token_ids": True,
+    }
     body = await post(served, path, **how)
     ids = body["prompt_token_ids"]
     assert logprobs_of(body, ids) == pytest.approx(plain(model, ids, None), abs=CLOSE)
@@ -160,7 +167,7 @@ async def test_a_conversation_is_a_prompt_but_for_the_message_that_is_gone_on_in
 @pytest.mark.parametrize(
     ("fields", "start"),
     [
-        *(({**how}, 1) for how in SCORED),
+        *((how, 1) for how in SCORED),
         ({**ECHOED, "max_tokens": 0, "truncate_prompt_tokens": 2}, 1),
         ({**ECHOED, "max_tokens": 0, "response_start": 3}, 3),
         ({**ECHOED, "max_tokens": 2}, None),
