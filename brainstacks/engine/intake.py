@@ -132,6 +132,7 @@ class Intake:
             self._check_ids(request.sampling.logit_bias, "logit_bias")
             self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
             self._check_choice(request.sampling)
+            self._check_response(request.response_start, tokens)
         if tokens + most > self.max_context:
             raise ContextTooLong(
                 f"the prompt has {tokens} tokens and max_tokens is {most}, together {tokens + most}; "
@@ -233,6 +234,13 @@ class Intake:
             raise InvalidRequest(
                 "bad_words and min_tokens may forbid every token of allowed_token_ids; allow one more",
                 param="allowed_token_ids",
+            )
+
+    def _check_response(self, start: int | None, tokens: int) -> None:
+        if start is not None and not 1 <= start <= tokens:
+            raise InvalidRequest(
+                f"response_start is {start}; it lies in 1..{tokens}, the prompt's tokens",
+                param="response_start",
             )
 
     def _check_ids(self, token_ids: Iterable[int], param: str) -> None:

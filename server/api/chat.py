@@ -55,7 +55,8 @@ async def plan(
             nothing, tenant, param=param, tools=told, **body.template_options()
         )
         differs = (at for at, (one, other) in enumerate(zip(given, head, strict=False)) if one != other)
-        begun = max(1, next(differs, len(head)) - (len(given) - len(ids)))
+        same = min(len(given), len(head))
+        begun = max(1, next(differs, same) - (len(given) - len(ids)))
     room = ctx.room(ids, param)
     asked = body.asked_tokens
     max_tokens = max(1, room) if asked is None else asked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from server.api.context import Context, Ctx
 from server.composition import resolve
 from server.json_body import JsonRoute
 from server.logprobs import TextOffsets, completion_logprobs, cut, prompt_logprobs
+from server.offences import Offence
 from server.openapi import ASKED, LIMITED, ROUTED, answers
 from server.schemas import MAX_SEQUENCES, CompletionRequest
 
@@ -78,14 +79,10 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room))
         if max_tokens > room:
             raise ctx.too_long(len(ids), max_tokens, "prompt")
-        of_prompt = [body.prompt_logprobs, body.logprobs if body.echo else None]
         sampling = body.sampling(
-            max_tokens,
-            logprobs=body.logprobs,
-            prompt_logprobs=max((top for top in of_prompt if top is not None), default=None),
-            bad_words=bad_words,
+            max_tokens, logprobs=body.logprobs, prompt_logprobs=body.prompt_top, bad_words=bad_words
         )
-        ctx.check_sampling(body, sampling)
+        ctx.check_sampling(body, sampling, *_beyond(body, len(ids)))
         text = prompt if isinstance(prompt, str) and body.truncate_prompt_tokens is None else ""
         if body.echo and not text:
             text = await ctx.encoder.decode(ids, tenant, "prompt")
@@ -101,6 +98,7 @@ async def _plan(body: CompletionRequest, request: Request, ctx: Context) -> list
                     n=completions_each,
                     tenant=tenant,
                     priority=body.priority or 0,
+                    response_start=body.response_begins,
                 ),
             )
         )
@@ -112,6 +110,14 @@ def _prompts(body: CompletionRequest) -> list[str | list[int]]:
         return [body.prompt]
     several = [item for item in body.prompt if not isinstance(item, int)]
     return list(several) or [[item for item in body.prompt if isinstance(item, int)]]
+
+
+def _beyond(body: CompletionRequest, tokens: int) -> Iterator[Offence]:
+    """That the response begins behind a prompt of so many tokens, if it does."""
+    start = body.response_start
+    if start is not None and start > tokens:
+        message = f"response_start is {start}; it is at most the prompt's tokens ({tokens})"
+        yield Offence("response_start", "invalid_value", message)
 
 
 class CompletionAnswer(Answer):

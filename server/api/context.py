@@ -87,9 +87,10 @@ class Context:
                     f"{param} has token id {token_id}; ids lie in 0..{size - 1}", param=param
                 )
 
-    def check_sampling(self, body: Sampling, sampling: SamplingParams) -> None:
-        """Raises InvalidRequest, naming every field, for what only the model or the prompt can tell."""
-        wrong: list[Offence] = []
+    def check_sampling(self, body: Sampling, sampling: SamplingParams, *found: Offence) -> None:
+        """Raises InvalidRequest, naming every field, for what only the model or the prompt can tell, and for
+        what a route has `found` itself."""
+        wrong = list(found)
         for ids, param in (
             (tuple(sampling.logit_bias), "logit_bias"),
             (sampling.stop_token_ids, "stop_token_ids"),

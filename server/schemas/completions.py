@@ -49,6 +49,30 @@ class CompletionRequest(Sampling):
     add_special_tokens: bool | None = Field(
         default=None, description="the base's own, such as BOS, around a text; true when left out"
     )
+    response_start: Integer | None = Field(
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="index of the token with which a response begins that each prompt holds already; left "
+        "out: 1 where the prompt's log-probabilities are asked for and max_tokens is 0 or 1, else none",
+    )
+
+    @property
+    def prompt_top(self) -> int | None:
+        """Alternatives to report per token of the prompt; None where its log-probabilities are not asked for,
+        by neither of the fields that do."""
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((top for top in asked if top is not None), default=None)
+
+    @property
+    def response_begins(self) -> int | None:
+        """Index of the prompt's token from which on it is a response; None where it is none.
+
+        A prompt that is scored and not gone on from is a text that the composition is to have written. One
+        token more is asked for by clients that cannot ask for none.
+        """
+        scored = self.prompt_top is not None and self.asked_tokens in (0, 1)
+        return 1 if scored and self.response_start is None else self.response_start
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         yield from super().broken_rules()
@@ -57,3 +81,5 @@ class CompletionRequest(Sampling):
             yield "best_of", f"it is less than 'n' ({n}); it is at least 'n'"
         if best_of is not None and best_of > n and self.stream:
             yield "best_of", "beyond 'n' it cannot be streamed; leave out 'stream' or 'best_of'"
+        if self.response_start is not None and self.truncate_prompt_tokens is not None:
+            yield "response_start", "'truncate_prompt_tokens' moves what it counts; leave out one of them"

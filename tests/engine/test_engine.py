@@ -45,6 +45,9 @@ def test_what_can_never_run_is_refused_by_name_and_leaves_nothing(served: Served
         engine.check(request("r", [1, VOCAB]))
     with pytest.raises(InvalidRequest, match="token id -1"):
         engine.check(request("r", [-1]))
+    for response_start in (-1, 0, 4):
+        with pytest.raises(InvalidRequest, match=f"response_start is {response_start}; it lies in 1..3"):
+            engine.check(replace(request("r", prompt_of(3)), response_start=response_start))
     with pytest.raises(
         ContextTooLong, match="500 tokens and max_tokens is 13, together 513; the context is 512"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def draw(rng: random.Random, name: str, longest: int) -> GenerationRequest:
     """A prompt that often begins as another does, with few compositions, so that prefixes meet."""
     prompt = prompt_of(40, seed=rng.randrange(3))[: rng.randint(1, 40)]
     prompt += prompt_of(8, seed=rng.randrange(100))[: rng.randint(0, 8)]
-    return request(
+    one = request(
         name,
         prompt,
         rng.choice(COMPOSITIONS),
@@ -42,12 +43,13 @@ def draw(rng: random.Random, name: str, longest: int) -> GenerationRequest:
         max_tokens=rng.randint(1, longest),
         prompt_logprobs=rng.choice([None, None, None, 0]),
     )
+    return replace(one, response_start=rng.choice([None, None, 1, rng.randint(1, len(prompt))]))
 
 
 def assert_plain(served: Served, family: str, one: GenerationRequest, answer: Answer) -> None:
     """Each token is the most likely one after those before it: `plain_greedy`, checked in one forward."""
     ids = answer.ids()
-    plain = served.plain(one.composition, len(one.prompt_ids))
+    plain = served.plain(one.composition, one.response_start or len(one.prompt_ids))
     logits = plain_logits(tiny_model(family), [*one.prompt_ids, *ids], plain)
     assert not answer.errors
     assert ids == logits[len(one.prompt_ids) - 1 : -1].argmax(-1).tolist()
@@ -61,7 +63,10 @@ def assert_plain(served: Served, family: str, one: GenerationRequest, answer: An
         assert logprobs is None
     else:
         assert logprobs is not None
-        assert [p.token_id for p in logprobs[1:] if p is not None] == list(one.prompt_ids[1:])
+        told = [p for p in logprobs[1:] if p is not None]
+        assert [p.token_id for p in told] == list(one.prompt_ids[1:])
+        expected = logits[range(len(told)), list(one.prompt_ids[1:])] - logits[: len(told)].logsumexp(-1)
+        assert [p.logprob for p in told] == pytest.approx(expected.tolist(), abs=2e-4)
 
 
 @pytest.mark.parametrize("limits", range(len(LIMITS)))

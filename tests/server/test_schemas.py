@@ -45,6 +45,7 @@ async def test_hostile_17_counts(
     [
         *[("/v1/completions", "best_of", value) for value in [*COUNTS, 0]],
         *[("/v1/completions", "logprobs", value) for value in [*COUNTS, 21]],
+        *[("/v1/completions", "response_start", value) for value in [*COUNTS, 0, 2]],
         ("/v1/completions", "n", 0),
         ("/v1/chat/completions", "n", 0),
         ("/v1/chat/completions", "max_tokens", 0),

@@ -44,6 +44,7 @@ FIELDS = (
     "model", "prompt", "messages", "max_tokens", "n", "best_of", "temperature", "top_p", "top_k", "min_p",
     "stop", "seed", "logit_bias", "logprobs", "top_logprobs", "stream", "stream_options", "routing", "echo",
     "presence_penalty", "repetition_penalty", "min_tokens", "stop_token_ids", "suffix", "tokens", "nonsense",
+    "response_start", "prompt_logprobs", "truncate_prompt_tokens",
 )  # fmt: skip
 
 VALUES: tuple[Any, ...] = (
