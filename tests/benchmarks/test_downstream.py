@@ -18,6 +18,7 @@ from brainstacks.stacks.registry import Registry
 from tests.tiny import save_base, write_records
 from training.evaluation.downstream import Downstream
 from training.evaluation.harness import document_scores
+from training.evaluation.known_tasks import TASKS
 from training.reinforce.sandbox import Sandbox
 from training.report.card import card
 
@@ -72,9 +73,9 @@ def test_what_is_kept_is_not_measured_again_and_other_documents_or_settings_are(
     write_records(tasks / "reasoning" / "validation.jsonl", [("Is it?", "So the answer is no.")])
     run("downstream", *arguments, "--modes", "base")
     assert len(measured) == 3
-    task = downstream.TASKS["strategyqa"]
+    task = TASKS["strategyqa"]
     other = replace(task, config={**task.config, "gen_prefix": "The answer is"})
-    monkeypatch.setitem(downstream.TASKS, "strategyqa", other)
+    monkeypatch.setitem(TASKS, "strategyqa", other)
     run("downstream", *arguments, "--modes", "base")
     assert len(measured) == 4
 

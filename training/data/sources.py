@@ -120,7 +120,7 @@ def _check_columns(source: SourceRecipe, rows: _Rows) -> None:
 
 
 def _records(source: SourceRecipe, rows: _Rows, reader: Reader | None = None) -> Iterator[Record]:
-    """Each row as `reader` takes it, or in the source's format, which the first row shows where it is None."""
+    """Of rows as `reader` takes them, or in the source's format; where it has none, in the first row's."""
     format = source.format or format_of(next(iter(rows.rows.values()), {}))
     for number, row in rows.rows.items():
         # Named by its content, a record keeps its id wherever the row stands.
