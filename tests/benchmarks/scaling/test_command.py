@@ -39,9 +39,3 @@ def test_the_command_writes_figures_with_intervals_a_comparison_and_a_picture(
     drawn = image.read_text()
     assert "prefers-color-scheme: dark" in drawn
     assert all(router in drawn for router in command.GRID_ROUTERS)
-
-
-def test_help_gives_a_quick_look() -> None:
-    result = CliRunner().invoke(command.app, ["--help"])
-    assert result.exit_code == 0
-    assert "A quick look: python -m benchmarks.scaling " in " ".join(result.output.split())

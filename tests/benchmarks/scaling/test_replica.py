@@ -54,7 +54,7 @@ def test_a_single_line_waits_as_pollaczek_and_khinchine_say() -> None:
 
 @pytest.mark.parametrize("room", [2, 8, 20])
 def test_hits_under_zipfs_law_are_those_of_ches_approximation(room: int) -> None:
-    """Che et al. 2002: hits are the sum of p (1 - exp(-p t)), with t where the sum of 1 - exp(-p t) is the room."""
+    """Che et al. 2002: hits are the sum of p (1 - exp(-p t)), where the sum of 1 - exp(-p t) is the room."""
     domains = 50
     popularity = zipf(domains)
     drawn = np.random.default_rng(1).choice(domains, 6000, p=popularity).tolist()
