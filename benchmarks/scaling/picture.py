@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def picture(cells: Sequence[Cell]) -> str:
         for ax in axes[-1]:
             replicas = sorted({cell.replicas for cell in cells})
             ax.set_xscale("log")
-            ax.set_xticks(replicas, [str(each) for each in replicas], minor=False)
+            ax.set_xticks(replicas, _labels(replicas), minor=False)
             ax.xaxis.set_minor_locator(_none())
             ax.set_ylim(0, 102)
         drawn.figure.supxlabel("replicas")
@@ -77,6 +78,12 @@ def _line(ax: Axes, cells: Sequence[Cell], figure: str, scale: float, style: int
     return ax.plot(
         replicas, values, color=colour, linestyle=dashes, linewidth=1.7, marker="o", markersize=2.5
     )[0]
+
+
+def _labels(numbers: Sequence[int]) -> list[str]:
+    """None where the next number, the last one above all, would touch it."""
+    follow = [*numbers[1:], math.inf]
+    return [str(one) if after >= 1.6 * one else "" for one, after in zip(numbers, follow, strict=True)]
 
 
 def _none() -> Any:

@@ -137,10 +137,19 @@ class AffinityAlone(Affinity):
     floor = False
 
 
+class Sticky(AffinityAlone):
+    """A conversation to where it was, whatever stacks are there: what a balancer can do by a cookie."""
+
+    def _spared(self, request: Request) -> dict[int, float]:
+        last = self._last.get(request.conversation)
+        return {} if last is None else {last: 1.0}
+
+
 ROUTERS: dict[str, Callable[[Fleet, int], Router]] = {
     "random": Random,
     "round robin": RoundRobin,
     "two choices": TwoChoices,
+    "sticky": Sticky,
     "hashed": Hashed,
     "affinity, no floor": AffinityAlone,
     "affinity": Affinity,

@@ -23,8 +23,9 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "brainstacks.json").read_text(encod
 (JOB,) = read(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
 
 
-def env_example() -> dict[str, str]:
-    lines = (DEPLOY / "server.env.example").read_text(encoding="utf-8").splitlines()
+def example(file: str) -> dict[str, str]:
+    """Variables of a file that is to be copied and filled in."""
+    lines = (DEPLOY / f"{file}.example").read_text(encoding="utf-8").splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
@@ -64,16 +65,20 @@ def test_the_server_is_as_the_dockerfile_has_it() -> None:
     assert server["environment"]["BRAINSTACKS_UPLOAD_DIR"] in volumes
 
 
-def test_secrets_come_from_a_file_that_git_ignores() -> None:
+def test_secrets_come_from_files_that_git_ignores() -> None:
     for name, service in SERVICES.items():
         for variable in service.get("environment", {}):
             assert not re.search("KEY|PASSWORD|SECRET|TOKEN", variable), name
-    assert all(value == "" for value in env_example().values())
-    settings = {name for name in env_example() if name.startswith("BRAINSTACKS_")}
-    assert {name.removeprefix("BRAINSTACKS_").lower() for name in settings} <= set(Settings.model_fields)
-    (file,) = SERVICES["server"]["env_file"]
-    ignored = subprocess.run(["git", "check-ignore", "--no-index", f"deploy/{file}"], cwd=ROOT, check=False)
-    assert ignored.returncode == 0
+    files = [file for service in SERVICES.values() for file in service.get("env_file", ())]
+    assert len(files) == len(set(files)) == 2  # no service gets another's secrets
+    for file in files:
+        assert set(example(file).values()) == {""}
+        ignored = subprocess.run(
+            ["git", "check-ignore", "--no-index", f"deploy/{file}"], cwd=ROOT, check=False
+        )
+        assert ignored.returncode == 0
+    names = {name.removeprefix("BRAINSTACKS_").lower() for name in example("server.env")}
+    assert names <= set(Settings.model_fields)
 
 
 def test_prometheus_scrapes_the_server_where_the_page_on_metrics_says_they_are() -> None:

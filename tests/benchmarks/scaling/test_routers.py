@@ -9,7 +9,16 @@ import pytest
 
 from benchmarks.scaling.fleet import Fleet, Room
 from benchmarks.scaling.requests import Request
-from benchmarks.scaling.routers import BOUND, ROUTERS, Affinity, AffinityAlone, Hashed, RoundRobin, TwoChoices
+from benchmarks.scaling.routers import (
+    BOUND,
+    ROUTERS,
+    Affinity,
+    AffinityAlone,
+    Hashed,
+    RoundRobin,
+    Sticky,
+    TwoChoices,
+)
 from tests.benchmarks.scaling.fleets import profile, request
 
 
@@ -49,9 +58,10 @@ def test_affinity_goes_where_most_stacks_are_and_to_the_least_loaded_of_equals()
     assert router.choose(request(stacks=(0, 1))) == 2
 
 
-def test_affinity_sends_a_conversation_back_where_its_prompt_was_read() -> None:
+@pytest.mark.parametrize("kind", [AffinityAlone, Sticky])
+def test_a_conversation_goes_back_to_where_its_prompt_was_read(kind: type[Affinity]) -> None:
     some = fleet(4)
-    router = AffinityAlone(some, seed=0)
+    router = kind(some, seed=0)
     went = router.choose(request(conversation=5))
     assert [router.choose(Request(1.0, (), 0, 5, 80, 5, 1)) for _ in range(5)] == [went] * 5
 
@@ -64,6 +74,12 @@ def test_no_replica_gets_more_than_the_bound(router: type[Affinity]) -> None:
     for count in range(1, 41):
         give(some, chooser.choose(request(stacks=(0,))), request(stacks=(0,), answer=1000))
         assert max(one.load for one in some.replicas) <= math.ceil(BOUND * count / 4)
+
+
+def test_sticky_knows_nothing_of_stacks() -> None:
+    some = fleet(2)
+    some.replicas[0].stacks.begin_with([0, 1])
+    assert {Sticky(some, seed).choose(request(stacks=(0, 1))) for seed in range(10)} == {0, 1}
 
 
 def test_a_hot_stack_gets_copies_before_its_replica_is_full() -> None:
