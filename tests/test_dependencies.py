@@ -64,6 +64,7 @@ BENCHMARK_ROOMS: dict[str, tuple[str, ...]] = {
     "adapter_routers": (INSTRUMENTS, "experiments"),
     "reinforcement": (INSTRUMENTS,),
     "gpu_sections": (INSTRUMENTS, "serving", "peers"),
+    "scaling": (INSTRUMENTS, "serving"),
 }
 """What the commands at the top of `benchmarks` share, and which others each room knows."""
 

@@ -21,7 +21,7 @@ from training.__main__ import app as training_app
 
 KNOWN = (
     *("make", "curl", "brainstacks", "brainstacks-serve", "brainstacks-train", "python"),
-    *("accelerate", "mkdir", "cd", "cp", "export"),
+    *("accelerate", "mkdir", "cd", "cp", "export", "docker", "kubectl"),
 )
 
 pages = pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -45,6 +45,13 @@ def test_every_target_of_make_is_there(page: Path) -> None:
     named = re.findall(r"`make ([\w-]+)", page.read_text(encoding="utf-8"))
     named += [command.split()[1] for command in commands(page, "make")]
     assert set(named) <= targets
+
+
+@pages
+def test_every_manifest_that_is_to_be_applied_exists(page: Path) -> None:
+    for command in commands(page, "docker", "kubectl"):
+        for path in re.findall(r" -[fk] (\S+)", command):
+            assert (ROOT / path).exists(), path
 
 
 @pages

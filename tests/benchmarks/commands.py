@@ -18,6 +18,7 @@ from benchmarks import (
     unknown,
 )
 from benchmarks.adapter_routers import __main__ as adapter_routers
+from benchmarks.scaling import __main__ as scaling
 
 BENCHMARKS = {
     "adapter_routers": adapter_routers.app,
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "prefill": prefill.app,
     "hot_load": hot_load.app,
     "residency": residency.app,
+    "scaling": scaling.app,
     "http_load": http_load.app,
     "deterministic": deterministic.app,
     "downstream": downstream.app,
