@@ -37,6 +37,7 @@ from brainstacks.base_files import locate
 from brainstacks.checkpoint import plain_checkpoint
 from brainstacks.durable import partial
 from training.evaluation.intervals import Estimate
+from training.recipe.settings import require
 
 PRETRAINED, RANDOM = "pretrained", "random"
 KINDS = (PRETRAINED, RANDOM)
@@ -66,8 +67,16 @@ def random_base(base: str, directory: Path) -> Path:
 
 
 def _trainings(materials: Materials) -> list[Training]:
-    """Of the base; those of random weights are the same, in another laboratory."""
+    """Of the base; those of random weights are the same, in another laboratory.
+
+    Raises:
+        ConfigError: random weights cannot be held as the base is.
+    """
     settings = materials.settings
+    require(
+        settings.quantization != "native",
+        "quantization is native, and random weights are in no file of their own bits; give none, nf4 or int8",
+    )
     return [
         training
         for seed in settings.seeds

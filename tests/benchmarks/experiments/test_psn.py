@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from benchmarks.experiments import psn
 from benchmarks.experiments.laboratory import Laboratory
 from brainstacks.base_model import identify_base, load_base
+from brainstacks.errors import ConfigError
 from training.evaluation.intervals import Estimate
 
 
@@ -32,6 +34,12 @@ def test_random_weights_have_the_shape_and_tokenizer_of_the_base_and_are_made_on
     ]
     ids = [tokenizer.encode_chat([{"role": "user", "content": "hello"}]) for tokenizer in tokenizers]
     assert ids[0] == ids[1]
+
+
+def test_a_base_in_its_files_own_bits_is_refused_before_anything_is_trained(lab: Laboratory) -> None:
+    lab.materials.settings = replace(lab.materials.settings, quantization="native")
+    with pytest.raises(ConfigError, match="give none, nf4 or int8"):
+        psn.STUDY.trainings(lab.materials)
 
 
 def test_both_bases_are_trained_alike_and_told_by_what_stacks_take_away(lab: Laboratory) -> None:
