@@ -35,7 +35,7 @@ def test_what_was_checked_while_it_was_stored_is_not_read_again_to_be_served(
         hashed.append(path)
         return sha256_file(path)
 
-    monkeypatch.setattr("brainstacks.stacks.store.sha256_file", counted)
+    monkeypatch.setattr("brainstacks.stacks.blobs.sha256_file", counted)
     path = registry.blob_path(registry.publish(chat).digest)
     assert hashed == []
     path.chmod(0o600)

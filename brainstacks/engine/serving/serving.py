@@ -59,7 +59,8 @@ class Serving:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is active in the registry and cannot be served, and why."""
-        registry = () if self.registry_problem is None else (self.registry_problem,)
+        outdated = self._registry.outdated if self._registry is not None else None
+        registry = dict.fromkeys(filter(None, (outdated, self.registry_problem)))
         return (*self.stack_problems, *self.reading.problems, *registry)
 
     @property

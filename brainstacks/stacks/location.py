@@ -1,0 +1,51 @@
+"""Where a registry is: a directory, a bucket, or a repository on the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from brainstacks.errors import ConfigError
+from brainstacks.stacks.blob_cache import BlobCache
+from brainstacks.stacks.bucket_url import SCHEMES
+from brainstacks.stacks.local_store import LocalStore
+from brainstacks.stacks.store import Store
+
+HUB = "hf"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+
+
+def is_directory(root: str | Path) -> bool:
+    """Whether `root` names a directory, there or not, and no URL."""
+    return _SCHEME.match(str(root)) is None
+
+
+def open_store(root: str | Path, *, create: bool = False, cache: BlobCache | None = None) -> Store:
+    """The store at `root`. Only an operator says it: no client of the server does.
+
+    Args:
+        root: a directory, or the text of a URL: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
+            `az://CONTAINER/PREFIX`, or, to read only, `hf://OWNER/NAME[@REVISION]`.
+        create: make the directory when there is none.
+        cache: of what is elsewhere; by default the user's.
+
+    Raises:
+        ConfigError: there is no such directory, or it is no such URL.
+    """
+    found = _SCHEME.match(str(root))
+    if found is None:
+        return LocalStore(Path(root), create=create)
+    scheme = found[1]
+    if isinstance(root, Path):
+        raise ConfigError("the registry is a URL that was made a path, which has lost a slash; give its text")
+    if scheme in SCHEMES:
+        from brainstacks.stacks.bucket import Bucket
+        from brainstacks.stacks.object_store import ObjectStore
+
+        return ObjectStore(Bucket.open(root), cache or BlobCache.of_user())
+    if scheme == HUB:
+        from brainstacks.stacks.hub_store import HubStore
+
+        return HubStore(root, cache or BlobCache.of_user())
+    known = ", ".join(f"{name}://" for name in (*SCHEMES, HUB))
+    raise ConfigError(f"a registry is a directory or one of {known}; {scheme[:20]}: is none of them")
