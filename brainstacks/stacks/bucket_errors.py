@@ -12,7 +12,10 @@ from brainstacks.errors import BrainstacksError, ConfigError, StorageUnwritable,
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-_ASKED_FOR_CREDENTIALS = re.compile(r"//169\.254\.|//metadata\.google|token request", re.IGNORECASE)
+_ASKED_FOR_CREDENTIALS = re.compile(
+    r"/latest/(api|meta-data)|//metadata\.google|token request", re.IGNORECASE
+)
+"""What only a machine's own service is asked, when the environment has said nothing."""
 
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure export-credentials --format env` "
@@ -62,7 +65,7 @@ def told(url: str, error: Exception, *, write: bool) -> BrainstacksError:
         if write:
             return StorageUnwritable(message)
         return Unavailable(message, code="registry_forbidden")
-    why = answer or ("no answer in time" if "timed out" in text.lower() else "no connection, or a broken one")
+    why = answer or ("no answer in time" if "TimedOut" in text else "no connection, or a broken one")
     return Unavailable(
         f"{url} cannot be reached ({why}); look at the network and the endpoint. What is cached is served on",
         retry_after=5,
