@@ -1,4 +1,4 @@
-"""An engine on a registry in a bucket: it serves on from what it has when the bucket is gone, and comes back."""
+"""An engine on a registry in a bucket: it serves on from what it has when that is gone, and follows again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from brainstacks.base_model import identify_base
 from brainstacks.engine.async_engine import AsyncEngine
 from brainstacks.errors import Unavailable
 from brainstacks.stacks.blob_cache import BlobCache
@@ -17,14 +18,14 @@ from tests.engine.async_driving import collect, stream
 from tests.engine.driving import fixed, prompt_of, request
 from tests.stacks.faulty_proxy import FaultyProxy, Stall, always, standing_before
 from tests.stacks.s3_server import S3Server, use
-from tests.tiny import plain_greedy, random_stack, tiny_identity, tiny_model, write_stack
+from tests.tiny import plain_greedy, random_stack, tiny_model, write_stack
 
 pytestmark = pytest.mark.anyio
 
 SOON = 0.01
 """Seconds between two looks."""
 
-ASKED = request("r", prompt_of(5), fixed(chat=1.0))
+ASKED = request("r", prompt_of(5), fixed(chat=1.0), ignore_eos=True)
 
 
 class Cloud:
@@ -40,8 +41,9 @@ class Cloud:
 
     def publish(self, seed: int) -> list[int]:
         """From another machine; the tokens that the stack answers with."""
-        stack = random_stack(tiny_identity().dims, seed)
-        path = write_stack(self.directory / f"chat-{seed}", tiny_identity(), "chat", stack)
+        identity = identify_base(self.base)
+        stack = random_stack(identity.dims, seed)
+        path = write_stack(self.directory / f"chat-{seed}", identity, "chat", stack)
         Registry(self.root, cache=BlobCache(self.directory / "another")).publish(path)
         return plain_greedy(tiny_model(), ASKED.prompt_ids, 8, [(stack, 1.0)])
 
