@@ -46,7 +46,6 @@ class Listed:
 
     size: int
     modified: datetime
-    tag: Tag
 
 
 class Bucket:
@@ -56,13 +55,17 @@ class Bucket:
 
     Args:
         url: as messages name it.
+        endpoint: of the server, where it is not the cloud's own.
         reading: soon given up where an answer stalls.
         writing: the same objects; patient with what is sent.
         versioned: the store compares generations, not ETags.
     """
 
-    def __init__(self, url: str, reading: Objects, writing: Objects, *, versioned: bool = False) -> None:
+    def __init__(
+        self, url: str, reading: Objects, writing: Objects, *, versioned: bool = False, endpoint: str = ""
+    ) -> None:
         self.url = url
+        self.endpoint = endpoint
         self._reading = reading
         self._writing = writing
         self._versioned = versioned
@@ -71,7 +74,9 @@ class Bucket:
     def open(cls, url: str) -> Bucket:
         """Asks nothing yet. Raises ConfigError: it is no URL of a bucket, or the library is not there."""
         parsed = BucketUrl.of(url)
-        return cls(str(parsed), *parsed.objects(), versioned=parsed.scheme == "gs")
+        reading, writing = parsed.objects()
+        versioned = parsed.scheme == "gs"
+        return cls(str(parsed), reading, writing, versioned=versioned, endpoint=parsed.endpoint)
 
     def get(self, key: str) -> Object | None:
         """An object, None where there is none."""
@@ -109,7 +114,7 @@ class Bucket:
         """
         writer = uuid.uuid4().hex
         try:
-            with self._told(write=True):
+            with self._told(put=True):
                 put = self._reading.put(key, content, attributes={_WRITER: writer}, mode=self._mode(tag))
             return self._tag(put)
         except (Superseded, Unavailable) as error:
@@ -125,19 +130,20 @@ class Bucket:
 
     def upload(self, key: str, file: Path) -> None:
         """Write an object, whatever is there. A large one goes in parts, and is there as a whole or not."""
-        with self._told(write=True):
+        with self._told(put=True):
             self._writing.put(key, file, max_concurrency=_PARTS_AT_ONCE)
 
     def delete(self, keys: Collection[str]) -> None:
         """Delete objects; one that is not there is no error."""
-        with suppress(FileNotFoundError), self._told(write=True):
-            self._reading.delete(list(keys))
+        for key in keys:  # of many at once some stores leave those behind one that is not there
+            with suppress(FileNotFoundError), self._told(delete=True):
+                self._reading.delete(key)
 
     def list(self) -> Mapping[str, Listed]:
         """Every object under the prefix, by key."""
         with self._told():
             found = [one for page in self._reading.list() for one in page]
-        return {one["path"]: Listed(one["size"], one["last_modified"], self._tag(one)) for one in found}
+        return {one["path"]: Listed(one["size"], one["last_modified"]) for one in found}
 
     def _head(self, key: str) -> ObjectMeta | None:
         with suppress(FileNotFoundError), self._told():
@@ -145,22 +151,21 @@ class Bucket:
         return None
 
     def _tag(self, found: ObjectMeta | PutResult) -> Tag:
-        """Without the quotes that one and the same store writes in a header and leaves out in a list."""
         tag = found["version"] if self._versioned else found["e_tag"]
         if tag is None:
             raise ConfigError(
                 f"{self.url}: the store gives its objects no {'generation' if self._versioned else 'ETag'}, "
                 "so nothing can be compared and set; use one that does"
             )
-        return tag.strip('"')
+        return tag
 
     def _mode(self, tag: Tag | None) -> PutMode:
         if tag is None:
             return "create"
-        return {"version": tag} if self._versioned else {"e_tag": f'"{tag}"'}
+        return {"version": tag} if self._versioned else {"e_tag": tag}
 
     @contextmanager
-    def _told(self, *, write: bool = False) -> Iterator[None]:
+    def _told(self, *, put: bool = False, delete: bool = False) -> Iterator[None]:
         """Says in our words what the library reports. What is not there stays a FileNotFoundError."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -169,8 +174,8 @@ class Bucket:
         except (AlreadyExistsError, PreconditionError) as error:
             raise missing(self.url, error) or Superseded(f"{self.url}: another writer was faster") from None
         except FileNotFoundError as error:
-            if (lost := missing(self.url, error)) is not None:
+            if (lost := missing(self.url, error, put=put)) is not None:
                 raise lost from None
             raise
         except BaseError as error:
-            raise told(self.url, error, write=write) from None
+            raise told(self.url, error, write=put or delete) from None

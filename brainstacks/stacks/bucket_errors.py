@@ -25,9 +25,10 @@ _CREDENTIALS = {
 }
 
 
-def missing(url: str, error: Exception) -> ConfigError | None:
-    """What to say where there is no such bucket; None where only an object is missing."""
-    if _NO_BUCKET.search(str(error)) is None:
+def missing(url: str, error: Exception, *, put: bool = False) -> ConfigError | None:
+    """What to say where there is no such bucket; None where only an object is missing, which for one that was
+    to be `put` is no reason."""
+    if not put and _NO_BUCKET.search(str(error)) is None:
         return None
     return ConfigError(
         f"{url}: there is no such bucket; make it, name another, or look at region and endpoint"

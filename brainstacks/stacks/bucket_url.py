@@ -25,7 +25,11 @@ RETRIES, RETRYING, FIRST_PAUSE, LAST_PAUSE = 5, 45.0, 0.2, 5.0
 connection or, where it only reads, no answer; seconds between these, which double."""
 
 _URL = re.compile(r"(s3|gs|az)://([a-z0-9][a-z0-9._-]{1,62})((?:/[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*)*)/?")
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT",),
+}
 _EXTRA = "pip install 'brainstacks[object-stores]'"
 
 
@@ -57,7 +61,22 @@ class BucketUrl:
         Raises:
             ConfigError: the library is not there, or the environment says something impossible.
         """
-        return self._client(_patience(SILENCE, REPLY)), self._client(_patience(None, PART))
+        return self._client(self._patience(SILENCE, REPLY)), self._client(self._patience(None, PART))
+
+    @property
+    def endpoint(self) -> str:
+        """The server that the environment names in place of the cloud's own; empty without."""
+        return next(filter(None, map(os.environ.get, _ENDPOINTS[self.scheme])), "")
+
+    def _patience(self, silence: float | None, whole: float) -> ClientConfig:
+        options: ClientConfig = {
+            "connect_timeout": timedelta(seconds=CONNECTING),
+            "timeout": timedelta(seconds=whole),
+            "allow_http": self.endpoint.startswith("http://"),
+        }
+        if silence is not None:
+            options["read_timeout"] = timedelta(seconds=silence)
+        return options
 
     def _client(self, options: ClientConfig) -> Objects:
         try:
@@ -77,22 +96,6 @@ class BucketUrl:
                 f"{self}: the environment does not say how to reach it; on Azure it names the account in "
                 "AZURE_STORAGE_ACCOUNT_NAME, elsewhere a variable of the cloud has an impossible value"
             ) from None
-
-
-def endpoint() -> str:
-    """The server that the environment names in place of the cloud's own; empty without."""
-    return next(filter(None, (os.environ.get(name) for name in _ENDPOINTS)), "")
-
-
-def _patience(silence: float | None, whole: float) -> ClientConfig:
-    options: ClientConfig = {
-        "connect_timeout": timedelta(seconds=CONNECTING),
-        "timeout": timedelta(seconds=whole),
-        "allow_http": endpoint().startswith("http://"),
-    }
-    if silence is not None:
-        options["read_timeout"] = timedelta(seconds=silence)
-    return options
 
 
 def _retries() -> RetryConfig:

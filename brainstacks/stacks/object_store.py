@@ -23,7 +23,6 @@ from pathlib import Path
 from brainstacks.stacks.artifact import check_digest, is_digest
 from brainstacks.stacks.blob_cache import BlobCache
 from brainstacks.stacks.bucket import Bucket, Listed
-from brainstacks.stacks.bucket_url import endpoint
 from brainstacks.stacks.store import BLOBS, MANIFEST, Stamp, Superseded
 
 UNDER_WAY = timedelta(hours=1)
@@ -40,7 +39,7 @@ class ObjectStore:
     def __init__(self, bucket: Bucket, cache: BlobCache) -> None:
         self._bucket = bucket
         self._cache = cache
-        self._name = hashlib.sha256(f"{endpoint()} {bucket.url}".encode()).hexdigest()
+        self._name = hashlib.sha256(f"{bucket.endpoint} {bucket.url}".encode()).hexdigest()
 
     def writing(self) -> AbstractContextManager[None]:
         """Holds nothing."""
@@ -80,7 +79,7 @@ class ObjectStore:
             return {}
         listed = self._bucket.list()
         manifest = listed.get(MANIFEST)
-        if (manifest and manifest.tag) != stamp:
+        if self._bucket.tag(MANIFEST) != stamp:  # after the list, so that this has the time of that very one
             raise Superseded(f"{self._bucket.url}: another writer was faster")
         settled = datetime.now(UTC) - UNDER_WAY
         if manifest is not None:
