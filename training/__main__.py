@@ -13,7 +13,7 @@ from rich.console import Console
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.document import printable
-from brainstacks.stacks.location import is_directory
+from brainstacks.stacks.location import absent
 from brainstacks.stacks.registry import Registry
 from training.options import (
     DataOption,
@@ -104,8 +104,7 @@ def stack(
     if dry_run:
         from training.curriculum.dry_run import dry_run as estimate
 
-        there = not is_directory(registry) or Path(registry).exists()
-        served = Registry(registry).snapshot().domains if there else {}
+        served = {} if absent(registry) else Registry(registry).snapshot().domains
         rounds = {name: history.current.rounds for name, history in served.items()}
         estimate(plan, _console(), device, plan.domain(domain).name, rounds)
         return
@@ -126,9 +125,7 @@ def add(
     licence: Annotated[str, typer.Option(help="Of the records, for the registry's card.")] = "",
     registry: Annotated[
         str | None,
-        typer.Option(
-            help="Train on top of the stacks that it serves, and publish there too; by default on none."
-        ),
+        typer.Option(help="Train on top of what it serves, and publish there too; by default on none."),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Working directory, runs/DOMAIN by default; again to go on.")

@@ -34,7 +34,7 @@ from brainstacks.engine.serving.trial import CANARY, Trial
 from brainstacks.errors import BrainstacksError, InvalidRequest, Unavailable
 from brainstacks.stacks.blob_cache import BlobCache
 from brainstacks.stacks.cache_stats import CacheStats
-from brainstacks.stacks.location import is_directory
+from brainstacks.stacks.location import absent
 from brainstacks.stacks.registry import Registry
 from brainstacks.tokenizer import ChatTokenizer
 
@@ -88,7 +88,7 @@ class AsyncEngine:
             ConfigError, UnsupportedModel
             Unavailable: the registry cannot be reached, and was never seen here.
         """
-        if is_directory(registry) and not Path(registry).exists():
+        if absent(registry):
             log.info("there is no registry %s; an empty one is made", registry)
         store = Registry(registry, create=True, cache=cache, last_known=True)
         if store.outdated is not None:

@@ -88,9 +88,10 @@ class BucketUrl:
         kinds = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
         kind: Any = kinds[self.scheme]  # their constructors are typed apart, and take the same
         try:
-            return kind(
+            client: Objects = kind(
                 self.bucket, prefix=self.prefix or None, client_options=options, retry_config=_retries()
             )
+            return client
         except (BaseError, ValueError):  # with what is set, which may be a secret
             raise ConfigError(
                 f"{self}: the environment does not say how to reach it; on Azure it names the account in "

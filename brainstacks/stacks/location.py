@@ -15,9 +15,9 @@ HUB = "hf"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
-def is_directory(root: str | Path) -> bool:
-    """Whether `root` names a directory, there or not, and no URL."""
-    return _SCHEME.match(str(root)) is None
+def absent(root: str | Path) -> bool:
+    """Whether `root` names a directory that is not there; of a URL only opening it tells."""
+    return _SCHEME.match(str(root)) is None and not Path(root).exists()
 
 
 def open_store(root: str | Path, *, create: bool = False, cache: BlobCache | None = None) -> Store:

@@ -11,7 +11,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.blob_cache import BlobCache
 from brainstacks.stacks.hub_store import HubStore
 from brainstacks.stacks.local_store import LocalStore
-from brainstacks.stacks.location import is_directory, open_store
+from brainstacks.stacks.location import absent, open_store
 from brainstacks.stacks.object_store import ObjectStore
 
 GOOD = {
@@ -49,7 +49,7 @@ def _account(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("url", GOOD)
 def test_a_url_is_opened_without_a_word_to_the_network(url: str, tmp_path: Path) -> None:
     assert type(open_store(url, cache=BlobCache(tmp_path))) is GOOD[url]
-    assert not is_directory(url)
+    assert not absent(url)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,8 +64,9 @@ def test_any_other_url_is_refused_and_not_repeated(url: str, tmp_path: Path) -> 
 def test_what_is_no_url_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for root in (tmp_path / "a", str(tmp_path / "b"), "c", "d:e"):
+        assert absent(root)
         assert type(open_store(root, create=True)) is LocalStore
-        assert is_directory(root)
+        assert not absent(root)
     with pytest.raises(ConfigError, match="lost a slash; give its text"):
         open_store(Path("s3://bucket/prefix"), create=True)
     assert not (tmp_path / "s3:").exists()

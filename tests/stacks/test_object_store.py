@@ -231,9 +231,9 @@ def test_of_equal_times_a_file_counts_as_the_newer_one(
     listing = Objects.list
 
     def whole_day(self: Objects) -> object:
-        midnight = {"hour": 0, "minute": 0, "second": 0, "microsecond": 0}
         return {
-            key: type(one)(one.size, one.modified.replace(**midnight)) for key, one in listing(self).items()
+            key: type(one)(one.size, one.modified.replace(hour=0, minute=0, second=0, microsecond=0))
+            for key, one in listing(self).items()
         }
 
     monkeypatch.setattr(Objects, "list", whole_day)
