@@ -23,12 +23,28 @@ _URL = re.compile(rf"hf://({_NAME}/{_NAME})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,99
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+@dataclass(frozen=True)
+class HubUrl:
+    """`hf://OWNER/NAME`, or `hf://OWNER/NAME@REVISION` for a branch, tag or commit."""
+
+    repository: str
+    revision: str | None
+
+    @classmethod
+    def of(cls, url: str) -> HubUrl:
+        """Raises ConfigError: it is none, or holds more."""
+        found = _URL.fullmatch(url)
+        if found is None:  # not repeated: there may be a secret in it
+            raise ConfigError("the registry's URL is no hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        return cls(found[1], found[2])
+
+
 class HubStore:
     """A `Store` of which every method that writes raises StorageUnwritable. A private repository is read with
     the hub's own HF_TOKEN or login.
 
     Args:
-        url: `hf://OWNER/NAME`, or `hf://OWNER/NAME@REVISION` for a branch, tag or commit.
+        url: see `HubUrl`.
         cache: of files and of the manifest, on this machine.
 
     Raises:
@@ -36,11 +52,9 @@ class HubStore:
     """
 
     def __init__(self, url: str, cache: BlobCache) -> None:
-        found = _URL.fullmatch(url)
-        if found is None:  # not repeated: there may be a secret in it
-            raise ConfigError("the registry's URL is no hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        parsed = HubUrl.of(url)
         self._url = url
-        self._repository, self._revision = found[1], found[2]
+        self._repository, self._revision = parsed.repository, parsed.revision
         self._fixed = self._revision is not None and _COMMIT.fullmatch(self._revision) is not None
         self._cache = cache
         self._name = hashlib.sha256(url.encode()).hexdigest()

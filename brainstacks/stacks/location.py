@@ -7,8 +7,11 @@ from pathlib import Path
 
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.blob_cache import BlobCache
-from brainstacks.stacks.bucket_url import SCHEMES
+from brainstacks.stacks.bucket import Bucket
+from brainstacks.stacks.bucket_url import SCHEMES, BucketUrl
+from brainstacks.stacks.hub_store import HubStore, HubUrl
 from brainstacks.stacks.local_store import LocalStore
+from brainstacks.stacks.object_store import ObjectStore
 from brainstacks.stacks.store import Store
 
 HUB = "hf"
@@ -18,6 +21,28 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 def absent(root: str | Path) -> bool:
     """Whether `root` names a directory that is not there; of a URL only opening it tells."""
     return _SCHEME.match(str(root)) is None and not Path(root).exists()
+
+
+def check(root: str | Path) -> str | None:
+    """The scheme of a URL, None of a directory; nothing is opened.
+
+    Raises:
+        ConfigError: it is a URL of another form than a registry's, or holds more, such as a secret.
+    """
+    found = _SCHEME.match(str(root))
+    if found is None:
+        return None
+    scheme = found[1]
+    if isinstance(root, Path):
+        raise ConfigError("the registry is a URL that was made a path, which has lost a slash; give its text")
+    if scheme in SCHEMES:
+        BucketUrl.of(root)
+    elif scheme == HUB:
+        HubUrl.of(root)
+    else:
+        known = ", ".join(f"{name}://" for name in (*SCHEMES, HUB))
+        raise ConfigError(f"a registry is a directory or one of {known}; {scheme[:20]}: is none of them")
+    return scheme
 
 
 def open_store(root: str | Path, *, create: bool = False, cache: BlobCache | None = None) -> Store:
@@ -32,20 +57,9 @@ def open_store(root: str | Path, *, create: bool = False, cache: BlobCache | Non
     Raises:
         ConfigError: there is no such directory, or it is no such URL.
     """
-    found = _SCHEME.match(str(root))
-    if found is None:
+    scheme = check(root)
+    if scheme is None:
         return LocalStore(Path(root), create=create)
-    scheme = found[1]
-    if isinstance(root, Path):
-        raise ConfigError("the registry is a URL that was made a path, which has lost a slash; give its text")
-    if scheme in SCHEMES:
-        from brainstacks.stacks.bucket import Bucket
-        from brainstacks.stacks.object_store import ObjectStore
-
-        return ObjectStore(Bucket.open(root), cache or BlobCache.of_user())
     if scheme == HUB:
-        from brainstacks.stacks.hub_store import HubStore
-
-        return HubStore(root, cache or BlobCache.of_user())
-    known = ", ".join(f"{name}://" for name in (*SCHEMES, HUB))
-    raise ConfigError(f"a registry is a directory or one of {known}; {scheme[:20]}: is none of them")
+        return HubStore(str(root), cache or BlobCache.of_user())
+    return ObjectStore(Bucket.open(str(root)), cache or BlobCache.of_user())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from brainstacks.base_model import identify_base
+from brainstacks.config import EngineConfig
 from brainstacks.engine.async_engine import AsyncEngine
 from brainstacks.errors import Unavailable
 from brainstacks.stacks.blob_cache import BlobCache
@@ -53,6 +54,7 @@ class Cloud:
             registry=self.root,
             cache=BlobCache(self.directory / machine),
             quantization="none",
+            config=EngineConfig(backend="torch"),
         )
 
 
