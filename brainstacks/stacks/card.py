@@ -26,7 +26,7 @@ def card(registry: Registry, licences: Mapping[str, str] | None = None) -> list[
         for domain, history in manifest.domains.items()
     }
     told = {domain: metadata.licence for domain, (_, metadata) in stacks.items()}
-    licence = licences_of(told, licences or {})
+    licence = _licences(told, licences or {})
     lines = []
     bases = {metadata.base.id: metadata.base.fingerprint for _, metadata in stacks.values()}
     for name, fingerprint in bases.items():
@@ -61,7 +61,7 @@ def card(registry: Registry, licences: Mapping[str, str] | None = None) -> list[
     return lines
 
 
-def licences_of(told: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def _licences(told: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Domain -> licence. Raises ConfigError: one has none, or two; or a domain is not there."""
     for domain, licence in given.items():
         if told.get(domain, licence):

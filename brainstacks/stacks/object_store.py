@@ -26,7 +26,8 @@ from brainstacks.stacks.bucket import Bucket, Listed
 from brainstacks.stacks.store import BLOBS, MANIFEST, Stamp, Superseded
 
 UNDER_WAY = timedelta(hours=1)
-"""What is newer than the manifest is left to a publisher for so long; one that is slower looks for itself."""
+"""What is newer than the manifest is left to a publisher for so long, by this machine's clock; one that is
+slower looks for itself."""
 
 
 class ObjectStore:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from brainstacks.durable import creating_directory, make_directory, write_file
+from brainstacks.durable import creating_directory, fsync_directory, make_directory, write_file
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.card import card, row
@@ -53,8 +53,9 @@ def release(
     with creating_directory(directory) as new:
         make_directory(new / BLOBS)
         for digest, path in paths.items():
-            with path.open("rb") as source, (new / BLOBS / digest).open("xb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+            with path.open("rb") as source:
+                write_file(new / BLOBS / digest, iter(partial(source.read, 1 << 20), b""))
+        fsync_directory(new / BLOBS)
         write_file(new / MANIFEST, [manifest.to_bytes()])
         write_file(new / CARD, [text.encode()])
     return manifest

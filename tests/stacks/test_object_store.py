@@ -97,6 +97,20 @@ def test_a_change_whose_answer_is_lost_is_made_once_and_known_to_be(
     assert bucket.open().generation == 1
 
 
+@pytest.mark.parametrize("published_before", [False, True])
+def test_a_conflict_that_the_store_sees_among_its_own_parts_is_tried_again(
+    bucket: Bucket, proxy: FaultyProxy, chat: Path, chat2: Path, published_before: bool
+) -> None:
+    """S3 answers 409 where two conditional writes meet and it has not decided on either."""
+    registry = bucket.open()
+    if published_before:
+        registry.publish(chat2)
+    proxy.before = once("PUT", "manifest.json", Refuse(409, "ConditionalRequestConflict"))
+    published = registry.publish(chat, expected_generation=int(published_before))
+    assert (published.created, published.generation) == (True, 1 + published_before)
+    assert bucket.open().snapshot().domain("chat").current.digest == sha256_file(chat)
+
+
 # kills
 
 PUBLISH = """
