@@ -8,7 +8,8 @@ publisher is about to name. Its file is newer than the manifest that it has read
 there is one already. So what the manifest does not name and is older than it is nobody's, and what is newer
 is left alone for an hour. What slips through (a publisher that others were faster than, a file that was put
 again just after it was listed) is seen afterwards: the publisher looks for its file once more when its
-manifest is X is to be published again (`ledger.discard`). Whichever looks last sees it.
+manifest is there, and puts it again (`registry._publish`); the prune looks at what the manifest names then,
+and says what is to be published again (`ledger.discard`). Whichever looks last sees it.
 """
 
 from __future__ import annotations

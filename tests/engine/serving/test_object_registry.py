@@ -40,11 +40,11 @@ class Cloud:
         self.base = base
         self.directory = directory
 
-    def publish(self, seed: int) -> list[int]:
+    def publish(self, seed: int, domain: str = "chat") -> list[int]:
         """From another machine; the tokens that the stack answers with."""
         identity = identify_base(self.base)
         stack = random_stack(identity.dims, seed)
-        path = write_stack(self.directory / f"chat-{seed}", identity, "chat", stack)
+        path = write_stack(self.directory / f"{domain}-{seed}", identity, domain, stack)
         Registry(self.root, cache=BlobCache(self.directory / "another")).publish(path)
         return plain_greedy(tiny_model(), ASKED.prompt_ids, 8, [(stack, 1.0)])
 
@@ -159,3 +159,21 @@ async def test_a_file_that_cannot_be_fetched_leaves_the_last_good_version_until_
     await until(lambda: engine.stacks.domain("chat").version == 2)
     assert await collect(stream(engine, ASKED)) == new
     following.cancel()
+
+
+async def test_a_purge_that_the_bucket_leaves_unanswered_holds_up_no_load(
+    cloud: Cloud, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brainstacks.stacks.bucket_url.SILENCE", 60)
+    cloud.publish(1)
+    cloud.publish(2, "code")
+    engine = opened(cloud.engine())
+    await engine.stacks.evict("code")
+    cloud.proxy.before = always(Stall(), "list-type=2")
+    deleting = asyncio.create_task(engine.stacks.delete("chat", purge=True))
+    await until(lambda: any("list-type=2" in asked for asked in cloud.proxy.asked))
+    assert (await engine.stacks.load("code")).residency == "device"
+    assert not deleting.done()
+    cloud.proxy.vanish()
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await deleting
