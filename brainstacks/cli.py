@@ -32,6 +32,8 @@ from brainstacks.stacks.artifact import StackMetadata, check_base
 from brainstacks.stacks.document import printable
 from brainstacks.stacks.manifest import ROUTER_ENTRY, Published, Version
 from brainstacks.stacks.registry import Registry
+from brainstacks.stacks.release import PER_DOMAIN
+from brainstacks.stacks.release import release as make_release
 from brainstacks.stacks.router_artifact import check_router_base, inspect_file
 from brainstacks.stacks.verify import verify as problems_of
 
@@ -191,6 +193,38 @@ def prune(
         typer.echo(
             f"dropped {pruned.versions} versions, deleted {pruned.blobs} files, freed {size(pruned.bytes)}"
         )
+
+
+@app.command()
+def release(
+    registry: RegistryOption,
+    directory: Annotated[Path, typer.Argument(help="To be made, and then uploaded to the hub as it is.")],
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."),
+    ] = None,
+    repository_licence: Annotated[
+        str, typer.Option(metavar="ID", help="Of the repository, as the hub names it: apache-2.0, say.")
+    ] = PER_DOMAIN,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what serves, with a card, licences and digests, for `hf://OWNER/NAME` to be made of it."""
+    licences = dict(_pair(text) for text in licence or ())
+    made = make_release(Registry(registry), directory, licences=licences, licence=repository_licence)
+    if as_json:
+        print_json({"directory": str(directory), **made.to_document()})
+    else:
+        typer.echo(
+            f"generation {made.generation} is in {directory}; upload it with "
+            f"`hf upload OWNER/NAME {directory} .`, and serve it with --registry hf://OWNER/NAME"
+        )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name.strip() and value.strip()):
+        raise typer.BadParameter(f"{text!r} is no DOMAIN=LICENCE", param_hint="--licence")
+    return name.strip(), value.strip()
 
 
 def _add_version(table: Table, name: str, version: Version, active: bool, shape: str) -> None:

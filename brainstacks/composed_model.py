@@ -45,7 +45,7 @@ class ComposedModel:
     def load(
         cls,
         base: str | os.PathLike[str],
-        registry: str | os.PathLike[str] | None = None,
+        registry: str | Path | None = None,
         quantization: Quantization | None = None,
         device: str = "auto",
         dtype: torch.dtype | str | None = None,
@@ -54,7 +54,7 @@ class ComposedModel:
 
         Args:
             base: local directory, hub id, `.gguf` file, or `packaged:smollm2-135m-instruct`.
-            registry: directory of a registry; None for the base alone.
+            registry: directory or URL of a registry; None for the base alone.
             dtype: `torch.float32` or `"float32"`, say; see `load_base`.
 
         Raises:
@@ -67,7 +67,7 @@ class ComposedModel:
             device=device,
             dtype=dtype if isinstance(dtype, torch.dtype) else parse_dtype(dtype),
         )
-        return cls.from_base(loaded, Registry(Path(registry)) if registry is not None else None)
+        return cls.from_base(loaded, Registry(registry) if registry is not None else None)
 
     @classmethod
     def from_base(cls, base: BaseModel, registry: Registry | None = None) -> ComposedModel:

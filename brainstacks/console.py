@@ -19,7 +19,8 @@ ServerOption = Annotated[
     str, typer.Option("--server", metavar="URL", envvar="BRAINSTACKS_SERVER", help="Of the running server.")
 ]
 RegistryOption = Annotated[
-    Path, typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory of the registry.")
+    str,
+    typer.Option("--registry", envvar="BRAINSTACKS_REGISTRY", help="Directory or URL of the registry."),
 ]
 FileArgument = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A stack or router file (.safetensors).")

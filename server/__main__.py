@@ -96,10 +96,12 @@ def open_engine(settings: Settings, config: EngineConfig) -> Engine:
     """Load the base, the registry and the router; takes seconds to minutes."""
     # Imported here: `--help` and wrong options answer at once, without loading torch.
     from brainstacks.engine.async_engine import AsyncEngine
+    from brainstacks.stacks.blob_cache import BlobCache
 
     engine: Engine = AsyncEngine.open(
         base=settings.base,
         registry=settings.registry,
+        cache=BlobCache.of_user(settings.registry_cache, settings.registry_cache_bytes),
         quantization=settings.quantization,
         device=settings.device,
         dtype=settings.dtype,

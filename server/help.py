@@ -17,7 +17,10 @@ GROUPS = {
     "The model": (
         "base", "quantization", "device", "dtype", "backend", "cuda_graphs", "exact", "deterministic",
     ),
-    "Stacks": ("registry", "registry_poll", "device_stack_bytes", "host_stack_bytes"),
+    "Stacks": (
+        "registry", "registry_poll", "registry_cache", "registry_cache_bytes", "device_stack_bytes",
+        "host_stack_bytes",
+    ),
     "Where it listens, and to whom": (
         "host", "port", "api_key", "api_key_file", "admin_key", "allowed_host", "cors_origin", "metrics",
         "drain_timeout",

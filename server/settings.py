@@ -10,6 +10,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from brainstacks.config import DEVICE_NAMES, Backend, EngineConfig, Quantization
+from brainstacks.errors import ConfigError
+from brainstacks.stacks.blob_cache import DEFAULT_BYTES
+from brainstacks.stacks.location import check as check_location
 from server.keys import check_secret, collect
 from server.log import Format
 from server.tracing import check_endpoint
@@ -41,7 +44,17 @@ class Settings(BaseSettings):
     )
     registry: str = Field(
         default="stacks_registry",
-        description="directory of the registry of stacks and routers; made where there is none",
+        description="directory of the registry of stacks and routers, made where there is none; or "
+        "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, hf://OWNER/NAME[@REVISION]",
+    )
+    registry_cache: Path | None = Field(
+        default=None,
+        description="where files of a registry elsewhere are kept; brainstacks/registry in the user's cache",
+    )
+    registry_cache_bytes: int = Field(
+        default=DEFAULT_BYTES,
+        ge=1,
+        description="most bytes there; the least recently used files go",
     )
     registry_poll: float = Field(
         default=5.0,
@@ -217,6 +230,15 @@ class Settings(BaseSettings):
             each = value if isinstance(value, tuple) else (value,)
             shown += [f"--{flag} {'***' if isinstance(one, SecretStr) else one}" for one in each]
         return " ".join(shown) or "every option at its default"
+
+    @field_validator("registry")
+    @classmethod
+    def _check_registry(cls, registry: str) -> str:
+        try:
+            check_location(registry)
+        except ConfigError as error:  # before the options are logged: a URL may hold a secret
+            raise ValueError(error.message) from None
+        return registry
 
     @field_validator("device")
     @classmethod

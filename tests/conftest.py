@@ -13,6 +13,8 @@ from hypothesis import settings
 from brainstacks.base_model import BaseModel, load_base
 from brainstacks.stacks.registry import Registry
 from tests.packaged_server import Server, running
+from tests.stacks.s3_server import S3Server, use
+from tests.stacks.s3_server import serving as s3_server_of_tests
 from tests.tiny import save_base
 
 # One fixed sequence of examples, and no clock: a test passes or fails for what the code does.
@@ -63,6 +65,19 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(tiny_directory: Path) -> BaseModel:
     """The same, loaded afresh: whoever attaches hooks to it disturbs nobody."""
     return load_base(tiny_directory, quantization="none", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with s3_server_of_tests() as each:
+        yield each
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server, which the environment names."""
+    use(monkeypatch, s3_server.environment())
+    return s3_server
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.verify import verify
 from tests.console_script import Script
 from tests.stacks.files import write_router, write_stack
+from tests.stacks.s3_server import S3Server
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 
@@ -53,6 +54,24 @@ def test_list_shows_every_version_and_which_serves(script: Script, root: Path) -
 
 def test_list_as_json_is_the_manifest(script: Script, root: Path) -> None:
     assert script.json("list", "--registry", root) == (0, json.loads((root / "manifest.json").read_text()))
+
+
+def test_every_command_on_a_registry_takes_a_bucket_and_keeps_what_it_reads_where_it_is_told(
+    script: Script, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRAINSTACKS_REGISTRY", s3.registry())
+    monkeypatch.setenv("BRAINSTACKS_REGISTRY_CACHE", str(tmp_path / "cache"))
+    assert script("publish", write_stack(tmp_path / "chat-0", licence="MIT")) == 0
+    assert "chat version 1 published, generation 1" in script.out
+    assert script.json("verify") == (0, {"versions": 1, "problems": []})
+    assert script.json("list")[1]["generation"] == 1
+    assert script("release", tmp_path / "release") == 0
+    assert Registry(tmp_path / "release").generation == 1
+    assert script.json("prune", "--keep", "0")[0] == 0
+    assert len(list((tmp_path / "cache" / "blobs" / "sha256").iterdir())) == 1
+    monkeypatch.setenv("BRAINSTACKS_REGISTRY", "s3://no-such-bucket/x")
+    assert script("list") == 1
+    assert "there is no such bucket" in script.err
 
 
 def test_the_registry_can_come_from_the_environment(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.document import printable
+from brainstacks.stacks.location import absent
 from brainstacks.stacks.registry import Registry
 from training.options import (
     DataOption,
@@ -103,7 +104,7 @@ def stack(
     if dry_run:
         from training.curriculum.dry_run import dry_run as estimate
 
-        served = Registry(registry).snapshot().domains if registry.exists() else {}
+        served = {} if absent(registry) else Registry(registry).snapshot().domains
         rounds = {name: history.current.rounds for name, history in served.items()}
         estimate(plan, _console(), device, plan.domain(domain).name, rounds)
         return
@@ -123,7 +124,7 @@ def add(
     recipe: RecipeOption = "add",
     licence: Annotated[str, typer.Option(help="Of the records, for the registry's card.")] = "",
     registry: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Train on top of all stacks that it serves, and publish there too; by default on none."
         ),
@@ -193,7 +194,7 @@ def router(
 def evaluate(
     data: DataOption = None,
     recipe: RecipeOption = "demo",
-    registry: ServedOption = Path("stacks_registry"),
+    registry: ServedOption = "stacks_registry",
     run: RunOption = Path("runs/demo"),
     limit: LimitOption = None,
     oracle_limit: Annotated[
@@ -225,7 +226,7 @@ def evaluate(
 
 @app.command()
 def report(
-    registry: ServedOption = Path("stacks_registry"),
+    registry: ServedOption = "stacks_registry",
     run: RunOption = Path("runs/demo"),
 ) -> None:
     """Write report.html to the run's directory: one page with the run's plots and figures."""
@@ -236,7 +237,7 @@ def report(
 
 @app.command()
 def card(
-    registry: ServedOption = Path("stacks_registry"),
+    registry: ServedOption = "stacks_registry",
     evaluation: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="evaluation.json, as `evaluate` writes it."),

@@ -15,8 +15,12 @@ DataOption = Annotated[
         "in place of these domains' sources in the recipe."
     ),
 ]
-PublishOption = Annotated[Path, typer.Option("--registry", help="To publish to; made when it is not there.")]
-ServedOption = Annotated[Path, typer.Option("--registry", help="Whose active stacks and router count.")]
+PublishOption = Annotated[
+    str, typer.Option("--registry", help="To publish to, a directory or URL; made when it is not there.")
+]
+ServedOption = Annotated[
+    str, typer.Option("--registry", help="Whose active stacks and router count, a directory or URL.")
+]
 RunOption = Annotated[Path, typer.Option(help="Working directory of this run; give it again to go on.")]
 DryRunOption = Annotated[
     bool,

@@ -32,7 +32,9 @@ from brainstacks.engine.request import (
 from brainstacks.engine.serving.stack_admin import StackAdmin
 from brainstacks.engine.serving.trial import CANARY, Trial
 from brainstacks.errors import BrainstacksError, InvalidRequest, Unavailable
+from brainstacks.stacks.blob_cache import BlobCache
 from brainstacks.stacks.cache_stats import CacheStats
+from brainstacks.stacks.location import absent
 from brainstacks.stacks.registry import Registry
 from brainstacks.tokenizer import ChatTokenizer
 
@@ -69,7 +71,8 @@ class AsyncEngine:
         cls,
         *,
         base: str | os.PathLike[str],
-        registry: str | os.PathLike[str],
+        registry: str | Path,
+        cache: BlobCache | None = None,
         quantization: Quantization | None = None,
         device: str = "auto",
         dtype: str | None = None,
@@ -78,12 +81,18 @@ class AsyncEngine:
         """Gauges the base and everything that the registry serves, which is made where there is none; takes
         seconds to minutes.
 
+        Args:
+            registry, cache: see `Registry`. One that cannot be reached is served as it was last known here.
+
         Raises:
             ConfigError, UnsupportedModel
+            Unavailable: the registry cannot be reached, and was never seen here.
         """
-        if not Path(registry).exists():
+        if absent(registry):
             log.info("there is no registry %s; an empty one is made", registry)
-        store = Registry(Path(registry), create=True)
+        store = Registry(registry, create=True, cache=cache, last_known=True)
+        if store.outdated is not None:
+            log.warning("%s", store.outdated)
 
         def load() -> StepEngine:
             loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))

@@ -1,27 +1,22 @@
 """The registry: versions, atomic publication, compare-and-set, rollback, integrity. No torch here.
 
-Writers take the store's lock, read the manifest, and replace it as a whole; readers take nothing. Several
-processes may share one registry: each sees the others' changes when it calls `reload`, which `changed` tells.
+Writers replace the manifest as a whole; readers take nothing. Several processes may share one registry: each
+sees the others' changes when it calls `reload`, which `changed` tells.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from brainstacks.errors import (
-    ConfigError,
-    Conflict,
-    InvalidArtifact,
-    StaleGeneration,
-)
+from brainstacks.errors import ConfigError, Conflict, InvalidArtifact, Unavailable
 from brainstacks.stacks.artifact import STACK, StackFile, check_domain_name
+from brainstacks.stacks.blob_cache import BlobCache
 from brainstacks.stacks.envelope import CheckedFile
+from brainstacks.stacks.ledger import Ledger, Stored
+from brainstacks.stacks.location import open_store
 from brainstacks.stacks.manifest import (
     ROUTER_ENTRY,
     Entry,
@@ -35,61 +30,62 @@ from brainstacks.stacks.manifest import (
     domain_entry,
 )
 from brainstacks.stacks.router_artifact import ROUTER, RouterFile, check_routed, read_router_metadata
-from brainstacks.stacks.store import LocalStore, Store
 
 
 class Registry:
     """The durable, versioned store of domain stacks and meta-routers.
 
     Args:
-        root: its directory; one without a manifest is an empty registry.
+        root: its directory, or the URL of a bucket or of a repository (`location.open_store`). A place
+            without a manifest is an empty registry.
         create: make the directory when there is none.
+        cache: where files from elsewhere are kept; by default under the user's cache.
+        last_known: where the registry cannot be reached, go on with its manifest as this machine last saw it.
 
     Raises:
-        ConfigError: there is no such directory.
+        ConfigError: there is no such place, or it cannot be used so.
         CorruptBlob: the manifest is damaged.
+        Unavailable: it cannot be reached.
     """
 
-    def __init__(self, root: str | Path, *, create: bool = False) -> None:
-        root = Path(root)
-        if root.exists() and not root.is_dir():
-            raise ConfigError(f"{root} is no directory, so no registry; name another place")
-        if create:
-            root.mkdir(parents=True, exist_ok=True)
-        if not root.is_dir():
-            raise ConfigError(
-                f"there is no registry directory {root}; name an existing one, or publish to make one"
-            )
-        self._store: Store = LocalStore(root)
-        self._guard = threading.Lock()  # orders adoptions of a manifest among threads
-        self.reload()
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        create: bool = False,
+        cache: BlobCache | None = None,
+        last_known: bool = False,
+    ) -> None:
+        self._store = open_store(root, create=create, cache=cache)
+        self._ledger = Ledger(self._store, last_known=last_known)
 
     # reading
 
     def snapshot(self) -> Manifest:
         """The manifest as this object last saw it."""
-        return self._manifest
+        return self._ledger.manifest
 
     @property
     def generation(self) -> int:
         """The snapshot's manifest number."""
-        return self._manifest.generation
+        return self.snapshot().generation
+
+    @property
+    def outdated(self) -> str | None:
+        """Why the snapshot is only the last known one; None once the registry was read."""
+        return self._ledger.outdated
 
     def reload(self) -> Manifest:
         """Adopt and return the manifest that is stored now. Raises CorruptBlob; the old one then stays."""
-        with self._guard:
-            stamp = self._store.manifest_stamp()  # before: what is written meanwhile is seen next time
-            self._manifest, self._stamp = self.stored(), stamp
-            return self._manifest
+        return self._ledger.reload()
 
     def stored(self) -> Manifest:
         """The manifest that is stored now; this object goes on with its own. Raises CorruptBlob."""
-        content = self._store.read_manifest()
-        return Manifest() if content is None else Manifest.from_bytes(content)
+        return self._ledger.read().manifest
 
     def changed(self) -> bool:
-        """Whether another process has written since the last `reload`; only looks at the file's name."""
-        return self._store.manifest_stamp() != self._stamp
+        """Whether to `reload`: another process has written since, or what could not be reached now may be."""
+        return self._ledger.changed()
 
     def total_bytes(self) -> int:
         """Bytes of everything stored, versions that nothing references included."""
@@ -97,7 +93,11 @@ class Registry:
 
     def blob_path(self, digest: str, *, anew: bool = False) -> Path:
         """Path of the file with this digest, verified. As `Store.verified`."""
-        return self._store.verified(digest, anew=anew)
+        try:
+            return self._store.verified(digest, anew=anew)
+        except Unavailable:
+            self._ledger.unreached = True
+            raise
 
     # changing
 
@@ -130,7 +130,7 @@ class Registry:
         """
         if domain is not None:
             check_domain_name(domain)
-        now = self._unchanged(expected_generation)
+        now = self._ledger.expected(expected_generation).manifest
         stack = STACK.inspect(file, keep=True)
         name, config = stack.metadata.domain, stack.metadata.config
         if domain is not None and domain != name:
@@ -141,12 +141,12 @@ class Registry:
         if check is not None:
             check(stack)
         facts = {"rounds": stack.metadata.rounds, "rank": config.rank, "experts": config.experts}
-        entry = domain_entry(name)
-        with self._writing(expected_generation) as manifest:
-            new = StackVersion(
-                manifest.next_version(name), stack.digest, stack.bytes, int(time.time()), **facts
-            )
-            return self._add(entry, entry.get(before or now), manifest, stack, new)
+
+        def version(manifest: Manifest) -> StackVersion:
+            number = manifest.next_version(name)
+            return StackVersion(number, stack.digest, stack.bytes, int(time.time()), **facts)
+
+        return self._publish(domain_entry(name), stack, version, before or now, expected_generation)
 
     def publish_router(
         self,
@@ -162,15 +162,17 @@ class Registry:
             IncompatibleArtifact: it routes to domains that the registry does not have.
             InvalidArtifact, StaleGeneration, Conflict, StorageFull, StorageUnwritable: as `publish`.
         """
-        now = self._unchanged(expected_generation)
+        now = self._ledger.expected(expected_generation).manifest
         router = ROUTER.inspect(file, keep=True)
         if check is not None:
             check(router)
-        with self._writing(expected_generation) as manifest:
+
+        def version(manifest: Manifest) -> Version:
             check_routed(router.metadata, manifest.domains)
             last = manifest.router.last_version if manifest.router else 0
-            new = Version(last + 1, router.digest, router.bytes, int(time.time()))
-            return self._add(ROUTER_ENTRY, (before or now).router, manifest, router, new)
+            return Version(last + 1, router.digest, router.bytes, int(time.time()))
+
+        return self._publish(ROUTER_ENTRY, router, version, before or now, expected_generation)
 
     def activate(self, domain: str, version: int, *, expected_generation: int | None = None) -> Published:
         """Make a published version of `domain` serve: roll back or forward.
@@ -180,8 +182,11 @@ class Registry:
             CorruptBlob: its stored bytes are damaged.
             StaleGeneration: the registry is not at `expected_generation`.
         """
-        with self._writing(expected_generation) as manifest:
-            return self._activate(domain_entry(domain), manifest, manifest.domain(domain), version)
+        entry = domain_entry(domain)
+        return self._ledger.change(
+            lambda stored: self._activate(entry, stored, stored.manifest.domain(domain), version),
+            expected_generation,
+        )
 
     def activate_router(self, version: int, *, expected_generation: int | None = None) -> Published:
         """Make a published version of the router serve.
@@ -191,10 +196,14 @@ class Registry:
             IncompatibleArtifact: it routes to domains that the registry does not have any more.
             VersionNotFound, CorruptBlob, StaleGeneration: as `activate`.
         """
-        with self._writing(expected_generation) as manifest:
-            digest = manifest.routers().version(version).digest
-            check_routed(read_router_metadata(self.blob_path(digest)), manifest.domains)
-            return self._activate(ROUTER_ENTRY, manifest, manifest.routers(), version)
+
+        def activate(stored: Stored) -> Published:
+            history = stored.manifest.routers()
+            path = self.blob_path(history.version(version).digest)
+            check_routed(read_router_metadata(path), stored.manifest.domains)
+            return self._activate(ROUTER_ENTRY, stored, history, version)
+
+        return self._ledger.change(activate, expected_generation)
 
     def delete(
         self, domain: str, *, purge: bool = False, expected_generation: int | None = None
@@ -211,90 +220,80 @@ class Registry:
             DomainNotFound: there is no such domain.
             StaleGeneration: the registry is not at `expected_generation`.
         """
-        with self._writing(expected_generation) as manifest:
-            history = manifest.domain(domain)
-            manifest = self._commit(manifest.without_domain(domain))
-            if purge:
-                self._discard(manifest, (version.digest for version in history.versions))
-        return Published.of(domain, history, manifest.generation)
+
+        def delete(stored: Stored) -> tuple[History[StackVersion], Published]:
+            history = stored.manifest.domain(domain)
+            manifest = self._ledger.commit(stored, stored.manifest.without_domain(domain))
+            return history, Published.of(domain, history, manifest.generation)
+
+        history, published = self._ledger.change(delete, expected_generation)
+        if purge:
+            self.discard(version.digest for version in history.versions)
+        return published
 
     def discard(self, digests: Iterable[str]) -> int:
         """Delete the stored bytes of those `digests` that no version references; bytes freed."""
-        with self._writing(None) as manifest:
-            return self._discard(manifest, digests)[1]
+        return sum(self._ledger.discard(digests).values())
 
     def prune(self, keep: int | None = None) -> Pruned:
-        """Delete stored bytes that no version references.
+        """Delete stored bytes that no version references. A process that serves an older generation may still
+        need a version that is dropped: reload it first.
 
         Args:
             keep: where given, first drop all versions but the serving one and each name's newest `keep`.
-
-        A process that serves an older generation may still need a dropped version: reload it first.
         """
         if keep is not None and keep < 0:
             raise ConfigError(f"keep is {keep}; it is the number of versions to keep, at least 0")
-        with self._writing(None) as manifest:
-            before = len(manifest.versions())
-            if keep is not None and (following := manifest.pruned(keep)) != manifest:
-                manifest = self._commit(following)
-            blobs, freed = self._discard(manifest, self._store.digests())
-        return Pruned(before - len(manifest.versions()), blobs, freed)
 
-    # inside
+        def drop(stored: Stored) -> int:
+            kept = stored.manifest if keep is None else stored.manifest.pruned(keep)
+            return len(stored.manifest.versions()) - len(self._ledger.commit(stored, kept).versions())
 
-    def _unchanged(self, expected_generation: int | None) -> Manifest:
-        """The stored manifest, at that generation where one is expected."""
-        manifest = self.stored()
-        if expected_generation is not None and expected_generation != manifest.generation:
-            raise StaleGeneration(
-                f"the registry is at generation {manifest.generation}, not {expected_generation}; look at "
-                "what changed, then try again with the new number"
-            )
-        return manifest
+        dropped = self._ledger.change(drop)
+        freed = self._ledger.discard(self._store.digests())
+        return Pruned(dropped, len(freed), sum(freed.values()))
 
-    @contextmanager
-    def _writing(self, expected_generation: int | None) -> Iterator[Manifest]:
-        with self._store.lock():
-            yield self._unchanged(expected_generation)
-
-    def _add(
-        self, entry: Entry[V], before: History[V] | None, manifest: Manifest, file: CheckedFile[Any], new: V
+    def _publish(
+        self,
+        entry: Entry[V],
+        file: CheckedFile[Any],
+        version: Callable[[Manifest], V],
+        before: Manifest,
+        expected_generation: int | None,
     ) -> Published:
-        """Store `file` and have it serve; it is taken out again when that fails."""
-        now = entry.get(manifest)
-        if before != now and (now is None or now.current.digest != file.digest):
-            raise Conflict(
-                f"another writer changed {entry.name!r} meanwhile; look at what it did, then publish again"
-            )
-        try:
+        """Store `file` and have it serve, as `version` of the manifest; when that fails it is taken out."""
+        tried = False
+
+        def put() -> None:
+            nonlocal tried
+            tried = True
             self._store.put((file.header.raw, file.data or b""), file.digest)
+
+        def add(stored: Stored) -> Published:
+            now = entry.get(stored.manifest)
+            if entry.get(before) != now and (now is None or now.current.digest != file.digest):
+                raise Conflict(f"another writer changed {entry.name!r}; look at what it did, then try again")
+            new = version(stored.manifest)
             following = now.published(new) if now else History(new.version, new.version, (new,))
-            return self._follow(entry, manifest, following, created=following.active == new.version)
-        except BaseException:
-            self._discard(self.stored(), [file.digest])
+            if not tried:
+                put()
+            published = self._follow(entry, stored, following, created=following.active == new.version)
+            if not self._store.has(file.digest):  # a prune came between the two
+                put()
+            return published
+
+        try:
+            return self._ledger.change(add, expected_generation)
+        except BaseException as error:
+            if tried and not isinstance(error, Unavailable):  # then nothing can be; `prune` will
+                self.discard([file.digest])
             raise
 
-    def _activate(self, entry: Entry[V], manifest: Manifest, history: History[V], version: int) -> Published:
+    def _activate(self, entry: Entry[V], stored: Stored, history: History[V], version: int) -> Published:
         following = history.activated(version)
-        self.blob_path(following.current.digest)
-        return self._follow(entry, manifest, following, created=False)
+        self.blob_path(following.current.digest, anew=True)  # what is cached may be gone where it is stored
+        return self._follow(entry, stored, following, created=False)
 
-    def _follow(
-        self, entry: Entry[V], manifest: Manifest, following: History[V], *, created: bool
-    ) -> Published:
-        """Commit `following`, where it is a change."""
-        if following != entry.get(manifest):
-            manifest = self._commit(entry.put(manifest, following))
+    def _follow(self, entry: Entry[V], stored: Stored, following: History[V], *, created: bool) -> Published:
+        manifest = self._ledger.commit(stored, entry.put(stored.manifest, following))
         return Published.of(entry.name, following, manifest.generation, created=created)
-
-    def _commit(self, manifest: Manifest) -> Manifest:
-        manifest = dataclasses.replace(manifest, generation=manifest.generation + 1)
-        with self._guard:
-            self._store.write_manifest(manifest.to_bytes())
-            self._manifest, self._stamp = manifest, self._store.manifest_stamp()
-        return manifest
-
-    def _discard(self, manifest: Manifest, digests: Iterable[str]) -> tuple[int, int]:
-        unreferenced = set(digests) - manifest.referenced()
-        freed = [self._store.delete(digest) for digest in sorted(unreferenced)]
-        return sum(size > 0 for size in freed), sum(freed)

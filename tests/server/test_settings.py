@@ -107,6 +107,35 @@ def test_a_refused_option_does_not_print_a_secret(capsys: pytest.CaptureFixture[
     assert "secret" not in shown.err + shown.out
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEYID:topsecret@bucket/x",
+        "az://c/x?sig=topsecret",
+        "hf://o/n?token=topsecret",
+        "ftp://topsecret",
+    ],
+)
+def test_a_registry_whose_url_holds_more_than_a_place_is_refused_and_not_repeated(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--registry", url])
+    shown = capsys.readouterr()
+    assert exited.value.code == 2
+    assert "--registry" in shown.err
+    assert "topsecret" not in shown.out + shown.err
+
+
+def test_a_registry_may_be_in_a_bucket_and_its_cache_where_it_is_told(tmp_path: Path) -> None:
+    settings = parse(
+        "--registry", "s3://bucket/x", "--registry-cache", str(tmp_path), "--registry-cache-bytes", "9"
+    )
+    assert (settings.registry, settings.registry_cache) == ("s3://bucket/x", tmp_path)
+    assert settings.registry_cache_bytes == 9
+    assert (parse().registry_cache, parse().registry_cache_bytes) == (None, 16 << 30)
+
+
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])

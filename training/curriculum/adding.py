@@ -50,7 +50,7 @@ def add(
     admin: AdminClient,
     client: Client,
     path: Path,
-    registry: Path | None = None,
+    registry: str | Path | None = None,
     report: Report = print,
     device: str = "auto",
 ) -> bool:

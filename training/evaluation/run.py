@@ -32,7 +32,7 @@ TRANSFER_RECORDS = 32
 def evaluate_run(
     recipe: Recipe,
     data: Path | None,
-    registry: Path,
+    registry: str | Path,
     path: Path,
     console: Console,
     limit: int | None = None,
@@ -45,7 +45,7 @@ def evaluate_run(
 
     Args:
         data: directory of the recipe's local records; None where it names its sources itself.
-        registry: directory whose active stacks and router are measured.
+        registry: directory or URL whose active stacks and router are measured.
         console: what is shown goes here.
         limit: most validation records per domain; None takes all.
         oracle_limit: records per domain on which the oracle is measured.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 NATS = "nats per answer token"
@@ -69,14 +68,3 @@ def render(title: str, sections: Sequence[Section]) -> str:
 def nats(value: float) -> str:
     """A loss, for a cell."""
     return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def plain(value: Any) -> str:
-    """A JSON value, for people."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)

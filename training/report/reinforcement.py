@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training.report.page import Section, Table, nats, plain
+from brainstacks.stacks.card import plain
+from training.report.page import Section, Table, nats
 from training.report.records import RunRecords
 from training.report.training import MAKER
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from brainstacks.stacks.card import plain
 from training.evaluation.expert_use import ExpertUse
 from training.report import plots
-from training.report.page import Figure, Section, Table, plain
+from training.report.page import Figure, Section, Table
 from training.report.records import RunRecords
 from training.rounds.subspaces import (
     DIRECTIONS,

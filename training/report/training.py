@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from brainstacks.stacks.card import plain
 from training.curriculum.forgetting import ForgettingMatrix, Kind
 from training.report import plots
-from training.report.page import NATS, Figure, Section, Table, nats, plain
+from training.report.page import NATS, Figure, Section, Table, nats
 from training.report.records import Line, RunRecords
 from training.runs.log import TIMING
 

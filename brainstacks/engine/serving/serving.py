@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from functools import partial
 
 from brainstacks import fresh_thread
@@ -19,6 +20,7 @@ from brainstacks.routing.reader import Reader
 from brainstacks.routing.router import Router
 from brainstacks.stacks.cache_stats import CacheStats
 from brainstacks.stacks.lease import Lease, ServedStack
+from brainstacks.stacks.loader import Loader
 from brainstacks.stacks.manifest import Manifest, StackVersion
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.router_artifact import NOT_ROUTED
@@ -48,6 +50,7 @@ class Serving:
         self.cache = StackCache(bank, self.candidates.read, budget, config.host_stack_bytes)
         self.reading = ServedReader(base, self.candidates)
         self._changing = threading.Lock()  # one change of what is served at a time
+        self._discards = Loader()
         self._refused: dict[str, str] = {}
         self.sync()
 
@@ -59,7 +62,8 @@ class Serving:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is active in the registry and cannot be served, and why."""
-        registry = () if self.registry_problem is None else (self.registry_problem,)
+        outdated = self._registry.outdated if self._registry is not None else None
+        registry = dict.fromkeys(filter(None, (outdated, self.registry_problem)))
         return (*self.stack_problems, *self.reading.problems, *registry)
 
     @property
@@ -170,11 +174,20 @@ class Serving:
             self._serve({name: stack for name, stack in self.cache.serving.items() if name != domain})
 
     def purge(self, domain: str, versions: Iterable[StackVersion]) -> None:
-        """Delete the files of versions that are not served any more; of those in use, when that ends."""
-        if self._registry is not None:
-            for version in versions:
-                discard = partial(self._registry.discard, [version.digest])
-                self.cache.when_gone((domain, version.version), discard)
+        """Delete the files of versions that are not served any more, and wait for that; of those in use, when
+        that ends. No load waits for it. Raises what `Registry.discard` does."""
+        if self._registry is None:
+            return
+        going: list[Future[None]] = []
+
+        def discard(registry: Registry, digest: str) -> None:
+            going.append(self._discards.submit(lambda: registry.discard([digest])))
+
+        for version in versions:
+            job = partial(discard, self._registry, version.digest)
+            self.cache.when_gone((domain, version.version), job)
+        for each in tuple(going):
+            each.result()
 
     # --- where stacks are -------------------------------------------------------------------------
 

@@ -92,13 +92,13 @@ class StackAdmin:
         return self._registry.snapshot().to_document()
 
     async def stored(self) -> Manifest:
-        return await asyncio.to_thread(self._registry.stored)
+        return await _aside(self._registry.stored)
 
     async def file(self, domain: str, version: int) -> tuple[Version, BinaryIO]:
-        return await asyncio.to_thread(self._open, self._registry.snapshot().domain(domain), version)
+        return await _aside(partial(self._open, self._registry.snapshot().domain(domain), version))
 
     async def router_file(self, version: int) -> tuple[Version, BinaryIO]:
-        return await asyncio.to_thread(self._open, self._registry.snapshot().routers(), version)
+        return await _aside(partial(self._open, self._registry.snapshot().routers(), version))
 
     def _open(self, history: History[Any], number: int) -> tuple[Version, BinaryIO]:
         version: Version = history.version(number)
@@ -139,8 +139,7 @@ class StackAdmin:
             lambda: self._registry.delete(domain, expected_generation=expected_generation)
         )
         if purge and history is not None:  # not before: a request may still wait for a version to be read
-            purged = partial(self._serving.purge, domain, history.versions)
-            await asyncio.wrap_future(fresh_thread.start(purged, "registry"))
+            await _aside(partial(self._serving.purge, domain, history.versions))
         return published
 
     async def publish_router(
@@ -168,9 +167,10 @@ class StackAdmin:
             await asyncio.sleep(seconds)
             problem = None
             try:
-                if await asyncio.to_thread(self._registry.changed):
-                    generation = await self.reload()
-                    log.info("another process changed the registry; generation %d is served", generation)
+                if await _aside(self._registry.changed):
+                    before, generation = self.generation, await self.reload()
+                    if generation != before:
+                        log.info("another process changed the registry; generation %d is served", generation)
             except Exception as error:  # it comes again, and the server serves on
                 problem = f"the registry cannot be followed: {as_reply(error, 'looking at it').message}"
                 if problem != self._serving.registry_problem:
@@ -189,7 +189,7 @@ class StackAdmin:
             return changed
 
         async with self._changing:
-            return await asyncio.wrap_future(fresh_thread.start(run, "registry"))
+            return await _aside(run)
 
     # --- where stacks are -------------------------------------------------------------------------
 
@@ -209,3 +209,8 @@ class StackAdmin:
         """Not exclusive: it may wait for running requests to make room, and a publication need not."""
         await asyncio.wrap_future(fresh_thread.start(lambda: move(domain), "stacks"))
         return self.domain(domain)
+
+
+async def _aside(function: Callable[[], T]) -> T:
+    """On a thread of its own, which a stop does not wait for: the registry may be slow, or not answer."""
+    return await asyncio.wrap_future(fresh_thread.start(function, "registry"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from brainstacks.stacks.card import plain
 from tests.training.report.parsed_page import NASTY, Parsed
-from training.report.page import Figure, Section, Table, nats, plain, render
+from training.report.page import Figure, Section, Table, nats, render
 
 SECTION = Section(
     NASTY,
