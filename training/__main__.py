@@ -125,9 +125,7 @@ def add(
     licence: Annotated[str, typer.Option(help="Of the records, for the registry's card.")] = "",
     registry: Annotated[
         str | None,
-        typer.Option(
-            help="Train on top of all stacks that it serves, and publish there too; by default on none."
-        ),
+        typer.Option(help="Train on top of all that it serves, and publish there too; by default on none."),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Working directory, runs/DOMAIN by default; again to go on.")
