@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Protocol
 
@@ -51,10 +52,10 @@ class Bucket:
         self.root = server.registry()
         self._server = server
         self._caches = caches
+        self._machines = itertools.count()  # threads open too: no two get one number
 
     def open(self, *, create: bool = False) -> Registry:
-        machine = len(list(self._caches.glob("*"))) if self._caches.exists() else 0
-        directory = self._caches / str(machine)
+        directory = self._caches / str(next(self._machines))
         directory.mkdir(parents=True)
         return Registry(self.root, create=create, cache=BlobCache(directory))
 
