@@ -158,7 +158,7 @@ def test_the_python_that_the_readme_shows_runs(server: Server, monkeypatch: pyte
         'api_key="-"', 'api_key="inference-key"'
     )
     assert code.count(server.url) == code.count("inference-key") == 1
-    names: dict[str, Any] = {"input_ids": [[1, 2, 3]]}
+    names: dict[str, Any] = {"input_ids": [list(range(1, 17))]}
     exec(compile(code, "README.md", "exec"), names)
     assert names["answer"].choices[0].message.content
     assert set(names["model"].domains) == set(PROMPTS)
