@@ -22,7 +22,9 @@ from brainstacks.console import (
     ExpectOption,
     FileArgument,
     JsonOption,
+    LicencesOption,
     RegistryOption,
+    licences_of,
     print_json,
     print_table,
     size,
@@ -199,18 +201,16 @@ def prune(
 def release(
     registry: RegistryOption,
     directory: Annotated[Path, typer.Argument(help="To be made, and then uploaded to the hub as it is.")],
-    licence: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."),
-    ] = None,
+    licence: LicencesOption = None,
     repository_licence: Annotated[
         str, typer.Option(metavar="ID", help="Of the repository, as the hub names it: apache-2.0, say.")
     ] = PER_DOMAIN,
     as_json: JsonOption = False,
 ) -> None:
     """Write what serves, with a card, licences and digests, for `hf://OWNER/NAME` to be made of it."""
-    licences = dict(_pair(text) for text in licence or ())
-    made = make_release(Registry(registry), directory, licences=licences, licence=repository_licence)
+    made = make_release(
+        Registry(registry), directory, licences=licences_of(licence), licence=repository_licence
+    )
     if as_json:
         print_json({"directory": str(directory), **made.to_document()})
     else:
@@ -218,13 +218,6 @@ def release(
             f"generation {made.generation} is in {directory}; upload it with "
             f"`hf upload OWNER/NAME {directory} .`, and serve it with --registry hf://OWNER/NAME"
         )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not (name.strip() and value.strip()):
-        raise typer.BadParameter(f"{text!r} is no DOMAIN=LICENCE", param_hint="--licence")
-    return name.strip(), value.strip()
 
 
 def _add_version(table: Table, name: str, version: Version, active: bool, shape: str) -> None:

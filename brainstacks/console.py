@@ -29,6 +29,21 @@ ExpectOption = Annotated[
     int | None,
     typer.Option("--expect", metavar="GENERATION", help="Refuse if the registry is at another generation."),
 ]
+LicencesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--licence", metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."
+    ),
+]
+
+
+def licences_of(given: list[str] | None) -> dict[str, str]:
+    """Domain -> licence, of what `--licence` says. Raises typer.BadParameter: one is no DOMAIN=LICENCE."""
+    pairs = [(text, *map(str.strip, text.partition("=")[::2])) for text in given or ()]
+    for text, name, value in pairs:
+        if not (name and value):
+            raise typer.BadParameter(f"{text!r} is no DOMAIN=LICENCE", param_hint="--licence")
+    return {name: value for _, name, value in pairs}
 
 
 def check_absent(path: Path) -> None:

@@ -57,7 +57,8 @@ def test_every_manifest_that_is_to_be_applied_exists(page: Path) -> None:
 @pages
 def test_every_option_of_the_server_is_one(page: Path) -> None:
     for command in commands(page, "brainstacks-serve"):
-        CliApp.run(Settings, cli_args=shlex.split(command)[1:])
+        given = shlex.split(command, comments=True)[1:]
+        assert CliApp.run(Settings, cli_args=given).model_fields_set or not given, command
 
 
 @pages
@@ -75,7 +76,7 @@ def test_every_command_on_registries_stacks_and_training_is_well_formed(
             if word.endswith((".safetensors", ".json")):
                 Path(word).parent.mkdir(parents=True, exist_ok=True)
                 Path(word).touch()
-        groups[program][name].make_context(name, arguments)
+        assert groups[program][name].make_context(name, arguments).command.name == name
 
 
 @pages

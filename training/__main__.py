@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from brainstacks.console import LicencesOption, licences_of
 from brainstacks.errors import BrainstacksError
 from brainstacks.stacks.document import printable
 from brainstacks.stacks.location import absent
@@ -240,10 +241,7 @@ def card(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="evaluation.json, as `evaluate` writes it."),
     ] = None,
-    licence: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DOMAIN=LICENCE", help="Of data whose stack's file tells none; repeatable."),
-    ] = None,
+    licence: LicencesOption = None,
     downstream: Annotated[
         Path | None,
         typer.Option(
@@ -260,16 +258,8 @@ def card(
     from training.runs.stored import read_as
 
     found = read_as(evaluation, Evaluation.from_dict) if evaluation is not None else None
-    licences = dict(_pair(text) for text in licence or ())
     tasks = read_as(downstream, Downstream.from_dict) if downstream is not None else None
-    print(printable(card_of(Registry(registry), found, licences, tasks)))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not (name.strip() and value.strip()):
-        raise typer.BadParameter(f"{text!r} is no DOMAIN=LICENCE", param_hint="--licence")
-    return name.strip(), value.strip()
+    print(printable(card_of(Registry(registry), found, licences_of(licence), tasks)))
 
 
 def _console() -> Console:

@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from brainstacks.errors import ConfigError
+from tests.training.reinforce.sandboxes import SANDBOX
 from training.reinforce import confinement
-from training.reinforce.sandbox import Ran, Sandbox
+from training.reinforce.sandbox import Ran
 
-SANDBOX = Sandbox(seconds=20.0, files=1 << 20, output=4096)
+pytestmark = pytest.mark.usefixtures("namespaces")
 STRANGER = 23456
 AS_STRANGER = f"""
 import json, os, sys
@@ -36,14 +36,6 @@ os.setresuid({STRANGER}, {STRANGER}, {STRANGER})
 ran = Sandbox(seconds=20.0, files=1 << 20, output=4096).run({{"answer": source}})
 print(json.dumps([ran.ended, ran.output]))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def namespaces() -> None:
-    try:
-        SANDBOX.check()
-    except ConfigError as error:
-        pytest.skip(error.message)
 
 
 @pytest.fixture

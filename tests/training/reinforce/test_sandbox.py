@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from brainstacks.errors import ConfigError
+from tests.training.reinforce.sandboxes import SANDBOX
 from training.reinforce import confinement
 from training.reinforce.sandbox import Ran, Sandbox
 
-SANDBOX = Sandbox(seconds=20.0, files=1 << 20, output=4096)
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 def ran(source: str, sandbox: Sandbox = SANDBOX) -> Ran:
@@ -34,14 +35,6 @@ def changed(old: str, new: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.fixture
 def without_filter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changed("        _refuse_calls(calls)\n", "", monkeypatch, tmp_path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def namespaces() -> None:
-    try:
-        SANDBOX.check()
-    except ConfigError as error:
-        pytest.skip(error.message)
 
 
 def test_code_passes_where_it_and_its_tests_come_to_their_ends() -> None:
