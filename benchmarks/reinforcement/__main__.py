@@ -102,7 +102,8 @@ def main(
 ) -> None:
     """Reward, preference accuracy and every domain's NLL before and after a stage of DPO, and one of GRPO.
 
-    A killed command goes on where it was when it is given again.
+    A killed command goes on where it was when it is given again, but that it draws pairs anew which it was
+    drawing.
 
     A quick look: python -m benchmarks.reinforcement --data DIR --steps 2 --drawn 16 --asked 4 --limit 2
     """
@@ -136,12 +137,12 @@ def main(
     before = {name: unseen.measured(bench, bench.stacked, name) for name in COMPOSITIONS}
     text, figures = [], {}
     for name, result in results.items():
-        say(f"measuring with {name} ...")
-        grown = bench.with_stage(result) if result.tensors is not None else bench.stacked
-        changes = {
-            c: Change(before[c], unseen.measured(bench, grown, c) if result.tensors else before[c], counts)
-            for c in COMPOSITIONS
-        }
+        after = before
+        if result.tensors is not None:
+            say(f"measuring with {name} ...")
+            grown = bench.with_stage(result)
+            after = {c: unseen.measured(bench, grown, c) for c in COMPOSITIONS}
+        changes = {c: Change(before[c], after[c], counts) for c in COMPOSITIONS}
         lines = [f"**{name.upper()}**", *result.told(f"{domain}, held out")[:1], table(changes)]
         text.append("\n\n".join(lines))
         figures[name] = {
