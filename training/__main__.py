@@ -29,12 +29,15 @@ from training.options import (
 )
 from training.recipe.recipe import FormatName, load_recipe
 from training.rounds.allocator import keep_freed_memory
+from training.runs.launch import refuse_several
 from training.runs.signals import exit_status
 
 EXIT_STATUS = """Exit status: 0 done; 1 refused, or added and not routed to: stderr says why; 2 wrong usage;
 3 done, but a domain learned nothing and was not published; 75 stopped by a signal or a full disk: the
 same command goes on; 130 a second Ctrl-C, or one in a command that has nothing to keep."""
 
+SHARED = ("curriculum", "stack", "router", "evaluate")
+"""Commands that several processes share."""
 WIDE = 200
 """Columns of the tables where there is no terminal."""
 
@@ -47,7 +50,9 @@ app = typer.Typer(
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(context: typer.Context) -> None:
+    if context.invoked_subcommand not in SHARED:
+        refuse_several(str(context.invoked_subcommand))
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
@@ -74,10 +79,11 @@ def curriculum(
 ) -> None:
     """Train and publish every domain of the recipe, in order.
 
-    Several GPUs: `accelerate launch --num_processes N -m training curriculum ...`.
+    In several processes: `torchrun --standalone --nproc-per-node N -m -- training curriculum ...`.
     """
     plan = load_recipe(recipe)
     if dry_run:
+        refuse_several("--dry-run")
         from training.curriculum.dry_run import dry_run as estimate
 
         estimate(plan, _console(), device)
@@ -103,6 +109,7 @@ def stack(
     """
     plan = load_recipe(recipe)
     if dry_run:
+        refuse_several("--dry-run")
         from training.curriculum.dry_run import dry_run as estimate
 
         served = {} if absent(registry) else Registry(registry).snapshot().domains

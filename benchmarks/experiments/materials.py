@@ -19,8 +19,10 @@ from training.data.domains import prepare
 from training.data.encoding import Example, encode
 from training.recipe.settings import ComputeMode, StackRecipe, require
 from training.rounds.compute import Compute, choose, load_as_stored
-from training.rounds.workshop import Workshop, make_accelerator
+from training.rounds.device import take_device
+from training.rounds.workshop import Workshop
 from training.runs.log import NoLog
+from training.runs.processes import Processes
 from training.runs.signals import StopRequest
 from training.runs.stored import read_as
 
@@ -37,7 +39,7 @@ class Materials:
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: as `make_accelerator`, `prepare` and `choose`; a domain has no record of some split that
+        ConfigError: as `take_device`, `prepare` and `choose`; a domain has no record of some split that
             fits; or what is in `kept` was computed in another dtype.
     """
 
@@ -46,7 +48,7 @@ class Materials:
     ) -> None:
         self.settings = settings
         self._data, self._kept, self._device = data, kept, device
-        self._accelerator = make_accelerator(device)
+        self._processes = Processes(take_device(device))
         self.identity = identify_base(settings.base)
         self.data = prepare(settings.recipe(), data)
         self.stop = stop
@@ -66,13 +68,13 @@ class Materials:
 
     def _workshop(self, quantization: Quantization) -> Workshop:
         """The base in this quantisation, open to gradients, with hooks."""
-        device = str(self._accelerator.device)
+        device = str(self._processes.device)
         recipe = replace(self.settings.recipe(), quantization=quantization)
         base = load_as_stored(recipe, device)
         base = self._compute(base, recipe.compute).of(base)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
-        return Workshop(self._accelerator, base, hooks, NoLog(), self.stop)
+        return Workshop(self._processes, base, hooks, NoLog(), self.stop)
 
     def _compute(self, base: BaseModel, asked: ComputeMode) -> Compute:
         """What the first start chose for bases that look like this one.

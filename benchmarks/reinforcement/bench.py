@@ -31,12 +31,14 @@ from training.reinforce.rollouts import draw
 from training.reinforce.stage import StageResult
 from training.reinforce.stages import stage_task, train_stage
 from training.rounds.compute import choose, load_as_stored
+from training.rounds.device import take_device
 from training.rounds.earlier_stacks import EarlierStacks
 from training.rounds.task import RoundTask
-from training.rounds.workshop import Workshop, make_accelerator
+from training.rounds.workshop import Workshop
 from training.router.stacked_base import StackedBase, Weights
 from training.runs.kept import Kept, Made
 from training.runs.log import RunLog
+from training.runs.processes import Processes
 from training.runs.signals import StopRequest
 
 ROWS = 32
@@ -66,8 +68,8 @@ class Bench:
         self, plan: Recipe, domain: str, registry: Registry, data: Path, tokens: int, run: Path, device: str
     ) -> None:
         self.plan, self.domain, self._tokens, self._run = plan, domain, tokens, run
-        self._accelerator = make_accelerator(device)
-        base = load_as_stored(plan, str(self._accelerator.device))
+        self._processes = Processes(take_device(device))
+        base = load_as_stored(plan, str(self._processes.device))
         base = choose(base, plan.compute, backward=True).of(base)
         self.stacked, self.router = load_served(base, registry)
         if domain not in self.stacked.digests or self.router is None:
@@ -210,12 +212,12 @@ class Bench:
                     earlier=EarlierStacks(stacked.bank, self._earlier, plan.earlier_stacks, plan.round.seed),
                     own=[stacked.bank.bind([{domain.name: 1.0}])],
                 )
-                workshop = Workshop(self._accelerator, base, stacked.hooks, log, stop)
+                workshop = Workshop(self._processes, base, stacked.hooks, log, stop)
                 task = stage_task(round, stage, 0, records, stacked.tokenizer)
                 state = vars(train_stage(workshop, task, place / "checkpoints")).copy()
             return state.pop("tensors") or {}, state
 
-        found = Kept(self._accelerator).once(place / "result", train)
+        found = Kept(self._processes).once(place / "result", train)
         return StageResult(found.tensors or None, **found.state)
 
     def with_stage(self, result: StageResult) -> StackedBase:

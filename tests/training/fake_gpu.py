@@ -33,6 +33,7 @@ from training.rounds.active_stack import ActiveStack
 from training.rounds.earlier_stacks import EarlierStacks
 from training.rounds.training import RoundTraining
 from training.router.stacked_base import StackedBase
+from training.runs.processes import Processes
 
 GPU = device()
 Found = dict[str, list[str]]
@@ -134,9 +135,7 @@ def step(family: str, **options: Any) -> Found:
         bank = StackBank(GPU, torch.float32)
         bank.add("0", random_stack(base.identity.dims, 5))
         task = dataclasses.replace(task, earlier=EarlierStacks(bank, ["0"], "all", 0))
-        workshop = workshop_of(base)
-        workshop.accelerator.state.device = GPU
-        workshop.accelerator.device_placement = False
+        workshop = dataclasses.replace(workshop_of(base), processes=Processes(GPU))
         to: Callable[..., Any] = lambda self, device: on_gpu(self, mode)  # noqa: E731
         ActiveStack.to = to  # type: ignore[method-assign]  # torch's own swaps tensors, and fake ones are held
         training = RoundTraining(workshop, task)

@@ -1,78 +1,145 @@
-"""Several processes, as any launcher starts them: the steps are those of one process that accumulates."""
+"""Several processes, as torchrun starts them, train and measure what one does."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import shutil
+import signal
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack
-from tests.tiny import write_records
+from tests.training.curricula import digests, write_data
+from tests.training.launching import SECONDS, Launches
 
 pytestmark = pytest.mark.slow
 
+Trained = tuple[Path, Registry]
 
-def train(directory: Path, base: Path, name: str, processes: int, accumulation: int) -> Registry:
-    recipe = {
-        "base": str(base),
-        "quantization": "none",
-        "data": {"max_tokens": 64, "selection": 6, "forgetting": 4},
-        "stack": {"rank": 2, "alpha": 4.0, "experts": 2, "top_k": 1, "dtype": "float32"},
-        "round": {
-            "steps": 4, "batch_size": 4, "accumulation": accumulation, "learning_rate": 2e-3,
-            "eval_every": 2, "warmup_steps": 1,
-        },
-        "domains": [{"name": "chat", "licence": "CC0"}, {"name": "math", "licence": "CC0"}],
-    }  # fmt: skip
-    path, registry = directory / f"{name}.yaml", directory / f"{name}-registry"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    arguments: list[str | Path] = ["--recipe", path, "--data", directory / "data", "--run", directory / name]
-    command: list[str | Path] = [sys.executable, "-m", "training", "curriculum", "--registry", registry]
-    started = [
-        subprocess.Popen(
-            [*command, *arguments], env=os.environ | rank, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+
+@pytest.fixture(scope="module")
+def launches(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launches]:
+    """Steps of three forwards: of two processes one takes two of them. Noise and dropout are on."""
+    directory = tmp_path_factory.mktemp("processes")
+    data = write_data(directory / "data")
+    found = Launches(directory, tiny_directory, data, steps=8, accumulation=3, eval_every=4)
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def one(launches: Launches) -> Trained:
+    return launches.train(1, "one")
+
+
+@pytest.fixture(scope="module")
+def two(launches: Launches) -> Trained:
+    return launches.train(2, "two")
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    every = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in every if line["kind"] == kind]
+
+
+def test_two_processes_have_the_loss_curve_of_one_and_its_stacks(one: Trained, two: Trained) -> None:
+    """They draw the same and weight rows alike; but three forwards' gradients are added in another order,
+    which rounds them otherwise (1e-7), and where a gradient is almost 0 Adam makes a rate's step of that."""
+    for kind, value in (("baseline", "nll"), ("step", "loss"), ("evaluation", "nll")):
+        expected, found = lines(one[0], kind), lines(two[0], kind)
+        assert [(x["domain"], x["step"]) for x in found] == [(x["domain"], x["step"]) for x in expected]
+        assert [x[value] for x in found] == pytest.approx([x[value] for x in expected], abs=1e-4)
+    assert len(lines(two[0], "step")) == 2 * 8
+    losses = [line["loss"] for line in lines(one[0], "step")]
+    assert losses[7] < losses[0] - 0.1, "the curve that is compared goes down"
+    for domain in ("chat", "math"):
+        expected_stack, found_stack = (
+            load_stack(r.blob_path(r.snapshot().domain(domain).current.digest)).tensors
+            for r in (one[1], two[1])
         )
-        for rank in ranks(processes)
-    ]
-    for process in started:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said.decode()
-    return Registry(registry)
+        for name, tensor in expected_stack.items():
+            torch.testing.assert_close(found_stack[name], tensor, atol=1e-4, rtol=1e-2, msg=name)
 
 
-def ranks(count: int) -> list[dict[str, str]]:
-    """What a launcher tells each process by its environment; nothing to a single one."""
-    if count == 1:
-        return [{"OMP_NUM_THREADS": "1"}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{"OMP_NUM_THREADS": "1", "RANK": str(i), "LOCAL_RANK": str(i), **together} for i in range(count)]
+def test_who_trained_is_no_part_of_the_run_s_identity(one: Trained, two: Trained) -> None:
+    found = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run, _ in (one, two)]
+    assert found[0] == found[1]
 
 
-def test_two_processes_train_what_one_with_twice_the_accumulation_does(
+def test_outcomes_and_evaluation_of_two_processes_are_those_of_one_to_the_bit(
+    launches: Launches, one: Trained
+) -> None:
+    run, registry = one
+    found = {}
+    for count in (1, 2):
+        there, served = (launches.directory / f"measured-{count}{part}" for part in ("", "-registry"))
+        shutil.copytree(run, there)
+        shutil.copytree(launches.directory / "one-registry", served)
+        launches.finish(count, "router", there, served)
+        launches.finish(count, "evaluate", there, served, "--oracle-limit", "4")
+        found[count] = {
+            name: (there / name).read_text(encoding="utf-8")
+            for name in ("outcomes.jsonl", "evaluation.json", "expert_use.json")
+        }
+        assert len(found[count]["outcomes.jsonl"].splitlines()) == 1 + 2 * (8 + 4)
+        assert Registry(served).snapshot().router is not None
+        assert digests(Registry(served)) == digests(registry)
+    assert found[2] == found[1]
+
+
+def wait_for_a_step(process: subprocess.Popen[str]) -> None:
+    """Read what a run says until it trains."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "tokens/s" in line:
+            return
+    raise AssertionError("".join(said))
+
+
+def test_a_killed_run_goes_on_with_as_many_processes_or_with_one_to_the_same_bytes(
     tiny_directory: Path, tmp_path: Path
 ) -> None:
-    for domain, answer in (("chat", "well hello"), ("math", "12345678")):
-        rows = [(f"{domain} {i}", answer) for i in range(30)]
-        write_records(tmp_path / "data" / domain / "train.jsonl", rows[:24])
-        write_records(tmp_path / "data" / domain / "validation.jsonl", rows[24:])
-    one = train(tmp_path, tiny_directory, "one", processes=1, accumulation=2)
-    two = train(tmp_path, tiny_directory, "two", processes=2, accumulation=1)
-    for domain in ("chat", "math"):
-        expected, found = (
-            load_stack(r.blob_path(r.snapshot().domain(domain).current.digest)).tensors for r in (one, two)
-        )
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-2, msg=name)
-    identity = json.loads((tmp_path / "two" / "run.json").read_text(encoding="utf-8"))
-    assert identity["processes"] == 2
+    """With a forward each, two processes add what one adds: the same bits."""
+    data = write_data(tmp_path / "data")
+    launches = Launches(
+        tmp_path, tiny_directory, data, steps=40, accumulation=2, eval_every=10, checkpoint_every=3,
+        patience=99, spike=9.0,
+    )  # fmt: skip
+    run, registry = tmp_path / "killed", tmp_path / "killed-registry"
+    try:
+        killed = launches.start(2, "curriculum", run, registry)
+        wait_for_a_step(killed)
+        os.kill(int((run / "lock").read_text(encoding="utf-8")), signal.SIGKILL)
+        _, said = killed.communicate(timeout=SECONDS)
+        assert killed.returncode != 0, "the launcher ends the other one"
+        assert "another process of this command is gone" in said
+
+        stopped = launches.start(2, "curriculum", run, registry)
+        wait_for_a_step(stopped)
+        stopped.send_signal(signal.SIGTERM)
+        _, said = stopped.communicate(timeout=SECONDS)
+        assert "what was done is kept: give the same command and --run again" in said
+        assert list(run.glob("*/checkpoints/round-0/step-*"))
+        assert Registry(registry).snapshot().domains == {}
+
+        launches.finish(1, "curriculum", run, registry)
+        assert digests(Registry(registry)) == digests(launches.train(1, "undisturbed")[1])
+    finally:
+        launches.end()
+
+
+def test_what_cannot_be_shared_is_refused_once_and_by_name(launches: Launches, tmp_path: Path) -> None:
+    process = launches.start(4, "curriculum", tmp_path / "run", tmp_path / "registry")
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert "4 processes cannot share a step's 3 forward(s) (round.accumulation) of 2 row(s) each" in said
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -16,8 +16,9 @@ from training.recipe.settings import DataRecipe, RoundConfig
 from training.rounds.earlier_stacks import EarlierStacks
 from training.rounds.inner_loop import train_round
 from training.rounds.task import RoundResult, RoundTask
-from training.rounds.workshop import Workshop, make_accelerator
+from training.rounds.workshop import Workshop
 from training.runs.log import Log, NoLog
+from training.runs.processes import ALONE
 from training.runs.signals import StopRequest
 
 CONFIG = stack_config(rank=2, experts=2, top_k=1)
@@ -26,7 +27,7 @@ CONFIG = stack_config(rank=2, experts=2, top_k=1)
 def workshop_of(base: BaseModel, log: Log | None = None) -> Workshop:
     hooks = CompositionHooks(base.sites)
     hooks.attach()
-    return Workshop(make_accelerator("cpu"), base, hooks, log or NoLog(), StopRequest())
+    return Workshop(ALONE, base, hooks, log or NoLog(), StopRequest())
 
 
 def round_config(**options: Any) -> RoundConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import DeltaSource
 from brainstacks.layers.packed_stack import StackTensors
-from brainstacks.stacks.artifact import DataSource, StackMetadata, sha256_file
+from brainstacks.stacks.artifact import DataSource, StackMetadata
 from brainstacks.stacks.tensors import save_stack
 from training.curriculum.freezing import finite, hyperparameters, losses_of, named, signed
 from training.data.domains import DomainData
@@ -39,8 +38,6 @@ from training.runs import checkpoint
 from training.runs.directory import RunDirectory
 from training.runs.kept import Kept, Made
 from training.runs.provenance import tool_versions
-
-_log = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
 
@@ -66,7 +63,8 @@ class DomainTraining:
     ) -> None:
         self._recipe, self._workshop, self._run = recipe, workshop, run
         self._frozen, self._records, self._stages, self._report = frozen, records, stages, report
-        self._kept = Kept(workshop.accelerator)
+        self._processes = workshop.processes
+        self._kept = Kept(self._processes)
         self._tokenizer = workshop.base.chat_tokenizer()
         self._log_position = 0
 
@@ -76,20 +74,13 @@ class DomainTraining:
 
     def finished(self, domain: str) -> bool:
         """Whether its stack is there, as it was written. One that is not is removed, with a warning."""
-        path, digest = self._run.stack(domain), self._run.stack_digest(domain)
-        there = path.is_file()
-        whole = there and digest.is_file() and digest.read_text(encoding="utf-8").strip() == sha256_file(path)
-        self._workshop.accelerator.wait_for_everyone()  # all look before one of them removes it
-        if there and not whole:
-            _log.warning("%s of %s does not verify; it is made again from its rounds", path.name, domain)
-            self._kept.on_main(path.unlink)
-        return whole
+        return self._processes.first(lambda: self._run.whole_stack(domain))
 
     def skip(self, domain: DomainRecipe) -> None:
         """Leave the log of a domain that an earlier start finished as it is."""
         rounds = [self._run.round(domain.name, n) for n in range(self._recipe.rounds_of(domain))]
         for path in (*rounds, *(self._run.stage(domain.name, n) for n in range(len(domain.rl)))):
-            found = checkpoint.load(path)
+            found = self._kept.read(path)
             if found is not None:
                 self._log_position = found.state["log_position"]
 
@@ -200,7 +191,7 @@ class DomainTraining:
         self, found: checkpoint.Checkpoint, checkpoints: Path
     ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
         """Tensors and state of a result, whose checkpoints go."""
-        self._kept.on_main(lambda: checkpoint.prune(checkpoints, keep=0))
+        self._processes.on_first(lambda: checkpoint.prune(checkpoints, keep=0))
         self._log_position = found.state["log_position"]
         return found.tensors or None, {k: v for k, v in found.state.items() if k != "log_position"}
 
@@ -244,8 +235,10 @@ class DomainTraining:
         base, hooks, recipe = self._workshop.base, self._workshop.hooks, self._recipe
         alone = recipe.earlier_stacks == "none"
         earlier = [] if alone else self._frozen.all_on()
-        before = mean_nll(base.model, hooks, validation, earlier)
-        after = mean_nll(base.model, hooks, validation, (*earlier, *self._own(domain.name, rounds)))
+        compositions = (earlier, (*earlier, *self._own(domain.name, rounds)))
+        before, after = (
+            mean_nll(base.model, hooks, validation, on, processes=self._processes) for on in compositions
+        )
         self._report(f"{domain.name}: validation {before:.4f} -> {after:.4f} nats")
         losses = [losses_of(result) for result in rounds]
         losses[0]["validation_before"], losses[-1]["validation_after"] = finite(before), finite(after)
@@ -273,7 +266,7 @@ class DomainTraining:
             file = save_stack(self._run.stack(domain.name), metadata, tensors)
             atomic_write(self._run.stack_digest(domain.name), file.digest + "\n")
 
-        self._kept.on_main(write)
+        self._processes.on_first(write)
 
     def _sources(self, domain: str) -> tuple[DataSource, ...]:
         """Files that the domain's stack learnt from."""

@@ -15,6 +15,7 @@ from brainstacks.layers.hooks import CompositionHooks
 from training.data.encoding import Example
 from training.progress import tracked
 from training.rounds.objective import mean_nll
+from training.runs.processes import ALONE, Processes
 
 Kind = Literal["prefix", "ungated", "isolated"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -153,6 +154,7 @@ def measure_row(
     bank: StackBank,
     domains: Sequence[str],
     examples: Mapping[str, Sequence[Example]],
+    processes: Processes = ALONE,
 ) -> dict[str, Losses]:
     """The row after the last of `domains`, by the function that chooses snapshots.
 
@@ -160,6 +162,7 @@ def measure_row(
         domains: that have a stack, in curriculum order, keys of `bank`.
         examples: domain -> what its losses are measured on; the same at every row. A domain without any has
             no losses, and its stack is part of the others' compositions all the same.
+        processes: that share the forwards.
     """
 
     every = tuple(domains)
@@ -168,7 +171,9 @@ def measure_row(
     wanted = list(dict.fromkeys((d, on) for d, three in compositions.items() for on in three))
     with tracked(wanted, "measuring what is forgotten", "losses") as each:
         losses = {
-            (d, on): mean_nll(model, hooks, examples[d], [bank.bind([dict.fromkeys(on, 1.0)])])
+            (d, on): mean_nll(
+                model, hooks, examples[d], [bank.bind([dict.fromkeys(on, 1.0)])], processes=processes
+            )
             for d, on in each
         }
     return {d: Losses(*(losses[d, on] for on in three)) for d, three in compositions.items()}

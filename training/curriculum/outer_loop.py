@@ -13,28 +13,26 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
 from brainstacks.base_model import BaseModel
 from brainstacks.durable import atomic_write
-from brainstacks.errors import BrainstacksError
+from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.layers.hooks import CompositionHooks
 from brainstacks.stacks.artifact import sha256_file
 from brainstacks.stacks.registry import Registry
 from training.curriculum.domain import DomainTraining
 from training.curriculum.forgetting import ForgettingMatrix, measure_row
 from training.data.domains import DomainData, check_data, has_directory, prepare
-from training.progress import silent, working
+from training.progress import working
 from training.recipe.recipe import DomainRecipe, Recipe
 from training.reinforce.items import StageRecords, load_stages, stages_identity
-from training.rounds.compute import Compute, choose, load_as_stored
-from training.rounds.device import named
-from training.rounds.frozen_stacks import FrozenStacks
+from training.rounds.compute import choose, load_as_stored
+from training.rounds.device import joined
+from training.rounds.frozen_stacks import FrozenStacks, read_stack
 from training.rounds.optimizer import settled
-from training.rounds.workshop import Workshop, make_accelerator
+from training.rounds.workshop import Workshop
 from training.runs.directory import RunDirectory
 from training.runs.log import NoLog, RunLog
+from training.runs.processes import Processes
 from training.runs.provenance import data_identity, environment, tool_versions
 from training.runs.signals import StopRequest
 from training.runs.stored import read_json
@@ -61,14 +59,14 @@ def run_curriculum(
     Args:
         path: the run's directory.
         data: directory with `<domain>/{train,validation}.jsonl`, in place of the recipe's sources.
-        device: see `training.rounds.device.take_device`.
+        device: see `training.rounds.device.joined`.
 
     Returns:
         the domains that learned nothing, and were not published.
 
     Raises:
         ConfigError: the run in `path` was started with another recipe, base or data, or is going on; the
-            device is not there.
+            device is not there; several processes were started, and cannot share its steps.
         Interrupted: a stop was asked for; start again to go on.
         StorageFull: no room; make some, and start again.
     """
@@ -115,37 +113,46 @@ def _open(
     Args:
         only: the one domain that is trained.
     """
-    accelerator = make_accelerator(device)
-    main = accelerator.is_main_process
     run = RunDirectory(path)
     for domain in recipe.domains:
         run.domain(domain.name)  # refuses a name that the run needs for itself
-    with ExitStack() as resources:
+    with joined(device) as processes, ExitStack() as resources:
+        _check_shared(recipe, processes)
+        report = processes.reporting(report)
         stop = resources.enter_context(StopRequest())
-        if main:
-            resources.enter_context(run)  # before anything large is loaded a second time
-        else:
-            resources.enter_context(silent())
+        # Before anything large is loaded a second time.
+        processes.on_first(lambda: resources.enter_context(run))
         records = prepare(recipe, data, recipe.domains if only is None else _needed(recipe, only, data))
+        processes.check_same("data", data_identity(records))
         trained = recipe.domains if only is None else (only,)
-        stages = load_stages(recipe, records, trained, accelerator.num_processes)
+        stages = load_stages(recipe, records, trained, processes.count)
         with working("loading the base"):
-            base = load_as_stored(recipe, named(accelerator.device))
+            base = load_as_stored(recipe, str(processes.device))
         recipe = dataclasses.replace(recipe, round=settled(recipe.round, base.device))
         check_data(recipe, records, base.chat_tokenizer())
-        compute = _compute(recipe, base, run, accelerator)
-        if main:
-            report(str(compute))
-            run.check_identity(
-                _identity(recipe, command, base, compute, records, stages, accelerator.num_processes)
-            )
+        compute = processes.first(lambda: choose(base, recipe.compute, run.compute(), backward=True))
+        report(str(compute))
+        identity = _identity(recipe, command, base, compute.dtype, records, stages)
+        processes.check_same("recipe, base or tools", identity)
+        processes.on_first(lambda: run.check_identity(identity))
         base = compute.of(base)
         hooks = CompositionHooks(base.sites)
         hooks.attach()
         resources.callback(hooks.detach)
-        log = resources.enter_context(RunLog(path)) if main else NoLog()
-        workshop = Workshop(accelerator, base, hooks, log, stop)
-        yield _Curriculum(recipe, workshop, run, records, stages, report if main else lambda line: None)
+        log = resources.enter_context(RunLog(path)) if processes.is_first else NoLog()
+        workshop = Workshop(processes, base, hooks, log, stop)
+        yield _Curriculum(recipe, workshop, run, records, stages, report)
+
+
+def _check_shared(recipe: Recipe, processes: Processes) -> None:
+    """Raises ConfigError: a process would have none of a step's forwards."""
+    forwards, rows = recipe.round.accumulation, recipe.round.batch_size
+    if forwards < processes.count:
+        raise ConfigError(
+            f"{processes.count} processes cannot share a step's {forwards} forward(s) (round.accumulation), "
+            f"each of {rows} row(s) (round.batch_size); start at most {forwards}, or make them more and "
+            "smaller: a step has as many rows as the two multiplied"
+        )
 
 
 def _needed(recipe: Recipe, domain: DomainRecipe, data: Path | None) -> tuple[DomainRecipe, ...]:
@@ -156,22 +163,13 @@ def _needed(recipe: Recipe, domain: DomainRecipe, data: Path | None) -> tuple[Do
     return tuple(d for d in recipe.domains if d == domain or has_directory(d, data))
 
 
-def _compute(recipe: Recipe, base: BaseModel, run: RunDirectory, accelerator: Accelerator) -> Compute:
-    """The main process's choice, in every process."""
-    main = accelerator.is_main_process
-    found = [choose(base, recipe.compute, run.compute(), backward=True) if main else None]
-    chosen: Compute = broadcast_object_list(found)[0]
-    return chosen
-
-
 def _identity(
     recipe: Recipe,
     command: Any,
     base: BaseModel,
-    compute: Compute,
+    compute: str,
     records: Mapping[str, DomainData],
     stages: Mapping[str, Sequence[StageRecords]],
-    processes: int,
 ) -> dict[str, Any]:
     """What the stacks of a run depend on: what `compute: auto` chose, and none of the router's settings. Of a
     domain without stages it says nothing about them: a run of before there were any goes on."""
@@ -184,9 +182,8 @@ def _identity(
         "command": command,
         "recipe": settings,
         "base": base.identity.fingerprint,
-        "compute": compute.dtype,
+        "compute": compute,
         "data": data_identity(records),
-        "processes": processes,
         "tools": tool_versions(),
     }
     return {**found, "stages": stages_identity(stages)} if stages else found
@@ -205,10 +202,11 @@ class _Curriculum:
         report: Report,
     ) -> None:
         self._recipe, self._workshop, self._run = recipe, workshop, run
+        self._processes = workshop.processes
         self._records, self._report = records, report
         self._frozen = FrozenStacks(workshop.base)
         self._training = DomainTraining(recipe, workshop, run, self._frozen, records, stages, report)
-        self._forgetting = self._known_forgetting()
+        self._forgetting = self._processes.first(self._known_forgetting)
 
     def take_in(self, domain: DomainRecipe, registry: Registry) -> bool:
         """Train `domain` unless that is done; hold and publish it. False when it learned nothing."""
@@ -219,14 +217,13 @@ class _Curriculum:
         else:
             self._training.train(domain)
         path = self._run.stack(domain.name)
-        if not path.is_file():
+        if not self._processes.first(path.is_file):
             self._report(
                 f"{domain.name}: no round gained min_gain ({self._recipe.min_gain:g} nats); nothing is "
                 "frozen. More steps, another learning rate or other data may help"
             )
             return False
-        if self._workshop.accelerator.is_main_process:
-            self._publish(path, domain.name, registry)
+        self._processes.on_first(lambda: self._publish(path, domain.name, registry))
         self.hold(path)
         return True
 
@@ -241,7 +238,7 @@ class _Curriculum:
 
     def hold(self, path: Path) -> None:
         """Put the frozen stack in the file `path` on the device, and measure what it does to earlier ones."""
-        domain = self._frozen.hold(path)
+        domain = self._frozen.hold(self._processes.first(lambda: read_stack(path)))
         if domain in self._records and domain not in self._forgetting.domains:
             self._measure_forgetting(domain)
 
@@ -255,7 +252,9 @@ class _Curriculum:
         limit = self._recipe.data.forgetting
         examples = {d: self._training.encoded(d, "validation")[:limit] for d in known}
         base, hooks = self._workshop.base, self._workshop.hooks
-        row = measure_row(base.model, hooks, self._frozen.bank, self._frozen.domains, examples)
+        row = measure_row(
+            base.model, hooks, self._frozen.bank, self._frozen.domains, examples, self._processes
+        )
         self._forgetting = self._forgetting.add(domain, row)
         changed = self._forgetting.changed()
         if changed:
@@ -264,11 +263,11 @@ class _Curriculum:
                 "frozen stack, the base or the machine has changed; the stacks are published. Remove "
                 f"{self._run.forgetting.name} from the run to measure all of it anew"
             )
-        if self._workshop.accelerator.is_main_process:
-            stacks = {p.domain: p.digest for p in self._frozen.predecessors}
-            here = environment(base.device)
-            document = {"environment": here, "stacks": stacks, **self._forgetting.to_dict()}
-            atomic_write(self._run.forgetting, json.dumps(document, indent=2) + "\n")
+        stacks = {p.domain: p.digest for p in self._frozen.predecessors}
+        here = environment(base.device)
+        document = {"environment": here, "stacks": stacks, **self._forgetting.to_dict()}
+        text = json.dumps(document, indent=2) + "\n"
+        self._processes.on_first(lambda: atomic_write(self._run.forgetting, text))
 
     def _known_forgetting(self) -> ForgettingMatrix:
         """What an earlier start measured; nothing where it computed in another way, and so other bits."""

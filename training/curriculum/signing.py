@@ -19,7 +19,9 @@ from training.data.domains import DomainData
 from training.data.encoding import encode
 from training.recipe.recipe import Recipe
 from training.rounds.compute import load_to_measure
+from training.rounds.device import take_device
 from training.rounds.signature import NoSignature, check_features, make_signature
+from training.runs.processes import Processes
 
 Report = Callable[[str], None]
 
@@ -51,7 +53,7 @@ def sign(
     if (router := registry.snapshot().router) is not None:
         config = read_router_metadata(registry.blob_path(router.current.digest)).config
         check_features(recipe.router.sequence_length, config.features, "the registry's router")
-    base = load_to_measure(recipe, None, report, device)
+    base = load_to_measure(recipe, None, report, Processes(take_device(device)))
     with tempfile.TemporaryDirectory() as made:
         files = [_signed(base, recipe, data[domain], registry, Path(made), report) for domain in served]
         for file in files:

@@ -76,14 +76,17 @@ def measure_expert_use(
         registry: that `stacked` was loaded from.
         examples: domain -> what its gates are shown.
     """
-    found = {}
-    for domain, digest in stacked.digests.items():
-        if examples.get(domain):
-            counter = _Counter(load_stack(registry.blob_path(digest)), stacked.base.device)
-            _run(stacked, domain, counter, examples[domain], batch_size)
-            dispatches = counter.counts / counter.counts.sum(-1, keepdim=True)
-            found[domain] = ExpertUse(digest, counter.tokens, counter.projections, dispatches)
-    return found
+
+    def use(domain: str) -> ExpertUse:
+        digest = stacked.digests[domain]
+        counter = _Counter(load_stack(registry.blob_path(digest)), stacked.base.device)
+        _run(stacked, domain, counter, examples[domain], batch_size)
+        dispatches = counter.counts / counter.counts.sum(-1, keepdim=True)
+        return ExpertUse(digest, counter.tokens, counter.projections, dispatches)
+
+    domains = [domain for domain in stacked.digests if examples.get(domain)]
+    used = stacked.processes.shared(domains, use, "measuring which experts are used", "domains")
+    return dict(zip(domains, used, strict=True))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from training.evaluation.evaluation import Evaluation
 from training.evaluation.expert_use import measure_expert_use, save_expert_use
 from training.evaluation.router import analyse, measure_transfer
 from training.evaluation.validation import evaluate, load_served, validation_examples
-from training.progress import working
 from training.recipe.recipe import Recipe
 from training.rounds.compute import load_to_measure
+from training.rounds.device import joined
 from training.runs.directory import RunDirectory
+from training.runs.processes import Processes
+from training.runs.provenance import data_identity
 from training.runs.stored import read_as
 
 TRANSFER_RECORDS = 32
@@ -49,9 +52,9 @@ def evaluate_run(
         console: what is shown goes here.
         limit: most validation records per domain; None takes all.
         oracle_limit: records per domain on which the oracle is measured.
-        tasks: lm-eval tasks to run as well, in modes base, ungated and routed.
+        tasks: lm-eval tasks to run as well, in modes base, ungated and routed; in one process.
         chat: put their prompts into the base's chat template.
-        device: see `training.rounds.device.take_device`.
+        device: see `training.rounds.device.joined`.
 
     Raises:
         ConfigError: the registry has no stacks or no router, or a domain no validation records; the
@@ -63,15 +66,22 @@ def evaluate_run(
         from training.evaluation.harness import check_chat, check_tasks
 
         check_tasks(tasks)
-    records = prepare(recipe, data)
-    with RunDirectory(path) as run:
-        run.check_splits(recipe.data, records)
-        served = Registry(registry)
-        base = load_to_measure(recipe, run.compute(), console.print, device)
-        if tasks and chat:
-            check_chat(base)
-        found, document = _measured(recipe, base, served, records, run, console, limit, oracle_limit)
-        if tasks:  # these take long, and may fail: what is measured is written
+    run, served = RunDirectory(path), Registry(registry)
+    with ExitStack() as resources:
+        with joined(device) as processes:
+            if not processes.is_first:
+                console = Console(quiet=True)
+            processes.on_first(lambda: resources.enter_context(run))
+            records = prepare(recipe, data)
+            processes.check_same("data", data_identity(records))
+            processes.on_first(lambda: run.check_splits(recipe.data, records))
+            base = load_to_measure(recipe, processes.first(run.compute), console.print, processes)
+            if tasks and chat:
+                check_chat(base)
+            found, document = _measured(
+                recipe, base, served, records, run, console, limit, oracle_limit, processes
+            )
+        if tasks and processes.is_first:  # these take long, and may fail: what is measured is written
             document["lm_eval"] = _harness(base, served, tasks, limit, chat)
             console.print_json(data=document["lm_eval"])
             _write(run, document)
@@ -87,10 +97,13 @@ def _measured(
     console: Console,
     limit: int | None,
     oracle_limit: int,
+    processes: Processes,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """All but lm-eval's tasks, shown and written; and what was written. `base` is left without hooks."""
-    stacked, router = load_served(base, registry)
-    forgetting = _forgetting(run, stacked.digests, console)
+    stacked, router = load_served(base, registry, processes)
+    serving = registry.snapshot().serving
+    processes.check_same("stacks or router", (dict(stacked.digests), serving[1]))
+    forgetting = processes.first(lambda: _forgetting(run, stacked.digests, console))
     tokens = recipe.data.max_tokens
     found = evaluate(
         stacked,
@@ -98,7 +111,7 @@ def _measured(
         records,
         limit,
         oracle_limit,
-        router_digest=registry.snapshot().serving[1],
+        router_digest=serving[1],
         max_tokens=tokens,
         search=recipe.router,
         report=console.print,
@@ -119,12 +132,9 @@ def _measured(
     if forgetting is not None:
         forgetting.show(console)
         document["forgetting"] = forgetting.to_dict()
-    _write(run, document)
-    with working("measuring which experts are used"):
-        use = measure_expert_use(
-            stacked, registry, {d: e for d, e in examples.items() if d in stacked.digests}
-        )
-    save_expert_use(run.expert_use, use)
+    processes.on_first(lambda: _write(run, document))
+    use = measure_expert_use(stacked, registry, {d: e for d, e in examples.items() if d in stacked.digests})
+    processes.on_first(lambda: save_expert_use(run.expert_use, use))
     stacked.hooks.detach()
     return found, document
 

@@ -21,15 +21,21 @@ from training.progress import tracked
 from training.recipe.settings import RouterRecipe
 from training.router.outcomes import Outcome, measure
 from training.router.stacked_base import StackedBase, Weights, routed_weights
+from training.runs.processes import ALONE, Processes
 
 
-def load_served(base: BaseModel, registry: Registry) -> tuple[StackedBase, Router | None]:
+def load_served(
+    base: BaseModel, registry: Registry, processes: Processes = ALONE
+) -> tuple[StackedBase, Router | None]:
     """`base` with the active stacks of `registry`, and its router; None where signatures alone route.
+
+    Args:
+        processes: that measure, see `StackedBase`.
 
     Raises:
         ConfigError: the registry has no stacks, or neither a router nor a signature.
     """
-    stacked = StackedBase.load(base, registry)
+    stacked = StackedBase.load(base, registry, processes)
     history = registry.snapshot().router
     if not stacked.digests or (history is None and not stacked.signatures):
         raise ConfigError(
@@ -97,11 +103,14 @@ def route(stacked: StackedBase, router: Router | None, examples: Sequence[Exampl
     """What serving applies to each prompt."""
     found: list[Mapping[str, float]] = [{}] * len(examples)
     reader, batches = stacked.reader(router), within_budget([len(e.prompt) for e in examples], TOKENS)
-    with tracked(batches, "routing prompts", "batches") as each:
-        for rows in each:
-            read = reader.read(stacked.base, [examples[i].prompt for i in rows])
-            for i, reading in zip(rows, read, strict=True):
-                found[i] = reading.probabilities
+
+    def probabilities(rows: Sequence[int]) -> list[Mapping[str, float]]:
+        return [r.probabilities for r in reader.read(stacked.base, [examples[i].prompt for i in rows])]
+
+    read = stacked.processes.shared(batches, probabilities, "routing prompts", "batches")
+    for rows, theirs in zip(batches, read, strict=True):
+        for i, given in zip(rows, theirs, strict=True):
+            found[i] = given
     return routed_weights(stacked, router, found)
 
 

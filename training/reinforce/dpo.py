@@ -73,7 +73,7 @@ class PreferenceTraining(StageTraining):
         pairs = [self._items[i] for i in places]
         every = [e for pair in pairs for e in (pair.example, pair.rejected)]
         total, right = torch.zeros((), dtype=torch.float64, device=device), 0.0
-        for part in micro_batches(len(pairs), self._parts):
+        for part in micro_batches(len(pairs), self.config.accumulation):
             examples, host = _together([pairs[j] for j in part])
             batch = host.to(device)
             self.active.begin(batch.segments, batch.responses, batch.examples)
@@ -82,7 +82,7 @@ class PreferenceTraining(StageTraining):
                 reference = self.kept["items"][[places[j] for j in part]]
                 losses, margins = dpo_loss(policy, reference, self._stage.beta)
                 balance = self.config.balance_coefficient * self.active.balance_sum() / self.acting(every)
-                self.accelerator.backward(losses.sum() / len(pairs) + balance.cpu())
+                (losses.sum() / len(pairs) + balance.cpu()).backward()
             total += losses.detach().double().sum().to(device)
             right += float((margins.detach() > 0).sum())
         self.step_figures = {"right": right / len(pairs)}

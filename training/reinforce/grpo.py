@@ -123,7 +123,7 @@ class RewardTraining(StageTraining):
                     losses = losses + stage.beta * divergence(logprobs, reference)
                 loss = (losses / counts.repeat_interleave(counts)).sum()
                 balance = self.config.balance_coefficient * self.active.balance_sum() / self.acting(taught)
-                self.accelerator.backward(loss / len(every) + balance)
+                (loss / len(every) + balance).backward()
             total += loss.detach().double()
         return total, len(every), sum(map(len, every))
 

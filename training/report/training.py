@@ -30,7 +30,6 @@ def facts(records: RunRecords) -> Section:
         "domains": [domain["name"] for domain in recipe["domains"]],
         "earlier stacks": recipe["earlier_stacks"],
         "seeds": {part: recipe[part]["seed"] for part in ("round", "data")},
-        "processes": identity["processes"],
         "versions": identity["tools"],
     }
     data = [(domain, *file) for domain, files in identity["data"].items() for file in files]

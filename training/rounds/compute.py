@@ -23,7 +23,7 @@ from brainstacks.layers.dequantized import dequantized, float32_bytes
 from training.progress import working
 from training.recipe.recipe import Recipe
 from training.recipe.settings import ComputeMode
-from training.rounds.device import take_device
+from training.runs.processes import ALONE, Processes
 
 FLOAT32 = "float32"
 SHARE = 0.5
@@ -116,15 +116,16 @@ def _check(chosen: str, base: BaseModel, backward: bool) -> None:
 
 
 def load_to_measure(
-    recipe: Recipe, begun: str | None, report: Callable[[str], None], device: str = "auto"
+    recipe: Recipe, begun: str | None, report: Callable[[str], None], processes: Processes = ALONE
 ) -> BaseModel:
-    """The base of `recipe` as it is served, or its values in float32, for forwards alone.
+    """The base of `recipe` as it is served, or its values in float32, for forwards alone, in each of
+    `processes` on its device.
 
-    Errors are those of `take_device`, `load_base` and `choose`.
+    Errors are those of `load_base` and `choose`.
     """
     with working("loading the base"):
-        base = load_as_stored(recipe, str(take_device(device)))
-    compute = choose(base, recipe.compute, begun, backward=False)
+        base = load_as_stored(recipe, str(processes.device))
+    compute = processes.first(lambda: choose(base, recipe.compute, begun, backward=False))
     report(str(compute))
     return compute.of(base)
 

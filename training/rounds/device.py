@@ -1,17 +1,41 @@
-"""The device that a command computes on, and that it computes there the same bits at every run."""
+"""The device that a command computes on, that it computes there the same bits at every run, and with whom."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from brainstacks.device import resolve_device
 from brainstacks.errors import ConfigError
+from training.runs.launch import launched
+from training.runs.processes import Processes, meeting
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED = (":4096:8", ":16:8")
 """The values of `WORKSPACE` with which cuBLAS splits a product in the same way at every run."""
+
+
+@contextmanager
+def joined(name: str) -> Iterator[Processes]:
+    """The processes of this command, while the `with` lasts; this one is on the device that `name` stands
+    for, or, of several on CUDA, on the GPU of its number on its machine.
+
+    Raises:
+        ConfigError: as `take_device`, `launched` and `meeting`; or several would share one GPU.
+    """
+    launch = launched()
+    if launch is not None and resolve_device(name).type == "cuda":
+        if ":" in name:
+            raise ConfigError(
+                f"device is {name}, and each of the {launch.count} processes takes a GPU of its own; leave "
+                "--device out"
+            )
+        name = f"cuda:{launch.local_rank}"
+    with meeting(take_device(name), launch) as processes:
+        yield processes
 
 
 def take_device(name: str) -> torch.device:
@@ -26,11 +50,6 @@ def take_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
         compute_repeatably()
     return device
-
-
-def named(device: torch.device) -> str:
-    """As options name it: of several processes, accelerate numbers CPUs too."""
-    return "cpu" if device.type == "cpu" else str(device)
 
 
 def compute_repeatably() -> None:

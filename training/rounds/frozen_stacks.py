@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from brainstacks.base_model import BaseModel
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import DeltaSource
-from brainstacks.stacks.artifact import Predecessor, check_base, inspect_stack
+from brainstacks.layers.packed_stack import StackTensors
+from brainstacks.stacks.artifact import Predecessor, StackMetadata, check_base, inspect_stack
 from brainstacks.stacks.tensors import load_stack
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """A stack's file, read."""
+
+    metadata: StackMetadata
+    tensors: StackTensors
+    digest: str
+
+
+def read_stack(path: Path) -> StackFile:
+    """Raises CorruptBlob and what `load_stack` raises: it is no sound stack file."""
+    found = inspect_stack(path)
+    return StackFile(found.metadata, load_stack(path), found.digest)
 
 
 class FrozenStacks:
@@ -29,17 +46,16 @@ class FrozenStacks:
     def domains(self) -> tuple[str, ...]:
         return tuple(p.domain for p in self.predecessors)
 
-    def hold(self, path: Path) -> str:
-        """Take in the stack in the file `path`; its domain.
+    def hold(self, stack: StackFile) -> str:
+        """Take in `stack`; its domain.
 
         Raises:
             IncompatibleArtifact: it was made for another base.
         """
-        file = inspect_stack(path)
-        metadata = file.metadata
+        metadata = stack.metadata
         check_base(metadata, self._identity.fingerprint, self._identity.dims, self._identity.layers)
-        self.bank.add(metadata.domain, load_stack(path))
-        self.predecessors.append(Predecessor(metadata.domain, file.digest))
+        self.bank.add(metadata.domain, stack.tensors)
+        self.predecessors.append(Predecessor(metadata.domain, stack.digest))
         return metadata.domain
 
     def all_on(self) -> Sequence[DeltaSource]:

@@ -33,15 +33,8 @@ def train_round(workshop: Workshop, task: RoundTask, checkpoints: Path, log_star
 
 def carry_out(training: RoundTraining, checkpoints: Path, log_start: int = 0) -> None:
     """Bring `training` to its end. Arguments and errors are those of `train_round`."""
-    try:
-        _train(training, checkpoints, log_start)
-    finally:
-        training.accelerator.free_memory()  # it keeps every module that it ever prepared
-
-
-def _train(training: RoundTraining, checkpoints: Path, log_start: int) -> None:
     workshop, task = training.workshop, training.task
-    found = checkpoint.latest(checkpoints)
+    found = workshop.processes.first(lambda: checkpoint.latest(checkpoints))
     if found is None:
         workshop.log.rewind(log_start)
         training.begin()

@@ -12,7 +12,7 @@ from torch import Tensor
 from brainstacks.layers.hooks import CompositionHooks, DeltaSource
 from training.data.batches import TOKENS, Batch, collate, loss_batches
 from training.data.encoding import Example
-from training.progress import tracked
+from training.runs.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -73,21 +73,21 @@ def mean_nll(
     examples: Sequence[Example],
     sources: Sequence[DeltaSource] | SourcesOf = (),
     tokens: int = TOKENS,
+    processes: Processes = ALONE,
 ) -> float:
     """Token-weighted mean NLL (nats) of the responses of `examples`, at least one, under `sources`.
 
     Independent of `tokens`, the budget of a forward, and of padding, up to rounding; bit for bit the same at
-    every call. The most memory goes to logits, of at most `tokens / LABEL_COST` positions or one row: see
-    `batches.loss_batches`.
+    every call, and with any number of `processes`, which share the forwards. The most memory goes to logits,
+    of at most `tokens / LABEL_COST` positions or one row: see `batches.loss_batches`.
     """
-    total, labels = 0.0, 0
-    with tracked(loss_batches(examples, tokens), "measuring losses", "batches") as each:
-        for rows in each:
-            group = [examples[i] for i in rows]
-            batch = collate(group).to(model.device)
-            composing = sources(group) if callable(sources) else sources
-            with hooks.composed(*composing, responses=batch.responses):
-                nll = response_nll(model, batch)
-            total += float(nll.double().sum())
-            labels += nll.numel()
-    return total / labels
+
+    def nll(rows: Sequence[int]) -> float:
+        group = [examples[i] for i in rows]
+        batch = collate(group).to(model.device)
+        composing = sources(group) if callable(sources) else sources
+        with hooks.composed(*composing, responses=batch.responses):
+            return float(response_nll(model, batch).double().sum())
+
+    found = processes.shared(loss_batches(examples, tokens), nll, "measuring losses", "batches")
+    return sum(found) / sum(len(example.response) for example in examples)

@@ -1,8 +1,8 @@
 """One round on its way: its steps, its evaluations, and the state that a checkpoint keeps.
 
-The optimiser, its schedule and the processes are torch's, transformers' and accelerate's; what is here is
-what the paper adds. Everything random in a step is drawn from a seed of its own, so that a round's state is
-its weights, the optimiser, and one number: the step.
+The optimiser and its schedule are torch's and transformers'; what is here is what the paper adds.
+Everything random in a forward is drawn from a seed of its own, so that a round's state is its weights, the
+optimiser, and one number: the step; and that processes, which share a step's forwards, draw what one would.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from brainstacks.errors import ConfigError
 from brainstacks.layers.hooks import DeltaSource
@@ -47,20 +47,6 @@ class RoundState:
     log_position: int = 0
 
 
-class _Objective(nn.Module):
-    """What accelerate wraps: the sums that a step's loss is made of. The base is not its own to move."""
-
-    def __init__(self, model: Any, active: ActiveStack) -> None:
-        super().__init__()
-        self.active = active
-        self._model = (model,)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.active.begin(batch.segments, batch.responses, batch.examples)
-        nll = response_nll(self._model[0], batch).sum()
-        return nll, self.active.balance_sum()
-
-
 class RoundTraining:
     """One round on its way.
 
@@ -72,7 +58,7 @@ class RoundTraining:
 
     def __init__(self, workshop: Workshop, task: RoundTask) -> None:
         self.workshop, self.task, self.config = workshop, task, task.config
-        self.accelerator = workshop.accelerator
+        self.processes = workshop.processes
         torch.manual_seed(self.config.seed)
         self.active = ActiveStack(
             task.stack,
@@ -86,10 +72,9 @@ class RoundTraining:
             self.active.start_from(task.initial)
         self.optimizer = make_optimizer(rated(self.active, self.config), self.config, workshop.base.device)
         self.schedule = make_schedule(self.optimizer, self.config)
-        self.objective = self.accelerator.prepare(_Objective(workshop.base.model, self.active))
         self.order = TrainingOrder(
             task.train,
-            self.config.batch_size * self._parts,
+            self.config.batch_size * self.config.accumulation,
             self.config.seed,
             task.data.packing,
             task.data.max_tokens,
@@ -134,9 +119,10 @@ class RoundTraining:
 
     def save(self, checkpoints: Path) -> None:
         """Write everything that `resume` reads."""
+        self.processes.on_first(lambda: self._save(checkpoints))
+
+    def _save(self, checkpoints: Path) -> None:
         self.state.log_position = self.workshop.log.position
-        if not self.accelerator.is_main_process:
-            return
         optimizer, optimizer_skeleton = flatten(self.optimizer.state_dict())
         schedule, schedule_skeleton = flatten(self.schedule.state_dict())
         parts = {
@@ -165,13 +151,14 @@ class RoundTraining:
         self.active.at(self.state.step / self.config.steps)
         with layers_recomputed(self.workshop.base.model, self.config.gradient_checkpointing):
             total, count, tokens = self._backward()
-        self.accelerator.clip_grad_norm_(self.active.parameters(), self.config.clip)
+        self.processes.add_gradients(self.active.parameters())
+        clip_grad_norm_(self.active.parameters(), self.config.clip)
         self.learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         # The one place of a step where the host waits for the device.
-        value, asked = self.workshop.summed(total, self.workshop.stop.requested)
+        value, asked = self.processes.summed(total, self.workshop.stop.requested)
         self.stop_asked, loss = asked > 0, value / count
         self.state.step += 1
         self.state.window.append(loss)
@@ -180,39 +167,28 @@ class RoundTraining:
         return loss, tokens
 
     def _backward(self) -> tuple[Tensor, int, int]:
-        """The gradients of a step; (this process's sum of the loss, float64; over all processes what it is a
-        mean of, and tokens)."""
+        """This process's share of the gradients of a step; (its sum of the loss, float64; over all processes
+        what the loss is a mean of, and tokens)."""
         device, rows = self.workshop.base.device, self.order.batch(self.state.step)
         examples = [example for row in rows for example in row]
         responses = sum(len(e.response) for e in examples)
         tokens = sum(len(e) for e in examples)
         acting = responses if self.task.stack.applies == "response" else tokens
-        parts = micro_batches(len(rows), self._parts)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if len(parts) < processes:
-            raise ConfigError(
-                f"{processes} processes cannot share the {len(rows)} rows that {self.task.domain} has for a "
-                "step; start fewer, or give it more records"
-            )
-        mine = range(rank, len(parts), processes)
+        parts = micro_batches(len(rows), self.config.accumulation)
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for i in mine:
-            torch.manual_seed(mixed(self.config.seed, self.state.step * self._parts + i))
+        for i in self.processes.share(range(len(parts))):
+            torch.manual_seed(mixed(self.config.seed, self.state.step * self.config.accumulation + i))
             batch = collate([rows[j] for j in parts[i]]).to(device)
-            with self._composed(parts[i], batch), self._synchronised(i == mine[-1]):
-                nll, balance = self.objective(batch)
+            with self._composed(parts[i], batch):
+                self.active.begin(batch.segments, batch.responses, batch.examples)
+                nll = response_nll(self.workshop.base.model, batch).sum()
+                balance = self.active.balance_sum()
                 loss = nll / responses + self.config.balance_coefficient * balance / acting
                 if self.task.penalty is not None:
                     loss = loss + self.task.penalty(self.active) / len(parts)
-                # Processes average their gradients; a step's loss is a sum over all of them.
-                self.accelerator.backward(loss * processes)
+                loss.backward()
             total += nll.detach()
         return total, responses, tokens
-
-    @property
-    def _parts(self) -> int:
-        """Micro-batches of a step, at most, over all processes."""
-        return self.config.accumulation * int(self.accelerator.num_processes)
 
     def _composed(self, rows: Iterable[int], batch: Batch) -> Any:
         """Frozen and active deltas, around forward and backward: checkpointed layers run again there.
@@ -223,9 +199,6 @@ class RoundTraining:
         names = [f"{self.config.seed}/{self.state.step}/{i}" for i in rows]
         sources = (*self.task.earlier.of(names), *self.task.own, self.active)
         return self.workshop.hooks.composed(*sources, responses=batch.responses)
-
-    def _synchronised(self, last: bool) -> Any:
-        return nullcontext() if last else self.accelerator.no_sync(self.objective)
 
     def log_step(self, loss: float, tokens: int, seconds: float) -> None:
         timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
@@ -271,8 +244,7 @@ class RoundTraining:
         def sources(examples: Sequence[Example]) -> Sequence[DeltaSource]:
             return (*task.earlier.of([e.id for e in examples]), *task.own, self.active)
 
-        # Devices may round differently: all processes decide by what the first one measured.
-        return self.workshop.of_first(mean_nll(base.model, self.workshop.hooks, task.selection, sources))
+        return mean_nll(base.model, self.workshop.hooks, task.selection, sources, processes=self.processes)
 
     def result(self) -> RoundResult:
         state = self.state

@@ -12,6 +12,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from brainstacks.errors import ConfigError
@@ -20,6 +22,7 @@ from training.progress import shown
 from training.recipe.settings import SEARCHES
 from training.router.outcome_file import OutcomeFile
 from training.router.stacked_base import StackedBase, Weights, domains_of, name_of
+from training.runs.processes import ALONE, Processes
 from training.runs.signals import Interrupted, StopRequest
 
 AT_ONCE = 8
@@ -181,15 +184,21 @@ def measure_all(
     min_gain: float,
     report: Callable[[str], None] = print,
     stop: StopRequest | None = None,
+    processes: Processes = ALONE,
 ) -> list[Outcome]:
     """`measure`, keeping what is found in the file `path`; what it holds already is not measured again.
 
     After a stack was replaced or a domain added, the losses of the combinations without it still hold: only
     the others are measured, and the search is done anew.
 
+    Args:
+        stacked: of this process alone.
+        processes: that share the examples; the first keeps the file. What is found is, bit for bit, what one
+            would find.
+
     Raises:
         ConfigError: `path` is of another base or other settings, or damaged; a loss is not finite.
-        Interrupted: `stop` was asked for.
+        Interrupted: `stop` was asked for, of any process.
     """
     settings = {
         "base": stacked.base.identity.fingerprint,
@@ -199,24 +208,31 @@ def measure_all(
         "min_gain": min_gain,
         "searches": SEARCHES,
     }
-    file = OutcomeFile(path, settings, stacked.digests)
+    file = processes.first(lambda: OutcomeFile(path, settings, stacked.digests))
     found: dict[int, Outcome] = {}
     for i, (domain, example) in enumerate(pairs):
         if (best := file.best(domain, example)) is not None:
             found[i] = _outcome(domain, example, file.losses(domain, example), *best, min_gain)
     todo = [i for i in range(len(pairs)) if i not in found]
     known = {i: file.losses(*pairs[i]) for i in todo}
+    groups = [todo[start : start + AT_ONCE] for start in range(0, len(todo), AT_ONCE)]
+
+    def measured(group: Sequence[int]) -> list[Outcome]:
+        return measure(stacked, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
+
     report(
         f"outcomes: {len(found)} of {len(pairs)} examples are measured already; of the others' "
         f"{len(todo) * 2 ** len(stacked.digests)} combinations, {sum(map(len, known.values()))} are"
     )
     with shown("outcomes", len(todo), "examples") as progress:
-        for start in range(0, len(todo), AT_ONCE):
-            group = todo[start : start + AT_ONCE]
-            made = measure(stacked, [pairs[i] for i in group], levels, min_gain, [known[i] for i in group])
-            file.append([(o.domain, o.example, o.losses, o.weights, o.loss) for o in made])
-            found.update(zip(group, made, strict=True))
-            progress.advance(count=len(group))
-            if stop is not None and stop.requested:
+        for start in range(0, len(groups), processes.count):  # a group for each process
+            some = groups[start : start + processes.count]
+            each = processes.shared(some, measured, "outcomes", "groups")
+            rows, made = list(chain(*some)), list(chain(*each))
+            lines = [(o.domain, o.example, o.losses, o.weights, o.loss) for o in made]
+            processes.on_first(partial(file.append, lines))
+            found.update(zip(rows, made, strict=True))
+            progress.advance(count=len(rows))
+            if processes.summed(stop is not None and stop.requested)[0] > 0:
                 raise Interrupted(f"stopped after {len(found)} of {len(pairs)} outcomes")
     return [found[i] for i in range(len(pairs))]

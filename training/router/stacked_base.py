@@ -27,8 +27,8 @@ from brainstacks.stacks.tensors import load_signature, load_stack
 from brainstacks.tokenizer import ChatTokenizer
 from training.data.batches import TOKENS, collate, loss_batches
 from training.data.encoding import Example
-from training.progress import tracked
 from training.rounds.objective import response_nll, row_sums
+from training.runs.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -53,6 +53,7 @@ class StackedBase:
     Attributes:
         digests: domain -> digest of its stack, in the registry's order.
         signatures: domain -> its signature, of the stacks that have one.
+        processes: that share the forwards of `losses`, which all of them then ask for together.
     """
 
     base: BaseModel
@@ -61,9 +62,10 @@ class StackedBase:
     bank: StackBank
     digests: Mapping[str, str]
     signatures: Mapping[str, Signature] = field(default_factory=dict)
+    processes: Processes = ALONE
 
     @classmethod
-    def load(cls, base: BaseModel, registry: Registry) -> StackedBase:
+    def load(cls, base: BaseModel, registry: Registry, processes: Processes = ALONE) -> StackedBase:
         """Raises IncompatibleArtifact: a stack was made for another base."""
         hooks = CompositionHooks(base.sites)
         hooks.attach()
@@ -80,7 +82,7 @@ class StackedBase:
             made = metadata.signature
             if made is not None and holds(made.quantization, base.quantization):
                 signatures[domain] = Signature.of(made, load_signature(path))
-        return cls(base, base.chat_tokenizer(), hooks, bank, digests, signatures)
+        return cls(base, base.chat_tokenizer(), hooks, bank, digests, signatures, processes)
 
     def reader(self, router: Router | None) -> Reader:
         """What serving reads prompts with: `router`, and the signatures."""
@@ -111,23 +113,25 @@ class StackedBase:
 
         Rows of one example in which the same acts on the prompt share the prompt's keys and values.
         """
-        found = [0.0] * len(examples)
         groups = self._agreeing(examples, weights)
         sharing = [rows for rows in groups if len(rows) > 1]
-        with tracked(sharing, "measuring losses", "prompts") as each:
-            for rows in each:
-                nats = self._after_one_prompt(examples[rows[0]], [weights[i] for i in rows], tokens)
-                for i, value in zip(rows, nats, strict=True):
-                    found[i] = value
         alone = [rows[0] for rows in groups if len(rows) == 1]
-        with tracked(
-            loss_batches([examples[i] for i in alone], tokens), "measuring losses", "batches"
-        ) as each:
-            for batch in each:
-                rows = [alone[i] for i in batch]
-                nats = self.nll([examples[i] for i in rows], [weights[i] for i in rows]).tolist()
-                for i, value in zip(rows, nats, strict=True):
-                    found[i] = value
+        batches = [[alone[i] for i in rows] for rows in loss_batches([examples[i] for i in alone], tokens)]
+
+        def after_one_prompt(rows: Sequence[int]) -> list[float]:
+            return self._after_one_prompt(examples[rows[0]], [weights[i] for i in rows], tokens)
+
+        def apart(rows: Sequence[int]) -> list[float]:
+            return self.nll([examples[i] for i in rows], [weights[i] for i in rows]).tolist()
+
+        nats = [
+            *self.processes.shared(sharing, after_one_prompt, "measuring losses", "prompts"),
+            *self.processes.shared(batches, apart, "measuring losses", "batches"),
+        ]
+        found = [0.0] * len(examples)
+        for rows, values in zip([*sharing, *batches], nats, strict=True):
+            for i, value in zip(rows, values, strict=True):
+                found[i] = value
         return found
 
     def _agreeing(self, examples: Sequence[Example], weights: Sequence[Weights]) -> list[list[int]]:

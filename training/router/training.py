@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +29,7 @@ from training.data.encoding import Example
 from training.recipe.recipe import Recipe
 from training.recipe.settings import RouterRecipe
 from training.rounds.compute import load_to_measure
+from training.rounds.device import joined
 from training.router.judge import Judge
 from training.router.outcome_file import measured_in
 from training.router.outcomes import Outcome, measure_all
@@ -35,7 +37,8 @@ from training.router.prompts import RouterPrompts, prompt_features, router_promp
 from training.router.stacked_base import StackedBase, name_of
 from training.runs.directory import RunDirectory
 from training.runs.paths import RunPaths
-from training.runs.provenance import tool_versions
+from training.runs.processes import Processes
+from training.runs.provenance import data_identity, tool_versions
 from training.runs.signals import StopRequest
 
 Report = Callable[[str], None]
@@ -53,7 +56,7 @@ def train_router(
 
     Args:
         path: the run's directory; outcomes that it holds are not measured again.
-        device: to measure on, see `training.rounds.device.take_device`; the router trains on the CPU.
+        device: to measure on, see `training.rounds.device.joined`; the router trains on the CPU.
 
     Raises:
         ConfigError: the registry has no stacks, or one of a domain without data; a domain has too few
@@ -62,12 +65,20 @@ def train_router(
         Interrupted: a signal came while outcomes were measured; the same command goes on.
         StorageFull: no room; what was measured is kept, and the same command goes on.
     """
-    with RunDirectory(path) as run:
-        run.check_splits(recipe.data, data)
-        begun = measured_in(run.outcomes) or run.compute()
-        stacked = StackedBase.load(load_to_measure(recipe, begun, report, device), registry)
-        prompts = _prompts(recipe, data, stacked, report)
-        train, held_out = _measured(recipe, stacked, prompts, run, report)
+    run = RunDirectory(path)
+    with ExitStack() as resources:
+        with joined(device) as processes:
+            report = processes.reporting(report)
+            processes.on_first(lambda: resources.enter_context(run))
+            processes.check_same("data", data_identity(data))
+            processes.on_first(lambda: run.check_splits(recipe.data, data))
+            begun = processes.first(lambda: measured_in(run.outcomes) or run.compute())
+            stacked = StackedBase.load(load_to_measure(recipe, begun, report, processes), registry)
+            processes.check_same("stacks", dict(stacked.digests))
+            prompts = _prompts(recipe, data, stacked, report)
+            train, held_out = _measured(recipe, stacked, prompts, run, report, processes)
+        if not processes.is_first:  # the network is small: one process trains it
+            return
         metadata = _metadata(recipe, stacked, data)
         dtype = getattr(torch, recipe.stack.dtype)
         unmeasured = {d: found.unmeasured for d, found in prompts.items()}
@@ -100,14 +111,19 @@ def _prompts(
 
 
 def _measured(
-    recipe: Recipe, stacked: StackedBase, prompts: Mapping[str, RouterPrompts], run: RunPaths, report: Report
+    recipe: Recipe,
+    stacked: StackedBase,
+    prompts: Mapping[str, RouterPrompts],
+    run: RunPaths,
+    report: Report,
+    processes: Processes,
 ) -> tuple[list[Outcome], list[Outcome]]:
     """The outcomes of the prompts that train, and of those held out."""
     pairs = [(d, e) for d, found in prompts.items() for e in (*found.train, *found.held_out)]
     random.Random(recipe.router.seed).shuffle(pairs)  # a partial run is balanced over the domains
     levels, min_gain = recipe.router.soft_levels, recipe.router.min_gain
     with StopRequest() as stop:
-        outcomes = measure_all(stacked, pairs, run.outcomes, levels, min_gain, report, stop)
+        outcomes = measure_all(stacked, pairs, run.outcomes, levels, min_gain, report, stop, processes)
     held = {(d, e) for d, found in prompts.items() for e in found.held_out}
     train = [o for o in outcomes if (o.domain, o.example) not in held]
     return train, [o for o in outcomes if (o.domain, o.example) in held]

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from brainstacks.durable import atomic_write, make_directory, storage_full, sweep
 from brainstacks.errors import ConfigError
-from brainstacks.stacks.artifact import is_digest
+from brainstacks.stacks.artifact import is_digest, sha256_file
 from training.data.domains import DomainData
 from training.recipe.settings import DataRecipe
 from training.runs.paths import IDENTITY, LOCK, RunPaths
@@ -95,6 +95,8 @@ class RunDirectory(RunPaths):
         if old is None:
             self._begin(text)
             return
+        if old.get("processes") == 1:  # of before this decided nothing: a step had as many rows more
+            del old["processes"]
         tools = differences(old.pop(TOOLS, {}), new.pop(TOOLS, {}))
         if tools:
             _log.warning("the run %r was started with other tools: %s", self.path.name, "; ".join(tools))
@@ -104,6 +106,18 @@ class RunDirectory(RunPaths):
                 f"the run {self.path.name!r} was started with other settings, and its results would be of "
                 "neither; give another --run, remove it, or undo:\n  " + "\n  ".join(changed)
             )
+
+    def whole_stack(self, domain: str) -> bool:
+        """Whether the stack of `domain` is there, as it was written. One that is not is removed, with a
+        warning."""
+        path, digest = self.stack(domain), self.stack_digest(domain)
+        if not path.is_file():
+            return False
+        whole = digest.is_file() and digest.read_text(encoding="utf-8").strip() == sha256_file(path)
+        if not whole:
+            _log.warning("%s of %s does not verify; it is made again from its rounds", path.name, domain)
+            path.unlink()
+        return whole
 
     def compute(self) -> str | None:
         """The name of the dtype that the run computes in; None where it was not started."""

@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor
 
 from brainstacks.errors import CorruptBlob
 from training.runs import checkpoint
+from training.runs.processes import Processes
 
 Made = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors and JSON state."""
 
 
 class Kept:
-    """Directories that the main process writes and all processes read."""
+    """Directories that the first process writes and reads, for all of them."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
 
     def once(self, directory: Path, make: Callable[[], Made]) -> checkpoint.Checkpoint:
         """What `make` gives, made once a run; always as read from disk, so that a resumed run has the same.
@@ -28,18 +28,15 @@ class Kept:
         Raises:
             CorruptBlob: it was written, and cannot be read.
         """
-        missing = checkpoint.load(directory) is None
-        self._accelerator.wait_for_everyone()  # all look before one of them writes
-        if missing:
+        found = self.read(directory)
+        if found is None:
             tensors, state = make()
-            self.on_main(lambda: checkpoint.save(directory, tensors, state))
-        found = checkpoint.load(directory)
+            self._processes.on_first(lambda: checkpoint.save(directory, tensors, state))
+            found = self.read(directory)
         if found is None:
             raise CorruptBlob(f"{directory.name} of the run was written and does not verify; check the disk")
         return found
 
-    def on_main(self, write: Callable[[], object]) -> None:
-        """Let the main process write what all of them will read."""
-        if self._accelerator.is_main_process:
-            write()
-        self._accelerator.wait_for_everyone()
+    def read(self, directory: Path) -> checkpoint.Checkpoint | None:
+        """See `checkpoint.load`."""
+        return self._processes.first(lambda: checkpoint.load(directory))

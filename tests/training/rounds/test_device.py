@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from brainstacks.errors import ConfigError
 from training.rounds import device
-from training.rounds.device import FIXED, WORKSPACE, compute_repeatably, named, take_device
-from training.rounds.workshop import make_accelerator
+from training.rounds.device import FIXED, WORKSPACE, compute_repeatably, joined, take_device
+from training.runs.launch import Launch
+from training.runs.processes import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +57,42 @@ def test_what_the_environment_says_of_cublas_is_kept_or_refused(monkeypatch: pyt
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="device is 'tpu'"):
-        make_accelerator("tpu")
+    with pytest.raises(ConfigError, match="device is 'tpu'"), joined("tpu"):
+        pass
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="cuda"):
-            make_accelerator("cuda:0")
+        with pytest.raises(ConfigError, match="cuda"), joined("cuda:0"):
+            pass
 
 
-@pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), ("cpu:0", "cpu"), ("cuda:1", "cuda:1")])
-def test_a_device_of_several_processes_has_a_name_that_options_take(device: str, name: str) -> None:
-    assert named(torch.device(device)) == name
+def told_to_be_one_of_two(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Tells this process so, on a machine with GPUs; what is computed on when the two would meet."""
+    told = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        device, "resolve_device", lambda name: torch.device("cuda" if name == "auto" else name)
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    found = list[torch.device]()
+
+    def meeting(device: torch.device, launch: Launch | None) -> nullcontext[Processes]:
+        found.append(device)
+        return nullcontext(Processes(device))
+
+    monkeypatch.setattr(device, "meeting", meeting)
+    return found
+
+
+@pytest.mark.parametrize(("name", "taken"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")])
+def test_each_of_several_processes_takes_the_gpu_of_its_number(
+    monkeypatch: pytest.MonkeyPatch, name: str, taken: str
+) -> None:
+    found = told_to_be_one_of_two(monkeypatch)
+    with joined(name):
+        assert found == [torch.device(taken)]
+
+
+def test_several_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told_to_be_one_of_two(monkeypatch)
+    with pytest.raises(ConfigError, match="device is cuda:0, and each of the 2 processes"), joined("cuda:0"):
+        pass
