@@ -21,7 +21,7 @@ from training.__main__ import app as training_app
 
 KNOWN = (
     *("make", "curl", "brainstacks", "brainstacks-serve", "brainstacks-train", "python"),
-    *("accelerate", "mkdir", "cd", "cp", "export", "docker", "kubectl"),
+    *("torchrun", "mkdir", "cd", "cp", "export", "docker", "kubectl"),
 )
 
 pages = pytest.mark.parametrize("page", PAGES, ids=page_id)

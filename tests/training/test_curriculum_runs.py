@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from brainstacks.stacks.artifact import read_stack_metadata
 from brainstacks.stacks.registry import Registry
 from tests.tiny import write_records
 from tests.training.curricula import digests, quiet, recipe
+from training.curriculum import outer_loop
 from training.curriculum.outer_loop import PrefixChanged, run_curriculum, run_stack
 from training.data.domains import prepare
 from training.evaluation.run import evaluate_run
 from training.rounds import compute
 from training.router.training import train_router
+from training.runs.processes import Processes
 
 
 def test_a_run_without_its_later_half_ends_with_the_very_same_stacks(
@@ -32,6 +35,18 @@ def test_a_run_without_its_later_half_ends_with_the_very_same_stacks(
     shutil.rmtree(again / "math")
     run_curriculum(plan, other, again, data, quiet)
     assert digests(other) == digests(registry)
+
+
+def test_more_processes_than_a_step_has_forwards_are_refused_before_anything_is_written(
+    tiny_directory: Path, data: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outer_loop, "joined", lambda device: nullcontext(Processes(count=3)))
+    told = (
+        r"3 processes cannot share a step's 1 forward\(s\) \(round.accumulation\), each of 6 row.*at most 1"
+    )
+    with pytest.raises(ConfigError, match=told):
+        run_curriculum(recipe(tiny_directory), registry, tmp_path / "run", data, quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_refuses_another_recipe_order_or_data_and_says_what_differs(

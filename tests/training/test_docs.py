@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer.main
+from torch.distributed.run import get_args_parser
 
 from training.__main__ import app
 from training.data.formats import read
 from training.recipe.recipe import DomainRecipe, FormatName, Recipe, SourceRecipe
 from training.recipe.reinforcement import METHODS, StageRecipe
 from training.recipe.settings import DataRecipe, NullSpaceConfig, RoundConfig, RouterRecipe, StackRecipe
+from training.runs.launch import LAUNCH
 
 ROOT = Path(__file__).parents[2]
 TRAINING, README, ARCHITECTURE = (
@@ -92,6 +94,20 @@ def test_every_command_and_option_is_documented() -> None:
                 name,
                 options,
             )
+
+
+def test_every_line_that_starts_several_processes_is_read_as_meant_by_torchrun_and_by_the_trainer() -> None:
+    """`--run`, without a `--` before, is ambiguous to torchrun."""
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group has them
+    lines = re.findall(r"^\$ torchrun (.+)$", TRAINING, re.MULTILINE)
+    assert {line.split(" training ")[1].split()[0] for line in lines} == {"curriculum", "router", "evaluate"}
+    for line in lines:
+        read = get_args_parser().parse_args(shlex.split(line))
+        words = [word for word in (read.training_script, *read.training_script_args) if word != "--"]
+        assert read.module
+        assert words[0] == "training"
+        assert known[words[1]].make_context(words[1], words[2:]).params["run"] == Path("runs/mine")
+    assert LAUNCH.removesuffix("...") in TRAINING
 
 
 def test_the_picture_of_the_code_has_every_module_of_the_trainer_and_none_that_is_gone() -> None:

@@ -31,7 +31,7 @@ def test_a_step_waits_for_the_device_once_however_it_is_split(found: dict[str, A
     steps = {name: record["waits"] for name, record in found.items() if name != "outcomes"}
     assert len(steps) == len(FAMILIES) + 2
     for name, waits in steps.items():
-        assert [line.startswith("workshop.py: ") for line in waits] == [True], name
+        assert [line.startswith("processes.py: ") for line in waits] == [True], name
 
 
 def test_outcomes_wait_once_for_the_losses_of_a_forward(found: dict[str, Any]) -> None:

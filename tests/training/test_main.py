@@ -11,6 +11,7 @@ from typer.core import TyperGroup as Group
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from brainstacks.errors import ConfigError
 from training.__main__ import app, main
 
 COMMANDS = {info.callback.__name__ for info in app.registered_commands if info.callback is not None}
@@ -57,6 +58,27 @@ def test_a_refusal_is_one_line_on_stderr_and_status_1(
     error = capsys.readouterr().err
     assert error.startswith("brainstacks-train: no recipe 'dmeo'")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments"),
+    [
+        ("sign", ["sign", "--registry", "r"]),
+        ("add", ["add", "math", "--data", "d", "--server", "http://localhost:1"]),
+        ("--dry-run", ["curriculum", "--registry", "r", "--dry-run"]),
+        ("--dry-run", ["stack", "math", "--registry", "r", "--dry-run"]),
+    ],
+)
+def test_what_several_processes_would_do_twice_is_refused(
+    what: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"{what} takes one process, and 2 were started"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_usage_is_status_2() -> None:

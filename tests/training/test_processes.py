@@ -135,11 +135,3 @@ def test_a_killed_run_goes_on_with_as_many_processes_or_with_one_to_the_same_byt
         assert digests(Registry(registry)) == digests(launches.train(1, "undisturbed")[1])
     finally:
         launches.end()
-
-
-def test_what_cannot_be_shared_is_refused_once_and_by_name(launches: Launches, tmp_path: Path) -> None:
-    process = launches.start(4, "curriculum", tmp_path / "run", tmp_path / "registry")
-    _, said = process.communicate(timeout=SECONDS)
-    assert process.returncode != 0
-    assert "4 processes cannot share a step's 3 forward(s) (round.accumulation) of 2 row(s) each" in said
-    assert not (tmp_path / "run" / "run.json").exists()

@@ -34,7 +34,7 @@ class RunSize:
         stored: parameters of one round in a stack file.
         round_file: bytes of those in the recipe's dtype.
         rounds: of all domains.
-        steps, tokens: optimiser steps, and tokens of their rows, per process.
+        steps, tokens: optimiser steps, and tokens of their rows.
     """
 
     trained: int

@@ -114,7 +114,7 @@ class RoundConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: rows per forward and process.
+        batch_size: rows per forward.
         accumulation: forwards per optimiser step; neither its rows nor its loss depend on how it is split.
         learning_rate: peak, after a linear warm-up and before a cosine to a tenth.
         gate_learning_rate: the same of gates and their noise; None: `learning_rate`.

@@ -134,6 +134,15 @@ def test_another_identity_is_refused_with_what_differs_and_the_way_out(run: Path
     ]
 
 
+def test_a_run_of_before_processes_decided_nothing_goes_on_if_it_was_of_one(tmp_path: Path) -> None:
+    """Steps of several had as many rows more than they have now."""
+    start(tmp_path / "one", IDENTITY | {"processes": 1})
+    start(tmp_path / "one", IDENTITY)
+    start(tmp_path / "two", IDENTITY | {"processes": 2})
+    with pytest.raises(ConfigError, match="processes: 2 -> absent"):
+        start(tmp_path / "two", IDENTITY)
+
+
 def test_other_tools_only_warn(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(run, changed("tools.torch", "2.14.0"))
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
