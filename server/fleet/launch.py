@@ -11,6 +11,7 @@ from types import FrameType
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
 from brainstacks.errors import ConfigError
@@ -20,6 +21,13 @@ from server.settings import Settings
 log = logging.getLogger("brainstacks.server")
 
 ENTRANCE = "server.fleet.entrance.middlewares"
+VARIABLES = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": ENTRANCE,
+    "RAY_SERVE_LOG_TO_STDERR": "0",  # its own log is in files; ours is told here
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of Ray's 5 a busy machine needs more
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Of Ray, which reads them where it starts; the caller's own win."""
 
 
 def run(settings: Settings) -> None:
@@ -28,9 +36,8 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigError: the replicas cannot be started.
     """
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", ENTRANCE)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # its own log is in files; ours is told here
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
     here = "RAY_ADDRESS" not in os.environ
     ray.init(
         namespace=NAME,
@@ -46,7 +53,7 @@ def run(settings: Settings) -> None:
         log.info("%d replicas, running on http://%s:%d", settings.replicas, settings.host, port)
         over.wait()
         log.info("ending: running requests have %.0f s", settings.drain_timeout)
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         raise ConfigError(f"the replicas cannot be started: {error}") from None
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]

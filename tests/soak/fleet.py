@@ -65,7 +65,7 @@ async def fleet(server: Server, count: int, seconds: float, seed: int, say: Say)
         for domain in DOMAINS:
             await publisher.publish(domain)
         await converged(admin)
-        before = set(await replicas_of(admin))
+        before = await replicas_of(admin)
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
                 group.create_task(work(client, random.Random(1000 * seed + number)))
@@ -73,7 +73,7 @@ async def fleet(server: Server, count: int, seconds: float, seed: int, say: Say)
                 async with asyncio.timeout(seconds):
                     took = await change(publisher, admin)
                 began = monotonic()
-                after = set(await full(admin))
+                after = await renewed(admin, before)
                 outcome.figures["successor_after_s"] = monotonic() - began
                 outcome.figures["successor_converged_s"] = await converged(admin)
             finally:
@@ -114,8 +114,8 @@ async def states(admin: httpx.AsyncClient) -> list[dict[str, Any]]:
     return told
 
 
-async def replicas_of(admin: httpx.AsyncClient) -> list[str]:
-    return [one["replica"] for one in await states(admin)]
+async def replicas_of(admin: httpx.AsyncClient) -> set[str]:
+    return {one["replica"] for one in await states(admin)}
 
 
 async def converged(admin: httpx.AsyncClient) -> float:
@@ -131,9 +131,9 @@ async def converged(admin: httpx.AsyncClient) -> float:
             await asyncio.sleep(PATIENCE)
 
 
-async def full(admin: httpx.AsyncClient) -> list[str]:
-    """The replicas, once there are as many as there should be. Raises TimeoutError after `STARTS`."""
+async def renewed(admin: httpx.AsyncClient, before: set[str]) -> set[str]:
+    """The replicas, once one of those `before` has a successor. Raises TimeoutError after `STARTS`."""
     async with asyncio.timeout(STARTS):
-        while len(there := await replicas_of(admin)) != REPLICAS:
+        while len(there := await replicas_of(admin)) != REPLICAS or there == before:
             await asyncio.sleep(PATIENCE)
         return there
