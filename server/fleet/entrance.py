@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -80,7 +81,7 @@ class Entrance:
         belongs: Asked | None = None
         if scope["method"] == "POST" and scope["path"] in ASKING:
             begun = await _begun(receive)
-            if not begun[-1].get("more_body", False):
+            if begun and not begun[-1].get("more_body", False):
                 session = given.get(SESSION.decode())
                 body = b"".join(message.get("body", b"") for message in begun)
                 belongs = asked(body, None if session is None else session.encode("latin-1"))
@@ -195,16 +196,15 @@ def _once(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes
 
 
 async def _begun(receive: Receive) -> list[Message]:
-    """The body's messages, as many as `MOST` and `PATIENCE` allow; at least one."""
-    begun = [await receive()]
-    size = len(begun[-1].get("body", b""))
-    try:
+    """The body's messages, as many as `MOST` and `PATIENCE` allow; the replica reads the others, and judges
+    how slow they are."""
+    begun: list[Message] = []
+    size = 0
+    with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
-            while begun[-1].get("more_body", False) and size <= MOST:
+            while size <= MOST and (not begun or begun[-1].get("more_body", False)):
                 begun.append(await receive())
                 size += len(begun[-1].get("body", b""))
-    except TimeoutError:
-        pass  # the replica goes on reading, and judges how slow it is
     return begun
 
 

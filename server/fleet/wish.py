@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 ASKING = frozenset(
@@ -13,8 +15,12 @@ ASKING = frozenset(
 )
 """Routes whose requests have a prompt and a composition."""
 
+MOST_NAMED = 64
+"""Stacks of one request that are looked for."""
 BEGINNING = 1024
 """Characters of a prompt that tell which conversation it is."""
+
+_NAME = re.compile(r"(?!base$|ungated$)[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,12 @@ class Wish:
 
     @classmethod
     def parse(cls, header: str) -> Wish:
-        """The inverse; no wish of a request that did not come by our listener."""
-        if not header:
+        """The inverse; no wish where it is something else: a client's own, which no entrance has replaced."""
+        try:
+            replica, last, stacks = json.loads(header)
+            return cls(replica, last, tuple(map(str, stacks)))
+        except (ValueError, TypeError, RecursionError):
             return cls()
-        replica, last, stacks = json.loads(header)
-        return cls(replica, last, tuple(stacks))
 
 
 @dataclass(frozen=True)
@@ -73,17 +80,21 @@ def asked(body: bytes, session: bytes | None = None) -> Asked | None:
     name = session.decode("latin-1") if session is not None else said.get("prompt_cache_key")
     beginning = name if isinstance(name, str) else list(_beginning(said))
     told = json.dumps([model, routing, beginning], sort_keys=True)
-    return Asked(
-        hashlib.blake2b(told.encode(), digest_size=16).digest(), tuple(sorted(set(_named(model, routing))))
-    )
+    digest = hashlib.blake2b(told.encode(), digest_size=16).digest()
+    return Asked(digest, tuple(sorted(set(islice(_named(model, routing), MOST_NAMED)))))
 
 
 def _named(model: object, routing: object) -> Iterator[str]:
     """Domains of `<base>:<domain>`, and of fixed weights."""
     if isinstance(model, str):
-        yield from model.split(":")[1:]
+        yield from filter(_named_so, model.split(":")[1:])
     if isinstance(routing, dict) and isinstance(weights := routing.get("weights"), dict):
-        yield from (domain for domain, weight in weights.items() if weight)
+        yield from (domain for domain, weight in weights.items() if weight and _named_so(domain))
+
+
+def _named_so(domain: str) -> bool:
+    """Whether there may be such a domain: what a client writes goes no further otherwise."""
+    return _NAME.fullmatch(domain) is not None
 
 
 def _beginning(said: Mapping[str, Any]) -> Iterator[object]:

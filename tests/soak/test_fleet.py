@@ -10,12 +10,13 @@ import pytest
 
 from tests.soak.client import Reply, ask
 from tests.soak.fleet import FLAGS, REPLICAS, fleet, kill_one, renewed, replicas_of
-from tests.soak.server_process import Server, serving
+from tests.soak.server_process import Server, metrics, serving
 from tests.soak.world import World
 
 pytestmark = pytest.mark.slow
 
 SECONDS = 240.0
+TOLD = 60.0
 SEED = 1
 
 
@@ -54,6 +55,25 @@ def test_every_replica_gives_the_same_answer_and_openais_client_streams_it(three
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     assert {*texts, "".join(chunk.choices[0].text for chunk in stream)} == {texts[0]}
+
+
+def test_a_client_that_leaves_is_not_computed_for(three: Server) -> None:
+    async def left() -> dict[str, float]:
+        async with three.client() as client:
+            reply = await ask(client, body(three, 480, stream=True), leave_after=1)
+            assert reply.left
+            async with asyncio.timeout(TOLD):
+                while True:
+                    told = await metrics(client)
+                    if (
+                        sum(count for name, count in told.items() if name.startswith("brainstacks_aborts"))
+                        == 1
+                    ):
+                        return told
+                    await asyncio.sleep(0.1)  # replicas tell their metrics by a clock of their own
+
+    told = asyncio.run(left())
+    assert sum(count for name, count in told.items() if name.startswith("brainstacks_running{")) == 0
 
 
 def test_a_replica_killed_under_load_ends_its_streams_with_an_error_and_no_others(three: Server) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -113,6 +114,25 @@ async def test_a_body_too_long_to_be_looked_at_goes_by_load(client: httpx2.Async
     await client.post("/v1/completions", content=parts())
     assert serve.wishes == [Wish()]
     assert len(serve.bodies[0]) == 3 * (1 << 19) + 36
+
+
+async def test_a_body_that_does_not_come_is_the_replicas_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.fleet.entrance.PATIENCE", 0.0)
+    reached = asyncio.Event()
+
+    async def replica(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.set()
+        assert (await receive())["body"] == b"late"
+        await told()(scope, receive, send)
+
+    inbox = asyncio.Queue[Message]()
+    sent = asyncio.Queue[Message]()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    request = asyncio.create_task(Entrance(replica)(scope, inbox.get, sent.put))
+    await asyncio.wait_for(reached.wait(), 5)
+    await inbox.put({"type": "http.request", "body": b"late", "more_body": False})
+    await request
+    assert (await sent.get())["status"] == 200
 
 
 async def test_a_named_replica_and_named_stacks_are_wished_for(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.fleet.wish import Wish, asked
+from server.fleet.wish import MOST_NAMED, Wish, asked
 
 
 def body(**fields: Any) -> bytes:
@@ -24,8 +24,19 @@ def test_a_wish_survives_its_header(wish: Wish) -> None:
     assert Wish.parse(wish.header().decode()) == wish
 
 
-def test_a_request_that_came_another_way_has_no_wish() -> None:
-    assert Wish.parse("") == Wish()
+@pytest.mark.parametrize("header", ["", "my-session", "[]", '["a"]', '["a", "b", 3]', "{", "[" * 100_000])
+def test_a_session_that_no_entrance_wrote_is_no_wish(header: str) -> None:
+    assert Wish.parse(header) == Wish()
+
+
+def test_what_cannot_be_a_domain_goes_no_further() -> None:
+    names = ["math", "base", "ungated", "x" * 65, "a b", "../a", "é", ""]
+    found = asked(chat("hi", routing={"weights": dict.fromkeys(names, 1)}))
+    assert found is not None
+    assert found.stacks == ("math",)
+    many = asked(chat("hi", routing={"weights": {f"d{number}": 1 for number in range(9999)}}))
+    assert many is not None
+    assert len(many.stacks) == MOST_NAMED
 
 
 def test_all_turns_of_a_conversation_have_one_name() -> None:
