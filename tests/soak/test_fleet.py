@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -58,22 +59,23 @@ def test_every_replica_gives_the_same_answer_and_openais_client_streams_it(three
 
 
 def test_a_client_that_leaves_is_not_computed_for(three: Server) -> None:
-    async def left() -> dict[str, float]:
+    async def left() -> None:
         async with three.client() as client:
             reply = await ask(client, body(three, 480, stream=True), leave_after=1)
             assert reply.left
             async with asyncio.timeout(TOLD):
-                while True:
-                    told = await metrics(client)
-                    if (
-                        sum(count for name, count in told.items() if name.startswith("brainstacks_aborts"))
-                        == 1
-                    ):
-                        return told
+                while await counted(client) != {"aborts_total": 1, "running": 0}:
                     await asyncio.sleep(0.1)  # replicas tell their metrics by a clock of their own
 
-    told = asyncio.run(left())
-    assert sum(count for name, count in told.items() if name.startswith("brainstacks_running{")) == 0
+    async def counted(client: httpx.AsyncClient) -> dict[str, float]:
+        """Of all replicas together."""
+        told = await metrics(client)
+        return {
+            name: sum(value for sample, value in told.items() if sample.startswith(f"brainstacks_{name}{{"))
+            for name in ("aborts_total", "running")
+        }
+
+    asyncio.run(left())
 
 
 def test_a_replica_killed_under_load_ends_its_streams_with_an_error_and_no_others(three: Server) -> None:
