@@ -68,7 +68,7 @@ async def measure(
                     for name, streams in contestants.items():
                         window = await bench.window(streams, of_mix[case.mix], case.streams, seconds)
                         case.windows[name].append(window)
-                    alone, http = (case.windows[each][-1].step_ms for each in (ALONE, HTTP))
+                    alone, http = (case.decode[each].rounds[-1] for each in (ALONE, HTTP))
                     progress.done(f"{case.streams} streams, {case.mix}: {alone:.1f} ms, {http:.1f} over HTTP")
             for case in cases if profile_seconds else ():
                 for shares, holding in ((case.holds, True), (case.wants, False)):

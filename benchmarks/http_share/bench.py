@@ -21,7 +21,9 @@ from benchmarks.instruments.checkout import ROOT
 from brainstacks.engine.async_engine import AsyncEngine
 from brainstacks.errors import Unavailable
 
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.05
+LEAST_STEPS = 20
+"""Of a window: it lasts longer than it is asked to where a machine is too slow or too busy for that."""
 
 T = TypeVar("T")
 
@@ -66,6 +68,8 @@ class Bench:
             before, client = threads.own(), _times_of(running.client)
             since = perf_counter()
             await self._while_running(running, asyncio.sleep(seconds))
+            while len(periods(self._log.steps, since, perf_counter())) < LEAST_STEPS:
+                await self._while_running(running, asyncio.sleep(LOOK_SECONDS))
             until = perf_counter()
             spent = threads.spent(before, threads.own(), threads.kinds())
             read = _times_of(running.client) - client

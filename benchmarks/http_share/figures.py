@@ -175,7 +175,7 @@ def _verdict(cases: Sequence[Case]) -> str:
     parts = list(cases[0].windows[HTTP][0].parts)
     header = [
         *("streams", "mix", f"decode step {ALONE}, ms", f"{HTTP}, ms", "longer by, %", f"at most {LIMIT:g}%"),
-        *(f"mean step, % that it {part}" for part in parts),
+        *(f"mean step longer by, %: it {part}" for part in parts),
         *("loop's CPU, % of a step", "us a token", f"tok/s {ALONE}", HTTP),
     ]
     rows = [

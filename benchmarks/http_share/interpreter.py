@@ -16,7 +16,7 @@ from benchmarks.http_share.threads import ENCODERS, ENGINE, LOOP, OTHERS, kind_o
 from brainstacks.errors import ConfigError
 
 RATE = 200
-"""Looks a second. Each stops the process for a fraction of a millisecond."""
+"""Looks a second. None stops the process: after a stop all its threads, those that sleep too, want a core."""
 
 DETOKENIZING, STEP = "detokenising", "the step itself"
 TEMPLATES, ELSE = "chat template and tokenizer", "the rest"
@@ -110,16 +110,9 @@ async def sampled(seconds: int, *, holding: bool) -> dict[Part, float]:
         )
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "stacks"
-        options = [
-            "--duration",
-            str(seconds),
-            "--rate",
-            str(RATE),
-            "--format",
-            "raw",
-            "--threads",
-            "--function",
-        ]
+        options = (
+            f"--duration {seconds} --rate {RATE} --format raw --threads --function --nonblocking".split()
+        )
         process = await asyncio.create_subprocess_exec(
             *(str(program), "record", "--pid", str(os.getpid()), *options, *(["--gil"] if holding else [])),
             *("--output", str(output)),

@@ -13,7 +13,8 @@ from typing import cast
 
 from brainstacks.engine.async_engine import AsyncEngine
 from server import log
-from server.__main__ import SWITCH_SECONDS, engine_config, make_server, open_engine
+from server.__main__ import make_server
+from server.opening import engine_config, open_engine, settle
 from server.settings import Settings
 
 LOOK_SECONDS = 0.01
@@ -26,16 +27,14 @@ def opened(settings: Settings) -> Iterator[AsyncEngine]:
     The caller closes it, on the loop that it was used on.
     """
     engine = cast(AsyncEngine, open_engine(settings, engine_config(settings)))
-    logger, interval = logging.getLogger("brainstacks"), sys.getswitchinterval()
+    logger, interval = logging.getLogger(), sys.getswitchinterval()
     level = logger.level
     with open(os.devnull, "w") as nowhere:
         handler = logging.StreamHandler(nowhere)
         handler.setFormatter(log.TextFormatter())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        sys.setswitchinterval(SWITCH_SECONDS)
-        gc.collect()
-        gc.freeze()
+        settle()
         try:
             yield engine
         finally:
