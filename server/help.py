@@ -25,6 +25,7 @@ GROUPS = {
         "host", "port", "api_key", "api_key_file", "admin_key", "allowed_host", "cors_origin", "metrics",
         "drain_timeout",
     ),
+    "More than one of it": ("replicas", "max_replicas", "replica_cpus", "replica_gpus", "affinity"),
     "What it tells": ("log_format", "otlp_endpoint", "check"),
     "Requests": (
         "max_batch_size", "max_queue", "max_context", "max_prefill_tokens", "max_router_batch",
@@ -37,6 +38,8 @@ GROUPS = {
     ),
 }  # fmt: skip
 
+KINDS = {"api_key_file": "FILE", "replica_cpus": "NUMBER", "replica_gpus": "NUMBER"}
+"""Of options whose type does not tell it."""
 WORDS = {str: "TEXT", int: "NUMBER", float: "SECONDS", Path: "DIRECTORY", SecretStr: "KEY"}
 WIDTH, INDENT = 100, 30
 
@@ -55,7 +58,7 @@ def help_text() -> str:
 
 def _option(name: str, field: FieldInfo) -> Iterator[str]:
     flag = name.replace("_", "-")
-    kind = "FILE" if name.endswith("_file") else _kind(field.annotation)
+    kind = KINDS.get(name) or _kind(field.annotation)
     spelt = f"  --{flag}, --no-{flag}" if kind is None else f"  --{flag} {kind}"
     default = field.default
     shown = "" if default in (None, ()) else f" ({('no', 'yes')[default] if kind is None else default})"

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from brainstacks.config import EngineConfig, Quantization
-from server.__main__ import engine_config, main
+from server.__main__ import main
+from server.opening import engine_config
 from server.settings import Settings
 
 
@@ -185,5 +186,22 @@ def test_what_is_shown_of_the_options_holds_no_secret() -> None:
     settings = Settings.model_validate(
         {"api_key": "alice=sk-one,sk-two", "admin_key": "sk-admin", "port": 81, "prefix_caching": False}
     )
-    assert settings.shown() == "--port 81 --api-key *** --api-key *** --admin-key *** --no-prefix-caching"
+    assert settings.shown() == "--no-prefix-caching --port 81 --api-key *** --api-key *** --admin-key ***"
     assert Settings().shown() == "every option at its default"
+
+
+def test_what_only_a_fleet_has_needs_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--max-replicas=2", "--replica-cpus=2", "--replica-gpus=0.5", "--no-affinity"):
+        with pytest.raises(SystemExit) as ended:
+            main([flag])
+        assert ended.value.code == 2
+        assert "only with --replicas" in capsys.readouterr().err
+
+
+def test_a_fleet_refuses_what_ray_serve_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--replicas=2", "--max-connections=9", "--header-timeout=3"])
+    assert "--max-connections, --header-timeout: not with --replicas" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--replicas=3", "--max-replicas=2"])
+    assert "--max-replicas is 2" in capsys.readouterr().err
