@@ -76,19 +76,23 @@ def test_who_trained_is_no_part_of_the_run_s_identity(one: Trained, two: Trained
 def test_outcomes_and_evaluation_of_two_processes_are_those_of_one_to_the_bit(
     launches: Launches, one: Trained
 ) -> None:
+    """The two go on where one was killed, amid a line: they measure a group of eight each."""
     run, registry = one
-    found = {}
+    found, left = dict[int, dict[str, str]](), ""
     for count in (1, 2):
         there, served = (launches.directory / f"measured-{count}{part}" for part in ("", "-registry"))
         shutil.copytree(run, there)
         shutil.copytree(launches.directory / "one-registry", served)
+        (there / "outcomes.jsonl").write_text(left, encoding="utf-8")
         launches.finish(count, "router", there, served)
         launches.finish(count, "evaluate", there, served, "--oracle-limit", "4")
         found[count] = {
             name: (there / name).read_text(encoding="utf-8")
             for name in ("outcomes.jsonl", "evaluation.json", "expert_use.json")
         }
-        assert len(found[count]["outcomes.jsonl"].splitlines()) == 1 + 2 * (8 + 4)
+        lines = found[count]["outcomes.jsonl"].splitlines(keepends=True)
+        assert len(lines) == 1 + 2 * (8 + 4)
+        left = "".join(lines[: 1 + 8]) + lines[9][:20]
         assert Registry(served).snapshot().router is not None
         assert digests(Registry(served)) == digests(registry)
     assert found[2] == found[1]
