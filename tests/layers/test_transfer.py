@@ -59,7 +59,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 @pytest.fixture
 def bank(cuda: FakeCuda) -> StackBank:
     made = StackBank(GPU, torch.float32)
-    made._transfer = CudaTransfer(torch.device("cuda", 1), 0)
+    made._transfers = [CudaTransfer(torch.device("cuda", 1), 0)]
     return made
 
 
@@ -196,4 +196,4 @@ def test_on_a_cpu_nothing_is_locked_copied_or_waited_for() -> None:
     bank = StackBank(torch.device("cpu"), torch.float32, page_locked=1 << 30)
     one = packed()
     assert bank.place(one) is one
-    assert not bank.pack(random_stack(DIMS, 0, config=config()))._memory.is_pinned()
+    assert not bank.pack(random_stack(DIMS, 0, config=config()))._memory[0].is_pinned()
