@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel
-from brainstacks.engine.runner import staging
 from brainstacks.device_map import Part
+from brainstacks.engine.runner import staging
 from brainstacks.layers.fused_norms import fuse
 from brainstacks.layers.model_parts import connect, module_devices
 from brainstacks.layers.projections import decoder_layers, find_sites, projection_dims

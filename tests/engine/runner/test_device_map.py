@@ -1,9 +1,8 @@
-"""A base whose layers lie on several devices: a whole step on GPUs that compute nothing mixes none of them, and
-in two parts on the CPU it gives the very bits of one."""
+"""A base whose layers lie on several devices: a whole step on GPUs that compute nothing mixes none of them,
+and in two parts on the CPU it gives the very bits of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,8 @@ class Spread:
 
     def __init__(self, family: str, *counts: int) -> None:
         self.gpu = FakeGpu()
+        # Else a single number from the host would be copied in earnest, to a device that is not there.
+        self.gpu.mode.may_turn_const = lambda tensor: False  # type: ignore[method-assign]
         kind, first = self.gpu.device.type, 0
         parts = []
         for number, count in enumerate(counts or (1, 3)):
@@ -81,8 +82,8 @@ class Spread:
 
 
 @pytest.fixture(params=[*FAMILIES, "gemma2"])
-def spread(request: pytest.FixtureRequest) -> Iterator[Spread]:
-    yield Spread(request.param)
+def spread(request: pytest.FixtureRequest) -> Spread:
+    return Spread(request.param)
 
 
 # --- placement, on GPUs that compute nothing ------------------------------------------------------
