@@ -1,7 +1,8 @@
-# Two images of one server, which run as a user of their own:
+# Images of one server, which run as a user of their own:
 #
 #   docker build --target cpu --build-arg TORCH_INDEX=... .    (the address of PyTorch's CPU wheels)
 #   docker build --target cuda .
+#   docker build --target ray .                                (a node of a Ray cluster: deploy/ray)
 #
 # PyTorch's wheels bring CUDA's libraries, so that both start from the same small image; without TORCH_INDEX the CPU
 # image works as well, and carries those libraries for nothing.
@@ -30,6 +31,13 @@ HEALTHCHECK --start-period=180s --interval=15s --timeout=5s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 # Whoever can reach the port can use the server: give it BRAINSTACKS_API_KEY, and BRAINSTACKS_ADMIN_KEY to upload stacks.
 CMD ["brainstacks-serve", "--host", "0.0.0.0", "--port", "8000", "--registry", "/registry"]
+
+FROM installed AS ray
+USER root
+# KubeRay's probes call wget.
+RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
+    && pip install --no-cache-dir --constraint /app/requirements.lock '/app[ray,object-stores]'
+USER brainstacks
 
 FROM installed AS cpu
 ENV BRAINSTACKS_DEVICE=cpu

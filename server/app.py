@@ -28,6 +28,8 @@ from server.auth import Auth
 from server.body_limit import BodyLimit
 from server.cors import Cors
 from server.encoder import Encoder
+from server.fleet.addressed import Addressed
+from server.fleet.states import Alone, Fleet
 from server.json_body import JsonRoute
 from server.keys import Keys
 from server.metrics import Metrics
@@ -41,15 +43,30 @@ from server.tracing import Tracing
 INSPECTOR = Path(__file__).parent / "inspector"
 
 
-def create_app(engine: Engine, settings: Settings, tracing: Tracing | None = None) -> FastAPI:
-    """One server over `engine`, which the caller opens and closes; `tracing` None traces nothing.
+def create_app(
+    engine: Engine, settings: Settings, tracing: Tracing | None = None, fleet: Fleet | None = None
+) -> FastAPI:
+    """One server over `engine`, which the caller opens and closes.
 
-    A request passes, in this order: its id and last-resort reply, other origins if there are any, the keys,
-    the limits, the routes.
+    A request passes, in this order: its id and last-resort reply, the replica's name in a fleet, other
+    origins if there are any, the keys, the limits, the routes.
+
+    Args:
+        tracing: None traces nothing.
+        fleet: that it is a replica of; None for a server of its own.
     """
     keys = Keys(settings.api_key, settings.api_key_file)
     encoder, limits = Encoder(engine), RateLimits(settings)
-    context = Context(engine, settings, Metrics(engine), keys, encoder, limits, format_of(engine.tokenizer))
+    context = Context(
+        engine,
+        settings,
+        Metrics(engine),
+        keys,
+        encoder,
+        limits,
+        format_of(engine.tokenizer),
+        fleet or Alone(engine),
+    )
     app = Api(
         settings,
         keys,
@@ -61,6 +78,7 @@ def create_app(engine: Engine, settings: Settings, tracing: Tracing | None = Non
         redirect_slashes=False,  # a redirect would answer before the path has one meaning
         middleware=[
             Middleware(RequestContext, metrics=context.metrics, keys=keys, tracing=tracing),
+            *([Middleware(Addressed, name=fleet.name)] if fleet else []),
             *([Middleware(Cors, settings=settings)] if settings.cors_origin else []),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, settings=settings),

@@ -37,7 +37,10 @@ class Reader:
         self.requests = requests
         self.metrics = metrics
         self.begin = begin
-        self.key = key
+        self._tokens_in, self._tokens_out = (
+            metrics.prompt_tokens.labels(key),
+            metrics.completion_tokens.labels(key),
+        )
         self.routed: list[RoutedEvent] = []
         self.completion_tokens: dict[tuple[int, int], int] = {}
         self._events = cast(AsyncGenerator[tuple[int, Event]], engine.generate(requests))
@@ -61,7 +64,7 @@ class Reader:
                 raise EngineFailure("The engine ended this request without routing it; try again")
         self.routed = [found[prompt] for prompt in range(len(found))]
         for event in self.routed:
-            self.metrics.prompt_tokens.labels(self.key).inc(event.prompt_tokens)
+            self._tokens_in.inc(event.prompt_tokens)
             self.metrics.observe_routing(event.routing)
         return self.routed
 
@@ -124,7 +127,7 @@ class Reader:
         count = event.completion_tokens - self.completion_tokens.get(key, 0)
         self.completion_tokens[key] = max(event.completion_tokens, self.completion_tokens.get(key, 0))
         if count > 0:
-            self.metrics.completion_tokens.labels(self.key).inc(count)
+            self._tokens_out.inc(count)
             last = self._last_token.get(key)
             if last is None:
                 self.metrics.first_token.observe(now - self.begin)

@@ -14,7 +14,7 @@ from brainstacks.errors import ConfigError
 from brainstacks.stacks.blob_cache import DEFAULT_BYTES
 from brainstacks.stacks.location import check as check_location
 from server.engine_settings import EngineSettings
-from server.fleet_settings import FleetSettings
+from server.fleet.settings import FleetSettings
 from server.keys import check_secret, collect
 from server.log import Format
 from server.tracing import check_endpoint

@@ -67,6 +67,7 @@ BENCHMARK_ROOMS: dict[str, tuple[str, ...]] = {
     "reinforcement": (INSTRUMENTS,),
     "gpu_sections": (INSTRUMENTS, "serving", "peers"),
     "scaling": (INSTRUMENTS, "serving"),
+    "http_share": (INSTRUMENTS, "serving"),
 }
 """What the commands at the top of `benchmarks` share, and which others each room knows."""
 

@@ -19,6 +19,13 @@ def of(instruction: str) -> list[str]:
     return [line.split(None, 1)[1] for line in LINES if line.startswith(f"{instruction} ")]
 
 
+def users_at_the_end() -> list[str]:
+    """Whom each stage runs as that names one."""
+    stages = re.split(r"^FROM ", "\n".join(LINES), flags=re.MULTILINE)
+    named = (re.findall(r"^USER (\S+)$", stage, re.MULTILINE) for stage in stages)
+    return [users[-1] for users in named if users]
+
+
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
     allowed = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     copied = {part for line in of("COPY") for part in line.split()[:-1] if not part.startswith("--")}
@@ -37,10 +44,11 @@ def test_the_command_is_one_that_the_server_takes() -> None:
 
 
 def test_it_is_not_root_has_a_health_check_and_both_targets() -> None:
-    (user,) = of("USER")
+    *_, user = of("USER")
     assert user not in ("root", "0")
+    assert all(last not in ("root", "0") for last in users_at_the_end())
     assert "/health" in of("HEALTHCHECK")[0]
-    assert {"cpu", "cuda"} <= {line.split(" AS ")[1] for line in of("FROM")}
+    assert {"cpu", "cuda", "ray"} <= {line.split(" AS ")[1] for line in of("FROM")}
     for line in of("ENV"):
         name, _, value = line.partition("=")
         assert Settings.model_validate({name.removeprefix("BRAINSTACKS_").lower(): value}).device == value

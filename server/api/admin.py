@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from brainstacks.engine.facts import DomainStatus
 from brainstacks.stacks.artifact import check_domain_name
 from brainstacks.stacks.router_artifact import NOT_ROUTED
 from server import replies
@@ -25,6 +27,7 @@ from server.api.changes import (
 from server.api.context import Context, Ctx
 from server.composition import routing_object
 from server.downloads import StoredFile
+from server.fleet.states import ReplicaState
 from server.json_body import JsonRoute
 from server.openapi import GENERATION, answers, file_answer
 from server.schemas import ActivateRequest
@@ -64,8 +67,11 @@ class RequestFilter(BaseModel):
     responses=answers(replies.Stacks, headers=GENERATION),
 )
 async def list_stacks(ctx: Ctx) -> JSONResponse:
-    stacks = [dataclasses.asdict(status) for status in ctx.engine.stacks.domains()]
-    return tagged(ctx, {"stacks": stacks, "generation": ctx.engine.stacks.generation})
+    """What this replica serves, and, in a fleet, what the others last said."""
+    replicas = ctx.fleet.states()
+    stacks = [_told(status, replicas) for status in ctx.engine.stacks.domains()]
+    told = [_place(replica) for replica in replicas]
+    return tagged(ctx, {"stacks": stacks, "generation": ctx.engine.stacks.generation, "replicas": told})
 
 
 @routes.get(
@@ -75,7 +81,7 @@ async def list_stacks(ctx: Ctx) -> JSONResponse:
     responses=answers(replies.Stack, 404, headers=GENERATION),
 )
 async def get_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    return tagged(ctx, dataclasses.asdict(ctx.engine.stacks.domain(domain)))
+    return tagged(ctx, _told(ctx.engine.stacks.domain(domain), ctx.fleet.states()))
 
 
 @routes.put(
@@ -96,8 +102,8 @@ async def put_stack(
             published = await ctx.engine.stacks.publish(
                 domain, file, expected_generation=generation, before=before
             )
-    told = _routed(ctx, domain)
-    return published_reply(request, published, "domain", status=201 if published.created else 200, **told)
+    status, told = 201 if published.created else 200, _routed(ctx, domain)
+    return await published_reply(ctx, request, published, "domain", status=status, **told)
 
 
 @routes.post(
@@ -110,7 +116,19 @@ async def activate_stack(
     body: ActivateRequest, domain: Domain, generation: ExpectedGeneration, request: Request, ctx: Ctx
 ) -> JSONResponse:
     published = await ctx.engine.stacks.activate(domain, body.version, expected_generation=generation)
-    return published_reply(request, published, "domain", **_routed(ctx, domain))
+    return await published_reply(ctx, request, published, "domain", **_routed(ctx, domain))
+
+
+def _told(status: DomainStatus, replicas: Sequence[ReplicaState]) -> dict[str, Any]:
+    """`status`, and whether every replica serves that version."""
+    places = [replica.places.get(status.domain) for replica in replicas]
+    ready = all(place is not None and place.version == status.version for place in places)
+    return {**dataclasses.asdict(status), "ready": ready}
+
+
+def _place(replica: ReplicaState) -> dict[str, Any]:
+    residency = {domain: place.tier for domain, place in replica.places.items()}
+    return {"replica": replica.name, "generation": replica.generation, "residency": residency}
 
 
 def _routed(ctx: Context, domain: str) -> dict[str, Any]:
@@ -150,22 +168,23 @@ async def delete_stack(
 ) -> JSONResponse:
     """Running requests finish first; then memory and, with `purge=true`, disk are freed."""
     published = await ctx.engine.stacks.delete(domain, purge=options.purge, expected_generation=generation)
-    return published_reply(request, published, "domain", purged=options.purge)
+    return await published_reply(ctx, request, published, "domain", purged=options.purge)
 
 
 @routes.post(
     "/stacks/{domain}/pin", summary="Keep a stack on the device", response_model=None, responses=MOVED
 )
 async def pin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    """Answers once it is there. 409 where it does not fit beside the stacks that are pinned already."""
-    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.pin(domain)))
+    """Answers once it is there. In a fleet it is this replica's alone, as are unpin, evict and load: name one
+    with `x-brainstacks-replica`. 409 where it does not fit beside the stacks that are pinned already."""
+    return tagged(ctx, _told(await ctx.engine.stacks.pin(domain), ctx.fleet.states()))
 
 
 @routes.post(
     "/stacks/{domain}/unpin", summary="Let a stack leave the device", response_model=None, responses=MOVED
 )
 async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
-    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.unpin(domain)))
+    return tagged(ctx, _told(await ctx.engine.stacks.unpin(domain), ctx.fleet.states()))
 
 
 @routes.post(
@@ -173,7 +192,7 @@ async def unpin_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
 )
 async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Until a request needs it. 409 while it is in use or pinned."""
-    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.evict(domain)))
+    return tagged(ctx, _told(await ctx.engine.stacks.evict(domain), ctx.fleet.states()))
 
 
 @routes.post(
@@ -181,7 +200,7 @@ async def evict_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
 )
 async def load_stack(domain: Domain, ctx: Ctx) -> JSONResponse:
     """Answers once it is there."""
-    return tagged(ctx, dataclasses.asdict(await ctx.engine.stacks.load(domain)))
+    return tagged(ctx, _told(await ctx.engine.stacks.load(domain), ctx.fleet.states()))
 
 
 @routes.get(
@@ -202,6 +221,7 @@ async def get_registry(ctx: Ctx) -> JSONResponse:
 )
 async def reload_registry(ctx: Ctx) -> JSONResponse:
     generation = await ctx.engine.stacks.reload()
+    await ctx.fleet.announce()
     return tagged(ctx, {"generation": generation})
 
 

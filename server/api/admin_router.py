@@ -63,7 +63,7 @@ async def put_router(generation: ExpectedGeneration, request: Request, ctx: Ctx)
             published = await ctx.engine.stacks.publish_router(
                 file, expected_generation=generation, before=before
             )
-    return published_reply(request, published, "name", status=201 if published.created else 200)
+    return await published_reply(ctx, request, published, "name", status=201 if published.created else 200)
 
 
 @routes.post(
@@ -77,7 +77,7 @@ async def activate_router(
 ) -> JSONResponse:
     """409 where it routes to a domain that was deleted."""
     published = await ctx.engine.stacks.activate_router(body.version, expected_generation=generation)
-    return published_reply(request, published, "name")
+    return await published_reply(ctx, request, published, "name")
 
 
 @routes.get(

@@ -59,10 +59,11 @@ async def counted(ctx: Context) -> AsyncIterator[None]:
     ctx.metrics.uploads.labels("accepted").inc()
 
 
-def published_reply(
-    request: Request, published: Published, name: str, *, status: int = 200, **more: Any
+async def published_reply(
+    ctx: Context, request: Request, published: Published, name: str, *, status: int = 200, **more: Any
 ) -> JSONResponse:
-    """The reply to a change of the registry, which the audit log has now too."""
+    """The reply to a change of the registry, which is durable, and which the audit log has now too. It says
+    which replicas serve it already; the others were told of it."""
     audit.info(
         "%s %s: %s version %d, digest %s, generation %d; from %s, request %s",
         request.method,
@@ -75,8 +76,12 @@ def published_reply(
         request.state.request_id,
         extra={"request_id": request.state.request_id},
     )
+    await ctx.fleet.announce()
+    states = ctx.fleet.states()
+    serving = [state.name for state in states if state.generation >= published.generation]
     body = dataclasses.asdict(published)
     body = {name: body.pop("name"), **body, **more}
+    body |= {"ready": len(serving) == len(states), "serving": serving}
     return JSONResponse(body, status_code=status, headers={"ETag": f'"{published.generation}"'})
 
 

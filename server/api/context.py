@@ -16,6 +16,7 @@ from brainstacks.engine.request import SamplingParams
 from brainstacks.errors import ContextTooLong, InvalidRequest
 from server.encoder import Encoder
 from server.errors import RequestRefused
+from server.fleet.states import Fleet
 from server.keys import Keys
 from server.metrics import Metrics
 from server.offences import Offence, in_one
@@ -36,6 +37,7 @@ class Context:
     encoder: Encoder
     limits: RateLimits
     tool_format: ToolFormat
+    fleet: Fleet
 
     async def encode_words(self, words: Sequence[str], tenant: str) -> list[list[int]]:
         """Token ids of each word, as it is and, like vLLM, with a space in front."""

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from brainstacks.engine.interface import Status
 from server import replies
 from server.api.context import Ctx
 from server.json_body import JsonRoute
@@ -28,12 +29,8 @@ routes = APIRouter(route_class=JsonRoute, tags=["operations"])
 )
 async def health(ctx: Ctx) -> JSONResponse:
     """Waits for nothing. It needs no key, and so tells nothing of prompts and what was reused of them."""
-    status, silence = ctx.engine.status, ctx.engine.status.silence()
-    problem = status.problem()
-    if problem is None and silence > STUCK_AFTER:
-        problem = (
-            f"the engine has been at one step for {silence:.0f} s" if silence < math.inf else "it has ended"
-        )
+    status = ctx.engine.status
+    problem = ailing(status)
     load, model = status.gauges(), status.model
     body = {
         "status": "ok" if problem is None else "failing",
@@ -68,7 +65,8 @@ async def ready(ctx: Ctx) -> JSONResponse:
     """503 while the base, registry or router is not usable, and while draining; `problems` says why, or what
     is degraded although it is ready. `unrouted`: domains that routed requests leave out, which is none."""
     readiness = ctx.engine.status.readiness()
-    body = {"ready": readiness.ready, "problems": readiness.problems, "unrouted": readiness.unrouted}
+    problems = [*readiness.problems, *filter(None, [ctx.fleet.problem()])]
+    body = {"ready": readiness.ready, "problems": problems, "unrouted": readiness.unrouted}
     if readiness.ready:
         return JSONResponse(body)
     return JSONResponse(body, status_code=503, headers={"Retry-After": "1"})
@@ -76,7 +74,7 @@ async def ready(ctx: Ctx) -> JSONResponse:
 
 @routes.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, response_model=None)
 async def metrics(ctx: Ctx) -> Response:
-    return Response(ctx.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await ctx.fleet.metrics(ctx.metrics.render()), media_type=CONTENT_TYPE_LATEST)
 
 
 @routes.get(
@@ -95,6 +93,16 @@ async def get_version(ctx: Ctx) -> JSONResponse:
             **_limits(ctx),
         }
     )
+
+
+def ailing(status: Status) -> str | None:
+    """Why the engine computes nothing, if so."""
+    problem, silence = status.problem(), status.silence()
+    if problem is None and silence > STUCK_AFTER:
+        return (
+            f"the engine has been at one step for {silence:.0f} s" if silence < math.inf else "it has ended"
+        )
+    return problem
 
 
 def server_version() -> str:

@@ -41,14 +41,34 @@ class Stack(Reply):
     routed_by: Decider | None = Field(description="null where routed requests leave it out")
     in_flight: int
     provenance: dict[str, Any]
+    ready: bool = Field(description="every replica serves this version")
+
+
+class Replica(Reply):
+    replica: str
+    generation: int
+    residency: dict[str, Tier] = Field(description="by domain, of the version that it serves")
 
 
 class Stacks(Reply):
+    """What the replica that answers serves, and of all replicas where that is."""
+
     stacks: list[Stack]
     generation: int
+    replicas: list[Replica]
 
 
-class PublishedStack(Reply):
+class Changed(Reply):
+    """What all changes of the registry tell."""
+
+    digest: str
+    generation: int
+    created: bool
+    ready: bool = Field(description="every replica serves it")
+    serving: list[str] = Field(description="replicas that do")
+
+
+class PublishedStack(Changed):
     """What serves after a change. `created` is false where the same bytes were there already.
 
     `routable` says whether routed requests use it, `routed_by` who decides when, and `note` what to do where
@@ -57,21 +77,15 @@ class PublishedStack(Reply):
 
     domain: str
     version: int
-    digest: str
-    generation: int
-    created: bool
     routable: bool | MISSING = MISSING
     routed_by: Decider | MISSING | None = MISSING
     note: str | MISSING = MISSING
     purged: bool | MISSING = MISSING
 
 
-class PublishedRouter(Reply):
+class PublishedRouter(Changed):
     name: str
     version: int
-    digest: str
-    generation: int
-    created: bool
 
 
 class Router(Reply):

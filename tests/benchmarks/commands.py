@@ -18,6 +18,7 @@ from benchmarks import (
     unknown,
 )
 from benchmarks.adapter_routers import __main__ as adapter_routers
+from benchmarks.http_share import __main__ as http_share
 from benchmarks.scaling import __main__ as scaling
 
 BENCHMARKS = {
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "residency": residency.app,
     "scaling": scaling.app,
     "http_load": http_load.app,
+    "http_share": http_share.app,
     "deterministic": deterministic.app,
     "downstream": downstream.app,
     "nll": nll.app,

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from brainstacks.config import EngineConfig, Quantization
-from server.__main__ import engine_config, main
+from server.__main__ import main
+from server.opening import engine_config
 from server.settings import Settings
 
 

@@ -11,10 +11,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2 as httpx
+import psutil
 
 from tests.soak.world import BASE_FLAGS, World
 
@@ -24,7 +25,8 @@ ENVIRONMENT = {"BRAINSTACKS_API_KEY": "", "OMP_NUM_THREADS": "1"}
 
 TRACE_LINES = 40
 
-START_SECONDS, STOP_SECONDS = 120.0, 60.0
+START_SECONDS, STOP_SECONDS = 300.0, 90.0
+"""A fleet takes longest."""
 
 
 class Server:
@@ -67,6 +69,10 @@ class Server:
             raise
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def admin_key(self) -> str:
         return self._admin["Authorization"].removeprefix("Bearer ")
 
@@ -83,14 +89,18 @@ class Server:
 
     def memory(self) -> int:
         """Resident bytes."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return 1024 * int(re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[0])
 
     def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def kill(self) -> None:
-        """End it by SIGKILL, if it has not ended."""
+        """End it by SIGKILL, if it has not ended, and what it has started."""
+        if self._process.poll() is None:
+            for child in psutil.Process(self.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
         self._process.kill()
         self._process.wait()
         if self._reader.ident is not None:
