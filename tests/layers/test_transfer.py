@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from brainstacks.device_map import Part
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.layers.transfer import CudaTransfer, Transfer
@@ -147,6 +148,37 @@ def test_where_there_is_no_room_others_leave_and_it_is_tried_once_more(bank: Sta
     bank.make_room_with(leave)
     bank.add("a", packed())
     assert bank.keys == ("a",)
+
+
+def test_the_parts_of_a_stack_are_copied_each_on_a_stream_of_its_own_and_waited_for_alike(
+    cuda: FakeCuda,
+) -> None:
+    parts = [Part(GPU, range(1)), Part(GPU, range(1, 3))]
+    bank = StackBank(GPU, torch.float32, parts=parts)
+    bank._transfers = [CudaTransfer(torch.device("cuda", number), 0) for number in range(2)]
+    of_three = PackedStack.pack(random_stack(DIMS, 0, config=config(layers=3)), torch.float32)
+    with Copies(cuda):
+        bank.add("a", of_three)
+    assert [entry[0] for entry in cuda.log] == [
+        "event", "event", "copied", "copied", "recorded", "host waits", "recorded", "host waits",
+    ]  # fmt: skip
+    assert bank.nbytes == of_three.nbytes
+    sizes = [held.nbytes for held in bank.resident("a").stack._memory]
+    assert 2 * sizes[0] == sizes[1]
+    cuda.log.clear()
+    bank.slot_weights(ROW)
+    assert sorted(cuda.log) == [("keep for", "steps")] * 2 + [("waits", "steps", 0), ("waits", "steps", 1)]
+
+
+def test_a_stack_in_parts_holds_what_one_in_one_piece_holds() -> None:
+    packed = PackedStack.pack(random_stack(DIMS, 0, rounds=2, config=config(layers=3)), torch.float32)
+    cpu = torch.device("cpu")
+    one = packed.to([Part(cpu, range(3))], torch.float64)
+    two = packed.to([Part(cpu, range(2)), Part(cpu, range(2, 3))], torch.float64)
+    assert (len(one._memory), len(two._memory), one.nbytes) == (1, 2, two.nbytes)
+    for held, split in ((one.down, two.down), (one.up, two.up)):
+        assert held.keys() == split.keys()
+        assert all(torch.equal(held[where], split[where]) for where in held)
 
 
 # --- page-locked memory ---------------------------------------------------------------------------

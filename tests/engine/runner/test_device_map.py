@@ -13,15 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.instruments.fake_gpu import FakeGpu
+from brainstacks.base_model import load_base
+from brainstacks.composed_model import ComposedModel
 from brainstacks.config import EngineConfig
 from brainstacks.device_map import Part
+from brainstacks.engine.engine import StepEngine
+from brainstacks.engine.request import CompositionRequest
 from brainstacks.engine.runner import backend
 from brainstacks.engine.runner.batch import build
 from brainstacks.engine.runner.kv_cache import new_cache
 from brainstacks.errors import ConfigError
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.hooks import CompositionHooks
-from tests.engine.driving import prompt_of
+from tests.engine.driving import fixed, prompt_of, request, run, serve
 from tests.engine.runner.test_fake_gpu_step import MIXED, PROMPTS, packed
 from tests.engine.stepped import LENGTHS, MIX, Stepped, cut
 from tests.tiny import FAMILIES, random_stack, stack_config, tiny_config
@@ -187,3 +191,29 @@ def test_two_parts_give_the_very_bits_of_one_device(tmp_path: Path, family: str)
         found.append([*logits, *stepped.hidden_states(build(rows))])
     for plain, split in zip(*found, strict=True):
         assert torch.equal(plain, split)
+
+
+def test_an_engine_over_two_parts_answers_and_routes_as_over_one(tmp_path: Path) -> None:
+    answers, routes = [], []
+    for number, devices in enumerate((None, "cpu,cpu")):
+        (made := tmp_path / str(number)).mkdir()
+        served = serve(made, router=True, late=["math"], backend="torch", device_map=devices)
+        asked = [
+            request("fixed", prompt_of(20), fixed(chat=1.0, math=0.5)),
+            request("base", prompt_of(7)),
+            request("routed", prompt_of(12), CompositionRequest("routed")),
+        ]
+        found = run(served.engine, *asked)
+        answers.append([one.ids() for one in found])
+        routes.append(found[2].routed.routing.probabilities)
+    assert answers[0] == answers[1]
+    assert routes[0] == routes[1]
+
+
+def test_python_users_may_name_several_devices(tiny_directory: Path) -> None:
+    plain = load_base(tiny_directory, quantization="none", device="cpu", dtype=torch.float32)
+    one = ComposedModel(StepEngine(plain, None, EngineConfig(backend="torch")))
+    two = ComposedModel.load(tiny_directory, quantization="none", device_map="cpu,cpu", dtype="float32")
+    assert (len(one.base.parts), len(two.base.parts)) == (1, 2)
+    assert torch.equal(one.logits([3, 1, 4]), two.logits([3, 1, 4]))
+    assert torch.equal(one.router_features([3, 1, 4]), two.router_features([3, 1, 4]))
