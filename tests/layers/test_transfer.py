@@ -176,9 +176,9 @@ def test_a_stack_in_parts_holds_what_one_in_one_piece_holds() -> None:
     one = packed.to([Part(cpu, range(3))], torch.float64)
     two = packed.to([Part(cpu, range(2)), Part(cpu, range(2, 3))], torch.float64)
     assert (len(one._memory), len(two._memory), one.nbytes) == (1, 2, two.nbytes)
-    for held, split in ((one.down, two.down), (one.up, two.up)):
-        assert held.keys() == split.keys()
-        assert all(torch.equal(held[where], split[where]) for where in held)
+    assert (one.down.keys(), one.up.keys()) == (two.down.keys(), two.up.keys())
+    assert all(torch.equal(one.down[where], two.down[where]) for where in one.down)
+    assert all(torch.equal(one.up[where], two.up[where]) for where in one.up)
 
 
 # --- page-locked memory ---------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def _choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, confi
     kind = base.device.type if config.backend == "auto" else config.backend
     reason = ASKED_FOR if config.backend != "auto" else f"the base is on {base.where}"
     if len(base.parts) > 1 and kind in COMPILED:
-        one = f"the backend {kind} computes on one device, and the base's layers are on {base.where}"
+        parts = f"{len(base.parts)} parts, on {base.where}"
+        one = f"the backend {kind} computes on one device, and the base's layers are in {parts}"
         if config.backend == kind:
             raise ConfigError(f"{one}; take --backend torch, or leave out --device-map", param="backend")
         reason = one

@@ -57,7 +57,7 @@ class Spread:
     def __init__(self, family: str, *counts: int) -> None:
         self.gpu = FakeGpu()
         # Else a single number from the host would be copied in earnest, to a device that is not there.
-        self.gpu.mode.may_turn_const = lambda tensor: False  # type: ignore[method-assign]
+        self.gpu.mode.may_turn_const = lambda t: False  # type: ignore[method-assign]
         kind, first = self.gpu.device.type, 0
         parts = []
         for number, count in enumerate(counts or (1, 3)):
@@ -106,7 +106,8 @@ def test_weights_stacks_keys_and_values_are_on_their_layers_device(spread: Sprea
             held = [stack.down[layer, group] for stack in stacks for group in range(4)]
             held += [stack.up[layer, "down_proj"] for stack in stacks]
             held += [spread.backend.cache.keys[layer], spread.backend.cache.values[layer]]
-            held += [spread.base.sites[layer, name].module.weight for name in ("q_proj", "down_proj")]  # type: ignore[list-item]
+            modules = [spread.base.sites[layer, name].module for name in ("q_proj", "down_proj")]
+            held += [weight for module in modules for weight in module.parameters()]
             assert {tensor.device for tensor in held} == {part.device}, layer
 
 
@@ -152,7 +153,8 @@ def test_torch_computes_over_several_devices_and_says_why() -> None:
     assert spread.backend.name == "torch (gpu:0, gpu:1)"
     on_cpu = two_parts(spread.base)
     chosen = backend.choose(on_cpu, spread.hooks, lambda layout: spread.backend.cache, EngineConfig())
-    assert chosen.reason == "the backend cpu computes on one device, and the base's layers are on cpu"
+    said = "the backend cpu computes on one device, and the base's layers are in 2 parts, on cpu"
+    assert chosen.reason == said
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
@@ -176,10 +178,13 @@ def two_parts(base: Any) -> Any:
     return replace(base, device=cpu, device_map=parts)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_two_parts_give_the_very_bits_of_one_device(tmp_path: Path, family: str) -> None:
-    one = Stepped(tmp_path / "one", "torch", family)
-    two = Stepped(tmp_path / "two", "torch", family, device_map="cpu,cpu")
+@pytest.mark.parametrize(
+    ("family", "quantization"),
+    [("llama", "none"), ("gemma3_text", "none"), ("llama", "nf4"), ("llama", "int8")],
+)
+def test_two_parts_give_the_very_bits_of_one_device(tmp_path: Path, family: str, quantization: Any) -> None:
+    one = Stepped(tmp_path / "one", "torch", family, quantization)
+    two = Stepped(tmp_path / "two", "torch", family, quantization, device_map="cpu,cpu")
     assert [part.layers for part in two.base.parts] == [range(1), range(1, 2)]
     assert len(one.base.parts) == 1
     found = []
