@@ -18,14 +18,16 @@ from brainstacks.base_files import base_name, default_quantization, is_gguf, loc
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.checkpoint import Checkpoint, native_checkpoint, nf4_checkpoint, outline, plain_checkpoint
 from brainstacks.config import Quantization
-from brainstacks.device import gpu, half, resolve_device, use
+from brainstacks.device import use
+from brainstacks.device_map import Part, resolve_devices
 from brainstacks.errors import ConfigError, UnsupportedModel
 from brainstacks.fingerprint import fingerprint
 from brainstacks.gguf_checkpoint import GgufCheckpoint
-from brainstacks.layers.bitsandbytes_linears import quantization_config, settle
+from brainstacks.layers.bitsandbytes_linears import settle
 from brainstacks.layers.blocks import Blocks, int8_blocks, nf4_blocks
 from brainstacks.layers.dequantized import dequantize
 from brainstacks.layers.projections import Site, decoder_layers, find_sites, projection_dims
+from brainstacks.pretrained import load_model, load_tokenizer, parts_of
 from brainstacks.tokenizer import ChatTokenizer
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class BaseModel:
 
     Attributes:
         model: the transformers model in eval mode; no parameter takes a gradient.
+        device: of its ids and logits, and of all its layers where there is no map.
+        device_map: of the layers, where they lie on several devices.
         tokenizer: its tokenizer, or None where the base has none (logits and ids still work).
         name: short name for people and for model names in the API.
         identity: what stacks are checked against.
@@ -53,6 +57,22 @@ class BaseModel:
     dtype: torch.dtype
     sites: dict[tuple[int, str], Site]
     gguf: GgufCheckpoint | None = None
+    device_map: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All layers, by where they are; one part where that is one device."""
+        return self.device_map or (Part(self.device, range(self.identity.layers)),)
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """On which it lies, each once, `device` first."""
+        return tuple(dict.fromkeys(part.device for part in self.parts))
+
+    @property
+    def where(self) -> str:
+        """`devices`, for people."""
+        return ", ".join(map(str, self.devices))
 
     @property
     def dtype_name(self) -> str:
@@ -106,6 +126,7 @@ def load_base(
     quantization: Quantization | None = None,
     device: str = "auto",
     dtype: torch.dtype | None = None,
+    device_map: str | None = None,
 ) -> BaseModel:
     """Load `base` once, quantised.
 
@@ -118,9 +139,12 @@ def load_base(
             checkpoint's own dtype for an unquantised one, and float32 for a native one, whose values are
             products of a float16 and a code: bfloat16 would round each of them a second time. A GPU without
             bfloat16 gets float16 in its place.
+        device_map: for a base that is larger than a device: its layers go over several, `auto` over all GPUs,
+            `cuda:0,cuda:1` over these, of one kind. The first takes ids and gives logits.
 
     Raises:
-        ConfigError: an unknown quantization or device, or `native` for a base that is no GGUF file.
+        ConfigError: an unknown quantization or device, both `device` and `device_map`, or `native` for a base
+            that is no GGUF file.
         UnsupportedModel: the base cannot be found, read, or lacks a projection.
     """
     quantization = quantization or default_quantization(base)
@@ -129,13 +153,16 @@ def load_base(
             f"quantization is {quantization!r}; it is one of {', '.join(get_args(Quantization))}",
             param="quantization",
         )
-    torch_device = resolve_device(device)
+    devices = resolve_devices(device, device_map)
+    torch_device = devices[0]
     use(torch_device)
     started = time.perf_counter()
     checkpoint = _checkpoint(base, quantization, torch_device, dtype)
+    directory = checkpoint.directory
+    parts = parts_of(directory, devices)
     with quiet_transformers():
-        model = _load_model(checkpoint.directory, quantization, torch_device, dtype, checkpoint.quantized)
-        tokenizer = _load_tokenizer(checkpoint.directory)
+        model = load_model(directory, quantization, torch_device, dtype, checkpoint.quantized, parts)
+        tokenizer = load_tokenizer(directory)
     if checkpoint.gguf is not None:
         checkpoint.gguf.fill(model)
     model.eval().requires_grad_(False)
@@ -143,6 +170,8 @@ def load_base(
     sites = find_sites(model)
     identity = _identity(base_name(base), checkpoint, model, sites)
     _log.info("loaded %s (%s) in %.1f s", identity.id, quantization, time.perf_counter() - started)
+    for part in parts:
+        _log.info("layers %d to %d are on %s", part.layers[0], part.layers[-1], part.device)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
@@ -153,6 +182,7 @@ def load_base(
         dtype=model.get_input_embeddings().weight.dtype,  # type: ignore[operator]
         sites=sites,
         gguf=checkpoint.gguf,
+        device_map=parts,
     )
 
 
@@ -189,7 +219,7 @@ def load_chat_tokenizer(base: str | os.PathLike[str]) -> ChatTokenizer:
 
     directory = plain_checkpoint(locate(base)).directory
     with quiet_transformers():
-        tokenizer = _load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory)
         if tokenizer is None:
             raise UnsupportedModel(f"the base {base_name(base)!r} has no tokenizer; add its files")
         has_own = (directory / "generation_config.json").is_file()
@@ -228,61 +258,9 @@ def _checkpoint(
 
     def quantise(directory: Path) -> Any:
         with quiet_transformers():
-            return _load_model(directory, "nf4", device, dtype)
+            return load_model(directory, "nf4", device, dtype)
 
     return nf4_checkpoint(located, dtype or torch.bfloat16, quantise)
-
-
-def _load_model(
-    directory: Path,
-    quantization: Quantization,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    quantized_files: bool = False,
-) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    chosen = dtype or _dtype(directory, quantization, device)
-    options: dict[str, Any] = {"device_map": {"": device}, "attn_implementation": _attention(directory)}
-    if not quantized_files and quantization in ("nf4", "int8"):
-        options["quantization_config"] = quantization_config(quantization, device, chosen)
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=chosen, **options)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"{directory.name!r} could not be loaded: {error}") from error
-    return model
-
-
-def _attention(directory: Path) -> str:
-    """PyTorch's own; it knows no soft caps."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory).get_text_config()
-    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
-
-
-def _dtype(directory: Path, quantization: Quantization, device: torch.device) -> torch.dtype | str:
-    """Of a base whose dtype nobody chose; `auto` is the checkpoint's own."""
-    from transformers import AutoConfig
-
-    own: torch.dtype | str = torch.bfloat16
-    if quantization in ("none", "native"):
-        own = torch.float32 if quantization == "native" else "auto"
-    if half(device) == torch.bfloat16:
-        return own
-    named = AutoConfig.from_pretrained(directory).get_text_config().dtype if own == "auto" else own
-    if named != torch.bfloat16:
-        return own
-    _log.warning("%s has no bfloat16 of its own: float16 takes its place; --dtype chooses", gpu(device))
-    return torch.float16
-
-
-def _load_tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any((directory / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    return AutoTokenizer.from_pretrained(directory)
 
 
 def _identity(

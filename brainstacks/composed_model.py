@@ -49,13 +49,14 @@ class ComposedModel:
         quantization: Quantization | None = None,
         device: str = "auto",
         dtype: torch.dtype | str | None = None,
+        device_map: str | None = None,
     ) -> ComposedModel:
         """Load a base once, and every active stack and the router of `registry`.
 
         Args:
             base: local directory, hub id, `.gguf` file, or `packaged:smollm2-135m-instruct`.
             registry: directory or URL of a registry; None for the base alone.
-            dtype: `torch.float32` or `"float32"`, say; see `load_base`.
+            dtype: `torch.float32` or `"float32"`, say; as `device_map` see `load_base`.
 
         Raises:
             ConfigError, UnsupportedModel: see `load_base`.
@@ -66,6 +67,7 @@ class ComposedModel:
             quantization=quantization,
             device=device,
             dtype=dtype if isinstance(dtype, torch.dtype) else parse_dtype(dtype),
+            device_map=device_map,
         )
         return cls.from_base(loaded, Registry(registry) if registry is not None else None)
 

@@ -27,6 +27,9 @@ that predicts a token of the response. The prompt's keys and values are then the
 DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
 """A pattern of what a device is called."""
 
+DEVICE_MAPS = r"auto|cpu(,cpu)+|cuda:\d+(,cuda:\d+)+"
+"""A pattern of the devices that a base's layers may be spread over."""
+
 MAX_ALPHA = 2.0**14
 """Far beyond what anybody trains with. With it, and with weights of at most
 `safetensors_file.MAX_MAGNITUDE`, the products of one delta stay far within float32."""

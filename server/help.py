@@ -15,7 +15,8 @@ from server.settings import Settings
 
 GROUPS = {
     "The model": (
-        "base", "quantization", "device", "dtype", "backend", "cuda_graphs", "exact", "deterministic",
+        "base", "quantization", "device", "device_map", "dtype", "backend", "cuda_graphs", "exact",
+        "deterministic",
     ),
     "Stacks": (
         "registry", "registry_poll", "registry_cache", "registry_cache_bytes", "device_stack_bytes",

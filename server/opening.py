@@ -34,6 +34,7 @@ def open_engine(settings: Settings, config: EngineConfig) -> Engine:
         cache=BlobCache.of_user(settings.registry_cache, settings.registry_cache_bytes),
         quantization=settings.quantization,
         device=settings.device,
+        device_map=settings.device_map,
         dtype=settings.dtype,
         config=config,
     )

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from brainstacks.config import DEVICE_NAMES, Quantization
+from brainstacks.config import DEVICE_MAPS, DEVICE_NAMES, Quantization
 from brainstacks.errors import ConfigError
 from brainstacks.stacks.blob_cache import DEFAULT_BYTES
 from brainstacks.stacks.location import check as check_location
@@ -74,6 +74,11 @@ class Settings(EngineSettings, FleetSettings):
     device: str = Field(
         default="auto",
         description="where the base runs: auto, cpu, cuda, or one of several, such as cuda:1",
+    )
+    device_map: str | None = Field(
+        default=None,
+        description="for a base that is larger than a device: GPUs that its layers go over, such as "
+        "cuda:0,cuda:1, or auto, all of them; PyTorch computes it, no faster than one of them",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="computing type; the base's own when left out"
@@ -186,6 +191,24 @@ class Settings(EngineSettings, FleetSettings):
                 f"{device!r} is no device; it is auto, cpu, cuda, or one of several, such as cuda:1"
             )
         return device
+
+    @field_validator("device_map")
+    @classmethod
+    def _check_device_map(cls, devices: str | None, info: ValidationInfo) -> str | None:
+        if devices is None:
+            return None
+        if not re.fullmatch(DEVICE_MAPS, devices):
+            raise ValueError(
+                f"{devices!r} is no device map; it is auto, or several devices of one kind, such as "
+                "cuda:0,cuda:1; for one device, take --device"
+            )
+        if info.data.get("device", "auto") != "auto":
+            raise ValueError(f"it names the devices, and --device {info.data['device']} too; leave one out")
+        if (backend := info.data.get("backend", "auto")) not in ("auto", "torch"):
+            raise ValueError(
+                f"the backend torch alone computes over several devices; leave out --backend {backend}"
+            )
+        return devices
 
     @field_validator("api_key", "allowed_host", "cors_origin", mode="before")
     @classmethod

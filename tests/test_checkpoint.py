@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import brainstacks.base_model
 from brainstacks.base_files import locate, quiet_transformers
 from brainstacks.base_model import identify_base, load_base, load_chat_tokenizer
 from brainstacks.checkpoint import plain_checkpoint
 from brainstacks.errors import UnsupportedModel
+from brainstacks.pretrained import load_model
 from tests.tiny_gguf import TOKENS, save_gguf
 
 PACKAGED = "packaged:smollm2-135m-instruct"
@@ -42,7 +42,7 @@ def quantised_anew(base: Path | str, dtype: torch.dtype, monkeypatch: pytest.Mon
     directory = plain_checkpoint(locate(base)).directory
     with quiet_transformers(), monkeypatch.context() as patched:
         patched.setattr(operator, "default", reference)
-        model = brainstacks.base_model._load_model(directory, "nf4", torch.device("cpu"), dtype)
+        model = load_model(directory, "nf4", torch.device("cpu"), dtype)
     assert asked
     return model
 

@@ -165,10 +165,10 @@ def test_a_base_takes_float16_on_a_gpu_without_bfloat16_and_the_log_says_so(
     saved: torch.dtype,
     wanted: torch.dtype,
 ) -> None:
-    from brainstacks import base_model
+    from brainstacks import pretrained
 
     directory = save_base(tmp_path / "base", tokenizer=False, dtype=str(saved).removeprefix("torch."))
     FakeCuda(monkeypatch, capability=(7, 5))
-    found = base_model._dtype(directory, quantization, SECOND)  # type: ignore[arg-type]
+    found = pretrained._dtype(directory, quantization, SECOND)  # type: ignore[arg-type]
     assert found == wanted or (found == "auto" and saved == wanted)
     assert ("NVIDIA Fake" in caplog.text) == (wanted == torch.float16)

@@ -133,13 +133,11 @@ def _run(case: Case, config: Any) -> tuple[Launches, Launches, Deltas | None]:
     shape = Shape.of(_stack(LAYERS), base.identity.dims)
     for at in range(STACKS if case.mix != BASE else 0):
         memory = torch.empty(shape.size(1), dtype=torch.bfloat16)  # never read
-        bank.put(at, PackedStack(shape, 1, 4.0, "everywhere", memory))
+        bank.put(at, PackedStack(shape, 1, 4.0, "everywhere", [memory]))
     batch = _batch(case)
     weights = bank.slot_weights(batch.weights)
     with gpu.on():
-        cache = PagedCache(
-            LAYERS, 8, config.num_key_value_heads, config.head_dim, base.device, torch.bfloat16
-        )
+        cache = PagedCache(base.parts, 8, config.num_key_value_heads, config.head_dim, torch.bfloat16)
         backend = CudaBackend(base, cache, "a model", EngineConfig(backend="cuda", max_batch_size=case.rows))
     for key in bank.keys:
         backend.prepare(bank.resident(key).stack)

@@ -23,8 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from brainstacks.base_identity import BaseIdentity
 from brainstacks.base_model import BaseModel
+from brainstacks.device_map import Part
 from brainstacks.engine.runner import staging
 from brainstacks.layers.fused_norms import fuse
+from brainstacks.layers.model_parts import connect, module_devices
 from brainstacks.layers.projections import decoder_layers, find_sites, projection_dims
 
 
@@ -54,28 +56,35 @@ class FakeGpu:
         # Arrays of the host are real; what is made of them there is not.
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def tensor(self, meta: Tensor) -> Tensor:
+    def tensor(self, meta: Tensor, device: torch.device) -> Tensor:
         """One there of that shape."""
-        return FakeTensor(self.mode, meta.detach().to("meta"), self.device)
+        return FakeTensor(self.mode, meta.detach().to("meta"), device)
 
-    def base(self, config: Any, dtype: torch.dtype = torch.bfloat16) -> BaseModel:
-        """A base there, of any size."""
+    def base(
+        self, config: Any, dtype: torch.dtype = torch.bfloat16, parts: tuple[Part, ...] = ()
+    ) -> BaseModel:
+        """A base there, of any size; or its layers on several such GPUs, the first of which is `device`."""
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
-        for module in model.modules():
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
-                    if tensor is not None:
-                        held[name] = self.tensor(tensor)
-        fuse(model)
+        places = module_devices(model, parts) if parts else {"": self.device}
+        for where, device in places.items():
+            for module in model.get_submodule(where).modules():
+                for held in (module._parameters, module._buffers):
+                    for name, tensor in held.items():
+                        if tensor is not None:
+                            held[name] = self.tensor(tensor, device)
+        if parts:
+            connect(model, parts)
+        else:
+            fuse(model)
         sites = find_sites(model)
         layers = len(decoder_layers(model))
         identity = BaseIdentity(
             "fake", "f" * 64, config.model_type, layers, projection_dims(sites), config.hidden_size
         )
-        return BaseModel(model, None, "fake", identity, "none", self.device, dtype, sites)
+        return BaseModel(model, None, "fake", identity, "none", self.device, dtype, sites, device_map=parts)
 
     @contextmanager
     def on(self) -> Iterator[None]:

@@ -75,6 +75,7 @@ class AsyncEngine:
         cache: BlobCache | None = None,
         quantization: Quantization | None = None,
         device: str = "auto",
+        device_map: str | None = None,
         dtype: str | None = None,
         config: EngineConfig | None = None,
     ) -> AsyncEngine:
@@ -82,6 +83,7 @@ class AsyncEngine:
         seconds to minutes.
 
         Args:
+            device_map: see `load_base`.
             registry, cache: see `Registry`. One that cannot be reached is served as it was last known here.
 
         Raises:
@@ -95,7 +97,13 @@ class AsyncEngine:
             log.warning("%s", store.outdated)
 
         def load() -> StepEngine:
-            loaded = load_base(base, quantization=quantization, device=device, dtype=parse_dtype(dtype))
+            loaded = load_base(
+                base,
+                quantization=quantization,
+                device=device,
+                dtype=parse_dtype(dtype),
+                device_map=device_map,
+            )
             return StepEngine(loaded, store, config or EngineConfig())
 
         engine = fresh_thread.call(load, "load")
@@ -227,7 +235,7 @@ class Status:
         self._engine = engine
         self._thread = thread
         self._created = int(time.time())
-        self._gpu = gpu(engine.base.device)
+        self._gpus = [str(one) for one in map(gpu, engine.base.devices) if one is not None]
 
     @property
     def model(self) -> ModelInfo:
@@ -239,12 +247,12 @@ class Status:
             fingerprint=base.identity.fingerprint,
             quantization=base.quantization,
             dtype=base.dtype_name,
-            device=str(base.device),
+            device=base.where,
             created=self._created,
             backend=self._engine.backend.name,
             backend_reason=self._engine.backend.reason,
             cpu=str(cpu()),
-            gpu=None if self._gpu is None else str(self._gpu),
+            gpu=", ".join(self._gpus) or None,
             device_stack_bytes=self._engine.config.device_stack_bytes,
             kv_cache_tokens=self._engine.gauges.kv_tokens_total,
         )

@@ -48,7 +48,7 @@ class EngineThread:
         self.ended: Future[None] = Future()
         self._stopping = threading.Event()
         self._engine = engine
-        self._device = engine.base.device
+        self._devices = engine.base.devices
         self._in_doubt = False  # something failed on the device, and no check has succeeded since
         self._commands: queue.SimpleQueue[tuple[Callable[[], None], Sink | None] | None] = queue.SimpleQueue()
         engine.set_on_change(lambda: self.put(_nothing))  # wakes the thread: something can run now
@@ -114,7 +114,7 @@ class EngineThread:
 
     def _run(self) -> None:
         """Commands between steps; blocks on the queue when nothing can run."""
-        use(self._device)
+        use(self._devices[0])
         if self._engine.backend.own_threads:
             # Of this thread alone: a team of torch's that spins between two small operators, such as the
             # sampler's, takes the cores from the step's own; and where others want them too, waiting for each
@@ -164,8 +164,9 @@ class EngineThread:
                 self.problem = f"the device does not compute ({type(error).__name__})"
                 log.exception("after something failed, the device does not compute a short prompt either")
                 reclaim(error)
-                if is_lost(self._device):
-                    self.problem = f"{self._device} is lost to this process ({type(error).__name__})"
+                lost = [str(device) for device in self._devices if is_lost(device)]
+                if lost:
+                    self.problem = f"{', '.join(lost)} is lost to this process ({type(error).__name__})"
                     return False
             else:
                 self.problem, self._in_doubt = None, False

@@ -19,7 +19,7 @@ class ModelInfo:
         max_context: most tokens of prompt + completion.
         vocab_size: token ids lie in 0..vocab_size-1.
         fingerprint: the base fingerprint.
-        quantization, dtype, device: as loaded, for people.
+        quantization, dtype, device: as loaded, for people; several devices with commas between them.
         backend, backend_reason: what computes its steps, and why that; cpu: the processor and its features;
             gpu: what `device` is, None for a CPU; for people.
         device_stack_bytes: most bytes of stacks on the device; None for no limit.

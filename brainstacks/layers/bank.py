@@ -1,14 +1,16 @@
-"""The stacks on one device, each of their rounds in a slot, and the deltas of batches composed from some.
+"""The stacks on the device, each of their rounds in a slot, and the deltas of batches composed from some.
 
-Every stack is one allocation that never moves: adding or removing one touches no other, and a step that
-computes meanwhile sees nothing of it. What changes from step to step is a table of the slots in use and a
-weight for each of them and each row; only those are computed, and for the rows that use them.
+Every stack is one allocation that never moves, or one for each part of a base on several devices: adding or
+removing one touches no other, and a step that computes meanwhile sees nothing of it. What changes from step
+to step is a table of the slots in use and a weight for each of them and each row; only those are computed,
+and for the rows that use them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from brainstacks.device_map import Part
 from brainstacks.layers.delta import gated_hidden
 from brainstacks.layers.hooks import Correction, DeltaSource, LowRank
 from brainstacks.layers.packed_stack import PackedStack, StackTensors
@@ -55,19 +58,24 @@ class SlotWeights:
 
 
 class StackBank:
-    """Resident stacks on one device, in one dtype.
+    """Resident stacks on one device, or on those of a base's parts, in one dtype.
 
     One thread at a time puts and removes; any number may place and bind at the same time.
 
     Args:
         device, dtype: where the deltas are computed, and in what; those of the base's activations.
         page_locked: most bytes of host memory that a GPU copies from by itself; see `transfer`.
+        parts: of the base, where it has several; `device` is then the first's.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, page_locked: int = 0) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, page_locked: int = 0, parts: Sequence[Part] = ()
+    ) -> None:
         self.device = device
         self.dtype = dtype
-        self._transfer = Transfer.to(device, page_locked)
+        self._parts = tuple(parts)
+        devices = [part.device for part in parts] or [device]
+        self._transfers = [Transfer.to(one, page_locked) for one in devices]
         self._residents: Mapping[Key, Resident] = {}
         self._free: list[int] = []  # slots below `_fresh`, a heap
         self._fresh = 0
@@ -97,7 +105,7 @@ class StackBank:
         """`stack` in host memory, as it is placed with the least work; a packed one is itself."""
         if isinstance(stack, PackedStack):
             return stack
-        return PackedStack.pack(stack, self.dtype, self._transfer.host_memory)
+        return PackedStack.pack(stack, self.dtype, self._transfers[0].host_memory)
 
     def place(self, stack: StackTensors | PackedStack) -> PackedStack:
         """`stack` on the device, ready to be computed with; a packed one that is there already is itself.
@@ -114,8 +122,10 @@ class StackBank:
         return self._copied(packed)
 
     def _copied(self, packed: PackedStack) -> PackedStack:
-        with self._transfer.copying() as arrival:
-            there = packed.to(self.device, self.dtype, arrival)
+        parts = self._parts or [Part(self.device, range(packed.shape.layers))]
+        with ExitStack() as copies:
+            arrivals = [copies.enter_context(transfer.copying()) for transfer in self._transfers]
+            there = packed.to(parts, self.dtype, arrivals)
             self._prepare(there)
         return there
 
@@ -228,6 +238,9 @@ class BoundStack:
     weights: Tensor
     count: int
     rows: slice | Tensor | None
+    _copies: dict[torch.device, tuple[Tensor, slice | Tensor | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def on(self, responses: Tensor) -> BoundStack:
         """With weights [B, T, ...] that are 0 where it does not act; see `DeltaSource.on`."""
@@ -241,21 +254,29 @@ class BoundStack:
         names = shape.projections(group)
         if not names:
             return {}
+        weights, chosen = self._beside(x)
         rows = x.reshape(self.count, -1, x.shape[-1])
         hidden, _ = gated_hidden(
-            F.linear(
-                rows if self.rows is None else rows[self.rows], self.stack.down[layer, group].flatten(0, 1)
-            ),
+            F.linear(rows if chosen is None else rows[chosen], self.stack.down[layer, group].flatten(0, 1)),
             projections=len(names),
             experts=shape.experts,
             rank=shape.rank,
             top_k=shape.top_k,
-            weights=self.weights,
+            weights=weights,
         )
-        if self.rows is None:
+        if chosen is None:
             hidden = hidden.view(len(names), *x.shape[:-1], shape.columns * self.stack.rounds)
         ups = [self.stack.up[layer, name].flatten(0, 1) for name in names]
-        return {name: LowRank(h, up, self.rows) for name, h, up in zip(names, hidden, ups, strict=True)}
+        return {name: LowRank(h, up, chosen) for name, h, up in zip(names, hidden, ups, strict=True)}
+
+    def _beside(self, x: Tensor) -> tuple[Tensor, slice | Tensor | None]:
+        """Weights and rows on the device of `x`; copied there once."""
+        if x.device == self.weights.device:
+            return self.weights, self.rows
+        if x.device not in self._copies:
+            rows = self.rows.to(x.device, non_blocking=True) if isinstance(self.rows, Tensor) else self.rows
+            self._copies[x.device] = self.weights.to(x.device, non_blocking=True), rows
+        return self._copies[x.device]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from brainstacks.config import Applies, StackConfig
+from brainstacks.device_map import Part
 from brainstacks.layers.delta import pack_down
 from brainstacks.layers.projections import INPUT_GROUPS
 from brainstacks.layers.transfer import Arrival, ordinary_memory
@@ -72,22 +73,19 @@ class Shape:
         return self.experts * self.rank
 
     @property
-    def parts(self) -> dict[tuple[int, int | str], tuple[int, int]]:
-        """Of one round: (layer, group) -> [rows, d_in] of A and gates, (layer, projection) -> of B."""
+    def parts(self) -> dict[int | str, tuple[int, int]]:
+        """Of one round in one layer: group -> [rows, d_in] of A and gates, projection -> [C, d_out] of B."""
         d_in = {projection: size for projection, size, _ in self.dims}
-        found: dict[tuple[int, int | str], tuple[int, int]] = {}
-        for layer in range(self.layers):
-            for group in range(len(INPUT_GROUPS)):
-                names = self.projections(group)
-                if names:
-                    found[layer, group] = (len(names) * self.experts * (self.rank + 1), d_in[names[0]])
-            for projection, _, d_out in self.dims:
-                found[layer, projection] = (self.columns, d_out)
-        return found
+        found: dict[int | str, tuple[int, int]] = {}
+        for group in range(len(INPUT_GROUPS)):
+            names = self.projections(group)
+            if names:
+                found[group] = (len(names) * self.experts * (self.rank + 1), d_in[names[0]])
+        return found | {projection: (self.columns, d_out) for projection, _, d_out in self.dims}
 
     def size(self, rounds: int) -> int:
         """Numbers in so many rounds, packed."""
-        return rounds * sum(_filled(rows * width) for rows, width in self.parts.values())
+        return self.layers * rounds * sum(_filled(rows * width) for rows, width in self.parts.values())
 
     def nbytes(self, rounds: int, dtype: torch.dtype) -> int:
         """That so many rounds take, packed."""
@@ -100,13 +98,14 @@ def _filled(count: int) -> int:
 
 
 class PackedStack:
-    """All rounds of one stack in one allocation, in the layout that deltas are computed from.
+    """All rounds of one stack, layer after layer, in the layout that deltas are computed from: in one
+    allocation, or in one for each part of a base that lies on several devices.
 
     Args:
         scaling: s = alpha / sqrt(r).
         applies: where its deltas act.
-        memory: [shape.size(rounds)], all of it.
-        arrival: of what is in it.
+        memory: one or more, each of some neighbouring layers; [shape.size(rounds)] in all.
+        arrivals: of what is in each; none where it has come.
 
     Attributes:
         down: (layer, group) -> [rounds, P * N * (r + 1), d_in], see `delta.pack_down`.
@@ -119,26 +118,27 @@ class PackedStack:
         rounds: int,
         scaling: float,
         applies: Applies,
-        memory: Tensor,
-        arrival: Arrival | None = None,
+        memory: Sequence[Tensor],
+        arrivals: Sequence[Arrival] = (),
     ) -> None:
         self.shape = shape
         self.rounds = rounds
         self.scaling = scaling
         self.applies = applies
-        self._memory = memory
-        self._arrival = arrival or Arrival()
+        self._memory = tuple(memory)
+        self._arrivals = tuple(arrivals)
         parts = shape.parts
         sizes = [rounds * _filled(rows * width) for rows, width in parts.values()]
         self.down: dict[tuple[int, int], Tensor] = {}
         self.up: dict[tuple[int, str], Tensor] = {}
-        pieces = self._memory.split(sizes)
-        for ((layer, part), (rows, width)), piece in zip(parts.items(), pieces, strict=True):
-            view = piece.view(rounds, -1)[:, : rows * width].unflatten(1, (rows, width))
-            if isinstance(part, int):
-                self.down[layer, part] = view
-            else:
-                self.up[layer, part] = view
+        layers = [layer for held in self._memory for layer in held.view(-1, sum(sizes))]
+        for layer, numbers in enumerate(layers):
+            for (part, (rows, width)), piece in zip(parts.items(), numbers.split(sizes), strict=True):
+                view = piece.view(rounds, -1)[:, : rows * width].unflatten(1, (rows, width))
+                if isinstance(part, int):
+                    self.down[layer, part] = view
+                else:
+                    self.up[layer, part] = view
 
     @staticmethod
     def pack(
@@ -147,7 +147,7 @@ class PackedStack:
         """`stack`, packed in host memory."""
         config, shape = stack.config, Shape.of(stack.config, stack.dims)
         memory = host_memory(shape.size(stack.rounds), dtype)
-        packed = PackedStack(shape, stack.rounds, config.scaling, config.applies, memory)
+        packed = PackedStack(shape, stack.rounds, config.scaling, config.applies, [memory])
         for n in range(stack.rounds):
             for layer in range(config.layers):
                 where = f"rounds.{n}.layers.{layer}"
@@ -163,28 +163,32 @@ class PackedStack:
 
     @property
     def nbytes(self) -> int:
-        return self._memory.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        return self._memory.device
+        return sum(held.nbytes for held in self._memory)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._memory.dtype
+        return self._memory[0].dtype
 
-    def to(self, device: torch.device, dtype: torch.dtype, arrival: Arrival | None = None) -> PackedStack:
-        """This stack there: itself, where it is there already.
+    def to(self, parts: Sequence[Part], dtype: torch.dtype, arrivals: Sequence[Arrival] = ()) -> PackedStack:
+        """This stack, which is in host memory in one piece, there: itself, where that is host memory too.
 
         Args:
-            arrival: of the copy; the stack may be read before only by the stream that copies.
+            parts: all its layers, and where they are to be.
+            arrivals: of the copy of each part, which may be read before only by the stream that copies.
         """
-        if self.device.type == device.type == "cpu" and self.dtype == dtype:
+        if self.dtype == dtype and all(part.device.type == "cpu" for part in parts):
             return self
-        memory = torch.empty(self._memory.shape, device=device, dtype=dtype)
-        memory.copy_(self._memory, non_blocking=True)
-        return PackedStack(self.shape, self.rounds, self.scaling, self.applies, memory, arrival)
+        (held,) = self._memory
+        of_layer = len(held) // self.shape.layers
+        pieces = held.split([of_layer * len(part.layers) for part in parts])
+        memory = []
+        for part, piece in zip(parts, pieces, strict=True):
+            memory.append(torch.empty(piece.shape, device=part.device, dtype=dtype))
+            memory[-1].copy_(piece, non_blocking=True)
+        return PackedStack(self.shape, self.rounds, self.scaling, self.applies, memory, arrivals)
 
     def use(self) -> None:
-        """Let the current stream read it from now on: as late as it is there, and as long as it likes."""
-        self._arrival.use(self._memory)
+        """Let the current stream of each device read it from now on: as late as it is there, and as long as
+        it likes."""
+        for arrival, held in zip(self._arrivals, self._memory, strict=False):
+            arrival.use(held)

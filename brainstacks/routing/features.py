@@ -36,7 +36,8 @@ def mixed_hidden_states(
 
 
 def decoder_states(model: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """One forward of the decoder: its middle and its last hidden state, [B, T, d] in its dtype."""
+    """One forward of the decoder: its middle and its last hidden state, [B, T, d] in its dtype, on the device
+    of the last."""
     layers = decoder_layers(model)
     captured: list[Tensor] = []
 
@@ -49,7 +50,7 @@ def decoder_states(model: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
         last: Tensor = model.get_decoder()(use_cache=False, **inputs).last_hidden_state
     finally:
         handle.remove()
-    return captured[0], last
+    return captured[0].to(last.device), last  # of a base on several devices they are on two
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> tuple[Tensor, Tensor]:

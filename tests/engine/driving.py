@@ -65,12 +65,14 @@ def serve(
     tokenizer: bool = True,
     router: bool = False,
     device: str = "cpu",
+    device_map: str | None = None,
     late: Sequence[str] = (),
     **limits: Any,
 ) -> Served:
     """A tiny base of `family` with three random stacks under `directory`."""
     saved = save_base(directory / "base", family, tokenizer=tokenizer)
-    base = load_base(saved, quantization="none", device=device, dtype=torch.float32)
+    place = {"device": device} if device_map is None else {"device_map": device_map}
+    base = load_base(saved, quantization="none", dtype=torch.float32, **place)
     registry = Registry(directory / "registry", create=True)
     stacks = {
         "chat": random_stack(base.identity.dims, 1, rounds=2),

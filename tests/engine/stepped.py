@@ -50,10 +50,12 @@ class Stepped:
         quantization: Quantization = "none",
         exact: bool = True,
         dtype: torch.dtype = torch.float32,
+        device_map: str | None = None,
         **changes: Any,
     ) -> None:
         saved = save_base(directory / "base", family, tokenizer=False, **changes)
-        self.base = load_base(saved, quantization=quantization, device="cpu", dtype=dtype)
+        place = {"device": "cpu"} if device_map is None else {"device_map": device_map}
+        self.base = load_base(saved, quantization=quantization, dtype=dtype, **place)
         hooks = CompositionHooks(self.base.sites)
         hooks.attach()
         self.stacks = stacks_for(self.base)

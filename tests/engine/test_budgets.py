@@ -11,6 +11,8 @@ import torch
 
 from brainstacks.base_model import BaseModel
 from brainstacks.config import EngineConfig
+from brainstacks.device_map import Part
+from brainstacks.engine import budgets
 from brainstacks.engine.block_manager import BLOCK_TOKENS
 from brainstacks.engine.budgets import WORKSPACE, divide
 from brainstacks.engine.runner.kv_cache import token_bytes
@@ -67,6 +69,37 @@ def test_what_is_asked_for_is_taken_and_the_other_gets_of_what_it_leaves(
     assert divided(tiny_base, free, monkeypatch, kv_cache_tokens=16)[0] == int(0.3 * left)
     both = {"device_stack_bytes": 0, "kv_cache_tokens": 100}
     assert divided(tiny_base, free, monkeypatch, **both) == (0, 100)
+
+
+@pytest.mark.parametrize("first", [GIB, 9 * GIB, 40 * GIB])
+def test_of_several_devices_the_one_with_the_least_for_each_of_its_layers_decides(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: int
+) -> None:
+    FakeCuda(monkeypatch)
+    one, two = torch.device("cuda", 0), torch.device("cuda", 1)
+    sizes = {one: first, two: 20 * GIB}
+    monkeypatch.setattr(budgets, "free_bytes", sizes.__getitem__)
+    # One of four layers is on the first device, three on the second.
+    identity = replace(tiny_base.identity, layers=4)
+    base = replace(
+        tiny_base, identity=identity, device=one, device_map=(Part(one, range(1)), Part(two, range(1, 4)))
+    )
+    logits = 2 * 4 * EngineConfig.max_prefill_tokens * base.vocab_size
+    room = [first - WORKSPACE - logits, (20 * GIB - WORKSPACE) / 3]
+    config = EngineConfig(max_context=LONG)
+    if min(room) <= 0:
+        with pytest.raises(ConfigError, match=r"cuda:0, cuda:1 has 4\.3 GB free"):
+            divide(base, config)
+        return
+    with caplog.at_level(logging.INFO):
+        found = divide(base, config)
+    if found.device_stack_bytes is None or found.kv_cache_tokens is None:
+        raise AssertionError("a budget is open")
+    assert found.device_stack_bytes == int(0.3 * int(4 * min(room)))
+    used = found.device_stack_bytes + found.kv_cache_tokens * token_bytes(base)
+    assert used / 4 <= room[0]
+    assert 3 * used / 4 <= 20 * GIB - WORKSPACE
+    assert "cuda:0, cuda:1 has" in caplog.text
 
 
 def test_a_longer_prefill_leaves_less(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,21 @@ async def test_a_device_that_is_lost_is_not_tried_again(
     assert device.calls == 2, "the step, and one check"
 
 
+async def test_of_several_devices_each_is_asked_whether_it_is_lost(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = running.engine._thread
+    monkeypatch.setattr(thread, "_devices", (torch.device("cuda", 0), torch.device("cuda", 1)))
+    monkeypatch.setattr(engine_thread, "is_lost", lambda device: device.index == 1)
+
+    def fails() -> None:
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(thread, "self_check", fails)
+    assert not await asyncio.to_thread(thread._computes)
+    assert running.engine.status.problem() == "cuda:1 is lost to this process (RuntimeError)"
+
+
 async def test_a_device_that_is_lost_in_a_trial_ends_the_engine_too(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

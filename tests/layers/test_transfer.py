@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from brainstacks.device_map import Part
 from brainstacks.layers.bank import StackBank
 from brainstacks.layers.packed_stack import PackedStack
 from brainstacks.layers.transfer import CudaTransfer, Transfer
@@ -59,7 +60,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 @pytest.fixture
 def bank(cuda: FakeCuda) -> StackBank:
     made = StackBank(GPU, torch.float32)
-    made._transfer = CudaTransfer(torch.device("cuda", 1), 0)
+    made._transfers = [CudaTransfer(torch.device("cuda", 1), 0)]
     return made
 
 
@@ -149,6 +150,37 @@ def test_where_there_is_no_room_others_leave_and_it_is_tried_once_more(bank: Sta
     assert bank.keys == ("a",)
 
 
+def test_the_parts_of_a_stack_are_copied_each_on_a_stream_of_its_own_and_waited_for_alike(
+    cuda: FakeCuda,
+) -> None:
+    parts = [Part(GPU, range(1)), Part(GPU, range(1, 3))]
+    bank = StackBank(GPU, torch.float32, parts=parts)
+    bank._transfers = [CudaTransfer(torch.device("cuda", number), 0) for number in range(2)]
+    of_three = PackedStack.pack(random_stack(DIMS, 0, config=config(layers=3)), torch.float32)
+    with Copies(cuda):
+        bank.add("a", of_three)
+    assert [entry[0] for entry in cuda.log] == [
+        "event", "event", "copied", "copied", "recorded", "host waits", "recorded", "host waits",
+    ]  # fmt: skip
+    assert bank.nbytes == of_three.nbytes
+    sizes = [held.nbytes for held in bank.resident("a").stack._memory]
+    assert 2 * sizes[0] == sizes[1]
+    cuda.log.clear()
+    bank.slot_weights(ROW)
+    assert sorted(cuda.log) == [("keep for", "steps")] * 2 + [("waits", "steps", 0), ("waits", "steps", 1)]
+
+
+def test_a_stack_in_parts_holds_what_one_in_one_piece_holds() -> None:
+    packed = PackedStack.pack(random_stack(DIMS, 0, rounds=2, config=config(layers=3)), torch.float32)
+    cpu = torch.device("cpu")
+    one = packed.to([Part(cpu, range(3))], torch.float64)
+    two = packed.to([Part(cpu, range(2)), Part(cpu, range(2, 3))], torch.float64)
+    assert (len(one._memory), len(two._memory), one.nbytes) == (1, 2, two.nbytes)
+    assert (one.down.keys(), one.up.keys()) == (two.down.keys(), two.up.keys())
+    assert all(torch.equal(one.down[where], two.down[where]) for where in one.down)
+    assert all(torch.equal(one.up[where], two.up[where]) for where in one.up)
+
+
 # --- page-locked memory ---------------------------------------------------------------------------
 
 
@@ -196,4 +228,4 @@ def test_on_a_cpu_nothing_is_locked_copied_or_waited_for() -> None:
     bank = StackBank(torch.device("cpu"), torch.float32, page_locked=1 << 30)
     one = packed()
     assert bank.place(one) is one
-    assert not bank.pack(random_stack(DIMS, 0, config=config()))._memory.is_pinned()
+    assert not bank.pack(random_stack(DIMS, 0, config=config()))._memory[0].is_pinned()

@@ -172,6 +172,28 @@ def test_one_of_several_devices_can_be_named(device: str, known: bool) -> None:
         parse("--device", device)
 
 
+@pytest.mark.parametrize("devices", ["auto", "cuda:0,cuda:1", "cuda:3,cuda:1,cuda:2", "cpu,cpu"])
+def test_several_devices_can_be_named(devices: str) -> None:
+    assert parse().device_map is None
+    assert parse("--device-map", devices, "--backend", "torch").device_map == devices
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device-map", "cuda:1"), "'cuda:1' is no device map; .*for one device, take --device"),
+        (("--device-map", "cuda:0,cpu"), "several devices of one kind, such as cuda:0,cuda:1"),
+        (("--device-map", "auto", "--device", "cpu"), "and --device cpu too; leave one out"),
+        (("--device-map", "auto", "--device", "cuda:1"), "and --device cuda:1 too; leave one out"),
+        (("--device-map", "auto", "--backend", "cpu"), "torch alone .*; leave out --backend cpu"),
+        (("--device-map", "auto", "--backend", "cuda"), "torch alone .*; leave out --backend cuda"),
+    ],
+)
+def test_a_device_map_is_refused_with_what_it_cannot_be_with(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValidationError, match=f"device_map\n.*{said}"):
+        parse(*arguments)
+
+
 def test_origins_are_repeated_or_separated_by_commas_and_nothing_else_is_one() -> None:
     assert parse().cors_origin == ()
     asked = parse("--cors-origin", "https://a.example", "--cors-origin", "http://localhost:3000").cors_origin

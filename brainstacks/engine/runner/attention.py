@@ -8,7 +8,7 @@ SDPA.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -139,6 +139,16 @@ class PagedContext:
             parts.append(_prefill(query[:, new], key[:, new], value[:, new], row, self.cache, layer, rules))
             n += row.count
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class PagedContexts:
+    """A `PagedAttention` of a base's devices, each layer's by what is on its own."""
+
+    of: Mapping[torch.device, PagedContext]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+        return self.of[query.device].attend(layer, query, key, value, rules)
 
 
 def paged_context(batch: StepBatch, cache: PagedCache, device: torch.device) -> PagedContext:

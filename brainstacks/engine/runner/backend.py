@@ -76,8 +76,14 @@ def choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config
 
 def _choose(base: BaseModel, hooks: CompositionHooks, new_cache: NewCache, config: EngineConfig) -> Backend:
     kind = base.device.type if config.backend == "auto" else config.backend
-    reason = ASKED_FOR if config.backend != "auto" else f"the base is on {base.device}"
-    if kind in COMPILED:
+    reason = ASKED_FOR if config.backend != "auto" else f"the base is on {base.where}"
+    if len(base.parts) > 1 and kind in COMPILED:
+        parts = f"{len(base.parts)} parts, on {base.where}"
+        one = f"the backend {kind} computes on one device, and the base's layers are in {parts}"
+        if config.backend == kind:
+            raise ConfigError(f"{one}; take --backend torch, or leave out --device-map", param="backend")
+        reason = one
+    elif kind in COMPILED:
         try:
             return COMPILED[kind](base, new_cache, config, reason)
         except UnsupportedModel as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from brainstacks.base_model import BaseModel
 from brainstacks.device import free_bytes
+from brainstacks.device_map import Part
 from brainstacks.engine.block_manager import BLOCK_TOKENS, BlockCopy
 from brainstacks.errors import ConfigError
 
@@ -51,9 +52,7 @@ NewCache = Callable[[type["PagedCache"]], "PagedCache"]
 def new_cache(base: BaseModel, blocks: int) -> NewCache:
     """For `base` and so many blocks of the pool."""
     kv_heads, head_dim = attention_shape(base)
-    return lambda layout: layout(
-        base.identity.layers, blocks, kv_heads, head_dim, device=base.device, dtype=base.dtype
-    )
+    return lambda layout: layout(base.parts, blocks, kv_heads, head_dim, base.dtype)
 
 
 class PagedCache:
@@ -62,10 +61,10 @@ class PagedCache:
     and must not be read: it may be NaN.
 
     Args:
-        layers: decoder layers.
+        parts: the decoder's layers, and where they are: their keys and values are there too.
         blocks: of the pool; one more is allocated, for padding.
         kv_heads, head_dim: of the attention.
-        device, dtype: of keys and values.
+        dtype: of keys and values.
 
     Attributes:
         keys, values: per layer [blocks, kv_heads, BLOCK_TOKENS, head_dim].
@@ -75,25 +74,25 @@ class PagedCache:
     """
 
     def __init__(
-        self,
-        layers: int,
-        blocks: int,
-        kv_heads: int,
-        head_dim: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, parts: Sequence[Part], blocks: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> None:
         self.kv_heads, self.head_dim = kv_heads, head_dim
-        shapes = [(layers, blocks + 1, kv_heads, *cell) for cell in self._cells()]
-        try:
-            self._stored = [torch.empty(shape, device=device, dtype=dtype) for shape in shapes]
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            gigabytes = sum(map(math.prod, shapes)) * dtype.itemsize / 1e9
-            raise ConfigError(
-                f"kv_cache_tokens is {blocks * BLOCK_TOKENS}, which takes {gigabytes:.1f} GB on {device}, "
-                "more than there is; ask for fewer"
-            ) from error
-        self.keys, self.values = (list(stored.unbind()) for stored in self._stored)
+        self._stored: list[Tensor] = []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for part in parts:
+            shapes = [(len(part.layers), blocks + 1, kv_heads, *cell) for cell in self._cells()]
+            try:
+                keys, values = (torch.empty(shape, device=part.device, dtype=dtype) for shape in shapes)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                gigabytes = sum(map(math.prod, shapes)) * dtype.itemsize / 1e9
+                raise ConfigError(
+                    f"kv_cache_tokens is {blocks * BLOCK_TOKENS}, which takes {gigabytes:.1f} GB on "
+                    f"{part.device}, more than there is; ask for fewer"
+                ) from error
+            self._stored += [keys, values]
+            self.keys += keys.unbind()
+            self.values += values.unbind()
 
     def _cells(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of a block's keys and values of one head."""

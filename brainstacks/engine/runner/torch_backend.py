@@ -1,4 +1,4 @@
-"""The readable step: transformers' own decoder with the hooks that add deltas, on any device."""
+"""The readable step: transformers' own decoder with the hooks that add deltas, on any device, or several."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class TorchBackend:
     def __init__(self, base: BaseModel, hooks: CompositionHooks, cache: PagedCache, reason: str) -> None:
         attention.register()
         base.model.set_attn_implementation(attention.IMPLEMENTATION)
-        self.name, self.reason = f"torch ({base.device.type})", reason
+        where = base.device.type if len(base.parts) == 1 else base.where
+        self.name, self.reason = f"torch ({where})", reason
         self.asynchronous = base.device.type != "cpu"
         self._base, self._hooks, self.cache = base, hooks, cache
         # A 4-d mask is taken as it is; paged attention makes its own.
@@ -61,5 +62,7 @@ class TorchBackend:
             "input_ids": torch.from_numpy(batch.ids).to(device, non_blocking=True)[None],
             "position_ids": torch.from_numpy(batch.positions).to(device, non_blocking=True)[None],
             "attention_mask": self._no_mask,
-            "paged": attention.paged_context(batch, self.cache, device),
+            "paged": attention.PagedContexts(
+                {there: attention.paged_context(batch, self.cache, there) for there in self._base.devices}
+            ),
         }

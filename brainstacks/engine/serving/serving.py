@@ -44,7 +44,7 @@ class Serving:
     def __init__(self, base: BaseModel, registry: Registry | None, config: EngineConfig) -> None:
         self._registry = registry
         self.registry_problem: str | None = None
-        bank = StackBank(base.device, base.dtype, page_locked=config.host_stack_bytes)
+        bank = StackBank(base.device, base.dtype, config.host_stack_bytes, base.parts)
         budget = config.device_stack_bytes
         self.candidates = Candidates(base, registry, bank, budget)
         self.cache = StackCache(bank, self.candidates.read, budget, config.host_stack_bytes)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from brainstacks.device_map import Part
 from brainstacks.engine.block_manager import BLOCK_TOKENS, blocks_for
 from brainstacks.engine.runner.attention import PagedContext, paged_attention, paged_context
 from brainstacks.engine.runner.batch import Span, StepBatch
@@ -82,7 +83,7 @@ class Pages:
     def __init__(self, lengths: list[int], seed: int = 0) -> None:
         self.random = torch.Generator().manual_seed(seed)
         blocks = sum(blocks_for(n) for n in lengths) + 2
-        self.cache = PagedCache(1, blocks, KV_HEADS, DIM, torch.device("cpu"), torch.float32)
+        self.cache = PagedCache([Part(torch.device("cpu"), range(1))], blocks, KV_HEADS, DIM, torch.float32)
         for tensor in (self.cache.keys[0], self.cache.values[0]):
             tensor.fill_(float("nan"))
         free = (1 + torch.randperm(blocks, generator=self.random)).tolist()

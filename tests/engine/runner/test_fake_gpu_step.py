@@ -39,7 +39,7 @@ class Stepping:
             for name, (r, n, k) in shapes.items()
         })  # fmt: skip
         with self.gpu.on():
-            cache = PagedCache(LAYERS, 40, 2, 8, self.base.device, torch.float32)
+            cache = PagedCache(self.base.parts, 40, 2, 8, torch.float32)
             self.backend = CudaBackend(
                 self.base, cache, "a test", EngineConfig(backend="cuda", max_batch_size=8)
             )

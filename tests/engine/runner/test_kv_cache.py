@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from brainstacks.base_model import BaseModel
+from brainstacks.device_map import Part
 from brainstacks.engine.block_manager import BLOCK_TOKENS
 from brainstacks.engine.runner.kv_cache import (
     LANES,
@@ -23,14 +24,9 @@ LAYOUTS = (PagedCache, VectorCache)
 
 
 def cache(layout: type[PagedCache], blocks: int = 5, head_dim: int = 20) -> PagedCache:
-    return layout(
-        layers=3,
-        blocks=blocks,
-        kv_heads=2,
-        head_dim=head_dim,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    cpu = torch.device("cpu")
+    parts = [Part(cpu, range(0, 1)), Part(cpu, range(1, 3))]
+    return layout(parts, blocks, kv_heads=2, head_dim=head_dim, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

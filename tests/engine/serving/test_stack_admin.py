@@ -127,7 +127,7 @@ async def test_a_file_is_read_once_between_its_publication_and_its_use(
     assert running.engine.stacks.domain("law").residency == "device"
     bank = served.engine.stacks.bank
     there = bank.resident(("law", published.version)).stack
-    assert torch.equal(there._memory, PackedStack.pack(stack, bank.dtype)._memory)
+    assert torch.equal(there._memory[0], PackedStack.pack(stack, bank.dtype)._memory[0])
     assert served.registry.blob_path(published.digest, anew=True).read_bytes() == file.read_bytes()
 
 

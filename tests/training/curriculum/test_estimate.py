@@ -86,7 +86,7 @@ def kept_by_a_forward(model: nn.Module, frozen: int) -> int:
     dtype = next(model.parameters()).dtype
     bank = bank_of({n: random_stack(dims, n, config=config) for n in range(frozen)}, dtype)
     sources = [bank.bind([dict.fromkeys(range(frozen), 1.0)])] if frozen else []
-    frozen_weights = [bank.resident(n).stack._memory for n in range(frozen)]
+    frozen_weights = [bank.resident(n).stack._memory[0] for n in range(frozen)]
     weights = [*model.parameters(), *active.parameters(), *frozen_weights]
     own = {w.untyped_storage().data_ptr() for w in weights}
     kept: dict[int, torch.Tensor] = {}
