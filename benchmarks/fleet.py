@@ -9,6 +9,7 @@ only the ratio at one stream tells something of other machines.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -143,7 +144,8 @@ def overhead(registry: Path, flags: Sequence[str], rounds: int, tokens: int) -> 
             await client.get("/health")  # the connection is there before the clock starts
             return await stream(client, completion(server.model, traffic.question(number), tokens, None))
 
-    fleet_flags = (*flags, "--replicas", "1", "--replica-cpus", str(CPUS))
+    # As many threads as the server alone has.
+    fleet_flags = (*flags, "--replicas", "1", "--replica-cpus", str(os.cpu_count() or 1))
     with running(registry, flags) as alone, running(registry, fleet_flags) as fleet:
         number = 0
         progress = Progress(rounds)
