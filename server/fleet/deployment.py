@@ -94,8 +94,9 @@ class Replica:
         """Serve has waited for running requests before; what still runs is aborted."""
         for task in self._following:
             task.cancel()
-        if hasattr(self, "engine"):  # else it never came to be
+        if hasattr(self, "member"):  # else it never came to be
             await self.member.leave()
+        if hasattr(self, "engine"):
             await self.engine.close()
 
     def _metrics(self) -> bytes:
@@ -152,7 +153,8 @@ def gpus_of(settings: Settings) -> float:
 
 
 def application(args: dict[str, Any]) -> Application:
-    """For `import_path`: options by name, as `registry` or `max_queue`, on top of the variables.
+    """For `import_path`: options by name, as `registry` or `max_queue`, on top of the variables; `replicas` is
+    1 unless they say.
 
     Raises:
         ConfigError: an option is wrong, or there is none of that name.

@@ -39,25 +39,26 @@ def run(settings: Settings) -> None:
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     here = "RAY_ADDRESS" not in os.environ
-    ray.init(
-        namespace=NAME,
-        log_to_driver=True,
-        logging_level=logging.WARNING,
-        include_dashboard=False if here else None,  # of a cluster that is there it is not ours
-    )
     over, port = threading.Event(), settings.port or _free_port(settings.host)
     try:
+        ray.init(
+            namespace=NAME,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            include_dashboard=False if here else None,  # of a cluster that is there it is not ours
+        )
         serve.start(http_options=HTTPOptions(host=settings.host, port=port))
         _listen(over)
         serve.run(deployed(settings), name=NAME, route_prefix="/")
         log.info("%d replicas, running on http://%s:%d", settings.replicas, settings.host, port)
         over.wait()
         log.info("ending: running requests have %.0f s", settings.drain_timeout)
-    except (RuntimeError, RayError) as error:
+    except (RuntimeError, ConnectionError, RayError) as error:
         raise ConfigError(f"the replicas cannot be started: {error}") from None
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        if ray.is_initialized():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
 
 
 def _free_port(host: str) -> int:

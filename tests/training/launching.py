@@ -73,3 +73,14 @@ class Launches:
         for process in self.started:
             process.kill()
             process.communicate()
+
+
+def wait_for_a_step(process: subprocess.Popen[str]) -> None:
+    """Read what a run says until it trains."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "tokens/s" in line:
+            return
+    raise AssertionError("".join(said))

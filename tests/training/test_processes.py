@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from brainstacks.stacks.registry import Registry
 from brainstacks.stacks.tensors import load_stack
 from tests.training.curricula import digests, write_data
-from tests.training.launching import SECONDS, Launches
+from tests.training.launching import SECONDS, Launches, wait_for_a_step
 
 pytestmark = pytest.mark.slow
 
@@ -96,17 +95,6 @@ def test_outcomes_and_evaluation_of_two_processes_are_those_of_one_to_the_bit(
         assert Registry(served).snapshot().router is not None
         assert digests(Registry(served)) == digests(registry)
     assert found[2] == found[1]
-
-
-def wait_for_a_step(process: subprocess.Popen[str]) -> None:
-    """Read what a run says until it trains."""
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if "tokens/s" in line:
-            return
-    raise AssertionError("".join(said))
 
 
 def test_a_killed_run_goes_on_with_as_many_processes_or_with_one_to_the_same_bytes(

@@ -15,6 +15,7 @@ import yaml
 
 from brainstacks.stacks.registry import Registry
 from tests.tiny import write_records
+from tests.training.launching import wait_for_a_step
 
 pytestmark = pytest.mark.slow
 
@@ -79,17 +80,6 @@ def runs(tmp_path: Path, tiny_directory: Path) -> Iterator[Runs]:
     for process in found.started:
         process.kill()
         process.communicate()
-
-
-def wait_for_a_step(process: subprocess.Popen[str]) -> None:
-    """Read what a run says until it trains."""
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if "tokens/s" in line:
-            return
-    raise AssertionError("".join(said))
 
 
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_to_the_same_bytes(runs: Runs) -> None:
