@@ -153,8 +153,8 @@ def gpus_of(settings: Settings) -> float:
 
 
 def application(args: dict[str, Any]) -> Application:
-    """For `import_path`: options by name, as `registry` or `max_queue`, on top of the variables; `replicas` is
-    1 unless they say.
+    """For `import_path`: options by name, as `registry` or `max_queue`, on top of the variables;
+    `replicas` is 1 unless they say.
 
     Raises:
         ConfigError: an option is wrong, or there is none of that name.
