@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from time import monotonic
 from typing import Any
 
@@ -31,9 +31,11 @@ PATIENCE = 0.1
 """Seconds between two looks at what the replicas say: they tell it by a clock of their own."""
 
 
-async def fleet(server: Server, count: int, seconds: float, seed: int, say: Say) -> Outcome:
-    """Publish `count` versions one after the other under the load of six clients, and kill a replica after a
-    third of them; all within `seconds`, a successor's start not counted.
+async def fleet(
+    server: Server, count: int, seconds: float, seed: int, say: Say, *, kills: bool = True
+) -> Outcome:
+    """Publish `count` versions one after the other under the load of six clients, and, if it `kills`, kill a
+    replica after a third of them; all within `seconds`, a successor's start not counted.
 
     Each answer is exactly that of the versions that its own `routing` names, which are such as the domains
     were at at most `BOUND` before; but for those that the killed replica was computing, which end with an
@@ -55,7 +57,7 @@ async def fleet(server: Server, count: int, seconds: float, seed: int, say: Say)
         for number in range(count):
             await publisher.publish(DOMAINS[number % len(DOMAINS)])
             took.append(await converged(admin))
-            if number == count // 3:
+            if kills and number == count // 3:
                 kill_one(server)
             progress.at((number + 1) / count, f"of {count} versions, {len(asked)} answers")
         return took
@@ -73,19 +75,21 @@ async def fleet(server: Server, count: int, seconds: float, seed: int, say: Say)
                 async with asyncio.timeout(seconds):
                     took = await change(publisher, admin)
                 began = monotonic()
-                after = await renewed(admin, before)
+                after = await complete(admin, lost=before if kills else frozenset())
                 outcome.figures["successor_after_s"] = monotonic() - began
                 outcome.figures["successor_converged_s"] = await converged(admin)
             finally:
                 over = True
-    outcome.require(len(before & after) == REPLICAS - 1, f"before {before}, after {after}")
+    outcome.require(len(before - after) == kills, f"before {before}, after {after}")
     outcome.figures["slowest_convergence_s"], outcome.figures["versions"] = max(took), count
-    judge(server, asked, publisher, outcome)
+    judge(server, asked, publisher, outcome, len(before))
     return outcome
 
 
-def judge(server: Server, asked: Sequence[Asked], publisher: Publisher, outcome: Outcome) -> None:
-    """Compare every answer with the oracle's."""
+def judge(
+    server: Server, asked: Sequence[Asked], publisher: Publisher, outcome: Outcome, replicas: int
+) -> None:
+    """Compare every answer with the oracle's; at least so many `replicas` gave one."""
     oracle, lost, answering = Oracle(server.world), 0, set()
     for one in asked:
         answering.add(one.reply.headers.get("x-brainstacks-replica"))
@@ -97,7 +101,7 @@ def judge(server: Server, asked: Sequence[Asked], publisher: Publisher, outcome:
         outcome.require(wrong is None, f"{one.domains}: {wrong}")
     outcome.counts["lost with their replica"] = lost
     outcome.require(lost <= CLIENTS, f"{lost} requests were lost; one replica had {CLIENTS} at most")
-    outcome.require(len(answering - {None}) >= REPLICAS, f"{answering} have answered")
+    outcome.require(len(answering - {None}) >= replicas, f"{answering} have answered")
 
 
 def kill_one(server: Server) -> int:
@@ -131,9 +135,12 @@ async def converged(admin: httpx.AsyncClient) -> float:
             await asyncio.sleep(PATIENCE)
 
 
-async def renewed(admin: httpx.AsyncClient, before: set[str]) -> set[str]:
-    """The replicas, once one of those `before` has a successor. Raises TimeoutError after `STARTS`."""
+async def complete(admin: httpx.AsyncClient, lost: Set[str] = frozenset()) -> set[str]:
+    """The replicas, once all `REPLICAS` tell of themselves and not all of those that are `lost`.
+
+    Raises TimeoutError after `STARTS`.
+    """
     async with asyncio.timeout(STARTS):
-        while len(there := await replicas_of(admin)) != REPLICAS or there == before:
+        while len(there := await replicas_of(admin)) != REPLICAS or (lost and lost <= there):
             await asyncio.sleep(PATIENCE)
         return there
