@@ -39,6 +39,8 @@ def run(settings: Settings) -> None:
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     here = "RAY_ADDRESS" not in os.environ
+    if not here:  # Ray goes on trying for minutes
+        log.info("joining the cluster at RAY_ADDRESS, %s", os.environ["RAY_ADDRESS"])
     over, port = threading.Event(), settings.port or _free_port(settings.host)
     try:
         ray.init(
