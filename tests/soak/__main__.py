@@ -92,7 +92,7 @@ KINDS: dict[str, tuple[Callable[[World, int, float, int], Outcome], int, float]]
     "publish": (Served(publishing.publishing, publishing.flags, _nothing), 100, 120),
     "kill": (_kill, 50, 3600),
     "replicas": (_replicas, 100, 120),
-    "fleet": (Served(fleet.fleet, lambda _: fleet.FLAGS, _nothing), 20, 600),
+    "fleet": (Served(fleet.fleet, lambda _: fleet.flags(), _nothing), 20, 600),
     "slow_readers": (
         Served(slow_readers.slow_readers, lambda _: (*STEADY_FLAGS, *slow_readers.FLAGS), _nothing),
         100,

@@ -1,4 +1,4 @@
-"""Three replicas behind Ray Serve: versions change under load, and one replica is killed meanwhile."""
+"""Replicas behind Ray Serve: versions change under load, and one replica is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tests.soak.server_process import Server
 from tests.soak.world import STEADY_FLAGS, Oracle
 
 REPLICAS = 3
-FLAGS = (*STEADY_FLAGS, "--replicas", str(REPLICAS), "--replica-cpus", "0.3", "--registry-poll", "1")
 CLIENTS = 6
 BOUND = 10.0
 """Seconds within which all replicas serve what one of them published. They are told at once; the rest is for
@@ -31,8 +30,19 @@ PATIENCE = 0.1
 """Seconds between two looks at what the replicas say: they tell it by a clock of their own."""
 
 
+def flags(replicas: int = REPLICAS) -> tuple[str, ...]:
+    return (*STEADY_FLAGS, "--replicas", str(replicas), "--replica-cpus", "0.3", "--registry-poll", "1")
+
+
 async def fleet(
-    server: Server, count: int, seconds: float, seed: int, say: Say, *, kills: bool = True
+    server: Server,
+    count: int,
+    seconds: float,
+    seed: int,
+    say: Say,
+    *,
+    replicas: int = REPLICAS,
+    kills: bool = True,
 ) -> Outcome:
     """Publish `count` versions one after the other under the load of six clients, and, if it `kills`, kill a
     replica after a third of them; all within `seconds`, a successor's start not counted.
@@ -75,7 +85,7 @@ async def fleet(
                 async with asyncio.timeout(seconds):
                     took = await change(publisher, admin)
                 began = monotonic()
-                after = await complete(admin, lost=before if kills else frozenset())
+                after = await complete(admin, replicas, lost=before if kills else frozenset())
                 outcome.figures["successor_after_s"] = monotonic() - began
                 outcome.figures["successor_converged_s"] = await converged(admin)
             finally:
@@ -135,12 +145,12 @@ async def converged(admin: httpx.AsyncClient) -> float:
             await asyncio.sleep(PATIENCE)
 
 
-async def complete(admin: httpx.AsyncClient, lost: Set[str] = frozenset()) -> set[str]:
-    """The replicas, once all `REPLICAS` tell of themselves and not all of those that are `lost`.
+async def complete(admin: httpx.AsyncClient, replicas: int, lost: Set[str] = frozenset()) -> set[str]:
+    """The names of the `replicas`, once all tell of themselves, not all of those that are `lost` among them.
 
     Raises TimeoutError after `STARTS`.
     """
     async with asyncio.timeout(STARTS):
-        while len(there := await replicas_of(admin)) != REPLICAS or (lost and lost <= there):
+        while len(there := await replicas_of(admin)) != replicas or (lost and lost <= there):
             await asyncio.sleep(PATIENCE)
         return there

@@ -10,23 +10,24 @@ import openai
 import pytest
 
 from tests.soak.client import Reply, ask
-from tests.soak.fleet import FLAGS, PATIENCE, REPLICAS, complete, fleet, kill_one, replicas_of
+from tests.soak.fleet import PATIENCE, complete, flags, fleet, kill_one, replicas_of
 from tests.soak.server_process import Server, metrics, serving
 from tests.soak.world import World
 
 pytestmark = pytest.mark.slow
 
+REPLICAS = 2
 SECONDS = 240.0
 TOLD = 60.0
 SEED = 1
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A fleet of three."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A fleet of as many."""
     world = World(tmp_path_factory.mktemp("fleet"))
     world.publish("chat", 1)
-    with serving(world, FLAGS) as server:
+    with serving(world, flags(REPLICAS)) as server:
         yield server
 
 
@@ -34,13 +35,13 @@ def body(server: Server, tokens: int, **fields: object) -> dict[str, object]:
     return {"model": server.model, "prompt": "Say it", "max_tokens": tokens, "ignore_eos": True, **fields}
 
 
-def test_every_replica_gives_the_same_answer_and_openais_client_streams_it(three: Server) -> None:
+def test_every_replica_gives_the_same_answer_and_openais_client_streams_it(two: Server) -> None:
     async def all_answers() -> list[str]:
-        async with three.client(admin=True) as client:
-            names = await complete(client)
+        async with two.client(admin=True) as client:
+            names = await complete(client, REPLICAS)
             replies = []
             for name in names:
-                one = body(three, 12, temperature=0)
+                one = body(two, 12, temperature=0)
                 reply = await client.post(
                     "/v1/completions", json=one, headers={"x-brainstacks-replica": name}
                 )
@@ -49,18 +50,18 @@ def test_every_replica_gives_the_same_answer_and_openais_client_streams_it(three
             return replies
 
     texts = asyncio.run(all_answers())
-    client = openai.OpenAI(base_url=f"{three.url}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"{two.url}/v1", api_key="none", max_retries=0)
     stream = client.completions.create(
-        model=three.model, prompt="Say it", max_tokens=12, temperature=0, stream=True,
+        model=two.model, prompt="Say it", max_tokens=12, temperature=0, stream=True,
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     assert {*texts, "".join(chunk.choices[0].text for chunk in stream)} == {texts[0]}
 
 
-def test_a_client_that_leaves_is_not_computed_for(three: Server) -> None:
+def test_a_client_that_leaves_is_not_computed_for(two: Server) -> None:
     async def left() -> None:
-        async with three.client() as client:
-            reply = await ask(client, body(three, 480, stream=True), leave_after=1)
+        async with two.client() as client:
+            reply = await ask(client, body(two, 480, stream=True), leave_after=1)
             assert reply.left
             async with asyncio.timeout(TOLD):
                 while await counted(client) != {"aborts_total": 1, "running": 0}:
@@ -77,24 +78,24 @@ def test_a_client_that_leaves_is_not_computed_for(three: Server) -> None:
     asyncio.run(left())
 
 
-def test_a_replica_killed_under_load_ends_its_streams_with_an_error_and_no_others(three: Server) -> None:
+def test_a_replica_killed_under_load_ends_its_streams_with_an_error_and_no_others(two: Server) -> None:
     async def streams() -> list[Reply]:
-        async with three.client(admin=True) as client:
-            names = await complete(client)
+        async with two.client(admin=True) as client:
+            names = await complete(client, REPLICAS)
             begun = [asyncio.Event() for _ in names]
 
             async def stream(name: str, first: asyncio.Event) -> Reply:
                 async def told(response: object) -> None:
                     first.set()
 
-                async with three.client() as own:
+                async with two.client() as own:
                     own.headers["x-brainstacks-replica"] = name
                     own.event_hooks = {"response": [told]}
-                    return await ask(own, body(three, 480, stream=True))
+                    return await ask(own, body(two, 480, stream=True))
 
             tasks = [asyncio.create_task(stream(*one)) for one in zip(names, begun, strict=True)]
             await asyncio.gather(*(first.wait() for first in begun))
-            assert kill_one(three) == REPLICAS
+            assert kill_one(two) == REPLICAS
             replies = await asyncio.gather(*tasks)
             async with asyncio.timeout(TOLD):
                 while names <= await replicas_of(client):
@@ -109,8 +110,8 @@ def test_a_replica_killed_under_load_ends_its_streams_with_an_error_and_no_other
 
 
 def test_versions_published_under_load_reach_all_replicas_and_the_successor_of_the_killed_one(
-    three: Server,
+    two: Server,
 ) -> None:
-    outcome = asyncio.run(fleet(three, 6, SECONDS, SEED, print, kills=False))
+    outcome = asyncio.run(fleet(two, 6, SECONDS, SEED, print, replicas=REPLICAS, kills=False))
     assert outcome.shown == []
     assert outcome.counts["answered"] > 0
