@@ -19,10 +19,10 @@ from benchmarks.instruments.checkout import ROOT
 from benchmarks.instruments.results import RESULTS, machine, write_results
 from benchmarks.instruments.timing import Progress
 from benchmarks.scaling import tables
-from benchmarks.scaling.fleet import Room
 from benchmarks.scaling.lengths import lengths
 from benchmarks.scaling.picture import picture
 from benchmarks.scaling.profile import BUCKET, DEMO, DISK, R16, load_profile
+from benchmarks.scaling.replica import Room
 from benchmarks.scaling.routers import ROUTERS
 from benchmarks.scaling.study import (
     PATIENCE_S,

@@ -10,7 +10,8 @@ import itertools
 import math
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from benchmarks.scaling.profile import Profile
 from benchmarks.scaling.requests import Request
@@ -18,15 +19,18 @@ from brainstacks.stacks.stack_cache import MAX_OVERTAKEN
 
 Gaps = list[tuple[float, float, int]]
 """(when, seconds, tokens): that many tokens followed the one before them after so long."""
-Told = Callable[[int, bool], object]
+
+
+@dataclass(frozen=True)
+class Room:
+    """For stacks: on a replica's device, and in host memory beside it."""
+
+    device: int
+    host: int
 
 
 class Stacks:
     """Which stacks have room on the device, decided as in `brainstacks.stacks.places`; the loader's queue.
-
-    Args:
-        room, host_room: stacks on the device, and beside it in host memory.
-        told: called with a stack, and whether it takes room from now on.
 
     Attributes:
         there: stack -> when it has arrived or will, the least recently used first.
@@ -36,19 +40,19 @@ class Stacks:
         loads: by where the stack was.
     """
 
-    def __init__(self, profile: Profile, room: int, host_room: int, told: Told) -> None:
-        self._profile, self._room, self._host_room, self._told = profile, room, host_room, told
-        self.there: OrderedDict[int, float] = OrderedDict()
-        self.host: OrderedDict[int, None] = OrderedDict()
-        self.holds: Counter[int] = Counter()
+    def __init__(self, profile: Profile, room: Room) -> None:
+        self._profile, self._room = profile, room
+        self.there: OrderedDict[str, float] = OrderedDict()
+        self.host: OrderedDict[str, None] = OrderedDict()
+        self.holds: Counter[str] = Counter()
         self.free = 0.0
         self.loads: Counter[str] = Counter()
 
-    def grant(self, stacks: tuple[int, ...], now: float) -> float | None:
+    def grant(self, stacks: tuple[str, ...], now: float) -> float | None:
         """Take the room for all of them; when they are there, or None where too much is held."""
         entering = [stack for stack in stacks if stack not in self.there]
-        need = len(self.there) + len(entering) - self._room
-        victims: list[int] = []
+        need = len(self.there) + len(entering) - self._room.device
+        victims: list[str] = []
         if need > 0:
             idle = (one for one in self.there if not self.holds[one] and one not in stacks)
             victims = list(itertools.islice(idle, need))
@@ -57,15 +61,13 @@ class Stacks:
         for victim in victims:
             del self.there[victim]
             self.host[victim] = None
-            self._told(victim, False)
         for stack in entering:
             source = "host" if stack in self.host else self._profile.source
             self.host.pop(stack, None)
             self.free = max(self.free, now) + self._profile.loads[source]
             self.loads[source] += 1
             self.there[stack] = self.free
-            self._told(stack, True)
-        while len(self.host) > self._host_room:
+        while len(self.host) > self._room.host:
             self.host.popitem(last=False)
         ready = now
         for stack in stacks:
@@ -74,42 +76,35 @@ class Stacks:
             ready = max(ready, self.there[stack])
         return ready
 
-    def begin_with(self, stacks: Iterable[int]) -> None:
+    def begin_with(self, stacks: Iterable[str]) -> None:
         """These were needed before everything began, one after another: the last ones are still there."""
         for stack in stacks:
-            if len(self.there) == self._room:
+            if len(self.there) == self._room.device:
                 victim, _ = self.there.popitem(last=False)
                 self.host[victim] = None
-                self._told(victim, False)
             self.there[stack] = 0.0
-            self._told(stack, True)
-        while len(self.host) > self._host_room:
+        while len(self.host) > self._room.host:
             self.host.popitem(last=False)
 
-    def release(self, stacks: tuple[int, ...]) -> None:
+    def release(self, stacks: tuple[str, ...]) -> None:
         for stack in stacks:
             self.holds[stack] -= 1
 
 
 class Replica:
-    """Args:
-    room, host_room, told: as of `Stacks`.
-
-    Attributes:
-        load: requests that it has and that have not ended.
-        next: when something happens here; infinite while nothing will by itself.
-        busy: seconds in which it computed.
-        gaps: between tokens.
-        most_alike: steps that are one event.
+    """Attributes:
+    load: requests that it has and that have not ended.
+    next: when something happens here; infinite while nothing will by itself.
+    busy: seconds in which it computed.
+    gaps: between tokens.
+    most_alike: steps that are one event.
     """
 
     most_alike = sys.maxsize
 
-    def __init__(
-        self, profile: Profile, room: int, host_room: int, told: Told = lambda stack, there: None
-    ) -> None:
+    def __init__(self, profile: Profile, room: Room) -> None:
         self.profile = profile
-        self.stacks = Stacks(profile, room, host_room, told)
+        self.stacks = Stacks(profile, room)
         self.load = 0
         self.next = math.inf
         self.busy = 0.0
@@ -123,7 +118,7 @@ class Replica:
         self._ready: deque[Request] = deque()
         self._reading: deque[tuple[Request, int]] = deque()  # prompts, and what is left of them
         self._running: list[tuple[int, int, Request]] = []  # by the step that ends them
-        self._applied: Counter[int] = Counter()  # stack -> running rows
+        self._applied: Counter[str] = Counter()  # stack -> running rows
         self._pairs = 0
         self._steps = 0
         self._begun, self._each, self._count = 0.0, 0.0, 0  # the steps that are being computed

@@ -29,7 +29,7 @@ class Request:
 
     Attributes:
         arrival, first, finish: seconds; of its first and its last token NaN until they are there.
-        stacks: that its composition applies.
+        stacks: domains that its composition has.
         composition: its number.
         conversation: its number; the turns of one have one composition.
         history: prompt tokens that the conversation's earlier turns have computed, where they ran.
@@ -41,7 +41,7 @@ class Request:
     """
 
     arrival: float
-    stacks: tuple[int, ...]
+    stacks: tuple[str, ...]
     composition: int
     conversation: int
     history: int
@@ -63,7 +63,7 @@ class Traffic:
     """Poisson arrivals of conversations.
 
     Attributes:
-        domains: D; domain k is named by compositions in proportion to 1 / (k + 1).
+        domains: how many; number k is named by compositions in proportion to 1 / (k + 1).
         rate: requests a second.
         turns: requests of a conversation in the mean.
         pause: seconds between two of them in the mean.
@@ -100,21 +100,26 @@ class Traffic:
         return heapq.nsmallest(count, found, key=lambda request: request.arrival)
 
 
+def domain_names(count: int) -> list[str]:
+    """The most popular first."""
+    return [str(number) for number in range(count)]
+
+
 @cache
-def compositions_of(domains: int, seed: int) -> tuple[tuple[int, ...], ...]:
+def compositions_of(domains: int, seed: int) -> tuple[tuple[str, ...], ...]:
     """The most popular first; each domain begins one of them, and popular ones are found together.
 
     A composition has 1..3 stacks, each number as often.
     """
     random = np.random.default_rng((seed, domains))
-    popularity = zipf(domains)
-    made: list[tuple[int, ...]] = []
+    popularity, names = zipf(domains), domain_names(domains)
+    made: list[tuple[str, ...]] = []
     for number in range(COMPOSITIONS * domains):
         size = min(int(random.integers(1, MOST_STACKS + 1)), domains)
         drawn = random.choice(domains, size, replace=False, p=popularity).tolist()
         if number < domains:
             drawn = [number, *(domain for domain in drawn if domain != number)][:size]
-        made.append(tuple(sorted(drawn)))
+        made.append(tuple(names[domain] for domain in sorted(drawn)))
     return tuple(made)
 
 

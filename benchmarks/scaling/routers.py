@@ -1,21 +1,20 @@
-"""Which replica a request goes to. A router sees loads and stacks as they are: reports take no time."""
+"""Which replica a request goes to.
+
+A router sees loads and stacks as they are: reports take no time, and a stack that is being loaded is there.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from benchmarks.scaling.fleet import Fleet
+from benchmarks.scaling.replica import Replica
 from benchmarks.scaling.requests import Request
-
-BOUND = 1.25
-"""Times the mean load that no replica exceeds by affinity (c of bounded loads, Mirrokni et al. 2016)."""
-REMEMBERED = 2000
-"""Requests over which a stack's share is counted; then all counts are halved."""
+from server.fleet.placement import Candidate, Placement, bound
+from server.fleet.wish import Wish
 
 
 class Router(ABC):
@@ -23,9 +22,8 @@ class Router(ABC):
     seed: of what is left to chance.
     """
 
-    def __init__(self, fleet: Fleet, seed: int) -> None:
-        self.fleet = fleet
-        self.replicas = fleet.replicas
+    def __init__(self, replicas: Sequence[Replica], seed: int) -> None:
+        self.replicas = replicas
         self.draw = random.Random(seed)
 
     @abstractmethod
@@ -36,12 +34,6 @@ class Router(ABC):
         """Of equal ones any."""
         least = min(self.replicas[one].load for one in among)
         return self.draw.choice([one for one in among if self.replicas[one].load == least])
-
-    def within_bound(self) -> list[int]:
-        """Those whose load with one more request is at most ceil(BOUND * mean); never none."""
-        total = sum(replica.load for replica in self.replicas) + 1
-        most = math.ceil(BOUND * total / len(self.replicas))
-        return [number for number, replica in enumerate(self.replicas) if replica.load < most]
 
 
 class Random(Router):
@@ -65,10 +57,10 @@ class TwoChoices(Router):
 
 
 class Hashed(Router):
-    """Consistent hashing of the composition with bounded loads: nobody has to report its stacks."""
+    """Consistent hashing of the composition, within the same bound as affinity: nobody reports its stacks."""
 
-    def __init__(self, fleet: Fleet, seed: int) -> None:
-        super().__init__(fleet, seed)
+    def __init__(self, replicas: Sequence[Replica], seed: int) -> None:
+        super().__init__(replicas, seed)
         self._orders: dict[int, list[int]] = {}
 
     def choose(self, request: Request) -> int:
@@ -76,82 +68,50 @@ class Hashed(Router):
         if order is None:  # rendezvous: each composition has its own order of the replicas
             order = sorted(range(len(self.replicas)), key=lambda one: _hash(request.composition, one))
             self._orders[request.composition] = order
-        within = set(self.within_bound())
-        return next(one for one in order if one in within)
+        most = bound([one.load for one in self.replicas])
+        return next(one for one in order if self.replicas[one].load < most)
 
 
 class Affinity(Router):
-    """Where most seconds of loading and reading are spared, among those within the bound.
+    """As the server does, by its own `Placement`: the least loaded of the first group.
 
-    A stack that has fewer copies than its floor, its share of recent requests times the replicas, goes to the
-    least loaded instead: a hot stack is on several replicas before one of them is full.
+    Args:
+        floor: as of `Placement`.
     """
 
-    floor = True
-
-    def __init__(self, fleet: Fleet, seed: int) -> None:
-        super().__init__(fleet, seed)
-        self._asked: Counter[int] = Counter()
-        self._requests = 0
-        self._last: dict[int, int] = {}  # conversation -> where its last turn went
+    def __init__(self, replicas: Sequence[Replica], seed: int, floor: bool = True) -> None:
+        super().__init__(replicas, seed)
+        self._placement = Placement(floor)
+        self._last: dict[int, str] = {}  # conversation -> the replica that had its last turn
 
     def choose(self, request: Request) -> int:
-        within = self.within_bound()
-        if self.floor and self._is_short(request):
-            chosen = self.least_loaded(within)
-        else:
-            spared = self._spared(request)
-            most = max(spared.get(number, 0.0) for number in within)
-            chosen = self.least_loaded([number for number in within if spared.get(number, 0.0) == most])
-        self._last[request.conversation] = chosen
+        candidates = [
+            Candidate(str(number), one.load, one.stacks.there.keys(), one.stacks.host.keys())
+            for number, one in enumerate(self.replicas)
+        ]
+        best, *_ = self._placement.order(self.wish(request), candidates)
+        chosen = self.least_loaded([int(one.name) for one in best])
+        self._last[request.conversation] = str(chosen)
         return chosen
 
-    def _spared(self, request: Request) -> dict[int, float]:
-        """Replica -> seconds, where there are any."""
-        profile = self.fleet.profile
-        spared: dict[int, float] = defaultdict(float)
-        for stack in request.stacks:
-            for number in self.fleet.holders[stack]:
-                spared[number] += profile.loads[profile.source]
-        if (last := self._last.get(request.conversation)) is not None:
-            spared[last] += profile.prefill(request.history, len(request.stacks))
-        return spared
-
-    def _is_short(self, request: Request) -> bool:
-        """Whether one of its stacks has fewer copies than its floor; the request counts from now on."""
-        self._requests += 1
-        self._asked.update(request.stacks)
-        if self._requests >= REMEMBERED:
-            self._requests //= 2
-            self._asked = Counter({stack: count // 2 for stack, count in self._asked.items() if count > 1})
-        for stack in request.stacks:
-            floor = math.floor(len(self.replicas) * self._asked[stack] / self._requests)
-            if len(self.fleet.holders[stack]) < floor:
-                return True
-        return False
+    def wish(self, request: Request) -> Wish:
+        return Wish(last=self._last.get(request.conversation), stacks=request.stacks)
 
 
-class AffinityAlone(Affinity):
-    """The same without the floor."""
-
-    floor = False
-
-
-class Sticky(AffinityAlone):
+class Sticky(Affinity):
     """A conversation to where it was, whatever stacks are there: what a balancer can do by a cookie."""
 
-    def _spared(self, request: Request) -> dict[int, float]:
-        last = self._last.get(request.conversation)
-        return {} if last is None else {last: 1.0}
+    def wish(self, request: Request) -> Wish:
+        return Wish(last=self._last.get(request.conversation))
 
 
-ROUTERS: dict[str, Callable[[Fleet, int], Router]] = {
+ROUTERS: dict[str, Callable[[Sequence[Replica], int], Router]] = {
     "random": Random,
     "round robin": RoundRobin,
     "two choices": TwoChoices,
     "sticky": Sticky,
     "hashed": Hashed,
-    "affinity, no floor": AffinityAlone,
+    "affinity, no floor": partial(Affinity, floor=False),
     "affinity": Affinity,
 }
 

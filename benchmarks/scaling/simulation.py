@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.scaling.fleet import Fleet, Room
 from benchmarks.scaling.profile import Profile
-from benchmarks.scaling.replica import Replica
-from benchmarks.scaling.requests import Request
+from benchmarks.scaling.replica import Replica, Room
+from benchmarks.scaling.requests import Request, domain_names
 from benchmarks.scaling.routers import ROUTERS
 
 
@@ -51,34 +50,34 @@ def simulate(
         requests: of compositions of `domains`, fresh ones; what becomes of them is written into them.
         router: a name of `ROUTERS`.
     """
-    fleet = Fleet(profile, room, replicas)
-    for replica in fleet.replicas:
-        replica.stacks.begin_with(reversed(range(min(domains, room.device + room.host))))
+    fleet = [Replica(profile, room) for _ in range(replicas)]
+    for replica in fleet:
+        replica.stacks.begin_with(reversed(domain_names(min(domains, room.device + room.host))))
     chooser = ROUTERS[router](fleet, seed)
     events: list[tuple[float, int]] = []
 
     def advance(until: float) -> None:
         while events and events[0][0] <= until:
             when, number = heapq.heappop(events)
-            if fleet.replicas[number].next == when:  # else it has been asked to come earlier meanwhile
-                fleet.replicas[number].proceed(when)
+            if fleet[number].next == when:  # else it has been asked to come earlier meanwhile
+                fleet[number].proceed(when)
                 note(number)
 
     def note(number: int) -> None:
-        if fleet.replicas[number].next < math.inf:
-            heapq.heappush(events, (fleet.replicas[number].next, number))
+        if fleet[number].next < math.inf:
+            heapq.heappush(events, (fleet[number].next, number))
 
     for request in requests:
         advance(request.arrival)
         number = chooser.choose(request)
-        fleet.replicas[number].add(request, request.arrival)
+        fleet[number].add(request, request.arrival)
         note(number)
     advance(math.inf)
-    return Run(requests, fleet.replicas, requests[-1].arrival)
+    return Run(requests, fleet, requests[-1].arrival)
 
 
 def in_turn(
-    requests: Iterable[Request], profile: Profile, room: Room, at_once: int, packed: Iterable[int] = ()
+    requests: Iterable[Request], profile: Profile, room: Room, at_once: int, packed: Iterable[str] = ()
 ) -> Run:
     """One replica that always has `at_once` requests: the next arrives as one ends.
 
@@ -86,7 +85,7 @@ def in_turn(
         packed: stacks that were on the device before, one after another; the last ones still are.
     """
     todo, begun = deque(requests), []
-    replica = Replica(profile, room.device, room.host)
+    replica = Replica(profile, room)
     replica.stacks.begin_with(packed)
     now = 0.0
     while todo or replica.load:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.scaling.figures import Figures, estimate, over_seeds
-from benchmarks.scaling.fleet import Room
 from benchmarks.scaling.profile import Profile
-from benchmarks.scaling.requests import Lengths, Traffic
+from benchmarks.scaling.replica import Room
+from benchmarks.scaling.requests import Lengths, Traffic, domain_names
 from benchmarks.scaling.simulation import in_turn, simulate
 from training.evaluation.intervals import Estimate
 
@@ -57,7 +57,7 @@ def one_replica(profile: Profile, lengths: Lengths, domains: int = UNIT_DOMAINS)
     for number, request in enumerate(requests):
         request.history, request.conversation = 0, number
     at_once = 2 * profile.max_batch
-    return SATURATING / in_turn(requests, profile, Room(domains, 0), at_once, range(domains)).end
+    return SATURATING / in_turn(requests, profile, Room(domains, 0), at_once, domain_names(domains)).end
 
 
 def measure(

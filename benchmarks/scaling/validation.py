@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.instruments.results import RESULTS
-from benchmarks.scaling.fleet import Room
 from benchmarks.scaling.profile import DEMO, MEASURED, R16, load_profile
-from benchmarks.scaling.requests import Request
+from benchmarks.scaling.replica import Room
+from benchmarks.scaling.requests import Request, domain_names
 from benchmarks.scaling.simulation import Run, in_turn
 from benchmarks.serving import traffic
 
@@ -55,8 +55,8 @@ def _residency(directory: Path) -> list[Compared]:
         runs = []
         for number in range(asked["rounds"]):
             drawn = traffic.zipf(asked["domains"], asked["requests"], asked["seed"] + number)
-            requests = [_request((domain,), 16, asked["tokens"], i) for i, domain in enumerate(drawn)]
-            there = range(0 if case == DISK_ALONE else asked["domains"])
+            requests = [_request((str(domain),), 16, asked["tokens"], i) for i, domain in enumerate(drawn)]
+            there = domain_names(0 if case == DISK_ALONE else asked["domains"])
             runs.append(in_turn(requests, profile, room, asked["concurrency"], there))
         measured = document["contestants"][case]
         for figure, of in (("tokens_per_second", _rate), ("hit_rate", _hits)):
@@ -71,20 +71,20 @@ def _http_load(directory: Path) -> list[Compared]:
     name = f"http_load-{MEASURED}.json"
     document = json.loads((directory / name).read_text(encoding="utf-8"))
     asked = document["settings"]
-    domains = [str(number) for number in range(10)]
+    domains = domain_names(10)
     count = asked["clients"] * asked["requests"]
     apart = traffic.distinct(domains, asked["clients"], asked["seed"])
-    mixes: dict[str, list[tuple[int, ...]]] = {
+    mixes: dict[str, list[tuple[str, ...]]] = {
         "base only": [()] * count,
-        "identical": [(0, 1, 2, 3)] * count,
-        "distinct": [tuple(int(one) for one in apart[i % len(apart)]) for i in range(count)],
+        "identical": [tuple(domains[:4])] * count,
+        "distinct": [tuple(apart[i % len(apart)]) for i in range(count)],
     }
     found = []
     for case, compositions in mixes.items():
         requests = [
             _request(stacks, HTTP_PROMPT, asked["tokens"], i) for i, stacks in enumerate(compositions)
         ]
-        run = in_turn(requests, profile, Room(10, 0), asked["clients"], range(10))
+        run = in_turn(requests, profile, Room(10, 0), asked["clients"], domains)
         there = document["mixes"][case]
         for figure, simulated in (
             ("tokens_per_second", _rate(run)),
@@ -94,7 +94,7 @@ def _http_load(directory: Path) -> list[Compared]:
     return found
 
 
-def _request(stacks: tuple[int, ...], prompt: int, answer: int, number: int) -> Request:
+def _request(stacks: tuple[str, ...], prompt: int, answer: int, number: int) -> Request:
     return Request(0.0, stacks, number, number, 0, prompt, answer)
 
 

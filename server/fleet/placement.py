@@ -34,10 +34,21 @@ class Candidate:
     host: Set[str] = frozenset()
 
 
-class Placement:
-    """Remembers how often stacks are asked for: a hot one gets more copies before its replica is full."""
+def bound(loads: Sequence[int]) -> int:
+    """Requests that a replica of a fleet with these loads may come to have for what it has."""
+    mean = (sum(loads) + 1) / max(1, len(loads))
+    return max(SLACK, math.ceil(BOUND * mean))
 
-    def __init__(self) -> None:
+
+class Placement:
+    """Remembers how often stacks are asked for: a hot one gets more copies before its replica is full.
+
+    Args:
+        floor: False leaves that out.
+    """
+
+    def __init__(self, floor: bool = True) -> None:
+        self._floor = floor
         self._asked: Counter[str] = Counter()
         self._requests = 0
 
@@ -50,21 +61,22 @@ class Placement:
         """
         if named := [one for one in candidates if one.name == wish.replica]:
             return _parted(named, candidates)
-        mean = (sum(one.load for one in candidates) + 1) / max(1, len(candidates))
-        most = max(SLACK, math.ceil(BOUND * mean))
+        most = bound([one.load for one in candidates])
         within = [one for one in candidates if one.load < most]
-        short = self._is_short(wish, candidates)
+        short = self._floor and self._is_short(wish, candidates)
         if last := [one for one in within if one.name == wish.last]:
             return _parted(last, within, candidates)
         if short:
             return _parted(within, candidates)
 
         def has(one: Candidate) -> tuple[int, int]:
-            stacks = set(wish.stacks)
-            return len((one.device | one.host) & stacks), len(one.device & stacks)
+            there = sum(stack in one.device or stack in one.host for stack in wish.stacks)
+            return there, sum(stack in one.device for stack in wish.stacks)
 
-        best = max(map(has, within), default=None)
-        return _parted([one for one in within if has(one) == best], within, candidates)
+        scores = [has(one) for one in within]
+        best = max(scores, default=None)
+        with_most = [one for one, score in zip(within, scores, strict=True) if score == best]
+        return _parted(with_most, within, candidates)
 
     def _is_short(self, wish: Wish, candidates: Sequence[Candidate]) -> bool:
         """Whether one of its stacks has fewer copies than its floor; the request counts from now on."""

@@ -29,7 +29,7 @@ def profile(**changes: Any) -> Profile:
 
 def request(
     arrival: float = 0.0,
-    stacks: tuple[int, ...] = (),
+    stacks: tuple[str, ...] = (),
     answer: int = 1,
     *,
     new: int = 1,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling.figures import Figures, estimate, over_seeds, weighted
-from benchmarks.scaling.fleet import Room
 from benchmarks.scaling.lengths import lengths
+from benchmarks.scaling.replica import Room
 from benchmarks.scaling.requests import Traffic
 from benchmarks.scaling.simulation import simulate
 from brainstacks.errors import ConfigError

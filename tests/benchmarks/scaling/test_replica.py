@@ -8,9 +8,8 @@ import statistics
 import numpy as np
 import pytest
 
-from benchmarks.scaling.fleet import Room
-from benchmarks.scaling.replica import Replica
-from benchmarks.scaling.requests import Request, zipf
+from benchmarks.scaling.replica import Replica, Room
+from benchmarks.scaling.requests import Request, domain_names, zipf
 from benchmarks.scaling.simulation import in_turn, simulate
 from brainstacks.stacks.stack_cache import MAX_OVERTAKEN
 from tests.benchmarks.scaling.fleets import profile, request
@@ -23,9 +22,9 @@ def run(replica: Replica, until: float = math.inf) -> None:
 
 def test_a_full_batch_gives_as_many_tokens_a_second_as_its_step_allows() -> None:
     one = profile(max_batch=8)
-    replica = Replica(one, room=2, host_room=0)
-    replica.stacks.begin_with([0, 1])
-    asked = [request(0.0, (0, 1), answer=101) for _ in range(8)]
+    replica = Replica(one, Room(2, 0))
+    replica.stacks.begin_with(["0", "1"])
+    asked = [request(0.0, ("0", "1"), answer=101) for _ in range(8)]
     for each in asked:
         replica.add(each, 0.0)
     run(replica)
@@ -57,7 +56,7 @@ def test_hits_under_zipfs_law_are_those_of_ches_approximation(room: int) -> None
     """Che et al. 2002: hits are the sum of p (1 - exp(-p t)), where the sum of 1 - exp(-p t) is the room."""
     domains = 50
     popularity = zipf(domains)
-    drawn = np.random.default_rng(1).choice(domains, 6000, p=popularity).tolist()
+    drawn = np.random.default_rng(1).choice(domain_names(domains), 6000, p=popularity).tolist()
     ran = in_turn([request(stacks=(one,)) for one in drawn], profile(max_batch=1), Room(room, 0), at_once=1)
     low, high = 0.0, 1e6
     for _ in range(100):
@@ -75,7 +74,8 @@ def test_steps_that_are_one_event_are_the_same_as_steps_one_by_one() -> None:
         arrivals = np.cumsum(random.exponential(0.15, 300)).tolist()
         return [
             request(
-                at, tuple(random.choice(6, 2, replace=False).tolist()), int(random.integers(1, 40)),
+                at, tuple(random.choice(domain_names(6), 2, replace=False).tolist()),
+                int(random.integers(1, 40)),
                 new=int(random.integers(1, 2500)), conversation=number,
             )
             for number, at in enumerate(arrivals)
@@ -83,7 +83,7 @@ def test_steps_that_are_one_event_are_the_same_as_steps_one_by_one() -> None:
 
     outcomes = []
     for most_alike in (1, 10**9):
-        replica = Replica(profile(), room=4, host_room=1)
+        replica = Replica(profile(), Room(4, 1))
         replica.most_alike = most_alike
         ours = asked()
         for each in ours:
@@ -96,23 +96,23 @@ def test_steps_that_are_one_event_are_the_same_as_steps_one_by_one() -> None:
 
 
 def test_a_stack_is_loaded_once_for_all_who_wait_and_from_host_memory_the_next_time() -> None:
-    replica = Replica(profile(), room=1, host_room=1)
-    both = [request(0.0, (0,), 1), request(0.0, (0,), 1)]
+    replica = Replica(profile(), Room(1, 1))
+    both = [request(0.0, ("0",), 1), request(0.0, ("0",), 1)]
     for each in both:
         replica.add(each, 0.0)
     run(replica)
     assert replica.stacks.loads == {"disk": 1}
     assert min(one.first for one in both) > 0.5
-    for stack in (1, 0):
-        replica.add(request(10.0 * (stack + 1), (stack,)), 10.0 * (stack + 1))
+    for now, stack in ((10.0, "1"), (20.0, "0")):
+        replica.add(request(now, (stack,)), now)
         run(replica)
     assert replica.stacks.loads == {"disk": 2, "host": 1}
 
 
 def test_what_a_running_request_holds_stays_and_who_needs_the_room_waits_for_it() -> None:
-    replica = Replica(profile(), room=2, host_room=0)
-    replica.stacks.begin_with([0, 1])
-    holding, waiting = request(0.0, (0, 1), 50), request(0.0, (2,))
+    replica = Replica(profile(), Room(2, 0))
+    replica.stacks.begin_with(["0", "1"])
+    holding, waiting = request(0.0, ("0", "1"), 50), request(0.0, ("2",))
     replica.add(holding, 0.0)
     replica.add(waiting, 0.0)
     run(replica)
@@ -122,12 +122,12 @@ def test_what_a_running_request_holds_stays_and_who_needs_the_room_waits_for_it(
 
 
 def test_who_waits_for_room_is_passed_so_often_and_no_more() -> None:
-    replica = Replica(profile(max_batch=100), room=1, host_room=0)
-    replica.stacks.begin_with([0])
-    replica.add(request(0.0, (0,), 5), 0.0)
-    waiting = request(0.0, (1,))
+    replica = Replica(profile(max_batch=100), Room(1, 0))
+    replica.stacks.begin_with(["0"])
+    replica.add(request(0.0, ("0",), 5), 0.0)
+    waiting = request(0.0, ("1",))
     replica.add(waiting, 0.0)
-    passing = [request(0.0, (0,), 5) for _ in range(MAX_OVERTAKEN + 1)]
+    passing = [request(0.0, ("0",), 5) for _ in range(MAX_OVERTAKEN + 1)]
     for each in passing:
         replica.add(each, 0.0)
     run(replica)
@@ -135,13 +135,13 @@ def test_who_waits_for_room_is_passed_so_often_and_no_more() -> None:
 
 
 def test_a_conversation_finds_its_prompt_where_it_was_and_as_long_as_there_is_memory() -> None:
-    replica = Replica(profile(kv_tokens=150), room=1, host_room=0)
+    replica = Replica(profile(kv_tokens=150), Room(1, 0))
     for conversation in (1, 2):
         replica.add(request(new=60, answer=40, conversation=conversation), 0.0)
         run(replica)
-    for conversation, found in ((1, 0), (2, 100)):
+    for conversation, found in ((2, 100), (1, 0)):
         turn = Request(100.0, (), 0, conversation, 100, 5, 1)
         replica.add(turn, 100.0)
         run(replica)
-        assert turn.reused == found or conversation == 2
-    assert Replica(profile(), 1, 0).next == math.inf
+        assert turn.reused == found
+    assert Replica(profile(), Room(1, 0)).next == math.inf

@@ -61,6 +61,7 @@ def test_the_page_has_the_figures_of_the_simulation() -> None:
         shown = ("random", "two choices", "sticky", "hashed", "affinity")
         cells = " | ".join(f"{routers[router]['value']:.2f}" for router in shown)
         assert f"| {name} | {cells} |" in PAGE
+        assert routers["affinity"] == routers["affinity, no floor"], "the page says so"
     found = {(one["domains"], one["replicas"], one["router"]): one for one in results["cells"]}
     affine, two = found[50, 8, "affinity"], found[50, 8, "two choices"]
     low, high = affine["first_p95"]["interval"]

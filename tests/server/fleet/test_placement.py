@@ -60,6 +60,13 @@ def test_a_hot_stack_gets_more_copies_before_its_replica_is_full() -> None:
     assert names(placement.order(wish, two))[0] == ["a"]
 
 
+def test_without_the_floor_a_hot_stack_stays_where_it_is_within_the_bound() -> None:
+    placement = Placement(floor=False)
+    fleet = [replica("a", device="math"), replica("b"), replica("c")]
+    orders = [names(placement.order(Wish(stacks=("math",)), fleet)) for _ in range(2 * FEW + 10)]
+    assert orders == [[["a"], ["b", "c"]]] * len(orders)
+
+
 def test_a_named_replica_comes_first_however_busy() -> None:
     fleet = [replica("a", 99), replica("b")]
     assert names(Placement().order(Wish(replica="a"), fleet)) == [["a"], ["b"]]
