@@ -83,11 +83,12 @@ class Replica:
         if (problem := ailing(self.engine.status)) is not None:
             raise RuntimeError(problem)
 
-    def record_routing_stats(self) -> dict[str, list[str]]:
+    def record_routing_stats(self) -> dict[str, frozenset[str]]:
         """For `StackRouter`: domains by where their stacks are."""
         tiers = self.engine.status.cache().tiers
         return {
-            where: [domain for domain, tier in tiers.items() if tier == where] for where in ("device", "host")
+            where: frozenset(domain for domain, tier in tiers.items() if tier == where)
+            for where in ("device", "host")
         }
 
     async def __del__(self) -> None:

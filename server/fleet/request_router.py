@@ -10,6 +10,8 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from server.fleet.placement import Candidate, Placement
 from server.fleet.wish import Wish
 
+NOTHING: frozenset[str] = frozenset()
+
 
 class StackRouter(RequestRouter):
     """Lives in the process that listens; replicas report what stacks they have twice a second."""
@@ -35,6 +37,6 @@ class StackRouter(RequestRouter):
         return [[replicas[one.name] for one in random.sample(group, len(group))] for group in order]
 
     def _seen(self, name: str, replica: RunningReplica) -> Candidate:
-        told: dict[str, Any] = replica.routing_stats or {}
+        told: dict[str, frozenset[str]] = replica.routing_stats or {}
         load = self.replica_queue_len_cache.get(replica.replica_id) or 0
-        return Candidate(name, load, frozenset(told.get("device", ())), frozenset(told.get("host", ())))
+        return Candidate(name, load, told.get("device", NOTHING), told.get("host", NOTHING))
