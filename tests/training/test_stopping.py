@@ -73,16 +73,24 @@ class Runs:
         return Registry(self.directory / f"{name}-registry").snapshot().domain("math").current.digest
 
 
-@pytest.fixture
-def runs(tmp_path: Path, tiny_directory: Path) -> Iterator[Runs]:
-    found = Runs(tmp_path, tiny_directory)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path) -> Iterator[Runs]:
+    found = Runs(tmp_path_factory.mktemp("stopping"), tiny_directory)
     yield found
     for process in found.started:
         process.kill()
         process.communicate()
 
 
-def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_to_the_same_bytes(runs: Runs) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs) -> str:
+    """The digest of a run that nobody stops."""
+    return runs.finish("undisturbed")
+
+
+def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_to_the_same_bytes(
+    runs: Runs, undisturbed: str
+) -> None:
     process = runs.start("stopped")
     wait_for_a_step(process)
     process.send_signal(signal.SIGTERM)
@@ -90,7 +98,7 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_to_the_same_byt
     assert process.returncode == 75
     assert "of math, round 1; what was done is kept: give the same command and --run again" in said
     assert Registry(runs.directory / "stopped-registry").snapshot().domains == {}
-    assert runs.finish("stopped") == runs.finish("undisturbed")
+    assert runs.finish("stopped") == undisturbed
 
 
 def test_a_second_start_of_a_run_on_its_way_is_refused_by_process(runs: Runs) -> None:
@@ -103,9 +111,9 @@ def test_a_second_start_of_a_run_on_its_way_is_refused_by_process(runs: Runs) ->
     assert f"is being worked on by process {first.pid}" in said
 
 
-def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(runs: Runs) -> None:
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(runs: Runs, undisturbed: str) -> None:
     process = runs.start("full", most_bytes=60_000)  # the first checkpoint is larger
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 75, said
     assert "no room" in said
-    assert runs.finish("full") == runs.finish("undisturbed")
+    assert runs.finish("full") == undisturbed
