@@ -52,7 +52,7 @@ def run(settings: Settings) -> None:
         serve.start(http_options=HTTPOptions(host=settings.host, port=port))
         _listen(over)
         serve.run(deployed(settings), name=NAME, route_prefix="/")
-        log.info("%d replicas, running on http://%s:%d", settings.replicas, settings.host, port)
+        log.info("running on http://%s:%d, replicas: %d", settings.host, port, settings.replicas)
         over.wait()
         log.info("ending: running requests have %.0f s", settings.drain_timeout)
     except (RuntimeError, ConnectionError, RayError) as error:
