@@ -45,7 +45,7 @@ test-cpus: setup
 	esac; \
 	for cpu in $$fewer; do \
 		echo "BRAINSTACKS_CPU=$$cpu"; \
-		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest $(PARALLEL) \
+		BRAINSTACKS_CPU=$$cpu $(BIN)/python -m pytest -m "not slow and not gpu" $(PARALLEL) \
 			tests/kernels tests/engine/runner/test_backends.py || exit 1; \
 	done
 
