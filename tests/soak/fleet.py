@@ -77,7 +77,7 @@ async def fleet(
         for domain in DOMAINS:
             await publisher.publish(domain)
         await converged(admin)
-        before = await replicas_of(admin)
+        before = await (complete(admin, replicas) if kills else replicas_of(admin))
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
                 group.create_task(work(client, random.Random(1000 * seed + number)))
